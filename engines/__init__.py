@@ -1,0 +1,34 @@
+"""Backends that run a graph: one file each, found by its name and imported on demand."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
+from engines.errors import UsageError, suggestion
+
+if TYPE_CHECKING:
+    from engines.base import Engine
+
+_NOT_ENGINES = frozenset({"base", "errors", "machine"})
+
+
+def names() -> list[str]:
+    """Returns the names of all engines, without importing any of them."""
+    found = {module.name for module in pkgutil.iter_modules(__path__)}
+    return sorted(name for name in found - _NOT_ENGINES if not name.startswith("_"))
+
+
+def get(name: str) -> Engine:
+    """Imports the engine called `name`.
+
+    Only our own file is imported; the vendor library is not needed until the engine is used.
+
+    Raises:
+        UsageError: No engine has this name.
+    """
+    if name not in names():
+        raise UsageError(f"unknown engine {name!r}", suggestion(name, names()))
+    engine: Engine = importlib.import_module(f"{__name__}.{name}").ENGINE
+    return engine

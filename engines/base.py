@@ -1,0 +1,279 @@
+"""What every backend has in common: the Engine and Session contracts and their checks."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from engines import machine
+from engines.errors import DeployError, NotAvailableError, UsageError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Feeds = Mapping[str, Array]
+Outputs = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type and shape of one input or output.
+
+    Attributes:
+        dtype: A numpy dtype name, such as "uint8" or "float32".
+        shape: One entry an axis; None where the axis is dynamic.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        axes = ", ".join("batch" if axis is None else str(axis) for axis in self.shape)
+        return f"{self.name}: {self.dtype}[{axes}]"
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether an engine can be built and run on this machine.
+
+    Attributes:
+        build: The engine can be built here.
+        run: A built engine can be run here.
+        reason: Why not, where either is False; else what was found.
+        install: The command that mends it, if one does.
+    """
+
+    build: bool
+    run: bool
+    reason: str = ""
+    install: str = ""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build may be told, whatever the backend.
+
+    Attributes:
+        batch_min: Smallest batch the engine has to accept.
+        batch_opt: Batch for which a backend that can choose optimises.
+        batch_max: Largest batch the engine has to accept.
+        workspace_mib: Scratch memory that TensorRT may use while it runs, in MiB.
+        tf32: Let TensorRT compute fp32 matrix products in TF32 (10-bit mantissa).
+    """
+
+    batch_min: int = 1
+    batch_opt: int = 8
+    batch_max: int = 256
+    workspace_mib: int = 1024
+    tf32: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_min <= self.batch_opt <= self.batch_max:
+            raise UsageError(
+                f"batch sizes min {self.batch_min}, opt {self.batch_opt}, max {self.batch_max}"
+                " are not in rising order from 1",
+                "give --batch-min <= --batch-opt <= --batch-max, all at least 1",
+            )
+        if self.workspace_mib < 1:
+            raise UsageError(f"workspace of {self.workspace_mib} MiB", "give at least 1 MiB")
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How a built engine is opened.
+
+    Attributes:
+        device: "cpu" or "cuda:N".
+        threads: CPU threads for one inference.
+        optimize: False asks for the graph as it is, without the runtime's own rewrites
+            (only engines that open an ONNX graph have a choice).
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    optimize: bool = True
+
+
+class Session(Protocol):
+    """A built engine, open on one device. Not for use from several threads at once.
+
+    Attributes:
+        device: Where it really runs, "cpu" or "cuda:N".
+        batch: The smallest and largest batch it accepts, or None if it has no limit.
+        stream: The CUDA stream on which `launch` enqueues, or None on a CPU.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    device: str
+    batch: tuple[int, int] | None
+    stream: int | None
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """Host arrays in, host arrays out; returns when the outputs are there."""
+
+    def bind(self, feeds: Feeds) -> None:
+        """Puts the inputs where the device reads them, for any number of launches."""
+
+    def launch(self) -> None:
+        """Enqueues one inference on the bound inputs."""
+
+    def synchronize(self) -> None:
+        """Returns when every launched inference has completed."""
+
+    def close(self) -> None:
+        """Frees what the session holds. May be called twice."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A backend.
+
+    Attributes:
+        name: The name of its file.
+        module: The vendor's Python module.
+        source: What it is built from: the ONNX graph or the exported PyTorch program.
+        devices: The kinds of device it runs on, "cpu" or "cuda"; the preferred one first.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def module(self) -> str: ...
+    @property
+    def source(self) -> Literal["graph", "program"]: ...
+    @property
+    def devices(self) -> tuple[str, ...]: ...
+
+    def available(self) -> Availability:
+        """Whether it can be built and run here, or why not and what to install.
+
+        Looks the library up without importing it, since some take seconds to import.
+        """
+
+    def fingerprint(self) -> dict[str, str]:
+        """Versions, GPU and driver: all that the built bytes and the speed depend on.
+
+        Imports no vendor library, since it is asked on every command.
+        """
+
+    def build(self, source: Path, target: Path, options: BuildOptions) -> None:
+        """Builds `source` into the file `target`."""
+
+    def open(self, built: Path, options: OpenOptions) -> Session:
+        """Opens what `build` wrote."""
+
+
+@dataclass
+class FeedCheck:
+    """Checks feeds against a session's inputs, so that every engine refuses in the same words.
+
+    Attributes:
+        batch: Smallest and largest batch accepted, or None where there is no limit.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    batch: tuple[int, int] | None = None
+    _names: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._names = [spec.name for spec in self.inputs]
+
+    def __call__(self, feeds: Feeds) -> None:
+        """Raises DeployError unless names, dtypes, ranks, shapes and batch all fit."""
+        if sorted(feeds) != sorted(self._names):
+            raise DeployError(
+                f"inputs {sorted(feeds)} given, but the engine takes {sorted(self._names)}",
+                "name every input once, as the graph does",
+            )
+        for spec in self.inputs:
+            self._check_one(spec, feeds[spec.name])
+
+    def _check_one(self, spec: TensorSpec, array: Array) -> None:
+        if array.dtype.name != spec.dtype:
+            raise DeployError(
+                f"input {spec.name!r} has dtype {array.dtype.name}, expected {spec.dtype}",
+                "convert it before the call; nothing is cast silently",
+            )
+        fits = len(array.shape) == len(spec.shape) and all(
+            wanted is None or wanted == got
+            for wanted, got in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise DeployError(f"input {spec.name!r} has shape {array.shape}, expected {spec}")
+        for wanted, got in zip(spec.shape, array.shape, strict=True):
+            if wanted is not None:
+                continue
+            if got == 0:
+                raise DeployError(
+                    f"input {spec.name!r} is an empty batch", "give at least one sample"
+                )
+            if self.batch and not self.batch[0] <= got <= self.batch[1]:
+                raise DeployError(
+                    f"input {spec.name!r} has batch {got}, outside the engine's range"
+                    f" {self.batch[0]} to {self.batch[1]}",
+                    "send smaller batches, or build with a larger --batch-max",
+                )
+
+
+def choose_device(engine: Engine, asked: str) -> str:
+    """Returns the device to open `engine` on: `asked`, or for "auto" its best one here.
+
+    Raises:
+        NotAvailableError: The engine does not run on that device, or this machine has none.
+    """
+    if asked == "auto":
+        kinds = [kind for kind in engine.devices if kind == "cpu" or machine.gpus()]
+        asked = (kinds or list(engine.devices))[0]
+    kind, _, index = asked.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+        raise UsageError(f"unknown device {asked!r}", "available: auto, cpu, cuda, cuda:N")
+    if kind not in engine.devices:
+        raise NotAvailableError(
+            f"engine {engine.name!r} runs on {' or '.join(engine.devices)}, not on {asked!r}",
+            "use --device auto",
+        )
+    if kind == "cuda" and int(index or 0) >= len(machine.gpus()):
+        raise NotAvailableError(
+            f"device {asked!r} is not here: nvidia-smi finds {len(machine.gpus())} GPUs",
+            "install the NVIDIA driver, or use --device auto",
+        )
+    return asked
+
+
+def import_vendor(module: str, install: str) -> Any:
+    """Imports a vendor library.
+
+    Raises:
+        NotAvailableError: It is missing or does not load; the hint is the pip line.
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise NotAvailableError(f"{module} cannot be imported: {error}", install) from error
+
+
+def installed(distributions: tuple[str, ...]) -> dict[str, str]:
+    """Returns name and version of the first distribution that is installed."""
+    for distribution in distributions:
+        found = machine.version(distribution)
+        if found != "not installed":
+            return {distribution: found}
+    return {distributions[0]: "not installed"}
+
+
+def available_on_cpu(distributions: tuple[str, ...], install: str) -> Availability:
+    """Returns the availability of an engine that needs its library and nothing else."""
+    ((name, found),) = installed(distributions).items()
+    if found == "not installed":
+        return Availability(False, False, f"{name} is not installed", install)
+    return Availability(True, True, f"{name} {found}")
+
+
+def closed_error(name: str) -> DeployError:
+    """Returns the error for a call on a session that was closed."""
+    return DeployError(f"the {name} session is closed", "open the engine again")

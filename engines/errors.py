@@ -1,0 +1,47 @@
+"""The errors that a user can mend, and the exit code each one stands for."""
+
+from __future__ import annotations
+
+
+class DeployError(Exception):
+    """Something the user, the files or the machine got wrong; never a bug of ours.
+
+    Attributes:
+        message: What failed, with the offending value.
+        hint: What to do about it; may be empty.
+        exit_code: The process exit code this error leads to.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(DeployError):
+    """A name, option or value that the command does not accept."""
+
+    exit_code = 2
+
+
+class ParityError(DeployError):
+    """An engine or graph whose outputs are not those of the PyTorch model."""
+
+    exit_code = 3
+
+
+class NotAvailableError(DeployError):
+    """A backend, device or library that this machine does not have."""
+
+    exit_code = 4
+
+
+def suggestion(word: str, known: list[str]) -> str:
+    """Returns "did you mean …? available: …" for a word that is not one of `known`."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    nearest = f"did you mean {close[0]!r}? " if close else ""
+    return f"{nearest}available: {', '.join(known)}"

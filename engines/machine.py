@@ -1,0 +1,76 @@
+"""What this machine is: CPU, memory, GPU and driver. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+
+def available_cpus() -> int:
+    """Returns the number of CPUs this process may use (affinity respected)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # pragma: no cover - systems without affinity
+
+
+def version(distribution: str) -> str:
+    """Returns the installed version of a distribution, or "not installed"."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def cpu_model() -> str:
+    """Returns the CPU's model name as the kernel gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def memory_gib() -> float:
+    """Returns the machine's memory in GiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+@cache
+def gpus() -> tuple[dict[str, str], ...]:
+    """Returns name, driver and compute capability of each NVIDIA GPU; empty without one.
+
+    Asks nvidia-smi, since it comes with the driver and needs no CUDA library.
+    """
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = "name,driver_version,compute_cap"
+    command = [tool, f"--query-gpu={query}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (subprocess.SubprocessError, OSError):
+        return ()
+    found = []
+    for line in answer.stdout.splitlines():
+        name, driver, capability = (part.strip() for part in line.split(","))
+        found.append({"name": name, "driver": driver, "compute_capability": capability})
+    return tuple(found)
+
+
+def gpu_fingerprint() -> dict[str, str]:
+    """Returns the first GPU's facts with a `gpu_` prefix, or `{"gpu": "none"}`."""
+    if not gpus():
+        return {"gpu": "none"}
+    return {f"gpu_{key}": value for key, value in gpus()[0].items()}
+
+
+def cpu_fingerprint() -> dict[str, str]:
+    """Returns the CPU facts that an engine's bytes and speed depend on."""
+    return {"cpu": cpu_model(), "machine": platform.machine()}

@@ -1,0 +1,158 @@
+"""ONNX Runtime on the CPU: the optimised graph, saved once and opened as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from engines import machine
+from engines.base import (
+    Array,
+    Availability,
+    BuildOptions,
+    FeedCheck,
+    Feeds,
+    OpenOptions,
+    Outputs,
+    TensorSpec,
+    available_on_cpu,
+    choose_device,
+    closed_error,
+    import_vendor,
+    installed,
+)
+from engines.errors import DeployError
+
+_INSTALL = "pip install 'assay[onnxruntime]'"
+_DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime")
+_PROVIDERS = ["CPUExecutionProvider"]
+# ONNX Runtime names element types its own way.
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxRuntimeEngine:
+    """ONNX Runtime's CPU execution provider.
+
+    `build` applies the optimisations that hold on every CPU ("extended") and saves the graph;
+    `open` adds the ones for the CPU at hand (memory layout), which must not be saved, since
+    another CPU may not have the instructions.
+    """
+
+    name = "onnxruntime"
+    module = "onnxruntime"
+    source: Literal["graph", "program"] = "graph"
+    devices = ("cpu",)
+
+    def available(self) -> Availability:
+        return available_on_cpu(_DISTRIBUTIONS, _INSTALL)
+
+    def fingerprint(self) -> dict[str, str]:
+        return {**installed(_DISTRIBUTIONS), **machine.cpu_fingerprint()}
+
+    def build(self, source: Path, target: Path, options: BuildOptions) -> None:
+        """Writes the optimised ONNX graph. No option applies: the batch stays dynamic.
+
+        Raises:
+            DeployError: ONNX Runtime does not accept the graph.
+        """
+        runtime = import_vendor(self.module, _INSTALL)
+        settings = runtime.SessionOptions()
+        settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        settings.optimized_model_filepath = str(target)
+        settings.log_severity_level = 3
+        _session(runtime, source, settings)
+
+    def open(self, built: Path, options: OpenOptions) -> OnnxRuntimeSession:
+        choose_device(self, options.device)
+        runtime = import_vendor(self.module, _INSTALL)
+        settings = runtime.SessionOptions()
+        levels = runtime.GraphOptimizationLevel
+        settings.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if options.optimize else levels.ORT_DISABLE_ALL
+        )
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+        # Idle workers must not spin on after a run: they would slow down whatever runs next,
+        # which in a benchmark is a competitor.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        settings.log_severity_level = 3
+        return OnnxRuntimeSession(_session(runtime, built, settings), runtime)
+
+
+def _session(runtime: Any, path: Path, settings: Any) -> Any:
+    try:
+        return runtime.InferenceSession(str(path), settings, providers=_PROVIDERS)
+    except Exception as error:  # its exception types share no public base
+        raise DeployError(
+            f"ONNX Runtime does not accept {path}: {error}",
+            "the message names the node or the field at fault",
+        ) from error
+
+
+class OnnxRuntimeSession:
+    """An open ONNX Runtime session; see `engines.base.Session`."""
+
+    device = "cpu"
+    batch: tuple[int, int] | None = None
+    stream: int | None = None
+
+    def __init__(self, session: Any, runtime: Any) -> None:
+        self._session: Any = session
+        self._runtime = runtime
+        self._binding: Any = None
+        self.inputs = tuple(_spec(value) for value in session.get_inputs())
+        self.outputs = tuple(_spec(value) for value in session.get_outputs())
+        self._check = FeedCheck(self.inputs)
+        self._names = [spec.name for spec in self.outputs]
+
+    def run(self, feeds: Feeds) -> Outputs:
+        self._require_open()
+        self._check(feeds)
+        outputs: list[Array] = self._session.run(self._names, dict(feeds))
+        return dict(zip(self._names, outputs, strict=True))
+
+    def bind(self, feeds: Feeds) -> None:
+        self._require_open()
+        self._check(feeds)
+        self._binding = self._session.io_binding()
+        for name, array in feeds.items():
+            self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in self._names:
+            self._binding.bind_output(name, "cpu")
+
+    def launch(self) -> None:
+        self._require_open()
+        if self._binding is None:
+            raise DeployError("launch() before bind()", "bind the inputs first")
+        self._session.run_with_iobinding(self._binding)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: a CPU launch has completed when it returns."""
+
+    def close(self) -> None:
+        self._binding = None
+        self._session = None
+
+    def _require_open(self) -> None:
+        if self._session is None:
+            raise closed_error("onnxruntime")
+
+
+def _spec(value: Any) -> TensorSpec:
+    shape = tuple(axis if isinstance(axis, int) else None for axis in value.shape)
+    return TensorSpec(value.name, _DTYPES.get(value.type, value.type), shape)
+
+
+ENGINE = OnnxRuntimeEngine()

@@ -1,0 +1,13 @@
+"""TensorRT 10 and 11: plans built on, and for, the GPU at hand."""
+
+from __future__ import annotations
+
+from engines._tensorrt import TensorRTEngine
+
+ENGINE = TensorRTEngine(
+    name="tensorrt",
+    module="tensorrt",
+    distributions=("tensorrt-cu13", "tensorrt"),
+    install="pip install 'assay[tensorrt]'",
+    builds_without_gpu=False,
+)

@@ -1,0 +1,3 @@
+"""A trained module becomes a graph: program, ONNX, precisions, canonical bytes."""
+
+PRECISIONS = ("fp32",)

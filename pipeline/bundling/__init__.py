@@ -1,0 +1,1 @@
+"""The deployment bundle: one reproducible archive that proves itself on the target."""

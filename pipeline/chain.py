@@ -1,0 +1,116 @@
+"""The order of the stages, and which engines "all" means."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import engines
+from engines.errors import NotAvailableError
+from pipeline import console, runner
+from pipeline.artifacts import ENGINE
+from pipeline.runner import Outcome, Store
+from pipeline.stage import Stage, options
+
+STAGES = ("data", "train", "export", "verify", "build", "bench", "bundle")
+ALL = "all"
+GRAPH = "graph"
+
+
+def stage(name: str) -> Stage[Any]:
+    """Returns a stage by its name. Imports no heavy library."""
+    found: Stage[Any] = importlib.import_module(f"pipeline.stages.{name}").STAGE
+    return found
+
+
+def run_stage(
+    name: str, given: dict[str, Any], store: Store, *, tolerant: bool = False
+) -> list[Outcome]:
+    """Runs a stage once, or once an engine, and prints what came out.
+
+    Args:
+        given: The parameters that differ from their defaults, by name; `engine` is a list.
+        tolerant: What cannot be run on this machine is no failure, as with engine "all".
+
+    Raises:
+        DeployError: The stage failed, or what it made says that something is wrong.
+    """
+    chosen = stage(name)
+    outcomes = []
+    asked: Sequence[str] = given.get("engine", ())
+    for params in _expand(chosen, given, store):
+        outcomes.append((runner.run(chosen, params, store), params))
+    try:
+        chosen.show([(outcome.outputs, params) for outcome, params in outcomes])
+    except NotAvailableError:
+        # The stage has shown what could not be run.
+        if not tolerant and ALL not in asked:
+            raise
+    return [outcome for outcome, _ in outcomes]
+
+
+def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
+    """Runs the whole chain for a model.
+
+    Raises:
+        DeployError: A stage failed; those before it keep what they made.
+    """
+    asked = given.get("engine", [ALL])
+    outcomes: list[Outcome] = []
+
+    def step(name: str, *, tolerant: bool = False, **fixed: Any) -> None:
+        known = {option.name for option in options(stage(name).params)}
+        picked = {key: value for key, value in {**given, **fixed}.items() if key in known}
+        outcomes.extend(run_stage(name, picked, store, tolerant=tolerant))
+
+    for name in ("data", "train", "export"):
+        step(name)
+    step("verify", engine=[GRAPH])
+    step("build", engine=asked)
+    built = [each.params["engine"] for each in outcomes if each.stage == "build"]
+    here = [name for name in built if engines.get(name).available().run]
+    step("verify", engine=built, tolerant=True)
+    if here:
+        step("bench", engine=here)
+    step("bundle", engine=built, measurements=bool(here))
+    return outcomes
+
+
+def _expand(chosen: Stage[Any], given: dict[str, Any], store: Store) -> list[Any]:
+    """Returns the parameters of each run that the given options ask for."""
+    fields = {option.name: option for option in options(chosen.params)}
+    if "engine" not in fields:
+        return [chosen.params(**given)]
+    names = list(given.get("engine") or [])
+    if not names:
+        default = fields["engine"].default
+        names = list(default) if isinstance(default, tuple) else [default]
+    if ALL in names:
+        rest = [name for name in names if name != ALL]
+        names = rest or _all(chosen.name, given, store)
+    if fields["engine"].many:
+        return [chosen.params(**{**given, "engine": tuple(names)})]
+    return [chosen.params(**{**given, "engine": name}) for name in dict.fromkeys(names)]
+
+
+def _all(name: str, given: dict[str, Any], store: Store) -> list[str]:
+    """Returns the engines that "all" stands for in a stage."""
+    if name == "build":
+        found = {each: engines.get(each).available() for each in engines.names()}
+        for each, state in found.items():
+            if not state.build:
+                console.say(f"build: without {each}: {state.reason}")
+        return [each for each, state in found.items() if state.build]
+    fields = {key: value for key, value in given.items() if isinstance(value, str)}
+    fields.setdefault("precision", "fp32")
+    built = [
+        each
+        for each in engines.names()
+        if (store.root / ENGINE.at(engine=each, **fields).path).exists()
+    ]
+    if name == "verify":
+        return [GRAPH, *built]
+    if name == "bench":
+        return [each for each in built if engines.get(each).available().run]
+    return built

@@ -1,0 +1,317 @@
+"""The command line, built from the stages; the only place that prints errors.
+
+Importing this module loads the standard library, click and our own light modules, nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from engines.errors import DeployError, UsageError, suggestion
+from pipeline import __version__, chain, console, signals
+from pipeline.digests import read_json
+from pipeline.runner import Outcome, Store
+from pipeline.stage import Option, options
+
+INTERRUPTED = 130
+
+
+class Group(click.Group):
+    """A group that suggests the nearest command for an unknown one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            known = self.list_commands(ctx)
+            raise UsageError(f"unknown command {args[0]!r}", suggestion(args[0], known))
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the chain, not of the alphabet
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="assay")
+def cli() -> None:
+    """Take a PyTorch image classifier to a bundle that proves itself.
+
+    Each stage is a command and runs only if something it depends on has changed. `assay run`
+    runs them all.
+    """
+
+
+def _printing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say how to print."""
+    command = click.option("--quiet", is_flag=True, help="Print results and errors only.")(command)
+    return click.option("--json", "json_", is_flag=True, help="Print one JSON document on stdout.")(
+        command
+    )
+
+
+def _storing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say where artifacts lie."""
+    folder = click.Path(file_okay=False, path_type=Path)
+    for decorate in (
+        click.option(
+            "--wait",
+            default=3600.0,
+            show_default=True,
+            help="Seconds to wait for another process that runs the same stage.",
+        ),
+        click.option("--force", is_flag=True, help="Run even if nothing has changed."),
+        click.option(
+            "--dist",
+            type=folder,
+            default=Path("dist"),
+            show_default=True,
+            help="Folder of the bundles.",
+        ),
+        click.option(
+            "--root",
+            type=folder,
+            default=Path("artifacts"),
+            show_default=True,
+            help="Folder of the artifacts.",
+        ),
+    ):
+        command = decorate(command)
+    return _printing(command)
+
+
+def _print_as(values: dict[str, Any]) -> None:
+    console.settings.json = values.pop("json_")
+    console.settings.quiet = values.pop("quiet")
+
+
+def _store(values: dict[str, Any]) -> Store:
+    _print_as(values)
+    wait, force = values.pop("wait"), values.pop("force")
+    return Store(values.pop("root"), values.pop("dist"), force, wait)
+
+
+def _parameters(found: tuple[Option, ...], with_defaults: bool) -> list[click.Parameter]:
+    return [_parameter(option, with_defaults) for option in found]
+
+
+def _parameter(option: Option, with_defaults: bool) -> click.Parameter:
+    """Returns the click parameter of one field; MODEL is an argument, the rest options."""
+
+    def check(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+        return None if value is None else _check(option, value)
+
+    if option.required:
+        return click.Argument([option.name], callback=check, metavar=option.name.upper())
+    flag = f"--{option.name.replace('_', '-')}"
+    listed = option.many or option.name == "engine"
+    help_text = option.text
+    if option.names is not None and option.name != "model":
+        help_text += f" Known: {', '.join(option.names())}."
+    if with_defaults and option.default is not None:
+        default = option.default
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        help_text += f" [default: {text}]"
+    if option.type is bool:
+        return click.Option(
+            [f"{flag}/--no-{flag[2:]}"], default=None, help=help_text, callback=check
+        )
+    kind: Any = str if listed else option.type
+    if option.type is Path:
+        kind = click.Path(path_type=Path)
+    metavar = "LIST" if listed else None
+    return click.Option([flag], type=kind, help=help_text, callback=check, metavar=metavar)
+
+
+def _check(option: Option, value: Any) -> Any:
+    """Returns a value in the field's type; an unknown name gets the nearest suggested."""
+    listed = option.many or option.name == "engine"
+    values = [part.strip() for part in value.split(",") if part.strip()] if listed else [value]
+    if option.names is not None:
+        known = option.names() + (["all"] if option.name == "engine" else [])
+        for each in values:
+            if each not in known:
+                raise UsageError(f"unknown {option.name} {each!r}", suggestion(each, known))
+    if not listed:
+        return value
+    try:
+        converted = [option.type(each) for each in values]
+    except ValueError as error:
+        raise UsageError(
+            f"--{option.name} {value!r} is not a list of {option.type.__name__}",
+            "give values with commas between them",
+        ) from error
+    return converted if option.name == "engine" else tuple(converted)
+
+
+def _document(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    documents = []
+    for outcome in outcomes:
+        made = [outcome.outputs.locate(artifact) for artifact in outcome.outputs.declared]
+        results = {path.stem: read_json(path) for path in made if path.suffix == ".json"}
+        files = sorted(str(path) for path in made)
+        documents.append({**outcome.document(), "files": files, "results": results})
+    return documents
+
+
+def _add_stage(name: str) -> None:
+    stage = chain.stage(name)
+
+    @_storing
+    def command(**values: Any) -> None:
+        store = _store(values)
+        given = {key: value for key, value in values.items() if value is not None}
+        outcomes = chain.run_stage(name, given, store)
+        console.document({"outcomes": _document(outcomes)})
+
+    _add(name, stage.help, command, _parameters(options(stage.params), with_defaults=True))
+
+
+def _add(
+    name: str, text: str, command: Callable[..., Any], parameters: list[click.Parameter]
+) -> None:
+    made = click.command(name, help=text)(command)
+    made.params = parameters + made.params
+    cli.add_command(made)
+
+
+def _add_run() -> None:
+    union: dict[str, Option] = {}
+    for name in chain.STAGES:
+        for option in options(chain.stage(name).params):
+            union.setdefault(option.name, option)
+    union["engine"] = next(o for o in options(chain.stage("build").params) if o.name == "engine")
+    del union["measurements"], union["dataset"]
+    ordered = sorted(union.values(), key=lambda option: not option.required)
+
+    @_storing
+    def run(**values: Any) -> None:
+        from pipeline import models
+        from pipeline.report import summary
+
+        store = _store(values)
+        given = {key: value for key, value in values.items() if value is not None}
+        given["dataset"] = models.get(given["model"]).dataset
+        outcomes = chain.run_all(given, store)
+        skipped = sum(outcome.skipped for outcome in outcomes)
+        console.say(f"{len(outcomes)} stages, {skipped} skipped")
+        found = summary.collect(given["model"], given.get("precision", "fp32"), store)
+        summary.show(found)
+        console.document({"outcomes": _document(outcomes), "summary": found.document()})
+
+    text = "Run the whole chain: data, train, export, verify, build, bench, bundle."
+    _add("run", text, run, _parameters(tuple(ordered), with_defaults=False))
+
+
+for _name in chain.STAGES:
+    _add_stage(_name)
+_add_run()
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--precision", default="fp32", show_default=True, help="Precision of the graph.")
+@_storing
+def report(model: str, precision: str, **values: Any) -> None:
+    """Print what has been made of a model: accuracy, verdicts, latency, bundle."""
+    from pipeline import models
+    from pipeline.report import summary
+
+    store = _store(values)
+    models.get(model)
+    found = summary.collect(model, precision, store)
+    summary.show(found)
+    console.document(found.document())
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [all available].")
+@_printing
+def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None:
+    """Prove a bundle on this machine: every digest, and every engine that can run."""
+    from engines.machine import available_cpus
+    from pipeline.bundling import checking
+    from pipeline.stages.verify import require, show_verdicts
+
+    _print_as(values)
+    found = checking.check(bundle, device, threads or available_cpus())
+    members = len(found.manifest["members"])
+    console.result(f"{bundle}: {members} members and {found.links} links of the chain are right")
+    show_verdicts(found.verdicts)
+    console.document(found.document())
+    require([verdict for verdict in found.verdicts if verdict.status != "not run"])
+
+
+@cli.command("models")
+@_printing
+def list_models(**values: Any) -> None:
+    """List the models of the zoo."""
+    from pipeline import models
+
+    _print_as(values)
+    found = [models.get(name) for name in models.names()]
+    console.table(
+        "Models",
+        ("model", "image", "data set", ">epochs", ">learning rate", ">batch"),
+        [
+            (
+                spec.name,
+                "x".join(map(str, spec.image_shape)),
+                spec.dataset,
+                str(spec.recipe.epochs),
+                f"{spec.recipe.lr:g}",
+                str(spec.recipe.batch_size),
+            )
+            for spec in found
+        ],
+    )
+    console.document([spec.name for spec in found])
+
+
+@cli.command()
+@_printing
+def doctor(**values: Any) -> None:
+    """Say what this machine has: Python, CPU, GPU, and every engine."""
+    from pipeline import doctor as surgery
+
+    _print_as(values)
+    found = surgery.examine()
+    surgery.show(found)
+    console.document(found)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    signals.install()
+    try:
+        cli.main(arguments, prog_name="assay", standalone_mode=False)
+    except DeployError as error:
+        _fail(error.message, error.hint, error.exit_code)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", "", INTERRUPTED)
+        return INTERRUPTED
+    except Exception as error:  # a bug of ours: show all of it
+        traceback.print_exc()
+        _fail(f"this is a bug in assay: {error!r}", "please report it with the lines above", 1)
+        return 1
+    return 0
+
+
+def _fail(message: str, hint: str, exit_code: int) -> None:
+    console.error(message, hint)
+    console.document({"error": {"message": message, "hint": hint, "exit_code": exit_code}})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""What the user sees: results on stdout, everything else on stderr, one JSON document on demand.
+
+rich is imported only when something is drawn, so that `assay --help` stays instant.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+# A table in a log file should not be squeezed into the 80 columns rich assumes there.
+_PLAIN_WIDTH = 140
+
+
+@dataclass
+class Output:
+    """How this command prints; set once by the command line.
+
+    Attributes:
+        json: Only one JSON document goes to stdout.
+        quiet: Nothing but errors and results is printed.
+    """
+
+    json: bool = False
+    quiet: bool = False
+
+
+settings = Output()
+
+
+def say(text: str) -> None:
+    """Prints a line of progress to stderr, unless quiet."""
+    if not settings.quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def result(text: str) -> None:
+    """Prints a line that is a result: to stdout, or to stderr beside a JSON document."""
+    print(text, file=sys.stderr if settings.json else sys.stdout, flush=True)
+
+
+def document(content: Any) -> None:
+    """Prints the one JSON document, if it was asked for."""
+    if settings.json:
+        print(json.dumps(content, indent=2, sort_keys=True, allow_nan=False), flush=True)
+
+
+def error(message: str, hint: str = "") -> None:
+    """Prints an error and what to do about it."""
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table; columns whose name starts with ">" are aligned to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    stream = sys.stderr if settings.json else sys.stdout
+    drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for column in columns:
+        right = column.startswith(">")
+        drawn.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(cell, style=_style(cell)) for cell in row))
+    Console(file=stream, width=None if stream.isatty() else _PLAIN_WIDTH).print(drawn)
+
+
+def _style(cell: str) -> str:
+    if cell.startswith("pass"):
+        return "green"
+    if cell.startswith(("mismatch", "vacuous")):
+        return "bold red"
+    return "yellow" if cell.startswith(("not run", "unstable")) else ""
+
+
+class Bar:
+    """A progress bar on a terminal; plain lines elsewhere."""
+
+    def __init__(self, progress: Any, task: Any) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, amount: float, text: str = "") -> None:
+        """Moves the bar on; `text` stands behind it."""
+        if self._progress is not None:
+            self._progress.update(self._task, advance=amount, text=text)
+
+    def line(self, text: str) -> None:
+        """Prints a line that stays: above the bar, or as a line of its own."""
+        if self._progress is not None:
+            self._progress.console.print(text, highlight=False)
+        else:
+            say(text)
+
+
+@contextmanager
+def bar(description: str, total: float) -> Iterator[Bar]:
+    """Shows the progress of a long step, with the time left."""
+    if settings.quiet or not sys.stderr.isatty():
+        yield Bar(None, None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        yield Bar(progress, progress.add_task(description, total=total, text=""))

@@ -1,0 +1,68 @@
+"""Digests, JSON and files that are complete or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from engines.errors import DeployError
+
+
+def sha256_file(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(content: Any) -> str:
+    """Returns the SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def dump_json(content: Any) -> bytes:
+    """Returns the bytes under which a JSON value is stored."""
+    return (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON value to a file in a stage's temporary folder."""
+    path.write_bytes(dump_json(content))
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        DeployError: The file is not valid JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DeployError(
+            f"{path} is not valid JSON: {error}", "remove it and run the stage that made it"
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_json(path: Path, content: Any) -> None:
+    """Replaces a JSON file at once: a reader sees the old one or the new one, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_json(beside, content)
+        sync(beside)
+        beside.replace(path)
+        sync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,54 @@
+"""Opening a graph or engine and judging it, or saying why that cannot be done here."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import engines
+from engines.base import Array, OpenOptions, choose_device
+from pipeline import golden as goldens
+from pipeline import parity
+
+# The exported graph itself is a subject too. This engine runs it as it is, unoptimised.
+GRAPH = "graph"
+GRAPH_RUNNER = "onnxruntime"
+
+
+def runner(subject: str) -> str:
+    """Returns the name of the engine that runs a subject."""
+    return GRAPH_RUNNER if subject == GRAPH else subject
+
+
+def prove(
+    subject: str,
+    path: Path,
+    golden_path: Path,
+    precision: str,
+    *,
+    device: str,
+    threads: int,
+    images: Array | None = None,
+) -> parity.Verdict:
+    """Returns the verdict on a file; "not run" if this machine has no means to run it.
+
+    Args:
+        subject: "graph", or the engine that `path` was built for.
+        images: The whole test set, uint8 `[count, channels, height, width]`; without it top-1
+            is compared on the golden file's own images.
+    """
+    engine = engines.get(runner(subject))
+    found = engine.available()
+    if not found.run:
+        return parity.not_run(subject, precision, found.reason)
+    golden = goldens.load(golden_path)
+    options = OpenOptions(
+        device=choose_device(engine, device), threads=threads, optimize=subject != GRAPH
+    )
+    session = engine.open(path, options)
+    try:
+        test = None if images is None else {golden.input_specs[0].name: images}
+        verdict = parity.judge(subject, session, golden, test)
+    finally:
+        session.close()
+    return dataclasses.replace(verdict, facts={**engine.fingerprint(), "device": session.device})

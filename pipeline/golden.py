@@ -1,0 +1,132 @@
+"""The golden file: inputs, and what PyTorch makes of them in float64 and at the precision.
+
+With it an engine can be proved on a machine that has neither PyTorch nor the data set.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.base import Array, TensorSpec
+from engines.errors import DeployError
+
+SCHEMA = 1
+REAL_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What an engine has to reproduce.
+
+    Attributes:
+        inputs: By input name, `[rows, …]`: real test images first, then edge cases.
+        reference: By output name, the float64 outputs, `[rows, …]`.
+        native: By output name, PyTorch's outputs at the graph's precision, `[rows, …]`.
+        cases: A name for each row.
+        labels: The class of each real image, `[images]`; these are the first rows.
+        test_reference: The float64 logits of the whole test set, `[count, classes]`.
+        test_labels: The class of each test image, `[count]`.
+        precision: The graph's precision, such as "fp32".
+    """
+
+    inputs: dict[str, Array]
+    reference: dict[str, Array]
+    native: dict[str, Array]
+    cases: tuple[str, ...]
+    labels: Array
+    test_reference: Array
+    test_labels: Array
+    precision: str
+
+    @property
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs the graph was exported with; the first axis is the batch."""
+        return _specs(self.inputs)
+
+    @property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        """The outputs the graph was exported with; the first axis is the batch."""
+        return _specs(self.native)
+
+    def save(self, path: Path) -> None:
+        """Writes a compressed .npz; equal contents give equal bytes."""
+        meta = {"schema": SCHEMA, "cases": self.cases, "precision": self.precision}
+        arrays = {
+            "meta": np.frombuffer(json.dumps(meta, sort_keys=True).encode(), dtype=np.uint8),
+            "labels": self.labels,
+            "test_reference": self.test_reference,
+            "test_labels": self.test_labels,
+        }
+        for part in ("inputs", "reference", "native"):
+            arrays |= {f"{part}/{name}": array for name, array in getattr(self, part).items()}
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub is too narrow
+
+
+def load(path: Path) -> Golden:
+    """Reads a golden file.
+
+    Raises:
+        DeployError: The file is damaged, or is of another schema.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        meta: dict[str, Any] = json.loads(arrays["meta"].tobytes())
+        if meta["schema"] != SCHEMA:
+            raise ValueError(f"schema {meta['schema']}, this version reads {SCHEMA}")
+        return Golden(
+            inputs=_part(arrays, "inputs"),
+            reference=_part(arrays, "reference"),
+            native=_part(arrays, "native"),
+            cases=tuple(meta["cases"]),
+            labels=arrays["labels"],
+            test_reference=arrays["test_reference"],
+            test_labels=arrays["test_labels"],
+            precision=meta["precision"],
+        )
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DeployError(
+            f"{path} is not a golden file: {error}", "run `assay export` again"
+        ) from error
+
+
+def _specs(arrays: dict[str, Array]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name, array.dtype.name, (None, *array.shape[1:]))
+        for name, array in arrays.items()
+    )
+
+
+def _part(arrays: dict[str, Array], part: str) -> dict[str, Array]:
+    prefix = f"{part}/"
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def edge_images(shape: tuple[int, int, int], seed: int = 0) -> dict[str, Array]:
+    """Returns uint8 images `shape` that no test set has, by the name of the case."""
+    _, height, width = shape
+    single = np.zeros(shape, np.uint8)
+    single[:, height // 2, width // 2] = 255
+    rows, columns = np.indices((height, width))
+    checkerboard = np.broadcast_to(((rows + columns) % 2 * 255).astype(np.uint8), shape)
+    ramp = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8), shape)
+    noise = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return {
+        "all 0": np.zeros(shape, np.uint8),
+        "all 255": np.full(shape, 255, np.uint8),
+        "one pixel": single,
+        "checkerboard": checkerboard,
+        "ramp": ramp,
+        "uniform noise": noise,
+    }

@@ -1,0 +1,51 @@
+"""LeNet-5 in the form of Dive into Deep Learning, section 7.6."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.models import ModelSpec, Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def lenet(classes: int = 10) -> nn.Module:
+    """Returns LeNet for one-channel 28x28 images, initialised Xavier-uniform.
+
+    Two 5x5 convolutions, each with a sigmoid and 2x2 average pooling, then three fully
+    connected layers: 61,706 parameters with ten classes.
+    """
+    from torch import nn
+
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, kernel_size=5, padding=2),
+        nn.Sigmoid(),
+        nn.AvgPool2d(kernel_size=2, stride=2),
+        nn.Conv2d(6, 16, kernel_size=5),
+        nn.Sigmoid(),
+        nn.AvgPool2d(kernel_size=2, stride=2),
+        nn.Flatten(),
+        nn.Linear(16 * 5 * 5, 120),
+        nn.Sigmoid(),
+        nn.Linear(120, 84),
+        nn.Sigmoid(),
+        nn.Linear(84, classes),
+    )
+    for layer in net:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+    return net
+
+
+MODELS = (
+    ModelSpec(
+        name="lenet",
+        factory=lenet,
+        image_shape=(1, 28, 28),
+        dataset="fashion-mnist",
+        recipe=Recipe(epochs=10, lr=0.1, batch_size=128),
+        source=Path(__file__),
+    ),
+)

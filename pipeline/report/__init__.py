@@ -1,0 +1,1 @@
+"""What has been made of a model, for a person to read."""

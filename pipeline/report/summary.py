@@ -1,0 +1,118 @@
+"""The result of the whole chain in a few lines."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import engines
+from engines.errors import DeployError
+from pipeline import console
+from pipeline.artifacts import (
+    BUNDLE,
+    ENGINE_VERDICT,
+    GRAPH_VERDICT,
+    MEASUREMENTS,
+    TRAINING,
+    Artifact,
+)
+from pipeline.digests import read_json
+from pipeline.runner import Store
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What there is of a model at one precision.
+
+    Attributes:
+        training: The training record, with the test accuracy.
+        verdicts: By subject.
+        measurements: What the last bench measured.
+        bundle: Where the bundle is.
+    """
+
+    model: str
+    precision: str
+    training: dict[str, Any] | None
+    verdicts: dict[str, dict[str, Any]]
+    measurements: dict[str, Any] | None
+    bundle: str | None
+
+    def document(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return dataclasses.asdict(self)
+
+
+def collect(model: str, precision: str, store: Store) -> Summary:
+    """Reads what the stages have left behind.
+
+    Raises:
+        DeployError: There is nothing of this model yet.
+    """
+    fields = {"model": model, "precision": precision}
+
+    def read(artifact: Artifact) -> Any | None:
+        path = store.root / artifact.at(**fields).path
+        return read_json(path) if path.exists() else None
+
+    subjects = {"graph": GRAPH_VERDICT}
+    subjects |= {name: ENGINE_VERDICT.at(engine=name) for name in engines.names()}
+    verdicts = {name: read(artifact) for name, artifact in subjects.items()}
+    bundle = store.dist / BUNDLE.at(**fields).path
+    found = Summary(
+        model=model,
+        precision=precision,
+        training=read(TRAINING),
+        verdicts={name: verdict for name, verdict in verdicts.items() if verdict is not None},
+        measurements=read(MEASUREMENTS),
+        bundle=str(bundle) if bundle.exists() else None,
+    )
+    if found.training is None and not found.verdicts:
+        raise DeployError(
+            f"nothing has been made of {model} in {store.root} yet", f"run `assay run {model}`"
+        )
+    return found
+
+
+def show(found: Summary) -> None:
+    """Prints accuracy, then a row for each engine, then where the bundle is."""
+    from pipeline.stages.train import describe
+
+    if found.training is not None:
+        console.result(f"{found.model}: {describe(found.training)}")
+    batches = sorted({entry["batch"] for entry in _results(found)})
+    columns = ["engine", "verdict", ">error x floor", ">flips", ">top-1"]
+    columns += [f">batch {batch} (µs)" for batch in batches]
+    rows = [
+        [name, *_verdict_cells(verdict), *(_latency(found, name, batch) for batch in batches)]
+        for name, verdict in found.verdicts.items()
+    ]
+    console.table(f"{found.model}, {found.precision}: end-to-end latency", columns, rows)
+    for name, verdict in found.verdicts.items():
+        if verdict["status"] == "not run":
+            console.result(f"{name}: not run on this machine: {verdict['reason']}")
+    console.result(f"bundle: {found.bundle or 'not made yet'}")
+
+
+def _verdict_cells(verdict: dict[str, Any]) -> list[str]:
+    outputs, flips = verdict["outputs"], verdict["flips"]
+    ratios = [output["rms"] / output["rms_floor"] for output in outputs if output["rms_floor"]]
+    return [
+        verdict["status"],
+        f"{max(ratios):.2f}" if ratios else "",
+        f"{flips['unexplained'] + flips['explained']}" if flips else "",
+        f"{flips['correct'] / flips['images']:.2%}" if flips else "",
+    ]
+
+
+def _results(found: Summary) -> list[dict[str, Any]]:
+    return found.measurements["results"] if found.measurements else []
+
+
+def _latency(found: Summary, name: str, batch: int) -> str:
+    for entry in _results(found):
+        if (entry["name"], entry["batch"], entry["boundary"]) == (name, batch, "end to end"):
+            mark = "" if entry["settled"] else " unstable"
+            return f"{entry['seconds']['value'] * 1e6:,.1f}{mark}"
+    return ""

@@ -1,0 +1,118 @@
+"""A stage: a pure step from files to files, declared once.
+
+The fields of its parameters are the command's options, part of the cache key, and part of the
+provenance record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from pipeline.artifacts import Artifact, Paths
+
+P = TypeVar("P")
+Names = Callable[[], list[str]]
+# Runs of one stage: where the outputs of each lie, and its parameters.
+Made: TypeAlias = Sequence[tuple[Paths, P]]
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    text: str,
+    factory: Any = dataclasses.MISSING,
+    names: Names | None = None,
+    key: bool = True,
+) -> Any:
+    """Declares a field of a stage's parameters that becomes a command-line option.
+
+    Args:
+        default: The option's default.
+        text: What the option does, with its unit.
+        factory: A function that gives the default on this machine.
+        names: The values the option accepts; an unknown one gets the nearest suggested.
+        key: Whether another value means other outputs, so that the stage has to run again.
+    """
+    metadata = {"text": text, "names": names, "key": key}
+    return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of a stage's parameters, as the command line needs it.
+
+    Attributes:
+        type: The element type: str, int, float, bool or Path.
+        many: The field is a tuple, given as a comma-separated list.
+    """
+
+    name: str
+    type: type
+    many: bool
+    required: bool
+    default: Any
+    text: str
+    names: Names | None
+    key: bool
+
+
+def options(params: type) -> tuple[Option, ...]:
+    """Returns the options that a parameter class declares, in its order."""
+    hints = typing.get_type_hints(params)
+    return tuple(_option(field, hints[field.name]) for field in dataclasses.fields(params))
+
+
+def _option(field: dataclasses.Field[Any], hint: Any) -> Option:
+    many = typing.get_origin(hint) is tuple
+    if many or typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = typing.get_args(hint)[0]
+    default = None
+    if field.default is not dataclasses.MISSING:
+        default = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return Option(
+        name=field.name, type=hint, many=many, required=required, default=default, **field.metadata
+    )
+
+
+def _same(params: Any) -> Any:
+    return params
+
+
+def _no_facts(_params: Any) -> dict[str, str]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[P]):
+    """A pure step from files to files.
+
+    Attributes:
+        params: A frozen dataclass whose fields were made with `option`.
+        inputs: The artifacts it reads, for given parameters.
+        outputs: The artifacts it makes; all lie under one record.
+        run: Does the work: reads from the first paths, writes to the second.
+        tools: Distributions whose versions are part of the key.
+        facts: More that the outputs depend on: source digests, a backend's fingerprint.
+        resolve: Fills in the defaults that depend on other parameters.
+        show: Prints what one or more runs gave, whether they ran or were skipped, and raises
+            DeployError if that says that something is wrong.
+    """
+
+    name: str
+    help: str
+    params: type[P]
+    inputs: Callable[[P], tuple[Artifact, ...]]
+    outputs: Callable[[P], tuple[Artifact, ...]]
+    run: Callable[[Paths, Paths, P], None]
+    tools: tuple[str, ...] = ()
+    facts: Callable[[P], Mapping[str, str]] = _no_facts
+    resolve: Callable[[P], P] = _same
+    show: Callable[[Made[P]], None]

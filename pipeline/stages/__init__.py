@@ -1,0 +1,1 @@
+"""The stages, one thin file each, in the order of the chain."""

@@ -1,0 +1,196 @@
+"""Stage bench: latency and throughput of engines, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import engines
+import exporters
+from engines import machine
+from engines.errors import NotAvailableError, UsageError
+from pipeline import console, models
+from pipeline.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
+from pipeline.digests import read_json, write_json
+from pipeline.stage import Made, Stage, option
+
+if TYPE_CHECKING:
+    from engines.base import Array, Session
+
+# What the others are compared with, where it is among the candidates.
+BASELINE = "pytorch"
+
+
+@dataclass(frozen=True)
+class Params:
+    """Options of the stage."""
+
+    model: str = option(text="Model of the zoo.", names=models.names)
+    precision: str = option(
+        "fp32", text="Precision of the graph.", names=lambda: list(exporters.PRECISIONS)
+    )
+    engine: tuple[str, ...] = option(
+        ("all",),
+        text='Built engines to measure, or "all" that run here.',
+        names=engines.names,
+    )
+    batch: tuple[int, ...] = option((1, 8, 64), text="Batch sizes to measure.")
+    threads: int = option(factory=machine.available_cpus, text="CPU threads of one inference.")
+    device: str = option("auto", text="Where the engines run: auto, cpu, cuda or cuda:N.")
+    budget: float = option(8.0, text="Seconds to spend on a batch size.")
+    seed: int = option(0, text="Seed of the order within rounds and of the bootstrap.")
+
+
+def resolve(params: Params) -> Params:
+    """Puts the baseline first and checks the numbers."""
+    if not params.engine:
+        raise UsageError("no engine to measure", "build one first: `assay build MODEL`")
+    for name, value in (("threads", params.threads), ("budget", params.budget)):
+        if not value > 0:
+            raise UsageError(f"--{name} {value}", "give a number above 0")
+    if not params.batch or min(params.batch) < 1:
+        raise UsageError(f"--batch {params.batch}", "give batch sizes of at least 1")
+    ordered = sorted(set(params.engine), key=lambda name: (name != BASELINE, name))
+    return dataclasses.replace(
+        params, engine=tuple(ordered), batch=tuple(sorted(set(params.batch)))
+    )
+
+
+def run(inputs: Paths, outputs: Paths, params: Params) -> None:
+    """Measures every engine at every batch size and both boundaries."""
+    from pipeline import golden as goldens
+
+    golden = goldens.load(inputs[GOLDEN])
+    with ExitStack() as stack:
+        sessions = {
+            name: stack.enter_context(closing(_open(name, inputs, params)))
+            for name in params.engine
+        }
+        load = os.getloadavg()[0]
+        results = _measure_all(sessions, golden.inputs, params)
+        devices = {name: session.device for name, session in sessions.items()}
+    write_json(
+        outputs[MEASUREMENTS],
+        {
+            "baseline": params.engine[0],
+            "devices": devices,
+            "machine": {
+                "cpu": machine.cpu_model(),
+                "cpus": machine.available_cpus(),
+                "load_average_before": load,
+                "gpus": list(machine.gpus()),
+            },
+            "results": results,
+        },
+    )
+
+
+def _open(name: str, inputs: Paths, params: Params) -> Session:
+    from engines.base import OpenOptions, choose_device
+
+    engine = engines.get(name)
+    found = engine.available()
+    if not found.run:
+        raise NotAvailableError(f"engine {name!r} cannot run here: {found.reason}", found.install)
+    options = OpenOptions(device=choose_device(engine, params.device), threads=params.threads)
+    return engine.open(inputs[ENGINE.at(engine=name)], options)
+
+
+def _measure_all(
+    sessions: dict[str, Session], images: dict[str, Array], params: Params
+) -> list[dict[str, Any]]:
+    from pipeline import timing
+
+    results = []
+    with console.bar("bench", len(params.batch) * params.budget) as bar:
+        for batch in params.batch:
+            feeds = {name: _repeat(array, batch) for name, array in images.items()}
+            candidates = [
+                timing.Candidate(name, session, feeds) for name, session in sessions.items()
+            ]
+            left = params.budget
+
+            def progress(seconds: float, batch: int = batch) -> None:
+                nonlocal left
+                bar.advance(min(seconds, max(left, 0)), f"batch {batch}")
+                left -= seconds
+
+            timings = timing.measure(
+                candidates, budget=params.budget, seed=params.seed, progress=progress
+            )
+            bar.advance(max(left, 0))
+            results += [{"batch": batch, **dataclasses.asdict(entry)} for entry in timings]
+    return results
+
+
+def _repeat(array: Array, batch: int) -> Array:
+    import numpy as np
+
+    return np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
+
+
+def facts(params: Params) -> dict[str, str]:
+    """What the speed depends on: each backend, the CPU and the GPU."""
+    found = {**machine.cpu_fingerprint(), **machine.gpu_fingerprint()}
+    for name in params.engine:
+        found |= engines.get(name).fingerprint()
+    return found
+
+
+def show(made: Made[Params]) -> None:
+    """Prints the table."""
+    for outputs, _ in made:
+        show_measurements(read_json(outputs[MEASUREMENTS]))
+
+
+def show_measurements(found: dict[str, Any]) -> None:
+    """Prints one row for each engine, batch size and boundary."""
+    baseline = found["baseline"]
+    columns = ("engine", "device", ">batch", "boundary", ">µs", ">95 % interval", ">images/s")
+    rows = []
+    for entry in found["results"]:
+        seconds, ratio = entry["seconds"], entry["ratio"]
+        rows.append(
+            (
+                entry["name"],
+                found["devices"][entry["name"]],
+                str(entry["batch"]),
+                entry["boundary"],
+                _micro(seconds["value"]),
+                f"{_micro(seconds['low'])} to {_micro(seconds['high'])}",
+                f"{entry['batch'] / seconds['value']:,.0f}",
+                "" if entry["name"] == baseline else _ratio(ratio),
+                "settled" if entry["settled"] else "unstable",
+            )
+        )
+    title = f"Latency, and speed against {baseline}"
+    console.table(title, (*columns, ">speed", ""), rows)
+
+
+def _micro(seconds: float) -> str:
+    return f"{seconds * 1e6:,.1f}"
+
+
+def _ratio(ratio: dict[str, float]) -> str:
+    return f"{ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def _inputs(params: Params) -> tuple[Artifact, ...]:
+    return (GOLDEN, *(ENGINE.at(engine=name) for name in params.engine))
+
+
+STAGE = Stage(
+    name="bench",
+    help="Measure engines side by side.",
+    params=Params,
+    inputs=_inputs,
+    outputs=lambda _params: (MEASUREMENTS,),
+    run=run,
+    tools=("numpy",),
+    facts=facts,
+    resolve=resolve,
+    show=show,
+)

@@ -1,0 +1,167 @@
+"""Stage bundle: everything into one archive that proves itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import engines
+import exporters
+from engines.errors import ParityError, UsageError
+from pipeline import __version__, console, models
+from pipeline.artifacts import (
+    BUNDLE,
+    CHECKPOINT,
+    ENGINE,
+    ENGINE_VERDICT,
+    GOLDEN,
+    GRAPH,
+    GRAPH_VERDICT,
+    MEASUREMENTS,
+    PROGRAM,
+    TRAINING,
+    Artifact,
+    Paths,
+)
+from pipeline.digests import read_json
+from pipeline.stage import Made, Stage, option
+
+_ACCEPTED = ("pass", "not run")
+
+
+@dataclass(frozen=True)
+class Params:
+    """Options of the stage."""
+
+    model: str = option(text="Model of the zoo.", names=models.names)
+    precision: str = option(
+        "fp32", text="Precision of the graph.", names=lambda: list(exporters.PRECISIONS)
+    )
+    engine: tuple[str, ...] = option(
+        ("all",), text='Built engines to put in, or "all" that are built.', names=engines.names
+    )
+    measurements: bool = option(True, text="Put the measurements in.")
+
+
+def resolve(params: Params) -> Params:
+    """Sorts the engines: their order changes nothing."""
+    if not params.engine:
+        raise UsageError("no engine to bundle", "build one first: `assay build MODEL`")
+    return dataclasses.replace(params, engine=tuple(sorted(set(params.engine))))
+
+
+def run(inputs: Paths, outputs: Paths, params: Params) -> None:
+    """Writes the archive, unless something in it failed its verdict.
+
+    Raises:
+        ParityError: A verdict is neither a pass nor "not run".
+    """
+    from pipeline.bundling import archive, chain, readme
+
+    verdicts = {"graph": read_json(inputs[GRAPH_VERDICT])}
+    for name in params.engine:
+        verdicts[name] = read_json(inputs[ENGINE_VERDICT.at(engine=name)])
+    for name, verdict in verdicts.items():
+        if verdict["status"] not in _ACCEPTED:
+            raise ParityError(
+                f"{name} is not proved equal to the PyTorch model, so it is not bundled:"
+                f" {verdict['reason']}",
+                f"leave it out with --engine, or see `assay verify {params.model}`",
+            )
+    members = {artifact.label: inputs.locate(artifact) for artifact in inputs.declared}
+    records = _record_paths(inputs)
+    found = chain.read_records(inputs.root, records)
+    facts = _facts(inputs, params, records, verdicts)
+    for name in params.engine:
+        record = found[ENGINE.at(engine=name).at(**inputs.fields).record]
+        facts["engines"][name]["built_with"] = record.facts
+    text = readme.text(facts, read_json(inputs[TRAINING]))
+    content: dict[str, Path | bytes] = {
+        **members,
+        **{path: inputs.root / path for path in records},
+        "README.md": text.encode(),
+    }
+    folder = outputs[BUNDLE].name.removesuffix(".tar.gz")
+    archive.write(outputs[BUNDLE], folder, facts, content)
+
+
+def _record_paths(inputs: Paths) -> list[str]:
+    """Returns the records of all inputs, and of all that these were made from."""
+    from pipeline.records import load
+
+    found: set[str] = set()
+    todo = {artifact.record for artifact in inputs.declared}
+    while todo:
+        path = todo.pop()
+        found.add(path)
+        record = load(inputs.root / path)
+        if record is not None:
+            todo |= {given["record"] for given in record.inputs.values()} - found
+    return sorted(found)
+
+
+def _facts(
+    inputs: Paths, params: Params, records: list[str], verdicts: dict[str, Any]
+) -> dict[str, Any]:
+    import onnx
+
+    from pipeline import golden as goldens
+
+    golden = goldens.load(inputs[GOLDEN])
+    graph = onnx.load(inputs[GRAPH], load_external_data=False)
+    said = {entry.key: entry.value for entry in graph.metadata_props}
+    return {
+        "assay": __version__,
+        "model": params.model,
+        "precision": params.precision,
+        "dataset": said["assay.dataset"],
+        "labels": json.loads(said["assay.labels"]),
+        "preprocessing": said["assay.preprocessing"],
+        "inputs": [str(each) for each in golden.input_specs],
+        "outputs": [str(each) for each in golden.output_specs],
+        "graph": GRAPH.at(**inputs.fields).label,
+        "golden": GOLDEN.at(**inputs.fields).label,
+        "engines": {
+            name: {
+                "path": ENGINE.at(engine=name).at(**inputs.fields).label,
+                "verdict": verdicts[name]["status"],
+            }
+            for name in params.engine
+        },
+        "records": records,
+    }
+
+
+def _inputs(params: Params) -> tuple[Artifact, ...]:
+    each = (ENGINE, ENGINE_VERDICT)
+    return (
+        CHECKPOINT,
+        TRAINING,
+        GRAPH,
+        PROGRAM,
+        GOLDEN,
+        GRAPH_VERDICT,
+        *((MEASUREMENTS,) if params.measurements else ()),
+        *(artifact.at(engine=name) for name in params.engine for artifact in each),
+    )
+
+
+def show(made: Made[Params]) -> None:
+    """Prints where the bundle is."""
+    for outputs, _ in made:
+        path = outputs[BUNDLE]
+        console.result(f"bundle: {path} ({path.stat().st_size:,} bytes)")
+
+
+STAGE = Stage(
+    name="bundle",
+    help="Put everything into one archive that proves itself.",
+    params=Params,
+    inputs=_inputs,
+    outputs=lambda _params: (BUNDLE,),
+    run=run,
+    show=show,
+)

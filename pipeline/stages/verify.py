@@ -1,0 +1,173 @@
+"""Stage verify: does a graph or engine equal the PyTorch model?"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import engines
+import exporters
+from engines import machine
+from engines.errors import NotAvailableError, ParityError, UsageError
+from pipeline import console, models
+from pipeline.artifacts import (
+    ENGINE,
+    ENGINE_VERDICT,
+    GOLDEN,
+    GRAPH,
+    GRAPH_VERDICT,
+    TEST_IMAGES,
+    Artifact,
+    Paths,
+)
+from pipeline.digests import read_json, write_json
+from pipeline.stage import Made, Stage, option
+
+if TYPE_CHECKING:
+    from pipeline.parity import Verdict
+
+SUBJECT = "graph"  # pipeline.engine_proof.GRAPH, which is too heavy to import for --help
+
+
+@dataclass(frozen=True)
+class Params:
+    """Options of the stage."""
+
+    model: str = option(text="Model of the zoo.", names=models.names)
+    precision: str = option(
+        "fp32", text="Precision of the graph.", names=lambda: list(exporters.PRECISIONS)
+    )
+    engine: str = option(
+        SUBJECT,
+        text='What to verify: "graph", the name of a built engine, several, or "all".',
+        names=lambda: [SUBJECT, *engines.names()],
+    )
+    threads: int = option(factory=machine.available_cpus, text="CPU threads.")
+    device: str = option("auto", text="Where the engine runs: auto, cpu, cuda or cuda:N.")
+
+
+def run(inputs: Paths, outputs: Paths, params: Params) -> None:
+    """Judges the subject, or records why it cannot be judged here."""
+    from pipeline.data import read_images
+    from pipeline.engine_proof import prove
+
+    verdict = prove(
+        params.engine,
+        inputs[_subject(params)],
+        inputs[GOLDEN],
+        params.precision,
+        device=params.device,
+        threads=params.threads,
+        images=read_images(inputs[TEST_IMAGES.at(dataset=models.get(params.model).dataset)]),
+    )
+    write_json(outputs[_verdict(params)], dataclasses.asdict(verdict))
+
+
+def resolve(params: Params) -> Params:
+    """Checks the number of threads."""
+    if params.threads < 1:
+        raise UsageError(f"--threads {params.threads}", "give at least 1")
+    return params
+
+
+def _subject(params: Params) -> Artifact:
+    return GRAPH if params.engine == SUBJECT else ENGINE
+
+
+def _verdict(params: Params) -> Artifact:
+    return GRAPH_VERDICT if params.engine == SUBJECT else ENGINE_VERDICT
+
+
+def _inputs(params: Params) -> tuple[Artifact, ...]:
+    images = TEST_IMAGES.at(dataset=models.get(params.model).dataset)
+    return (_subject(params), GOLDEN, images)
+
+
+def facts(params: Params) -> dict[str, str]:
+    """The backend's versions, and why it cannot run, if so."""
+    from pipeline.engine_proof import runner
+
+    engine = engines.get(runner(params.engine))
+    return {**engine.fingerprint(), "run": str(engine.available().run)}
+
+
+def show(made: Made[Params]) -> None:
+    """Prints the verdicts; raises unless all are passes."""
+    from pipeline import parity
+
+    verdicts = [parity.from_json(read_json(outputs[_verdict(params)])) for outputs, params in made]
+    show_verdicts(verdicts)
+    require(verdicts)
+
+
+def show_verdicts(verdicts: list[Verdict]) -> None:
+    """Prints a table, one row an output."""
+    columns = ("subject", "verdict", "output", ">rms error", ">x floor", ">max error", ">x floor")
+    rows = []
+    for verdict in verdicts:
+        if not verdict.outputs:
+            rows.append((verdict.subject, verdict.status, "", "", "", "", "", "", ""))
+        for output in verdict.outputs:
+            rows.append(
+                (
+                    verdict.subject,
+                    verdict.status,
+                    output.name,
+                    f"{output.rms:.2e}",
+                    f"{output.rms / output.rms_floor:.2f}" if output.rms_floor else "",
+                    f"{output.max:.2e}",
+                    f"{output.max / output.max_floor:.2f}" if output.max_floor else "",
+                    _flips(verdict),
+                    _accuracy(verdict),
+                )
+            )
+    console.table("Parity with PyTorch", (*columns, ">flips", ">top-1"), rows)
+    for verdict in verdicts:
+        if verdict.reason:
+            console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
+
+
+def _flips(verdict: Verdict) -> str:
+    flips = verdict.flips
+    return "" if flips is None else f"{flips.unexplained}+{flips.explained} of {flips.images:,}"
+
+
+def _accuracy(verdict: Verdict) -> str:
+    flips = verdict.flips
+    return "" if flips is None else f"{flips.correct / flips.images:.2%}"
+
+
+def require(verdicts: list[Verdict]) -> None:
+    """Raises unless every verdict is a pass.
+
+    Raises:
+        ParityError: A mismatch, or a comparison that proves nothing.
+        NotAvailableError: Something could not be run here.
+    """
+    for verdict in verdicts:
+        if verdict.status in ("mismatch", "vacuous"):
+            raise ParityError(
+                f"{verdict.subject} is not proved equal to the PyTorch model: {verdict.reason}",
+                "export and build it again; if it stays, the backend computes something else",
+            )
+    for verdict in verdicts:
+        if verdict.status == "not run":
+            raise NotAvailableError(
+                f"{verdict.subject} was not run on this machine: {verdict.reason}",
+                "prove it on the target with `assay check BUNDLE`",
+            )
+
+
+STAGE = Stage(
+    name="verify",
+    help="Prove a graph or engine equal to the PyTorch model.",
+    params=Params,
+    inputs=_inputs,
+    outputs=lambda params: (_verdict(params),),
+    run=run,
+    tools=("numpy",),
+    facts=facts,
+    resolve=resolve,
+    show=show,
+)
