@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import engines
-from engines.errors import NotAvailableError
+from engines.errors import NotAvailableError, UsageError
 from pipeline import console, runner
-from pipeline.artifacts import ENGINE
+from pipeline.artifacts import ENGINE, GOLDEN
 from pipeline.runner import Outcome, Store
 from pipeline.stage import Stage, options
 
@@ -50,6 +53,31 @@ def run_stage(
     return [outcome for outcome, _ in outcomes]
 
 
+def verify_file(
+    file: Path, golden: Path | None, given: dict[str, Any], store: Store
+) -> dict[str, Any]:
+    """Judges a file that no stage made, prints the verdict and returns its JSON form.
+
+    Args:
+        file: An ONNX graph, or what an engine built.
+        golden: The golden file; None means the one that the export stage made.
+
+    Raises:
+        DeployError: See `pipeline.stages.verify`; a mismatch is a ParityError.
+    """
+    from pipeline.stages import verify
+
+    (params, *more) = _expand(verify.STAGE, given, store)
+    if more:
+        raise UsageError("--file is one file, but several engines are named", "name one --engine")
+    if golden is None:
+        golden = runner.require(GOLDEN, params, store)
+    verdict = verify.prove_file(file, golden, params)
+    verify.show_verdicts([verdict])
+    verify.require([verdict])
+    return dataclasses.asdict(verdict)
+
+
 def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
     """Runs the whole chain for a model.
 
@@ -62,7 +90,10 @@ def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
     def step(name: str, *, tolerant: bool = False, **fixed: Any) -> None:
         known = {option.name for option in options(stage(name).params)}
         picked = {key: value for key, value in {**given, **fixed}.items() if key in known}
-        outcomes.extend(run_stage(name, picked, store, tolerant=tolerant))
+        # The summary at the end says it all again, but for the measurements.
+        quietly = nullcontext() if name == "bench" else console.only_on_failure()
+        with quietly:
+            outcomes.extend(run_stage(name, picked, store, tolerant=tolerant))
 
     for name in ("data", "train", "export"):
         step(name)

@@ -159,6 +159,20 @@ def _document(outcomes: list[Outcome]) -> list[dict[str, Any]]:
     return documents
 
 
+_FILE_OPTIONS: list[click.Parameter] = [
+    click.Option(
+        ["--file"],
+        type=click.Path(path_type=Path),
+        help="Judge this file instead of what was built; nothing is recorded.",
+    ),
+    click.Option(
+        ["--golden"],
+        type=click.Path(path_type=Path),
+        help="With --file: the golden file, if not the model's own.",
+    ),
+]
+
+
 def _add_stage(name: str) -> None:
     stage = chain.stage(name)
 
@@ -166,10 +180,19 @@ def _add_stage(name: str) -> None:
     def command(**values: Any) -> None:
         store = _store(values)
         given = {key: value for key, value in values.items() if value is not None}
+        if "file" in given or "golden" in given:
+            golden = given.pop("golden", None)
+            if "file" not in given:
+                raise UsageError("--golden without --file", "name the file to judge")
+            console.document(chain.verify_file(given.pop("file"), golden, given, store))
+            return
         outcomes = chain.run_stage(name, given, store)
         console.document({"outcomes": _document(outcomes)})
 
-    _add(name, stage.help, command, _parameters(options(stage.params), with_defaults=True))
+    parameters = _parameters(options(stage.params), with_defaults=True)
+    if name == "verify":
+        parameters += _FILE_OPTIONS
+    _add(name, stage.help, command, parameters)
 
 
 def _add(

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 # A table in a log file should not be squeezed into the 80 columns rich assumes there.
@@ -30,6 +31,7 @@ class Output:
 
 
 settings = Output()
+_held: list[Callable[[], None]] | None = None
 
 
 def say(text: str) -> None:
@@ -40,7 +42,32 @@ def say(text: str) -> None:
 
 def result(text: str) -> None:
     """Prints a line that is a result: to stdout, or to stderr beside a JSON document."""
+    if _hold(partial(result, text)):
+        return
     print(text, file=sys.stderr if settings.json else sys.stdout, flush=True)
+
+
+def _hold(printing: Callable[[], None]) -> bool:
+    if _held is not None:
+        _held.append(printing)
+    return _held is not None
+
+
+@contextmanager
+def only_on_failure() -> Iterator[None]:
+    """Keeps results back; they are printed only if the block raises."""
+    global _held  # noqa: PLW0603 - one terminal, one state
+    kept: list[Callable[[], None]] = []
+    _held = kept
+    try:
+        yield
+    except BaseException:
+        _held = None
+        for printing in kept:
+            printing()
+        raise
+    finally:
+        _held = None
 
 
 def document(content: Any) -> None:
@@ -58,6 +85,9 @@ def error(message: str, hint: str = "") -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table; columns whose name starts with ">" are aligned to the right."""
+    rows = list(rows)
+    if _hold(partial(table, title, columns, rows)):
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table

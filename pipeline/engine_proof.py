@@ -9,6 +9,7 @@ import engines
 from engines.base import Array, OpenOptions, choose_device
 from pipeline import golden as goldens
 from pipeline import parity
+from pipeline.audit import audit
 
 # The exported graph itself is a subject too. This engine runs it as it is, unoptimised.
 GRAPH = "graph"
@@ -51,4 +52,6 @@ def prove(
         verdict = parity.judge(subject, session, golden, test)
     finally:
         session.close()
+    if subject == GRAPH:
+        verdict = parity.with_audit(verdict, audit(path, golden.weights))
     return dataclasses.replace(verdict, facts={**engine.fingerprint(), "device": session.device})

@@ -33,6 +33,7 @@ class Golden:
         test_reference: The float64 logits of the whole test set, `[count, classes]`.
         test_labels: The class of each test image, `[count]`.
         precision: The graph's precision, such as "fp32".
+        weights: By name, the digest of each parameter and buffer (`pipeline.audit.digest`).
     """
 
     inputs: dict[str, Array]
@@ -43,6 +44,7 @@ class Golden:
     test_reference: Array
     test_labels: Array
     precision: str
+    weights: dict[str, str]
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
@@ -56,7 +58,12 @@ class Golden:
 
     def save(self, path: Path) -> None:
         """Writes a compressed .npz; equal contents give equal bytes."""
-        meta = {"schema": SCHEMA, "cases": self.cases, "precision": self.precision}
+        meta = {
+            "schema": SCHEMA,
+            "cases": self.cases,
+            "precision": self.precision,
+            "weights": self.weights,
+        }
         arrays = {
             "meta": np.frombuffer(json.dumps(meta, sort_keys=True).encode(), dtype=np.uint8),
             "labels": self.labels,
@@ -90,6 +97,7 @@ def load(path: Path) -> Golden:
             test_reference=arrays["test_reference"],
             test_labels=arrays["test_labels"],
             precision=meta["precision"],
+            weights=meta["weights"],
         )
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DeployError(

@@ -8,12 +8,13 @@ against r is at most K times that floor, in the root mean square and in the maxi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from engines.base import Array, Outputs, Session, TensorSpec
+from pipeline.audit import Audit
 from pipeline.golden import Golden
 
 # An engine may add up in another order than PyTorch and so land further from float64. Over 11
@@ -80,6 +81,7 @@ class Verdict:
         subject: What was judged, such as "graph" or "onnxruntime".
         k: The factor allowed over the noise floor.
         batches: The batch sizes that were run.
+        audit: Of the weights, where the subject is an ONNX graph.
         reason: Why it was not run, or why it failed; empty on a pass.
     """
 
@@ -90,6 +92,7 @@ class Verdict:
     batches: tuple[int, ...] = ()
     outputs: tuple[OutputVerdict, ...] = ()
     flips: Flips | None = None
+    audit: Audit | None = None
     reason: str = ""
     facts: dict[str, str] = field(default_factory=dict)
 
@@ -301,5 +304,19 @@ def from_json(content: dict[str, Any]) -> Verdict:
         for output in content["outputs"]
     )
     flips = None if content["flips"] is None else Flips(**content["flips"])
-    parts = {"outputs": outputs, "flips": flips, "batches": tuple(content["batches"])}
+    audit = None
+    if content["audit"] is not None:
+        found = content["audit"]
+        audit = Audit(found["identical"], tuple(found["changed"]), tuple(found["unaudited"]))
+    batches = tuple(content["batches"])
+    parts = {"outputs": outputs, "flips": flips, "audit": audit, "batches": batches}
     return Verdict(**{**content, **parts})
+
+
+def with_audit(verdict: Verdict, audit: Audit) -> Verdict:
+    """Returns the verdict with the audit's word added: a changed weight is a mismatch."""
+    if not audit.changed:
+        return replace(verdict, audit=audit)
+    fault = f"weights that are not the checkpoint's: {', '.join(audit.changed)}"
+    reason = f"{verdict.reason}; {fault}" if verdict.reason else fault
+    return replace(verdict, audit=audit, status="mismatch", reason=reason)

@@ -80,6 +80,19 @@ def run(stage: Stage[Any], params: Any, store: Store) -> Outcome:
         return job.run()
 
 
+def require(artifact: Artifact, params: Any, store: Store) -> Path:
+    """Returns the file of an artifact, once its record has vouched for it.
+
+    Raises:
+        DeployError: It is missing, damaged or out of date.
+    """
+    fields = dataclasses.asdict(params)
+    filled = artifact.at(**fields)
+    paths = Paths(store.root, store.dist, fields, frozenset({filled}))
+    Vouchers(store.root).digest(filled, paths, fields)
+    return paths.locate(filled)
+
+
 @contextmanager
 def _disk_errors() -> Iterator[None]:
     """Turns what the file system refuses into an error the user can act on."""
@@ -156,7 +169,8 @@ class _Job:
             | {tool: machine.version(tool) for tool in self.stage.tools},
             "facts": dict(self.stage.facts(self.params)),
         }
-        return {**known, "key": sha256_json({"schema": SCHEMA, **known})}
+        version = {"schema": SCHEMA, "revision": self.stage.revision}
+        return {**known, "key": sha256_json({**version, **known})}
 
     def _old_record(self) -> Record | None:
         try:
@@ -176,7 +190,7 @@ class _Job:
                 if before.get(name) != now.get(name):
                     return f"running again: {_change(name, before.get(name), now.get(name))}"
         if old.key != wanted["key"]:
-            return "running again: the record is of another kind"
+            return "running again: this version of assay makes something else"
         for artifact in _sorted(self.outputs):
             path = self.outputs.locate(artifact)
             if not path.exists():

@@ -99,6 +99,8 @@ class Stage(Generic[P]):
         inputs: The artifacts it reads, for given parameters.
         outputs: The artifacts it makes; all lie under one record.
         run: Does the work: reads from the first paths, writes to the second.
+        revision: Raised when the stage makes something else of the same inputs, so that what
+            an older version made is made again.
         tools: Distributions whose versions are part of the key.
         facts: More that the outputs depend on: source digests, a backend's fingerprint.
         resolve: Fills in the defaults that depend on other parameters.
@@ -112,6 +114,7 @@ class Stage(Generic[P]):
     inputs: Callable[[P], tuple[Artifact, ...]]
     outputs: Callable[[P], tuple[Artifact, ...]]
     run: Callable[[Paths, Paths, P], None]
+    revision: int = 1
     tools: tuple[str, ...] = ()
     facts: Callable[[P], Mapping[str, str]] = _no_facts
     resolve: Callable[[P], P] = _same

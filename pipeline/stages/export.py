@@ -110,6 +110,7 @@ def make_golden(
     import torch
 
     from exporters.served import Served
+    from pipeline.audit import digest
     from pipeline.golden import REAL_IMAGES, Golden, edge_images
     from pipeline.training import predict
 
@@ -128,6 +129,7 @@ def make_golden(
         test_reference=predict(exact, torch.from_numpy(images)).numpy(),
         test_labels=labels,
         precision=precision,
+        weights={name: digest(tensor.numpy()) for name, tensor in served.state_dict().items()},
     )
 
 

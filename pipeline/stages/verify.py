@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import engines
 import exporters
 from engines import machine
-from engines.errors import NotAvailableError, ParityError, UsageError
+from engines.errors import DeployError, NotAvailableError, ParityError, UsageError
 from pipeline import console, models
 from pipeline.artifacts import (
     ENGINE,
@@ -62,6 +63,28 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         images=read_images(inputs[TEST_IMAGES.at(dataset=models.get(params.model).dataset)]),
     )
     write_json(outputs[_verdict(params)], dataclasses.asdict(verdict))
+
+
+def prove_file(file: Path, golden: Path, params: Params) -> Verdict:
+    """Judges any file against a golden file; records nothing.
+
+    Raises:
+        DeployError: One of the files does not exist or cannot be read.
+    """
+    from pipeline.engine_proof import prove
+
+    for path in (file, golden):
+        if not path.is_file():
+            raise DeployError(f"{path} does not exist", "give the path of a file")
+    params = resolve(params)
+    return prove(
+        params.engine,
+        file,
+        golden,
+        params.precision,
+        device=params.device,
+        threads=params.threads,
+    )
 
 
 def resolve(params: Params) -> Params:

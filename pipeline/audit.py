@@ -1,0 +1,63 @@
+"""The weight audit: is every parameter of the checkpoint in the graph, bit for bit?
+
+A single changed weight can move the outputs by less than their rounding noise, so that no
+comparison of outputs can show it. Comparing the weights themselves does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from engines.base import Array
+from engines.errors import DeployError
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What became of the checkpoint's parameters in a graph.
+
+    Attributes:
+        identical: How many are in the graph, bit for bit.
+        changed: Those that are there under their name with other values.
+        unaudited: Those that are not there under their name, as when an exporter folds a
+            batch norm into a convolution: nothing is known of them.
+    """
+
+    identical: int
+    changed: tuple[str, ...]
+    unaudited: tuple[str, ...]
+
+
+def digest(array: Array) -> str:
+    """Returns the SHA-256 of an array's dtype, shape and values."""
+    head = f"{array.dtype.name}{list(array.shape)}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def audit(graph: Path, weights: Mapping[str, str]) -> Audit:
+    """Compares a graph's initializers with the digests of the parameters it was exported from.
+
+    Raises:
+        DeployError: The file is not an ONNX graph.
+    """
+    try:
+        model = onnx.load(graph)
+        found = {
+            tensor.name: digest(onnx.numpy_helper.to_array(tensor))
+            for tensor in model.graph.initializer
+            if tensor.name in weights
+        }
+    except Exception as error:  # protobuf, onnx and numpy each raise their own
+        raise DeployError(f"{graph} is not an ONNX graph: {error}", "export it again") from error
+    changed = sorted(name for name, value in found.items() if value != weights[name])
+    return Audit(
+        identical=len(found) - len(changed),
+        changed=tuple(changed),
+        unaudited=tuple(sorted(set(weights) - set(found))),
+    )
