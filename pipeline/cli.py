@@ -313,13 +313,17 @@ def doctor(**values: Any) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     signals.install()
+    words = sys.argv[1:] if arguments is None else arguments
+    # Known before the words are parsed, for errors in parsing them.
+    console.settings.json, console.settings.quiet = "--json" in words, False
     try:
-        cli.main(arguments, prog_name="assay", standalone_mode=False)
+        cli.main(words, prog_name="assay", standalone_mode=False)
     except DeployError as error:
         _fail(error.message, error.hint, error.exit_code)
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "assay"
+        _fail(error.format_message(), f"see `{where} --help`", error.exit_code)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", "", INTERRUPTED)

@@ -1,0 +1,76 @@
+# The whole chain and each of its stages. `make help` says what there is.
+
+VENV ?= .venv
+PYTHON ?= python3
+MODEL ?= lenet
+PRECISION ?= fp32
+ENGINE ?= all
+# More options for the command behind a target, as in: make train ARGS="--epochs 2"
+ARGS ?=
+
+EXTRAS := train,onnxruntime,tensorrt-rtx,dev
+# Named after the content of what it depends on: a fresh clone has fresh file times.
+STAMP := $(VENV)/.assay-$(shell cat pyproject.toml constraints.txt Makefile | sha256sum | cut -c1-12)
+# This checkout, whatever checkout a shared environment was set up from.
+RUN := PYTHONPATH="$(CURDIR)" $(VENV)/bin/python
+ASSAY := $(RUN) -m pipeline.cli
+
+.DEFAULT_GOAL := help
+.PHONY: help setup pipeline data train export verify build bench bundle report doctor test lint clean
+
+help: ## say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  MODEL=$(MODEL) PRECISION=$(PRECISION) ENGINE=$(ENGINE) VENV=$(VENV) ARGS='more options'"
+
+setup: $(STAMP) ## make the environment in VENV
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; give PYTHON=python3.11 or later" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@rm -f $(VENV)/.assay-*
+	@touch $@
+
+pipeline: $(STAMP) ## run the whole chain for MODEL and print the results
+	$(ASSAY) run $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
+
+data: $(STAMP) ## get the data set
+	$(ASSAY) data $(ARGS)
+
+train: $(STAMP) ## train MODEL
+	$(ASSAY) train $(MODEL) $(ARGS)
+
+export: $(STAMP) ## export MODEL to ONNX in PRECISION
+	$(ASSAY) export $(MODEL) --precision $(PRECISION) $(ARGS)
+
+verify: $(STAMP) ## prove the graph and the built engines equal to PyTorch
+	$(ASSAY) verify $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
+
+build: $(STAMP) ## build ENGINE, or all that this machine can build
+	$(ASSAY) build $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
+
+bench: $(STAMP) ## measure the built engines side by side
+	$(ASSAY) bench $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
+
+bundle: $(STAMP) ## put everything into one archive in dist/
+	$(ASSAY) bundle $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
+
+report: $(STAMP) ## print what has been made of MODEL
+	$(ASSAY) report $(MODEL) --precision $(PRECISION) $(ARGS)
+
+doctor: $(STAMP) ## say what this machine has and lacks
+	$(ASSAY) doctor $(ARGS)
+
+test: $(STAMP) ## run all tests
+	$(RUN) -m pytest $(ARGS)
+
+lint: $(STAMP) ## check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean: ## remove artifacts, bundles and caches (not VENV)
+	rm -rf artifacts dist build .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,105 @@
+"""What all tests share: the small data set, one chain built once, and the command line."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline import chain, cli, console, data
+from pipeline.runner import Store
+from tests.subset import ROOT, SUBSET, install_trained
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _small_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(data.DATASETS, "fashion-mnist", SUBSET)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The whole chain for a trained LeNet. Not to be changed: use `store` for that."""
+    folder = tmp_path_factory.mktemp("built")
+    store = Store(folder / "artifacts", folder / "dist")
+    chain.run_stage("data", {}, store)
+    install_trained(store)
+    chain.run_all({"model": "lenet", "batch": (1, 4), "budget": 0.1}, store)
+    return store
+
+
+@pytest.fixture
+def store(built: Store, tmp_path: Path) -> Store:
+    """A copy of the built chain, for a test to damage."""
+    copy = dataclasses.replace(built, root=tmp_path / "artifacts", dist=tmp_path / "dist")
+    shutil.copytree(built.root, copy.root)
+    shutil.copytree(built.dist, copy.dist)
+    return copy
+
+
+@dataclass
+class Result:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def assay(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
+    """Runs a command in this process."""
+
+    def call(*words: object) -> Result:
+        capsys.readouterr()
+        code = cli.main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return Result(code, out, err)
+
+    yield call
+    console.settings.json = console.settings.quiet = False
+
+
+@dataclass
+class Process:
+    """A command in a process of its own, on the small data set."""
+
+    words: tuple[object, ...]
+    cwd: Path
+
+    def start(self, **more: object) -> subprocess.Popen[str]:
+        """Starts it; the caller waits for it."""
+        command = [sys.executable, "-m", "tests.subset", *map(str, self.words)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            command,
+            cwd=self.cwd,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **more,
+        )
+
+    def run(self, **more: object) -> Result:
+        """Runs it to its end."""
+        process = self.start(**more)
+        out, err = process.communicate(timeout=200)
+        return Result(process.returncode, out, err)
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Callable[..., Process]:
+    """Makes a command that runs in a process of its own, in a fresh folder."""
+
+    def make(*words: object, cwd: Path = tmp_path) -> Process:
+        return Process(words, cwd)
+
+    return make
