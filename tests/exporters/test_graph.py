@@ -1,0 +1,167 @@
+"""Exported graphs: their signature, their bytes, and models that cannot be exported."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from engines.base import TensorSpec
+from engines.errors import DeployError
+from exporters.graph import check_graph, export_graph, spec_of
+from exporters.program import export_program
+from exporters.served import Served
+from pipeline.runner import Store
+from tests.conftest import Process, Result
+
+IMAGE = TensorSpec("image", "uint8", (None, 1, 28, 28))
+LOGITS = TensorSpec("logits", "float32", (None, 10))
+
+
+@pytest.fixture
+def graph(built: Store) -> onnx.ModelProto:
+    return onnx.load(built.root / "lenet/fp32/model.onnx")
+
+
+def test_it_takes_raw_images_of_any_batch_and_gives_logits(graph: onnx.ModelProto) -> None:
+    assert [spec_of(value) for value in graph.graph.input] == [IMAGE]
+    assert [spec_of(value) for value in graph.graph.output] == [LOGITS]
+    assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    onnx.checker.check_model(graph, full_check=True)
+
+
+def test_its_metadata_say_what_it_is(graph: onnx.ModelProto, built: Store) -> None:
+    said = {entry.key: entry.value for entry in graph.metadata_props}
+    record = json.loads((built.root / "lenet/train.json").read_text())
+    assert said["assay.model"] == "lenet"
+    assert said["assay.preprocessing"] == "uint8 image / 255"
+    assert len(json.loads(said["assay.labels"])) == 10
+    digest = record["outputs"]["lenet/checkpoint.safetensors"]["sha256"]
+    assert said["assay.checkpoint"] == digest
+
+
+def test_nothing_in_it_names_a_path(built: Store) -> None:
+    content = (built.root / "lenet/fp32/model.onnx").read_bytes()
+    for trace in (b"site-packages", b".py", b"/tmp", b"/home", b"/root", b"pkg.torch"):
+        assert trace not in content
+
+
+def test_two_folders_give_the_same_bytes(
+    built: Store, tmp_path: Path, process: Callable[..., Process]
+) -> None:
+    graphs, goldens = [], []
+    for name in ("one", "two/deep er"):
+        folder = tmp_path / name
+        shutil.copytree(built.root, folder / "artifacts")
+        result = process("export", "lenet", "--force", cwd=folder).run()
+        assert result.code == 0, result.err
+        graphs.append((folder / "artifacts/lenet/fp32/model.onnx").read_bytes())
+        goldens.append((folder / "artifacts/lenet/fp32/golden.npz").read_bytes())
+    assert graphs[0] == graphs[1] == (built.root / "lenet/fp32/model.onnx").read_bytes()
+    assert goldens[0] == goldens[1]
+
+
+def test_the_preprocessing_inside_is_a_division_by_255() -> None:
+    seen = {}
+
+    class Keep(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen[x.dtype] = x
+            return x
+
+    image = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    Served(Keep())(image)
+    Served(Keep(), torch.float64)(image)
+    assert torch.equal(seen[torch.float32], image.float() / 255)
+    assert torch.equal(seen[torch.float64], image.double() / 255)
+
+
+class FixedBatch(nn.Module):
+    """Fixes its batch to the one it was traced with."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.float().reshape(2, -1)[:, :10]
+
+
+class ByValue(nn.Module):
+    """Goes one way or the other depending on the pixels."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = image.float().flatten(1)[:, :10]
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize("module", [FixedBatch(), ByValue()])
+def test_a_model_that_cannot_be_traced_is_an_error_not_a_static_graph(module: nn.Module) -> None:
+    with pytest.raises(DeployError, match="cannot trace the model with a dynamic batch"):
+        export_program(module, (IMAGE,))
+
+
+class Untranslatable(nn.Module):
+    """Uses an operator that ONNX has no translation for."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.special.airy_ai(image.float().flatten(1)[:, :10])
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own, on its way to failing
+def test_an_operator_without_a_translation_is_named() -> None:
+    program = export_program(Untranslatable(), (IMAGE,))
+    with pytest.raises(DeployError, match="airy_ai"):
+        export_graph(program, (IMAGE,), (LOGITS,), {})
+
+
+def test_a_graph_with_another_signature_is_refused(graph: onnx.ModelProto) -> None:
+    for wanted in (
+        TensorSpec("picture", "uint8", (None, 1, 28, 28)),
+        TensorSpec("image", "float32", (None, 1, 28, 28)),
+        TensorSpec("image", "uint8", (8, 1, 28, 28)),
+    ):
+        with pytest.raises(DeployError, match="was asked for"):
+            check_graph(graph, (wanted,), (LOGITS,))
+
+
+def test_a_foreign_operator_is_refused(graph: onnx.ModelProto) -> None:
+    graph.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    graph.graph.node[1].domain = "com.example"
+    with pytest.raises(DeployError, match="outside ONNX's standard"):
+        check_graph(graph, (IMAGE,), (LOGITS,))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_a_damaged_checkpoint_is_a_digest_error(
+    store: Store, assay: Callable[..., Result], damage: str
+) -> None:
+    path = store.root / "lenet/checkpoint.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        del content[1000:]
+    else:
+        content[-1] ^= 1
+    path.write_bytes(content)
+    before = (store.root / "lenet/fp32/model.onnx").read_bytes()
+    result = assay("export", "lenet", "--root", store.root)
+    assert result.code == 1
+    assert "expected sha256" in result.err
+    assert "checkpoint.safetensors" in result.err
+    assert (store.root / "lenet/fp32/model.onnx").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    from pipeline import models
+    from pipeline.stages.export import load_network
+
+    path = tmp_path / "other.safetensors"
+    save_file({"0.weight": np.zeros((1, 1), np.float32)}, path)
+    with pytest.raises(DeployError, match="does not hold the weights of lenet"):
+        load_network(models.get("lenet"), path)
+    path.write_bytes(b"not safetensors")
+    with pytest.raises(DeployError, match="does not hold the weights of lenet"):
+        load_network(models.get("lenet"), path)
