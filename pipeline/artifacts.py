@@ -60,7 +60,7 @@ class Paths:
     root: Path
     dist: Path
     fields: Mapping[str, Any]
-    declared: frozenset[Artifact]
+    declared: tuple[Artifact, ...]
 
     def __getitem__(self, artifact: Artifact) -> Path:
         """Returns the file of an artifact; KeyError if the stage did not declare it."""

@@ -83,7 +83,8 @@ def load(path: Path) -> Golden:
         DeployError: The file is damaged, or is of another schema.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, since np.load leaves the file open if it is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         meta: dict[str, Any] = json.loads(arrays["meta"].tobytes())
         if meta["schema"] != SCHEMA:

@@ -88,7 +88,7 @@ def require(artifact: Artifact, params: Any, store: Store) -> Path:
     """
     fields = dataclasses.asdict(params)
     filled = artifact.at(**fields)
-    paths = Paths(store.root, store.dist, fields, frozenset({filled}))
+    paths = Paths(store.root, store.dist, fields, (filled,))
     Vouchers(store.root).digest(filled, paths, fields)
     return paths.locate(filled)
 
@@ -126,7 +126,7 @@ class _Job:
         self.title = slug.replace("-", " ")
 
     def _paths(self, artifacts: tuple[Artifact, ...]) -> Paths:
-        filled = frozenset(artifact.at(**_joined(self.fields)) for artifact in artifacts)
+        filled = tuple(artifact.at(**_joined(self.fields)) for artifact in artifacts)
         return Paths(self.store.root, self.store.dist, _joined(self.fields), filled)
 
     def run(self) -> Outcome:
@@ -136,7 +136,7 @@ class _Job:
                 "sha256": vouchers.digest(artifact, self.inputs, self.fields),
                 "record": artifact.record,
             }
-            for artifact in _sorted(self.inputs)
+            for artifact in self.inputs.declared
         }
         wanted = self._wanted(inputs)
         old = self._old_record()
@@ -191,7 +191,7 @@ class _Job:
                     return f"running again: {_change(name, before.get(name), now.get(name))}"
         if old.key != wanted["key"]:
             return "running again: this version of assay makes something else"
-        for artifact in _sorted(self.outputs):
+        for artifact in self.outputs.declared:
             path = self.outputs.locate(artifact)
             if not path.exists():
                 return f"running again: {path} is missing"
@@ -222,7 +222,7 @@ class _Job:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _check_inputs(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
-        for artifact in _sorted(self.inputs):
+        for artifact in self.inputs.declared:
             path = self.inputs.locate(artifact)
             if not path.exists() or sha256_file(path) != inputs[artifact.label]["sha256"]:
                 raise DeployError(
@@ -231,7 +231,7 @@ class _Job:
 
     def _describe(self, scratch: Paths) -> dict[str, dict[str, Any]]:
         described = {}
-        for artifact in _sorted(scratch):
+        for artifact in scratch.declared:
             path = scratch.locate(artifact)
             if not path.exists():
                 raise RuntimeError(f"stage {self.stage.name} did not write {artifact.path}")
@@ -243,7 +243,7 @@ class _Job:
         """Moves the outputs into place, the record last: without it they count for nothing."""
         with signals.deferred():
             self.record.unlink(missing_ok=True)
-            for artifact in _sorted(scratch):
+            for artifact in scratch.declared:
                 target = self.outputs.locate(artifact)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 scratch.locate(artifact).replace(target)
@@ -254,10 +254,6 @@ class _Job:
     def _outcome(self, record: Record, reason: str) -> Outcome:
         fields = {name: _plain(value) for name, value in self.fields.items()}
         return Outcome(self.stage.name, fields, not reason, reason, record, self.outputs)
-
-
-def _sorted(paths: Paths) -> list[Artifact]:
-    return sorted(paths.declared, key=lambda artifact: artifact.label)
 
 
 def _joined(fields: Mapping[str, Any]) -> dict[str, Any]:

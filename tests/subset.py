@@ -6,11 +6,14 @@
 import dataclasses
 import gzip
 import hashlib
+import importlib
+import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
-from pipeline import cli, data
+from pipeline import cli, console, data
 from pipeline.artifacts import CHECKPOINT, TRAINING, Paths
 from pipeline.runner import Store, run
 from pipeline.stages import train
@@ -45,6 +48,21 @@ def install_trained(store: Store) -> None:
     run(dataclasses.replace(train.STAGE, run=copy), train.Params(model="lenet"), store)
 
 
+def pause(name: str) -> None:
+    """Makes a stage wait between its work and its publishing, to be interrupted there."""
+    module = importlib.import_module(f"pipeline.stages.{name}")
+    work = module.STAGE.run
+
+    def run_and_wait(inputs: Paths, outputs: Paths, params: object) -> None:
+        work(inputs, outputs, params)
+        console.say("pausing")
+        time.sleep(100)
+
+    module.STAGE = dataclasses.replace(module.STAGE, run=run_and_wait)
+
+
 if __name__ == "__main__":
     data.DATASETS["fashion-mnist"] = SUBSET
+    if "ASSAY_TEST_PAUSE" in os.environ:
+        pause(os.environ["ASSAY_TEST_PAUSE"])
     sys.exit(cli.main())

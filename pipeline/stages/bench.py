@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import engines
 import exporters
 from engines import machine
-from engines.errors import NotAvailableError, UsageError
+from engines.errors import DeployError, NotAvailableError, UsageError
 from pipeline import console, models
 from pipeline.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
 from pipeline.digests import read_json, write_json
@@ -47,7 +47,10 @@ class Params:
 def resolve(params: Params) -> Params:
     """Puts the baseline first and checks the numbers."""
     if not params.engine:
-        raise UsageError("no engine to measure", "build one first: `assay build MODEL`")
+        raise DeployError(
+            f"no engine of {params.model} that runs here is built",
+            f"run `assay build {params.model}`",
+        )
     for name, value in (("threads", params.threads), ("budget", params.budget)):
         if not value > 0:
             raise UsageError(f"--{name} {value}", "give a number above 0")

@@ -10,7 +10,7 @@ from typing import Any
 
 import engines
 import exporters
-from engines.errors import ParityError, UsageError
+from engines.errors import DeployError, ParityError
 from pipeline import __version__, console, models
 from pipeline.artifacts import (
     BUNDLE,
@@ -49,7 +49,9 @@ class Params:
 def resolve(params: Params) -> Params:
     """Sorts the engines: their order changes nothing."""
     if not params.engine:
-        raise UsageError("no engine to bundle", "build one first: `assay build MODEL`")
+        raise DeployError(
+            f"no engine of {params.model} is built", f"run `assay build {params.model}`"
+        )
     return dataclasses.replace(params, engine=tuple(sorted(set(params.engine))))
 
 
@@ -163,5 +165,6 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=lambda _params: (BUNDLE,),
     run=run,
+    resolve=resolve,
     show=show,
 )

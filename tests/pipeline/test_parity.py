@@ -1,0 +1,356 @@
+"""The verdict: faithful engines pass, and every planted fault is found and named."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from engines.base import Array, Feeds, Outputs, TensorSpec
+from pipeline import golden as goldens
+from pipeline import parity
+from pipeline.golden import Golden
+from pipeline.runner import Store
+from tests.conftest import Result
+
+ROWS, CLASSES = 40, 5
+WEIGHT = np.random.default_rng(1).normal(size=(12, CLASSES)) / 255
+
+
+def exact(image: Array) -> Array:
+    return image.reshape(len(image), -1).astype(np.float64) @ WEIGHT
+
+
+def rounded(image: Array) -> Array:
+    return image.reshape(len(image), -1).astype(np.float32) @ WEIGHT.astype(np.float32)
+
+
+@pytest.fixture
+def golden() -> Golden:
+    images = np.random.default_rng(0).integers(0, 256, (ROWS, 3, 2, 2), dtype=np.uint8)
+    reference = exact(images)
+    return Golden(
+        inputs={"image": images},
+        reference={"logits": reference},
+        native={"logits": rounded(images)},
+        cases=tuple(f"case {row}" for row in range(ROWS)),
+        labels=reference.argmax(1).astype(np.uint8),
+        test_reference=reference,
+        test_labels=reference.argmax(1).astype(np.uint8),
+        precision="fp32",
+        weights={},
+    )
+
+
+@dataclass
+class Computed:
+    """A session whose outputs a function computes: the place to plant a fault."""
+
+    function: Callable[[Array], Array] = rounded
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("image", "uint8", (None, 3, 2, 2)),)
+    outputs: tuple[TensorSpec, ...] = (TensorSpec("logits", "float32", (None, CLASSES)),)
+    device: str = "cpu"
+    batch: tuple[int, int] | None = None
+    stream: int | None = None
+    sizes: list[int] = field(default_factory=list)
+
+    def run(self, feeds: Feeds) -> Outputs:
+        self.sizes.append(len(feeds["image"]))
+        return {"logits": self.function(feeds["image"])}
+
+    def bind(self, feeds: Feeds) -> None:
+        raise NotImplementedError
+
+    def launch(self) -> None:
+        raise NotImplementedError
+
+    def synchronize(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+def summed_backwards(image: Array) -> Array:
+    """Computes the same in float32, in another order."""
+    flat = image.reshape(len(image), -1)[:, ::-1].astype(np.float32)
+    return flat @ WEIGHT[::-1].astype(np.float32)
+
+
+@pytest.mark.parametrize("function", [rounded, summed_backwards])
+def test_a_faithful_engine_passes(golden: Golden, function: Callable[[Array], Array]) -> None:
+    verdict = parity.judge("engine", Computed(function), golden)
+    assert (verdict.status, verdict.reason) == ("pass", "")
+    assert verdict.flips == parity.Flips(ROWS, 0, 0, ROWS, ROWS)
+
+
+def test_it_runs_batches_of_1_2_an_odd_number_and_all(golden: Golden) -> None:
+    session = Computed()
+    verdict = parity.judge("engine", session, golden)
+    assert verdict.batches == (1, 2, 7, ROWS)
+    assert set(verdict.batches) <= set(session.sizes)
+
+
+def test_it_keeps_to_the_batches_an_engine_accepts(golden: Golden) -> None:
+    session = Computed(batch=(2, 8))
+    verdict = parity.judge("engine", session, golden)
+    assert verdict.batches == (2, 7, 8)
+    assert max(session.sizes) == 8
+
+
+def test_the_floor_is_pytorchs_own_error(golden: Golden) -> None:
+    reference = golden.reference["logits"]
+    native = reference + np.random.default_rng(0).normal(scale=1e-3, size=reference.shape)
+    rms, largest = parity.noise_floor(reference, native, "fp32")
+    error = native - reference
+    assert rms == pytest.approx(np.sqrt((error**2).mean()))
+    assert largest == pytest.approx(np.abs(error).max())
+
+
+def test_the_floor_is_never_below_one_unit_of_rounding() -> None:
+    reference = np.array([[1.0, -3.0]])
+    rms, largest = parity.noise_floor(reference, reference.astype(np.float32), "fp32")
+    assert rms == pytest.approx(2**-23 * np.sqrt(5))
+    assert largest == pytest.approx(2**-23 * 3)
+
+
+def one_weight_off(image: Array) -> Array:
+    weight = WEIGHT.astype(np.float32)
+    weight[0, 0] *= 1.01
+    return image.reshape(len(image), -1).astype(np.float32) @ weight
+
+
+def at_batch(size: int) -> Callable[[Array], Array]:
+    return lambda image: rounded(image) + np.float32(len(image) == size)
+
+
+def nan_on_bright(image: Array) -> Array:
+    logits = rounded(image)
+    logits[image[:, 0, 0, 0] > 200, 1] = np.nan
+    return logits
+
+
+FAULTS: dict[str, tuple[Callable[[Array], Array], str]] = {
+    "one weight off by a hundredth": (one_weight_off, "times the noise floor"),
+    "a scale off by a thousandth": (
+        lambda image: rounded(image) * np.float32(1.001),
+        "times the noise floor",
+    ),
+    "swapped classes": (
+        lambda image: rounded(image)[:, [1, 0, 2, 3, 4]],
+        "times the noise floor",
+    ),
+    "wrong on one row only": (
+        lambda image: rounded(image) + (image[:, 0, 0, :1] == 137).astype(np.float32) * 1e-3,
+        "largest error",
+    ),
+    "wrong at batch 1 only": (at_batch(1), "times the noise floor"),
+    "wrong at odd batches only": (at_batch(7), "times the noise floor"),
+    "NaN on some inputs": (nan_on_bright, "NaN or Inf"),
+    "infinite": (lambda image: rounded(image) + np.float32(np.inf), "NaN or Inf"),
+    "the same for every input": (
+        lambda image: np.ones((len(image), CLASSES), np.float32),
+        "does not depend on the input",
+    ),
+    "all zero": (
+        lambda image: np.zeros((len(image), CLASSES), np.float32),
+        "does not depend on the input",
+    ),
+    "half precision": (
+        lambda image: rounded(image).astype(np.float16).astype(np.float32),
+        "times the noise floor",
+    ),
+    "another shape": (lambda image: rounded(image)[:, :3], "where float32[16, 5] was expected"),
+    "another dtype": (lambda image: rounded(image).astype(np.float64), "gives float64"),
+    "a batch too many": (
+        lambda image: np.concatenate([rounded(image)] * 2),
+        "where float32[16, 5] was expected",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_and_named(golden: Golden, fault: str) -> None:
+    golden.inputs["image"][3, 0, 0, 0] = 137  # the row that "wrong on one row only" means
+    golden.reference["logits"][:] = exact(golden.inputs["image"])
+    golden.native["logits"][:] = rounded(golden.inputs["image"])
+    function, words = FAULTS[fault]
+    verdict = parity.judge("engine", Computed(function), golden)
+    assert verdict.status == "mismatch"
+    assert words in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"outputs": (TensorSpec("logit", "float32", (None, CLASSES)),)},
+        {"outputs": (TensorSpec("logits", "float16", (None, CLASSES)),)},
+        {"outputs": (TensorSpec("logits", "float32", (8, CLASSES)),)},
+        {"inputs": (TensorSpec("picture", "uint8", (None, 3, 2, 2)),)},
+        {"inputs": (TensorSpec("image", "uint8", (1, 3, 2, 2)),)},
+    ],
+)
+def test_another_signature_is_a_mismatch(golden: Golden, changed: dict[str, object]) -> None:
+    verdict = parity.judge("engine", Computed(**changed), golden)
+    assert verdict.status == "mismatch"
+    assert "expected" in verdict.reason
+
+
+def test_a_model_whose_output_is_constant_proves_nothing(golden: Golden) -> None:
+    def constant(image: Array) -> Array:
+        return np.ones((len(image), CLASSES), np.float32)
+
+    still = dataclasses.replace(
+        golden,
+        reference={"logits": np.ones((ROWS, CLASSES))},
+        native={"logits": np.ones((ROWS, CLASSES), np.float32)},
+        test_reference=np.ones((ROWS, CLASSES)),
+    )
+    assert parity.judge("engine", Computed(constant), still).status == "vacuous"
+
+
+def test_a_flip_within_rounding_is_explained_and_a_wider_one_is_not(golden: Golden) -> None:
+    """The golden rows are right; on the test set the two best classes change places."""
+    images = golden.inputs["image"]
+    ranked = golden.reference["logits"].argsort(axis=1)
+    margin = 1e-9
+
+    def swapped(image: Array) -> Array:
+        logits = rounded(image)
+        if np.array_equal(image, images[::-1]):
+            rows = np.arange(len(image))
+            first, second = ranked[::-1][:, -1], ranked[::-1][:, -2]
+            logits[rows, first], logits[rows, second] = logits[rows, second], logits[rows, first]
+        return logits
+
+    wide = dataclasses.replace(
+        golden, test_reference=golden.reference["logits"][::-1], test_labels=golden.labels[::-1]
+    )
+    verdict = parity.judge("engine", Computed(swapped), wide, {"image": images[::-1]})
+    assert verdict.flips is not None
+    assert verdict.flips.unexplained == ROWS
+    assert verdict.status == "mismatch"
+    assert "wider than rounding can explain" in verdict.reason
+
+    close = wide.test_reference.copy()
+    rows = np.arange(ROWS)
+    close[rows, ranked[::-1][:, -1]] = close[rows, ranked[::-1][:, -2]] + margin
+    narrow = dataclasses.replace(wide, test_reference=close)
+    verdict = parity.judge("engine", Computed(swapped), narrow, {"image": images[::-1]})
+    assert verdict.flips == parity.Flips(ROWS, ROWS, 0, 0, ROWS)
+    assert verdict.status == "pass"
+
+
+def test_a_verdict_survives_its_json_form(golden: Golden) -> None:
+    verdict = parity.judge("engine", Computed(), golden)
+    assert parity.from_json(json.loads(json.dumps(dataclasses.asdict(verdict)))) == verdict
+
+
+def test_the_golden_file_has_real_images_and_edge_cases(built: Store) -> None:
+    found = goldens.load(built.root / "lenet/fp32/golden.npz")
+    assert len(found.labels) == 256
+    assert found.cases[256:] == tuple(goldens.edge_images((1, 28, 28)))
+    assert found.inputs["image"].shape == (262, 1, 28, 28)
+    assert found.reference["logits"].dtype == np.float64
+    assert found.native["logits"].dtype == np.float32
+    assert found.test_reference.shape == (300, 10)
+
+
+@pytest.mark.parametrize("length", [0, 10, 5000])
+def test_a_truncated_golden_file_is_an_error(built: Store, tmp_path: Path, length: int) -> None:
+    from engines.errors import DeployError
+
+    path = tmp_path / "golden.npz"
+    path.write_bytes((built.root / "lenet/fp32/golden.npz").read_bytes()[:length])
+    with pytest.raises(DeployError, match="is not a golden file"):
+        goldens.load(path)
+
+
+def altered(store: Store, name: str, index: int, factor: float) -> Path:
+    model = onnx.load(store.root / "lenet/fp32/model.onnx")
+    (tensor,) = [each for each in model.graph.initializer if each.name == name]
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.reshape(-1)[index] *= np.float32(factor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
+    path = store.root / "altered.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("index", [0, 7, 77, 149])
+def test_one_convolution_weight_off_by_a_thousandth_exits_3(
+    store: Store, assay: Callable[..., Result], index: int
+) -> None:
+    path = altered(store, "network.0.weight", index, 1.001)
+    result = assay("verify", "lenet", "--root", store.root, "--file", path)
+    assert result.code == 3
+    assert "mismatch" in result.out
+    assert "network.0.weight" in result.err
+
+
+def test_the_smallest_change_of_a_weight_is_found(
+    store: Store, assay: Callable[..., Result]
+) -> None:
+    path = altered(store, "network.3.weight", 5, 1 + 2**-23)
+    result = assay("verify", "lenet", "--root", store.root, "--file", path)
+    assert result.code == 3
+    assert "weights that are not the checkpoint's: network.3.weight" in result.err
+
+
+def test_the_graph_itself_passes_as_a_file_too(store: Store, assay: Callable[..., Result]) -> None:
+    folder = store.root / "lenet/fp32"
+    before = sorted(store.root.rglob("*"))
+    words = ["--file", folder / "model.onnx", "--golden", folder / "golden.npz", "--json"]
+    result = assay("verify", "lenet", "--root", store.root / "elsewhere", *words)
+    assert result.code == 0
+    found = json.loads(result.out)
+    assert found["status"] == "pass"
+    assert found["audit"] == {"identical": 10, "changed": [], "unaudited": []}
+    assert sorted(store.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "golden.npz", "onnxruntime/engine"])
+def test_a_flipped_bit_in_an_artifact_is_a_digest_error(
+    store: Store, assay: Callable[..., Result], name: str
+) -> None:
+    path = store.root / "lenet/fp32" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    engine = "onnxruntime" if name.startswith("onnx") else "graph"
+    result = assay("verify", "lenet", "--root", store.root, "--engine", engine)
+    assert result.code == 1
+    assert f"{path} is not the" in result.err
+    assert "expected sha256" in result.err
+
+
+def test_a_mismatch_stays_a_mismatch_when_nothing_is_run_again(
+    store: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "K", 0.01)  # no engine is that exact
+    words = ("verify", "lenet", "--root", store.root)
+    assert assay(*words, "--force").code == 3
+    again = assay(*words)
+    assert again.code == 3
+    assert "nothing changed, skipped" in again.err
+    assert "times the noise floor" in again.err
+    assert assay("bundle", "lenet", "--root", store.root, "--dist", store.dist).code == 3
+
+
+def test_an_engine_that_cannot_run_here_is_never_a_pass(
+    store: Store, assay: Callable[..., Result]
+) -> None:
+    from engines import machine
+
+    if machine.gpus():
+        pytest.skip("this machine has a GPU")
+    result = assay("verify", "lenet", "--root", store.root, "--engine", "tensorrt_rtx")
+    assert result.code == 4
+    assert "was not run on this machine" in result.err
+    verdict = json.loads((store.root / "lenet/fp32/tensorrt_rtx/verdict.json").read_text())
+    assert verdict["status"] == "not run"
+    assert "no NVIDIA GPU" in verdict["reason"]

@@ -1,0 +1,317 @@
+"""The command line: exit codes, messages, JSON, and what an interruption leaves behind."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import chain, cli
+from pipeline.runner import Store
+from tests.conftest import Process, Result
+
+Assay = Callable[..., Result]
+
+
+def where(store: Store) -> tuple[object, ...]:
+    return ("--root", store.root, "--dist", store.dist)
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (("trian", "lenet"), "unknown command 'trian'", "did you mean 'train'?"),
+        (("train", "lenett"), "unknown model 'lenett'", "did you mean 'lenet'?"),
+        (("run", "alexnet"), "unknown model 'alexnet'", "available: lenet"),
+        (("build", "lenet", "--engine", "tensort"), "unknown engine 'tensort'", "'tensorrt'"),
+        (("bench", "lenet", "--engine", "pytorch,x"), "unknown engine 'x'", "available: "),
+        (("export", "lenet", "--precision", "fp31"), "unknown precision 'fp31'", "'fp32'"),
+        (("data", "--dataset", "fashion"), "unknown dataset 'fashion'", "'fashion-mnist'"),
+        (("bench", "lenet", "--batch", "1,x"), "--batch '1,x' is not a list of int", "commas"),
+        (("bench", "lenet", "--batch", "0"), "--batch (0,)", "at least 1"),
+        (("build", "lenet", "--batch-opt", "512"), "not in rising order", "--batch-min"),
+        (("train",), "Missing argument", "assay train --help"),
+        (("train", "lenet", "--epochs", "many"), "'many' is not a valid integer", "--help"),
+        (("verify", "lenet", "--golden", "x"), "--golden without --file", "name the file"),
+        (("report", "lenett"), "unknown model", "did you mean"),
+    ],
+)
+def test_wrong_usage_exits_2_and_says_what_would_be_right(
+    store: Store, assay: Assay, words: tuple[str, ...], message: str, hint: str
+) -> None:
+    rest = ("--root", store.root) if len(words) > 1 and words[0] != "trian" else ()
+    result = assay(*words, *rest)
+    assert result.code == 2
+    assert message in result.err
+    assert hint in result.err.splitlines()[-1]
+    assert result.out == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "missing", "again"),
+    [
+        ("train", "data set file", "assay data"),
+        ("export", "checkpoint", "assay train lenet"),
+        ("verify", "graph", "assay export lenet"),
+        ("build", "graph", "assay export lenet"),
+    ],
+)
+def test_a_missing_input_names_the_stage_to_run(
+    tmp_path: Path, assay: Assay, command: str, missing: str, again: str
+) -> None:
+    more = ("--engine", "onnxruntime") if command == "build" else ()
+    result = assay(command, "lenet", "--root", tmp_path / "empty", *more)
+    assert result.code == 1
+    assert f"no {missing}" in result.err
+    assert f"run `{again}" in result.err
+
+
+@pytest.mark.parametrize("command", ["bench", "bundle"])
+def test_without_an_engine_the_build_stage_is_named(
+    tmp_path: Path, assay: Assay, command: str
+) -> None:
+    result = assay(command, "lenet", "--root", tmp_path / "empty")
+    assert result.code == 1
+    assert "assay build" in result.err
+
+
+def test_an_engine_that_is_not_here_exits_4_with_the_pip_line(store: Store, assay: Assay) -> None:
+    import engines
+
+    if engines.get("tensorrt").available().build:
+        pytest.skip("this machine has TensorRT")
+    result = assay("build", "lenet", *where(store), "--engine", "tensorrt")
+    assert result.code == 4
+    assert "hint: pip install 'assay[tensorrt]'" in result.err
+
+
+def test_a_second_run_skips_every_stage(store: Store, assay: Assay) -> None:
+    result = assay("run", "lenet", *where(store), "--batch", "1,4", "--budget", "0.1")
+    assert result.code == 0
+    lines = result.err.splitlines()
+    assert sum(line.endswith("nothing changed, skipped") for line in lines) == 12
+    assert lines[-1] == "12 stages, 12 skipped"
+    assert "test accuracy 73.78% after 10 epochs" in result.out
+    assert f"bundle: {store.dist}/lenet-fp32.tar.gz" in result.out
+
+
+def test_a_changed_option_runs_what_depends_on_it_and_no_more(store: Store, assay: Assay) -> None:
+    words = ("--batch", "1,4", "--budget", "0.2", "--json")
+    result = assay("run", "lenet", *where(store), *words)
+    ran = [each["stage"] for each in json.loads(result.out)["outcomes"] if not each["skipped"]]
+    assert ran == ["bench", "bundle"]
+
+
+def test_json_is_one_document_on_stdout(store: Store, assay: Assay) -> None:
+    for words in (
+        ("report", "lenet", *where(store)),
+        ("verify", "lenet", *where(store), "--engine", "all"),
+        ("doctor",),
+        ("models",),
+        ("check", store.dist / "lenet-fp32.tar.gz"),
+    ):
+        result = assay(*words, "--json")
+        assert result.code == 0
+        json.loads(result.out)
+        assert result.err  # the table is there for a person
+
+
+def test_an_error_is_a_document_too(assay: Assay, tmp_path: Path) -> None:
+    for words, code in ((("train", "lenett"), 2), (("export", "lenet", "--root", tmp_path), 1)):
+        result = assay(*words, "--json")
+        found = json.loads(result.out)["error"]
+        assert (result.code, found["exit_code"]) == (code, code)
+        assert found["message"] in result.err
+
+
+def test_quiet_prints_results_only(store: Store, assay: Assay) -> None:
+    result = assay("verify", "lenet", *where(store), "--quiet")
+    assert result.err == ""
+    assert "pass" in result.out
+
+
+def test_a_bug_of_ours_shows_its_traceback(assay: Assay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain, "run_stage", lambda *_: 1 / 0)
+    result = assay("train", "lenet")
+    assert result.code == 1
+    assert "Traceback" in result.err
+    assert "this is a bug in assay" in result.err
+
+
+def test_doctor_says_what_each_engine_lacks(assay: Assay) -> None:
+    import engines
+    from engines import machine
+
+    result = assay("doctor", "--json")
+    found = json.loads(result.out)
+    assert set(found["engines"]) == set(engines.names())
+    if not machine.gpus():
+        assert "no NVIDIA GPU and driver here" in found["engines"]["tensorrt_rtx"]["reason"]
+        assert not found["engines"]["tensorrt_rtx"]["run"]
+        assert "none (nvidia-smi finds" in result.err
+    for state in found["engines"].values():
+        assert state["run"] or state["reason"]
+
+
+def test_doctor_finds_a_library_that_does_not_load(
+    assay: Assay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import sys
+
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libgone.so.1: not found')")
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    state = json.loads(assay("doctor", "--json").out)["engines"]["onnxruntime"]
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    assert (state["build"], state["run"]) == (False, False)
+    assert "libgone.so.1" in state["reason"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ".locks" not in path.parts
+    }
+
+
+def wait_for(process: subprocess.Popen[str], line: str) -> None:
+    for printed in process.stderr:
+        if line in printed:
+            return
+    raise AssertionError(f"ended with {process.wait()} before {line!r}")
+
+
+# When to interrupt a stage: what it prints then, and how many seconds later.
+WORKING = {
+    "train": ("epoch 2/", 0.05),
+    "export": ("lenet fp32 export: running", 1.5),
+    "bench": ("lenet fp32 bench: running", 1.0),
+}
+PAUSED = ("data", "verify", "build", "bundle")
+LONG = {"train": ("--epochs", 10_000), "bench": ("--budget", 100, "--batch", 1)}
+QUICK = {"train": ("--epochs", 1), "bench": ("--budget", 0.1, "--batch", 1)}
+# One engine is one run of the stage; those before an interruption rightly stay.
+ONE = {"build": ("--engine", "onnxruntime")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", [*WORKING, *PAUSED])
+def test_an_interrupted_stage_exits_130_and_leaves_no_half_artifact(
+    built: Store,
+    tmp_path: Path,
+    process: Callable[..., Process],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    number: int,
+) -> None:
+    shutil.copytree(built.root, tmp_path / "artifacts")
+    shutil.copytree(built.dist, tmp_path / "dist")
+    before = files(tmp_path)
+    words = (name, *(() if name == "data" else ("lenet",)), "--force", *ONE.get(name, ()))
+    line, seconds = WORKING.get(name, ("pausing", 0.0))
+    with monkeypatch.context() as patch:
+        if name in PAUSED:
+            patch.setenv("ASSAY_TEST_PAUSE", name)
+        running = process(*words, *LONG.get(name, ())).start()
+    wait_for(running, line)
+    time.sleep(seconds)
+    running.send_signal(number)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, out + err
+    assert "error: interrupted" in err
+    assert "Traceback" not in err
+    assert files(tmp_path) == before
+    assert not list(tmp_path.glob("*/.tmp*"))
+    assert process(*words, *QUICK.get(name, ())).run().code == 0
+
+
+def test_a_killed_run_leaves_nothing_that_counts(
+    built: Store, tmp_path: Path, process: Callable[..., Process]
+) -> None:
+    shutil.copytree(built.root, tmp_path / "artifacts")
+    before = files(tmp_path / "artifacts/lenet")
+    running = process("train", "lenet", "--force", "--epochs", 10_000).start()
+    wait_for(running, "epoch 2/")
+    running.kill()
+    running.communicate(timeout=60)
+    assert files(tmp_path / "artifacts/lenet") == before
+    assert process("train", "lenet", "--force", "--epochs", 1).run().code == 0
+    assert not list(tmp_path.glob("artifacts/.tmp*"))
+
+
+def test_a_second_process_in_the_same_stage_waits_or_says_who_is_there(
+    built: Store, tmp_path: Path, process: Callable[..., Process]
+) -> None:
+    shutil.copytree(built.root, tmp_path / "artifacts")
+    first = process("train", "lenet", "--force", "--epochs", 10_000).start()
+    wait_for(first, "epoch 1/")
+    try:
+        second = process("train", "lenet", "--epochs", 1, "--wait", 0).run()
+        assert second.code == 1
+        assert f"lenet train is being run by process {first.pid}" in second.err
+        third = process("train", "lenet", "--epochs", 1).start()
+        wait_for(third, f"waiting for process {first.pid}")
+    finally:
+        first.terminate()
+        first.communicate(timeout=60)
+    third.communicate(timeout=120)
+    assert third.returncode == 0
+
+
+def full_disk() -> None:
+    # Python ignores the signal, so that a write past the limit fails as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def test_a_full_disk_is_an_error_and_keeps_what_was_there(
+    built: Store, tmp_path: Path, process: Callable[..., Process]
+) -> None:
+    shutil.copytree(built.root, tmp_path / "artifacts")
+    before = files(tmp_path)
+    result = process("export", "lenet", "--force").run(preexec_fn=full_disk)
+    assert result.code == 1
+    assert "cannot write" in result.err
+    assert "Traceback" not in result.err
+    assert files(tmp_path) == before
+
+
+def test_a_read_only_folder_is_an_error(
+    built: Store, tmp_path: Path, process: Callable[..., Process]
+) -> None:
+    shutil.copytree(built.root, tmp_path / "artifacts")
+    for folder in (tmp_path / "artifacts", tmp_path / "artifacts/lenet/fp32"):
+        folder.chmod(0o555)
+    if os.geteuid() == 0:  # root may write anywhere, unless it gives that up
+        command = ("setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override")
+    else:
+        command = ()
+    words = process("export", "lenet", "--force")
+    result = _with_prefix(words, command)
+    assert result.code == 1
+    assert "cannot write" in result.err
+    assert "Permission denied" in result.err
+    assert "--root" in result.err
+
+
+def _with_prefix(words: Process, prefix: tuple[str, ...]) -> Result:
+    import sys
+
+    from tests.subset import ROOT
+
+    command = [*prefix, sys.executable, "-m", "tests.subset", *map(str, words.words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(
+        command, cwd=words.cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    return Result(answer.returncode, answer.stdout, answer.stderr)
+
+
+def test_every_stage_is_a_command() -> None:
+    assert set(chain.STAGES) < set(cli.cli.commands)
