@@ -34,8 +34,8 @@ class PyTorchEngine:
 
     It opens a `torch.export` program, not the user's module, so that it needs no source code
     and does on the target exactly what it did where it was exported. Calling the operators
-    through the program costs more than calling the module by about 2 µs an operator: 12 % for
-    LeNet on one image, 2 % on 64.
+    through the program takes a little longer than calling the module: benchmarks/program.py
+    measures by how much.
     """
 
     name = "pytorch"

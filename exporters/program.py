@@ -56,4 +56,5 @@ def save_program(
         "inputs": [vars(spec) for spec in inputs],
         "outputs": [vars(spec) for spec in outputs],
     }
-    torch.export.save(program, path, extra_files={SIGNATURE: json.dumps(signature)})
+    with path.open("wb") as file:  # an open file, since a path would have to end in .pt2
+        torch.export.save(program, file, extra_files={SIGNATURE: json.dumps(signature)})

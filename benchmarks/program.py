@@ -1,0 +1,77 @@
+"""What calling the operators through an exported program costs, beside calling the module.
+
+The `pytorch` engine runs `torch.export` programs. This measures LeNet both ways in one run, on
+one thread, interleaved, and prints the module's time divided by the program's.
+
+usage: python -m benchmarks.program
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import engines
+from engines import machine
+from engines.base import Feeds, OpenOptions, Outputs, TensorSpec
+from exporters.program import export_program, save_program
+from exporters.served import Served
+from pipeline import models, timing
+
+IMAGE = TensorSpec("image", "uint8", (None, 1, 28, 28))
+LOGITS = TensorSpec("logits", "float32", (None, 10))
+
+
+class Eager:
+    """The module itself behind the session contract."""
+
+    inputs, outputs, device, batch, stream = (IMAGE,), (LOGITS,), "cpu", None, None
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+
+    def run(self, feeds: Feeds) -> Outputs:
+        self.bind(feeds)
+        with torch.inference_mode():
+            return {"logits": self._module(self._image).numpy()}
+
+    def bind(self, feeds: Feeds) -> None:
+        self._image = torch.from_numpy(feeds["image"])
+
+    def launch(self) -> None:
+        with torch.inference_mode():
+            self._module(self._image)
+
+    def synchronize(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def main() -> None:
+    """Measures batches 1, 8 and 64 and prints JSON."""
+    module = Served(models.get("lenet").factory()).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "engine"
+        save_program(export_program(module, (IMAGE,)), path, (IMAGE,), (LOGITS,))
+        program = engines.get("pytorch").open(path, OpenOptions(device="cpu", threads=1))
+    results = []
+    for batch in (1, 8, 64):
+        images = np.random.default_rng(0).integers(0, 256, (batch, 1, 28, 28), dtype=np.uint8)
+        candidates = [
+            timing.Candidate("module", Eager(module), {"image": images}),
+            timing.Candidate("program", program, {"image": images}),
+        ]
+        for entry in timing.measure(candidates, budget=10, seed=0):
+            if entry.name == "program":
+                ratio = {key: round(value, 3) for key, value in vars(entry.ratio).items()}
+                results.append({"batch": batch, "boundary": entry.boundary, **ratio})
+    facts = {"torch": torch.__version__, "cpu": machine.cpu_model(), "threads": 1}
+    print(json.dumps({**facts, "module_over_program": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
