@@ -1,1 +1,19 @@
-"""The stages, one thin file each, in the order of the chain."""
+"""The stages, one thin file each, in the order of the chain, and the options they share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import exporters
+from pipeline import models
+from pipeline.stage import option
+
+
+def model_option() -> Any:
+    """Declares the MODEL argument."""
+    return option(text="Model of the zoo.", names=models.names)
+
+
+def precision_option() -> Any:
+    """Declares `--precision`."""
+    return option("fp32", text="Precision of the graph.", names=lambda: list(exporters.PRECISIONS))

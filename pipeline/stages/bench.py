@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import engines
-import exporters
 from engines import machine
 from engines.errors import DeployError, NotAvailableError, UsageError
-from pipeline import console, models
+from pipeline import console
 from pipeline.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
 from pipeline.digests import read_json, write_json
 from pipeline.stage import Made, Stage, option
+from pipeline.stages import model_option, precision_option
 
 if TYPE_CHECKING:
     from engines.base import Array, Session
@@ -28,10 +28,8 @@ BASELINE = "pytorch"
 class Params:
     """Options of the stage."""
 
-    model: str = option(text="Model of the zoo.", names=models.names)
-    precision: str = option(
-        "fp32", text="Precision of the graph.", names=lambda: list(exporters.PRECISIONS)
-    )
+    model: str = model_option()
+    precision: str = precision_option()
     engine: tuple[str, ...] = option(
         ("all",),
         text='Built engines to measure, or "all" that run here.',

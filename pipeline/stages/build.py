@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import engines
-import exporters
 from engines.errors import NotAvailableError
-from pipeline import console, models
+from pipeline import console
 from pipeline.artifacts import ENGINE, GRAPH, PROGRAM, Artifact, Paths
 from pipeline.stage import Made, Stage, option
+from pipeline.stages import model_option, precision_option
 
 if TYPE_CHECKING:
     from engines.base import BuildOptions
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 class Params:
     """Options of the stage."""
 
-    model: str = option(text="Model of the zoo.", names=models.names)
-    precision: str = option(
-        "fp32", text="Precision of the graph.", names=lambda: list(exporters.PRECISIONS)
-    )
+    model: str = model_option()
+    precision: str = precision_option()
     engine: str = option(
         "all",
         text='Engine to build, several, or "all" that this machine can build.',

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import engines
-import exporters
 from engines.errors import DeployError, ParityError
-from pipeline import __version__, console, models
+from pipeline import __version__, console
 from pipeline.artifacts import (
     BUNDLE,
     CHECKPOINT,
@@ -28,6 +27,7 @@ from pipeline.artifacts import (
 )
 from pipeline.digests import read_json
 from pipeline.stage import Made, Stage, option
+from pipeline.stages import model_option, precision_option
 
 _ACCEPTED = ("pass", "not run")
 
@@ -36,10 +36,8 @@ _ACCEPTED = ("pass", "not run")
 class Params:
     """Options of the stage."""
 
-    model: str = option(text="Model of the zoo.", names=models.names)
-    precision: str = option(
-        "fp32", text="Precision of the graph.", names=lambda: list(exporters.PRECISIONS)
-    )
+    model: str = model_option()
+    precision: str = precision_option()
     engine: tuple[str, ...] = option(
         ("all",), text='Built engines to put in, or "all" that are built.', names=engines.names
     )

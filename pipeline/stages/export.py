@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import exporters
 from engines.errors import DeployError
 from pipeline import console, models
 from pipeline import data as datasets
@@ -24,7 +23,8 @@ from pipeline.artifacts import (
 )
 from pipeline.digests import sha256_file
 from pipeline.models import ModelSpec
-from pipeline.stage import Made, Stage, option
+from pipeline.stage import Made, Stage
+from pipeline.stages import model_option, precision_option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,10 +39,8 @@ INPUT, OUTPUT = "image", "logits"
 class Params:
     """Options of the stage."""
 
-    model: str = option(text="Model of the zoo.", names=models.names)
-    precision: str = option(
-        "fp32", text="Precision of the graph.", names=lambda: list(exporters.PRECISIONS)
-    )
+    model: str = model_option()
+    precision: str = precision_option()
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:

@@ -23,13 +23,14 @@ from pipeline.artifacts import (
 )
 from pipeline.digests import read_json, sha256_file, write_json
 from pipeline.stage import Made, Stage, option
+from pipeline.stages import model_option
 
 
 @dataclass(frozen=True)
 class Params:
     """Options of the stage."""
 
-    model: str = option(text="Model of the zoo.", names=models.names)
+    model: str = model_option()
     epochs: int | None = option(None, text="Passes over the training set [recipe's].")
     lr: float | None = option(None, text="Learning rate [recipe's].")
     batch_size: int | None = option(None, text="Images a step [recipe's].")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import engines
-import exporters
 from engines import machine
 from engines.errors import DeployError, NotAvailableError, ParityError, UsageError
 from pipeline import console, models
@@ -24,6 +23,7 @@ from pipeline.artifacts import (
 )
 from pipeline.digests import read_json, write_json
 from pipeline.stage import Made, Stage, option
+from pipeline.stages import model_option, precision_option
 
 if TYPE_CHECKING:
     from pipeline.parity import Verdict
@@ -35,10 +35,8 @@ SUBJECT = "graph"  # pipeline.engine_proof.GRAPH, which is too heavy to import f
 class Params:
     """Options of the stage."""
 
-    model: str = option(text="Model of the zoo.", names=models.names)
-    precision: str = option(
-        "fp32", text="Precision of the graph.", names=lambda: list(exporters.PRECISIONS)
-    )
+    model: str = model_option()
+    precision: str = precision_option()
     engine: str = option(
         SUBJECT,
         text='What to verify: "graph", the name of a built engine, several, or "all".',
