@@ -118,6 +118,53 @@ def test_the_floor_is_never_below_one_unit_of_rounding() -> None:
     assert largest == pytest.approx(2**-23 * 3)
 
 
+def off_by(golden: Golden, factor: float, row: int | None) -> Callable[[Array], Array]:
+    """Errors of `factor` times a floor: of the maximum's on one row, or else of the rms's."""
+    reference, native = golden.reference["logits"], golden.native["logits"]
+    floors = parity.noise_floor(reference, native, golden.precision)
+    signs = np.where(np.indices(reference.shape).sum(axis=0) % 2, 1.0, -1.0)
+
+    def function(image: Array) -> Array:
+        rows = [int((golden.inputs["image"] == one).all(axis=(1, 2, 3)).argmax()) for one in image]
+        if row is None:
+            return (reference + signs * floors[0] * factor)[rows].astype(np.float64)
+        exact_but_one = reference.copy()
+        exact_but_one[row, 0] += floors[1] * factor
+        return exact_but_one[rows]
+
+    return function
+
+
+@pytest.mark.parametrize("row", [None, 0, ROWS - 1])
+@pytest.mark.parametrize(("factor", "status"), [(3.9, "pass"), (4.1, "mismatch")])
+def test_four_times_the_floor_is_the_limit_in_rms_and_in_the_maximum(
+    golden: Golden, row: int | None, factor: float, status: str
+) -> None:
+    # In float64, so that the planted error is the only one.
+    exactly = dataclasses.replace(golden, precision="fp32", native=dict(golden.native))
+    noisy = golden.reference["logits"] + np.random.default_rng(2).normal(
+        scale=1e-3, size=golden.reference["logits"].shape
+    )
+    exactly.native["logits"] = noisy  # a float64 array: the dtype that is promised
+    outputs = (TensorSpec("logits", "float64", (None, CLASSES)),)
+    session = Computed(off_by(exactly, factor, row), outputs=outputs)
+    assert parity.judge("engine", session, exactly).status == status
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_edge_cases_at_the_end_are_run_at_small_batches_too(golden: Golden, size: int) -> None:
+    many = {
+        part: {name: np.concatenate([array] * 3) for name, array in getattr(golden, part).items()}
+        for part in ("inputs", "reference", "native")
+    }
+    longer = dataclasses.replace(golden, cases=golden.cases * 3, **many)
+    rows, outputs = parity.run_rows(Computed(), longer, size)
+    assert {0, 3 * ROWS - 1, 3 * ROWS - 6} <= set(rows.tolist())
+    assert len(outputs["logits"]) == len(rows)
+    everything, _ = parity.run_rows(Computed(), longer, 3 * ROWS)
+    assert everything.tolist() == list(range(3 * ROWS))
+
+
 def one_weight_off(image: Array) -> Array:
     weight = WEIGHT.astype(np.float32)
     weight[0, 0] *= 1.01

@@ -196,6 +196,19 @@ def test_an_interrupted_publish_ends_complete(
     assert runner.run(MAKE, Params(), empty).skipped
 
 
+def test_an_input_that_changes_underway_spoils_the_run(empty: Store) -> None:
+    runner.run(MAKE, Params(), empty)
+
+    def meddle(inputs: Paths, outputs: Paths, params: Params) -> None:
+        copy(inputs, outputs, params)
+        inputs[FIRST].write_text("hellO")
+
+    meddling = dataclasses.replace(COPYING, run=meddle)
+    with pytest.raises(DeployError, match="changed while a copy was reading it"):
+        runner.run(meddling, Params(), empty)
+    assert not (empty.root / "a/copy.txt").exists()
+
+
 def test_a_stage_that_forgets_an_output_is_our_bug(empty: Store) -> None:
     lazy = dataclasses.replace(MAKE, run=lambda *_: None)
     with pytest.raises(RuntimeError, match=r"did not write a/first\.txt"):

@@ -98,15 +98,13 @@ def test_a_drifting_machine_does_not_move_the_ratio(clock: Clock) -> None:
 
 def test_rounds_are_interleaved_in_random_order(clock: Clock) -> None:
     log: list[str] = []
-    timing.measure(candidates(clock, log), budget=5, seed=0)
-    runs = [name for name, before in zip(log, ["", *log], strict=False) if name != before]
-    bound = [name for name in runs if name.startswith("bind")]
-    assert bound == ["bind slow", "bind fast"]
-    names = [name for name in log if not name.startswith("bind")]
-    starts = [i for i in range(1, len(names)) if names[i] != names[i - 1]]
-    assert len(starts) > 10
-    gaps = {b - a for a, b in itertools.pairwise(starts)}
-    assert len(gaps) > 2  # a fixed order would have one or two
+    timings = timing.measure(candidates(clock, log), budget=5, seed=0)
+    runs = [name for name, _ in itertools.groupby(log) if not name.startswith("bind")]
+    # Each round has four timings (two candidates, two boundaries); the same name twice in a row
+    # merges into one run, so that a fixed order gives runs of one pattern only.
+    assert len(runs) > timings[0].rounds
+    lengths = [len(list(group)) for _, group in itertools.groupby(log)][10:]
+    assert len(set(lengths)) > 4
 
 
 def test_what_never_settles_is_kept_and_says_so(clock: Clock) -> None:
