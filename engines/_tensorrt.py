@@ -169,7 +169,7 @@ class TensorRTSession:
             import torch
         except ImportError as error:
             raise NotAvailableError(
-                f"device buffers need torch: {error}", "pip install 'assay[train]'"
+                f"device buffers need torch: {error}", "pip install torch"
             ) from error
         self._torch = torch
         self._name = name

@@ -25,7 +25,7 @@ from engines.base import (
 )
 from engines.errors import DeployError
 
-_INSTALL = "pip install 'assay[onnxruntime]'"
+_INSTALL = "pip install onnxruntime-gpu"
 _DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime")
 _PROVIDERS = ["CPUExecutionProvider"]
 # ONNX Runtime names element types its own way.

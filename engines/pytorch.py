@@ -24,7 +24,7 @@ from engines.base import (
 )
 from engines.errors import DeployError, NotAvailableError
 
-_INSTALL = "pip install 'assay[train]'"
+_INSTALL = "pip install torch"
 # The file inside the program's archive that names its inputs and outputs.
 SIGNATURE = "assay_signature.json"
 

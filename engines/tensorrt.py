@@ -8,6 +8,6 @@ ENGINE = TensorRTEngine(
     name="tensorrt",
     module="tensorrt",
     distributions=("tensorrt-cu13", "tensorrt"),
-    install="pip install 'assay[tensorrt]'",
+    install="pip install 'tensorrt-cu13>=10.14'",
     builds_without_gpu=False,
 )

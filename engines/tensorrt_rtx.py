@@ -9,6 +9,6 @@ ENGINE = TensorRTEngine(
     name="tensorrt_rtx",
     module="tensorrt_rtx",
     distributions=("tensorrt-rtx-cu13",),
-    install="pip install 'assay[tensorrt-rtx]'",
+    install="pip install tensorrt-rtx-cu13",
     builds_without_gpu=True,
 )

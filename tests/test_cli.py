@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +89,18 @@ def test_an_engine_that_is_not_here_exits_4_with_the_pip_line(store: Store, assa
         pytest.skip("this machine has TensorRT")
     result = assay("build", "lenet", *where(store), "--engine", "tensorrt")
     assert result.code == 4
-    assert "hint: pip install 'assay[tensorrt]'" in result.err
+    assert "hint: pip install 'tensorrt-cu13>=10.14'" in result.err
+
+
+@pytest.mark.parametrize("name", ["train", "export"])
+def test_without_torch_the_stages_that_need_it_exit_4(
+    store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    result = assay(name, "lenet", *where(store), "--force")
+    assert result.code == 4
+    assert "torch cannot be imported" in result.err
+    assert "hint: pip install torch" in result.err
 
 
 def test_a_second_run_skips_every_stage(store: Store, assay: Assay) -> None:
@@ -162,8 +174,6 @@ def test_doctor_says_what_each_engine_lacks(assay: Assay) -> None:
 def test_doctor_finds_a_library_that_does_not_load(
     assay: Assay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import sys
-
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('libgone.so.1: not found')")
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
@@ -301,8 +311,6 @@ def test_a_read_only_folder_is_an_error(
 
 
 def _with_prefix(words: Process, prefix: tuple[str, ...]) -> Result:
-    import sys
-
     from tests.subset import ROOT
 
     command = [*prefix, sys.executable, "-m", "tests.subset", *map(str, words.words)]

@@ -64,6 +64,6 @@ def check(bundle: Path, device: str, threads: int) -> Checked:
         reasons = "; ".join(f"{verdict.subject}: {verdict.reason}" for verdict in verdicts)
         raise NotAvailableError(
             f"every digest of {bundle} is right, but nothing in it can be run here: {reasons}",
-            "pip install 'assay[onnxruntime]' proves at least the graph",
+            "`pip install onnxruntime-gpu` proves at least the graph",
         )
     return Checked(manifest, links, verdicts)

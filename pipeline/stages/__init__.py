@@ -9,6 +9,18 @@ from pipeline import models
 from pipeline.stage import option
 
 
+def need_torch() -> None:
+    """Checks that the stage's libraries are there, which a deployment target does not need.
+
+    Raises:
+        NotAvailableError: PyTorch or what exports from it is not installed.
+    """
+    from engines.base import import_vendor
+
+    for module in ("torch", "onnxscript"):
+        import_vendor(module, "pip install torch torchvision onnxscript")
+
+
 def model_option() -> Any:
     """Declares the MODEL argument."""
     return option(text="Model of the zoo.", names=models.names)

@@ -24,7 +24,7 @@ from pipeline.artifacts import (
 from pipeline.digests import sha256_file
 from pipeline.models import ModelSpec
 from pipeline.stage import Made, Stage
-from pipeline.stages import model_option, precision_option
+from pipeline.stages import model_option, need_torch, precision_option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,6 +45,7 @@ class Params:
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Exports the trained model and writes what proves any engine built from it."""
+    need_torch()
     import torch
 
     from exporters.graph import export_graph

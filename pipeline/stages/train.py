@@ -23,7 +23,7 @@ from pipeline.artifacts import (
 )
 from pipeline.digests import read_json, sha256_file, write_json
 from pipeline.stage import Made, Stage, option
-from pipeline.stages import model_option
+from pipeline.stages import model_option, need_torch
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def resolve(params: Params) -> Params:
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Trains the model and measures it on the test set."""
+    need_torch()
     import torch
     from safetensors.torch import save_file
 
