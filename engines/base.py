@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,21 +237,26 @@ class FeedCheck:
 
 
 def choose_device(engine: Engine, asked: str) -> str:
-    """Returns the device to open `engine` on: `asked`, or for "auto" its best one here.
+    """Returns the device to open `engine` on; see `pick_device`."""
+    return pick_device(asked, engine.devices, f"engine {engine.name!r}")
+
+
+def pick_device(asked: str, kinds: tuple[str, ...], who: str) -> str:
+    """Returns `asked`, or for "auto" the first of `kinds` that this machine has.
 
     Raises:
-        NotAvailableError: The engine does not run on that device, or this machine has none.
+        UsageError: `asked` is not the name of a device.
+        NotAvailableError: `who` does not run on that device, or this machine has none.
     """
-    if asked == "auto":
-        kinds = [kind for kind in engine.devices if kind == "cpu" or machine.gpus()]
-        asked = (kinds or list(engine.devices))[0]
-    kind, _, index = asked.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", asked):
         raise UsageError(f"unknown device {asked!r}", "available: auto, cpu, cuda, cuda:N")
-    if kind not in engine.devices:
+    if asked == "auto":
+        here = [kind for kind in kinds if kind == "cpu" or machine.gpus()]
+        asked = (here or list(kinds))[0]
+    kind, _, index = asked.partition(":")
+    if kind not in kinds:
         raise NotAvailableError(
-            f"engine {engine.name!r} runs on {' or '.join(engine.devices)}, not on {asked!r}",
-            "use --device auto",
+            f"{who} runs on {' or '.join(kinds)}, not on {asked!r}", "use --device auto"
         )
     if kind == "cuda" and int(index or 0) >= len(machine.gpus()):
         raise NotAvailableError(

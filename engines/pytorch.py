@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +74,8 @@ class PyTorchEngine:
 def _load(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
     extra = {SIGNATURE: ""}
     try:
+        if not zipfile.is_zipfile(path):  # asked first: torch would log its whole traceback
+            raise ValueError("it is no zip archive")
         with path.open("rb") as file:  # an open file, since a path would have to end in .pt2
             program = torch.export.load(file, extra_files=extra)
         return program, json.loads(extra[SIGNATURE])

@@ -25,8 +25,8 @@ class Audit:
     Attributes:
         identical: How many are in the graph, bit for bit.
         changed: Those that are there under their name with other values.
-        unaudited: Those that are not there under their name, as when an exporter folds a
-            batch norm into a convolution: nothing is known of them.
+        unaudited: Those that are not there at all, as when an exporter folds a batch norm into
+            a convolution: nothing is known of them.
     """
 
     identical: int
@@ -48,16 +48,17 @@ def audit(graph: Path, weights: Mapping[str, str]) -> Audit:
     """
     try:
         model = onnx.load(graph)
+        # Only what a node reads: a spare copy of a weight proves nothing.
+        used = {name for node in model.graph.node for name in node.input}
         found = {
             tensor.name: digest(onnx.numpy_helper.to_array(tensor))
             for tensor in model.graph.initializer
-            if tensor.name in weights
+            if tensor.name in used
         }
     except Exception as error:  # protobuf, onnx and numpy each raise their own
         raise DeployError(f"{graph} is not an ONNX graph: {error}", "export it again") from error
-    changed = sorted(name for name, value in found.items() if value != weights[name])
-    return Audit(
-        identical=len(found) - len(changed),
-        changed=tuple(changed),
-        unaudited=tuple(sorted(set(weights) - set(found))),
-    )
+    values = set(found.values())
+    changed = sorted(name for name in weights if name in found and found[name] != weights[name])
+    identical = [name for name, value in weights.items() if value in values]
+    missing = set(weights) - set(identical) - set(changed)
+    return Audit(len(identical), tuple(changed), tuple(sorted(missing)))

@@ -255,7 +255,7 @@ def report(model: str, precision: str, **values: Any) -> None:
 @cli.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [all available].")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [all available].")
 @_printing
 def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None:
     """Prove a bundle on this machine: every digest, and every engine that can run."""
@@ -328,6 +328,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", "", INTERRUPTED)
         return INTERRUPTED
+    except MemoryError:
+        _fail("out of memory", "use a smaller batch, or a machine with more", 1)
+        return 1
     except Exception as error:  # a bug of ours: show all of it
         traceback.print_exc()
         _fail(f"this is a bug in assay: {error!r}", "please report it with the lines above", 1)

@@ -41,7 +41,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DeployError(
             f"{path} is not valid JSON: {error}", "remove it and run the stage that made it"
         ) from error

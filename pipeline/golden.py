@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,22 @@ import numpy as np
 
 from engines.base import Array, TensorSpec
 from engines.errors import DeployError
+from exporters import PRECISIONS
 
 SCHEMA = 1
 REAL_IMAGES = 256
+# All that numpy, zip and JSON raise on a damaged or foreign file.
+_READ_ERRORS = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OSError,
+    EOFError,
+    RecursionError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,32 @@ class Golden:
         """The outputs the graph was exported with; the first axis is the batch."""
         return _specs(self.native)
 
+    def check(self) -> None:
+        """Raises ValueError unless the parts fit together and every output is a number.
+
+        NaN or Inf in PyTorch's own outputs would make the noise floor meaningless, and with it
+        every verdict.
+        """
+        rows = len(self.cases)
+        if not rows or self.precision not in PRECISIONS:
+            raise ValueError(f"{rows} rows at precision {self.precision!r}")
+        if self.reference.keys() != self.native.keys() or not self.native or not self.inputs:
+            raise ValueError("inputs or outputs are missing")
+        for part in (self.inputs, self.reference, self.native):
+            for name, array in part.items():
+                if array.ndim < 1 or len(array) != rows or array.dtype.kind not in "biuf":
+                    raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, not {rows} rows")
+        for name, array in self.reference.items():
+            if array.shape != self.native[name].shape:
+                raise ValueError(f"{name} has two shapes")
+            if not (np.isfinite(array).all() and np.isfinite(self.native[name]).all()):
+                raise ValueError(f"PyTorch's own output {name} has NaN or Inf")
+        counts = (self.labels.ndim, self.test_labels.ndim, self.test_reference.ndim)
+        if counts != (1, 1, 2) or len(self.test_labels) != len(self.test_reference):
+            raise ValueError("the test set's labels and outputs do not fit together")
+        if not np.isfinite(self.test_reference).all() or len(self.labels) > rows:
+            raise ValueError("the test set's outputs are not numbers, or has too many labels")
+
     def save(self, path: Path) -> None:
         """Writes a compressed .npz; equal contents give equal bytes."""
         meta = {
@@ -89,7 +129,7 @@ def load(path: Path) -> Golden:
         meta: dict[str, Any] = json.loads(arrays["meta"].tobytes())
         if meta["schema"] != SCHEMA:
             raise ValueError(f"schema {meta['schema']}, this version reads {SCHEMA}")
-        return Golden(
+        golden = Golden(
             inputs=_part(arrays, "inputs"),
             reference=_part(arrays, "reference"),
             native=_part(arrays, "native"),
@@ -98,12 +138,14 @@ def load(path: Path) -> Golden:
             test_reference=arrays["test_reference"],
             test_labels=arrays["test_labels"],
             precision=meta["precision"],
-            weights=meta["weights"],
+            weights=dict(meta["weights"]),
         )
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        golden.check()
+    except _READ_ERRORS as error:
         raise DeployError(
             f"{path} is not a golden file: {error}", "run `assay export` again"
         ) from error
+    return golden
 
 
 def _specs(arrays: dict[str, Array]) -> tuple[TensorSpec, ...]:

@@ -60,11 +60,28 @@ def parse(content: Any, name: str) -> Record:
             f"{name} is not a record of schema {SCHEMA}", "remove it and run its stage again"
         )
     try:
-        return Record(**content)
-    except TypeError as error:
+        record = Record(**content)
+        _check_types(record)
+    except (TypeError, KeyError, AttributeError) as error:
         raise DeployError(
             f"{name} is damaged: {error}", "remove it and run its stage again"
         ) from error
+    return record
+
+
+def _check_types(record: Record) -> None:
+    """Raises TypeError, KeyError or AttributeError unless every field is of its type."""
+    for value in (record.stage, record.key, record.started):
+        value.encode()
+    for mapping in (record.params, record.tools, record.facts):
+        mapping.items()
+    for entry in record.inputs.values():
+        entry["sha256"].encode()
+        entry["record"].encode()
+    for made in record.outputs.values():
+        made["sha256"].encode()
+        if not isinstance(made["bytes"], int):
+            raise TypeError(f"a size of {made['bytes']!r}")
 
 
 @dataclass

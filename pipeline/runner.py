@@ -20,7 +20,7 @@ from pipeline import __version__, console, lock, signals
 from pipeline.artifacts import Artifact, Paths
 from pipeline.digests import replace_json, sha256_file, sha256_json, sync
 from pipeline.records import SCHEMA, Record, Vouchers, load
-from pipeline.stage import Stage, options
+from pipeline.stage import Stage, check, options
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def run(stage: Stage[Any], params: Any, store: Store) -> Outcome:
         DeployError: An input is missing, damaged or out of date, the disk refuses, or the
             stage itself failed. Outputs are left complete or as they were.
     """
+    check(params)
     params = stage.resolve(params)
     job = _Job(stage, params, store)
     with _disk_errors(), lock.held(job.lock, job.title, store.wait):

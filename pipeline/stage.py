@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from engines.errors import UsageError
 from pipeline.artifacts import Artifact, Paths
 
 P = TypeVar("P")
@@ -28,6 +29,8 @@ def option(
     factory: Any = dataclasses.MISSING,
     names: Names | None = None,
     key: bool = True,
+    low: int = 1,
+    high: int = 2**31 - 1,
 ) -> Any:
     """Declares a field of a stage's parameters that becomes a command-line option.
 
@@ -37,8 +40,10 @@ def option(
         factory: A function that gives the default on this machine.
         names: The values the option accepts; an unknown one gets the nearest suggested.
         key: Whether another value means other outputs, so that the stage has to run again.
+        low: The smallest whole number accepted; a float has to be above 0.
+        high: The largest number accepted.
     """
-    metadata = {"text": text, "names": names, "key": key}
+    metadata = {"text": text, "names": names, "key": key, "low": low, "high": high}
     return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
 
 
@@ -59,6 +64,27 @@ class Option:
     text: str
     names: Names | None
     key: bool
+    low: int
+    high: int
+
+    def check(self, value: Any) -> None:
+        """Raises UsageError for a number outside the option's range."""
+        for each in value if self.many else (value,):
+            if self.type not in (int, float) or each is None:
+                continue
+            fits = 0 < each <= self.high if self.type is float else self.low <= each <= self.high
+            if not fits:
+                range_ = "above 0 and up to" if self.type is float else f"from {self.low} to"
+                raise UsageError(
+                    f"--{self.name.replace('_', '-')} {each} is out of range",
+                    f"give a number {range_} {self.high}",
+                )
+
+
+def check(params: Any) -> None:
+    """Raises UsageError if a number among a stage's parameters is out of its range."""
+    for each in options(type(params)):
+        each.check(getattr(params, each.name))
 
 
 def options(params: type) -> tuple[Option, ...]:

@@ -35,7 +35,10 @@ def where(store: Store) -> tuple[object, ...]:
         (("export", "lenet", "--precision", "fp31"), "unknown precision 'fp31'", "'fp32'"),
         (("data", "--dataset", "fashion"), "unknown dataset 'fashion'", "'fashion-mnist'"),
         (("bench", "lenet", "--batch", "1,x"), "--batch '1,x' is not a list of int", "commas"),
-        (("bench", "lenet", "--batch", "0"), "--batch (0,)", "at least 1"),
+        (("bench", "lenet", "--batch", "0"), "--batch 0 is out of range", "from 1 to 65536"),
+        (("bench", "lenet", "--batch", ""), "--batch is empty", "at least one"),
+        (("bench", "lenet", "--budget", "inf"), "--budget inf is out", "above 0"),
+        (("build", "lenet", "--workspace", "99999999999"), "--workspace", "from 1 to 1048576"),
         (("build", "lenet", "--batch-opt", "512"), "not in rising order", "--batch-min"),
         (("train",), "Missing argument", "assay train --help"),
         (("train", "lenet", "--epochs", "many"), "'many' is not a valid integer", "--help"),
@@ -118,6 +121,45 @@ def test_a_changed_option_runs_what_depends_on_it_and_no_more(store: Store, assa
     result = assay("run", "lenet", *where(store), *words)
     ran = [each["stage"] for each in json.loads(result.out)["outcomes"] if not each["skipped"]]
     assert ran == ["bench", "bundle"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", "null", "5", "[" * 100_000, '{"schema": 1}', "\xff", ""]
+)
+@pytest.mark.parametrize("name", ["export.json", "verify.json"])
+def test_a_record_that_is_none_is_an_error_and_not_a_bug(
+    store: Store, assay: Assay, content: str, name: str
+) -> None:
+    (store.root / "lenet/fp32" / name).write_text(content)
+    result = assay("verify", "lenet", *where(store))
+    assert result.code == (1 if name == "export.json" else 0)  # its own is simply made again
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("field", ["stage", "params", "inputs", "outputs", "facts", "key"])
+@pytest.mark.parametrize("value", [None, 5, [1]])
+def test_a_record_with_a_field_of_another_type_is_refused(
+    store: Store, assay: Assay, field: str, value: object
+) -> None:
+    path = store.root / "lenet/fp32/export.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    result = assay("verify", "lenet", *where(store))
+    assert result.code == 1
+    assert "export.json is damaged" in result.err
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"status": 5}', "nonsense"])
+def test_a_report_leaves_out_what_no_record_vouches_for(
+    store: Store, assay: Assay, content: str
+) -> None:
+    (store.root / "lenet/fp32/onnxruntime/verdict.json").write_text(content)
+    result = assay("report", "lenet", *where(store), "--json")
+    assert result.code == 0
+    found = json.loads(result.out)
+    assert set(found["verdicts"]) >= {"graph", "pytorch"}
+    assert "onnxruntime" not in found["verdicts"]
+    assert "is not the verdict that was made" in found["notes"][0]
+    assert "left out" in result.err
 
 
 def test_json_is_one_document_on_stdout(store: Store, assay: Assay) -> None:

@@ -141,9 +141,11 @@ def _read_manifest(bundle: Path, files: Iterator[tuple[str, IO[bytes]]]) -> dict
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}, this version reads {SCHEMA}")
         for name, entry in content["members"].items():
-            if not _safe(name) or not isinstance(entry["bytes"], int):
+            if not (
+                _safe(name) and isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
+            ):
                 raise ValueError(f"bad member {name!r}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DeployError(f"{bundle}: member {MANIFEST} is not valid: {error}", _HINT) from error
     return content
 

@@ -16,8 +16,10 @@ from pipeline.artifacts import (
     MEASUREMENTS,
     TRAINING,
     Artifact,
+    Paths,
 )
 from pipeline.digests import read_json
+from pipeline.records import Vouchers
 from pipeline.runner import Store
 
 
@@ -30,6 +32,7 @@ class Summary:
         verdicts: By subject.
         measurements: What the last bench measured.
         bundle: Where the bundle is.
+        notes: What was left out, since it is damaged or out of date.
     """
 
     model: str
@@ -38,6 +41,7 @@ class Summary:
     verdicts: dict[str, dict[str, Any]]
     measurements: dict[str, Any] | None
     bundle: str | None
+    notes: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -52,9 +56,19 @@ def collect(model: str, precision: str, store: Store) -> Summary:
     """
     fields = {"model": model, "precision": precision}
 
+    notes = []
+
     def read(artifact: Artifact) -> Any | None:
-        path = store.root / artifact.at(**fields).path
-        return read_json(path) if path.exists() else None
+        filled = artifact.at(**fields)
+        paths = Paths(store.root, store.dist, fields, (filled,))
+        if not paths.locate(filled).exists():
+            return None
+        try:
+            Vouchers(store.root).digest(filled, paths, fields)
+            return read_json(paths.locate(filled))
+        except (DeployError, OSError) as error:
+            notes.append(f"left out: {error}")
+            return None
 
     subjects = {"graph": GRAPH_VERDICT}
     subjects |= {name: ENGINE_VERDICT.at(engine=name) for name in engines.names()}
@@ -67,8 +81,9 @@ def collect(model: str, precision: str, store: Store) -> Summary:
         verdicts={name: verdict for name, verdict in verdicts.items() if verdict is not None},
         measurements=read(MEASUREMENTS),
         bundle=str(bundle) if bundle.exists() else None,
+        notes=tuple(notes),
     )
-    if found.training is None and not found.verdicts:
+    if found.training is None and not found.verdicts and not notes:
         raise DeployError(
             f"nothing has been made of {model} in {store.root} yet", f"run `assay run {model}`"
         )
@@ -92,6 +107,8 @@ def show(found: Summary) -> None:
     for name, verdict in found.verdicts.items():
         if verdict["status"] == "not run":
             console.result(f"{name}: not run on this machine: {verdict['reason']}")
+    for note in found.notes:
+        console.result(note)
     console.result(f"bundle: {found.bundle or 'not made yet'}")
 
 

@@ -35,11 +35,13 @@ class Params:
         text='Built engines to measure, or "all" that run here.',
         names=engines.names,
     )
-    batch: tuple[int, ...] = option((1, 8, 64), text="Batch sizes to measure.")
-    threads: int = option(factory=machine.available_cpus, text="CPU threads of one inference.")
+    batch: tuple[int, ...] = option((1, 8, 64), text="Batch sizes to measure.", high=65536)
+    threads: int = option(
+        factory=machine.available_cpus, text="CPU threads of one inference.", high=1024
+    )
     device: str = option("auto", text="Where the engines run: auto, cpu, cuda or cuda:N.")
     budget: float = option(8.0, text="Seconds to spend on a batch size.")
-    seed: int = option(0, text="Seed of the order within rounds and of the bootstrap.")
+    seed: int = option(0, text="Seed of the order within rounds and of the bootstrap.", low=0)
 
 
 def resolve(params: Params) -> Params:
@@ -49,11 +51,8 @@ def resolve(params: Params) -> Params:
             f"no engine of {params.model} that runs here is built",
             f"run `assay build {params.model}`",
         )
-    for name, value in (("threads", params.threads), ("budget", params.budget)):
-        if not value > 0:
-            raise UsageError(f"--{name} {value}", "give a number above 0")
-    if not params.batch or min(params.batch) < 1:
-        raise UsageError(f"--batch {params.batch}", "give batch sizes of at least 1")
+    if not params.batch:
+        raise UsageError("--batch is empty", "give at least one batch size")
     ordered = sorted(set(params.engine), key=lambda name: (name != BASELINE, name))
     return dataclasses.replace(
         params, engine=tuple(ordered), batch=tuple(sorted(set(params.batch)))

@@ -30,7 +30,7 @@ class Params:
     batch_min: int = option(1, text="Smallest batch (TensorRT's optimization profile).")
     batch_opt: int = option(8, text="Batch to optimise for (TensorRT).")
     batch_max: int = option(256, text="Largest batch (TensorRT).")
-    workspace: int = option(1024, text="Scratch memory that TensorRT may use, in MiB.")
+    workspace: int = option(1024, text="Scratch memory that TensorRT may use, in MiB.", high=2**20)
     tf32: bool = option(False, text="Let TensorRT compute fp32 products in TF32.")
 
 

@@ -60,6 +60,12 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     images = read_images(inputs[TEST_IMAGES.at(dataset=spec.dataset)])
     labels = read_labels(inputs[TEST_LABELS.at(dataset=spec.dataset)])
     golden = make_golden(served, spec, images, labels, params.precision)
+    try:
+        golden.check()
+    except ValueError as error:
+        raise DeployError(
+            f"{params.model} cannot be judged: {error}", "train it again, with a smaller --lr"
+        ) from error
     program = export_program(served, golden.input_specs)
     metadata = {
         "assay.model": params.model,

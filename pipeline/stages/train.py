@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines import machine
-from engines.errors import UsageError
 from pipeline import console, models
 from pipeline.artifacts import (
     CHECKPOINT,
@@ -35,25 +34,23 @@ class Params:
     lr: float | None = option(None, text="Learning rate [recipe's].")
     batch_size: int | None = option(None, text="Images a step [recipe's].")
     limit: int | None = option(None, text="Train on the first N images only.")
-    seed: int = option(0, text="Seed of the initial weights and of the order of images.")
-    threads: int = option(factory=machine.available_cpus, text="CPU threads.")
-    device: str = option("cpu", text="Device to train on: cpu, cuda or cuda:N.")
+    seed: int = option(0, text="Seed of the initial weights and of the order of images.", low=0)
+    threads: int = option(factory=machine.available_cpus, text="CPU threads.", high=1024)
+    device: str = option("auto", text="Device to train on: auto, cpu, cuda or cuda:N.")
 
 
 def resolve(params: Params) -> Params:
-    """Fills in the model's own recipe, and checks the values."""
+    """Fills in the model's own recipe and the device that "auto" means here."""
+    from engines.base import pick_device
+
     recipe = models.get(params.model).recipe
-    filled = dataclasses.replace(
+    return dataclasses.replace(
         params,
         epochs=recipe.epochs if params.epochs is None else params.epochs,
         lr=recipe.lr if params.lr is None else params.lr,
         batch_size=recipe.batch_size if params.batch_size is None else params.batch_size,
+        device=pick_device(params.device, ("cuda", "cpu"), "training"),
     )
-    for name in ("epochs", "lr", "batch_size", "limit", "threads"):
-        value = getattr(filled, name)
-        if value is not None and not value > 0:
-            raise UsageError(f"--{name.replace('_', '-')} {value}", "give a number above 0")
-    return filled
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import engines
 from engines import machine
-from engines.errors import DeployError, NotAvailableError, ParityError, UsageError
+from engines.errors import DeployError, NotAvailableError, ParityError
 from pipeline import console, models
 from pipeline.artifacts import (
     ENGINE,
@@ -22,7 +22,7 @@ from pipeline.artifacts import (
     Paths,
 )
 from pipeline.digests import read_json, write_json
-from pipeline.stage import Made, Stage, option
+from pipeline.stage import Made, Stage, check, option
 from pipeline.stages import model_option, precision_option
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Params:
         text='What to verify: "graph", the name of a built engine, several, or "all".',
         names=lambda: [SUBJECT, *engines.names()],
     )
-    threads: int = option(factory=machine.available_cpus, text="CPU threads.")
+    threads: int = option(factory=machine.available_cpus, text="CPU threads.", high=1024)
     device: str = option("auto", text="Where the engine runs: auto, cpu, cuda or cuda:N.")
 
 
@@ -73,8 +73,9 @@ def prove_file(file: Path, golden: Path, params: Params) -> Verdict:
 
     for path in (file, golden):
         if not path.is_file():
-            raise DeployError(f"{path} does not exist", "give the path of a file")
-    params = resolve(params)
+            problem = "is not a file" if path.exists() else "does not exist"
+            raise DeployError(f"{path} {problem}", "give the path of a file")
+    check(params)
     return prove(
         params.engine,
         file,
@@ -83,13 +84,6 @@ def prove_file(file: Path, golden: Path, params: Params) -> Verdict:
         device=params.device,
         threads=params.threads,
     )
-
-
-def resolve(params: Params) -> Params:
-    """Checks the number of threads."""
-    if params.threads < 1:
-        raise UsageError(f"--threads {params.threads}", "give at least 1")
-    return params
 
 
 def _subject(params: Params) -> Artifact:
@@ -128,7 +122,7 @@ def show_verdicts(verdicts: list[Verdict]) -> None:
     rows = []
     for verdict in verdicts:
         if not verdict.outputs:
-            rows.append((verdict.subject, verdict.status, "", "", "", "", "", "", ""))
+            rows.append((verdict.subject, verdict.status, "", "", "", "", "", "", "", ""))
         for output in verdict.outputs:
             rows.append(
                 (
@@ -141,9 +135,10 @@ def show_verdicts(verdicts: list[Verdict]) -> None:
                     f"{output.max / output.max_floor:.2f}" if output.max_floor else "",
                     _flips(verdict),
                     _accuracy(verdict),
+                    _weights(verdict),
                 )
             )
-    console.table("Parity with PyTorch", (*columns, ">flips", ">top-1"), rows)
+    console.table("Parity with PyTorch", (*columns, ">flips", ">top-1", ">weights"), rows)
     for verdict in verdicts:
         if verdict.reason:
             console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
@@ -157,6 +152,14 @@ def _flips(verdict: Verdict) -> str:
 def _accuracy(verdict: Verdict) -> str:
     flips = verdict.flips
     return "" if flips is None else f"{flips.correct / flips.images:.2%}"
+
+
+def _weights(verdict: Verdict) -> str:
+    audit = verdict.audit
+    if audit is None:
+        return ""
+    total = audit.identical + len(audit.changed) + len(audit.unaudited)
+    return f"{audit.identical} of {total}"
 
 
 def require(verdicts: list[Verdict]) -> None:
@@ -189,6 +192,5 @@ STAGE = Stage(
     run=run,
     tools=("numpy",),
     facts=facts,
-    resolve=resolve,
     show=show,
 )

@@ -148,7 +148,7 @@ def test_a_missing_foreign_or_second_member_is_named(built: Store, tmp_path: Pat
 def test_a_member_cannot_leave_the_folder(built: Store, tmp_path: Path, name: str) -> None:
     contents = members(bundle_of(built))
     manifest = json.loads(contents[f"{FOLDER}/manifest.json"])
-    manifest["members"][name] = {}
+    manifest["members"][name] = {"bytes": 0, "sha256": ""}
     evil = resigned({**contents, f"{FOLDER}/manifest.json": dump_json(manifest)})
     path = pack(tmp_path / "evil.tar.gz", [*evil.items(), (f"{FOLDER}/{name}", b"")])
     with pytest.raises(DeployError, match="bad member"):

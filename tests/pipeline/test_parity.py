@@ -317,6 +317,75 @@ def test_a_truncated_golden_file_is_an_error(built: Store, tmp_path: Path, lengt
         goldens.load(path)
 
 
+def test_no_damage_to_a_golden_file_is_a_bug(built: Store, tmp_path: Path) -> None:
+    from engines.errors import DeployError
+
+    content = (built.root / "lenet/fp32/golden.npz").read_bytes()
+    generator = np.random.default_rng(0)
+    path = tmp_path / "golden.npz"
+    refused = 0
+    for position in generator.integers(0, len(content), 100):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(generator.integers(8))
+        path.write_bytes(damaged)
+        try:
+            goldens.load(path)
+        except DeployError:
+            refused += 1
+    assert refused > 90  # the rest are times and flags that zip files carry
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cases": ()},
+        {"cases": ("a",)},
+        {"precision": "fp17"},
+        {"native": {}},
+        {"labels": np.array(3)},
+        {"labels": np.zeros(1000)},
+        {"test_labels": np.zeros(3)},
+        {"test_reference": np.full((ROWS, CLASSES), np.nan)},
+        {"reference": {"logits": np.zeros((3, CLASSES))}},
+        {"reference": {"logits": np.full((ROWS, CLASSES), "x")}},
+        {"native": {"logits": np.full((ROWS, CLASSES), np.inf)}},
+    ],
+)
+def test_a_golden_file_whose_parts_do_not_fit_is_refused(
+    golden: Golden, tmp_path: Path, change: dict[str, object]
+) -> None:
+    from engines.errors import DeployError
+
+    path = tmp_path / "golden.npz"
+    golden.save(path)
+    assert goldens.load(path).cases == golden.cases
+    dataclasses.replace(golden, **change).save(path)
+    with pytest.raises(DeployError, match="is not a golden file"):
+        goldens.load(path)
+
+
+def test_a_renamed_or_spare_weight_does_not_fool_the_audit(built: Store, tmp_path: Path) -> None:
+    from pipeline.audit import audit
+
+    weights = goldens.load(built.root / "lenet/fp32/golden.npz").weights
+    model = onnx.load(built.root / "lenet/fp32/model.onnx")
+    (tensor,) = [each for each in model.graph.initializer if each.name == "network.0.weight"]
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    path = tmp_path / "graph.onnx"
+    for node in model.graph.node:
+        node.input[:] = ["w" if name == tensor.name else name for name in node.input]
+
+    model.graph.initializer.append(onnx.numpy_helper.from_array(values, "w"))
+    onnx.save(model, path)
+    assert audit(path, weights).identical == 10  # another name, the same values
+
+    values.reshape(-1)[0] *= np.float32(1.001)
+    model.graph.initializer[-1].CopyFrom(onnx.numpy_helper.from_array(values, "w"))
+    onnx.save(model, path)
+    found = audit(path, weights)  # the right one is still there, but no node reads it
+    assert (found.identical, found.unaudited) == (9, ("network.0.weight",))
+
+
 def altered(store: Store, name: str, index: int, factor: float) -> Path:
     model = onnx.load(store.root / "lenet/fp32/model.onnx")
     (tensor,) = [each for each in model.graph.initializer if each.name == name]

@@ -144,12 +144,33 @@ def test_the_recorded_accuracy_is_that_of_the_checkpoint(store: Store) -> None:
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--lr", "--limit", "--threads"])
+@pytest.mark.parametrize("value", ["0", "-1", "99999999999999999999999"])
 def test_a_number_that_makes_no_sense_is_wrong_usage(
-    assay: Callable[..., Result], tmp_path: Path, option: str
+    assay: Callable[..., Result], tmp_path: Path, option: str, value: str
 ) -> None:
-    result = assay("train", "lenet", "--root", tmp_path, option, 0)
+    result = assay("train", "lenet", "--root", tmp_path, option, value)
     assert result.code == 2
-    assert option in result.err
+    assert f"{option} " in result.err
+    assert "is out of range" in result.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [("--lr", "nan"), ("--lr", "inf"), ("--seed", "-1")])
+def test_a_number_that_is_none_is_wrong_usage(
+    assay: Callable[..., Result], tmp_path: Path, words: tuple[str, str]
+) -> None:
+    result = assay("train", "lenet", "--root", tmp_path, *words)
+    assert result.code == 2
+    assert "is out of range" in result.err
+
+
+@pytest.mark.parametrize("device", ["xyz", "", "mps", "cpu:7", "cuda:-1", "cuda:²"])
+def test_a_device_that_is_no_word_of_ours_is_wrong_usage(
+    assay: Callable[..., Result], store: Store, device: str
+) -> None:
+    result = assay("train", "lenet", "--root", store.root, "--device", device)
+    assert result.code == 2
+    assert f"unknown device {device!r}" in result.err
 
 
 def test_a_device_that_is_not_here_is_said_and_nothing_is_trained(
@@ -160,5 +181,5 @@ def test_a_device_that_is_not_here_is_said_and_nothing_is_trained(
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     assert result.code == 4
-    assert "no CUDA device" in result.err
+    assert "device 'cuda' is not here" in result.err
     assert (store.root / "lenet/checkpoint.safetensors").read_bytes() == before
