@@ -162,6 +162,15 @@ def test_a_report_leaves_out_what_no_record_vouches_for(
     assert "left out" in result.err
 
 
+def test_after_training_again_a_report_says_what_is_out_of_date(store: Store, assay: Assay) -> None:
+    assert assay("train", "lenet", *where(store), "--epochs", 1, "--seed", 5).code == 0
+    found = json.loads(assay("report", "lenet", *where(store), "--json").out)
+    assert (found["verdicts"], found["measurements"], found["bundle"]) == ({}, None, None)
+    assert found["training"]["seed"] == 5
+    assert all("made from another lenet/checkpoint.safetensors" in note for note in found["notes"])
+    assert any("lenet-fp32.tar.gz is left out" in note for note in found["notes"])
+
+
 def test_json_is_one_document_on_stdout(store: Store, assay: Assay) -> None:
     for words in (
         ("report", "lenet", *where(store)),

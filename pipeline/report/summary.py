@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import engines
@@ -58,29 +59,34 @@ def collect(model: str, precision: str, store: Store) -> Summary:
 
     notes = []
 
-    def read(artifact: Artifact) -> Any | None:
+    def vouched(artifact: Artifact) -> Path | None:
         filled = artifact.at(**fields)
         paths = Paths(store.root, store.dist, fields, (filled,))
-        if not paths.locate(filled).exists():
+        path = paths.locate(filled)
+        if not path.exists():
             return None
         try:
             Vouchers(store.root).digest(filled, paths, fields)
-            return read_json(paths.locate(filled))
         except (DeployError, OSError) as error:
-            notes.append(f"left out: {error}")
+            notes.append(f"{path} is left out: {error}")
             return None
+        return path
+
+    def read(artifact: Artifact) -> Any | None:
+        path = vouched(artifact)
+        return None if path is None else read_json(path)
 
     subjects = {"graph": GRAPH_VERDICT}
     subjects |= {name: ENGINE_VERDICT.at(engine=name) for name in engines.names()}
     verdicts = {name: read(artifact) for name, artifact in subjects.items()}
-    bundle = store.dist / BUNDLE.at(**fields).path
+    bundle = vouched(BUNDLE)
     found = Summary(
         model=model,
         precision=precision,
         training=read(TRAINING),
         verdicts={name: verdict for name, verdict in verdicts.items() if verdict is not None},
         measurements=read(MEASUREMENTS),
-        bundle=str(bundle) if bundle.exists() else None,
+        bundle=None if bundle is None else str(bundle),
         notes=tuple(notes),
     )
     if found.training is None and not found.verdicts and not notes:
@@ -109,7 +115,7 @@ def show(found: Summary) -> None:
             console.result(f"{name}: not run on this machine: {verdict['reason']}")
     for note in found.notes:
         console.result(note)
-    console.result(f"bundle: {found.bundle or 'not made yet'}")
+    console.result(f"bundle: {found.bundle or 'none that is up to date'}")
 
 
 def _verdict_cells(verdict: dict[str, Any]) -> list[str]:
