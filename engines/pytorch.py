@@ -67,6 +67,9 @@ class PyTorchEngine:
                 f"torch {torch.__version__} sees no CUDA device for {device!r}",
                 "use --device cpu, or install a driver that fits this torch",
             )
+        # On by default for convolutions, and a hundred times less precise than fp32.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
         torch.set_num_threads(options.threads)
         return PyTorchSession(torch, built, device)
 

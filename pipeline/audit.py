@@ -40,6 +40,19 @@ def digest(array: Array) -> str:
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
+def _reached(graph: onnx.GraphProto) -> set[str]:
+    """Returns the names of all values that the graph's outputs depend on."""
+    makers = {output: node for node in graph.node for output in node.output}
+    reached: set[str] = set()
+    todo = [value.name for value in graph.output]
+    while todo:
+        name = todo.pop()
+        if name not in reached:
+            reached.add(name)
+            todo += makers[name].input if name in makers else ()
+    return reached
+
+
 def audit(graph: Path, weights: Mapping[str, str]) -> Audit:
     """Compares a graph's initializers with the digests of the parameters it was exported from.
 
@@ -48,8 +61,8 @@ def audit(graph: Path, weights: Mapping[str, str]) -> Audit:
     """
     try:
         model = onnx.load(graph)
-        # Only what a node reads: a spare copy of a weight proves nothing.
-        used = {name for node in model.graph.node for name in node.input}
+        # Only what an output depends on: a spare copy of a weight proves nothing.
+        used = _reached(model.graph)
         found = {
             tensor.name: digest(onnx.numpy_helper.to_array(tensor))
             for tensor in model.graph.initializer
@@ -59,6 +72,6 @@ def audit(graph: Path, weights: Mapping[str, str]) -> Audit:
         raise DeployError(f"{graph} is not an ONNX graph: {error}", "export it again") from error
     values = set(found.values())
     changed = sorted(name for name in weights if name in found and found[name] != weights[name])
-    identical = [name for name, value in weights.items() if value in values]
+    identical = [n for n, value in weights.items() if value in values and n not in changed]
     missing = set(weights) - set(identical) - set(changed)
     return Audit(len(identical), tuple(changed), tuple(sorted(missing)))

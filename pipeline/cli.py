@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+import exporters
 from engines.errors import DeployError, UsageError, suggestion
 from pipeline import __version__, chain, console, signals
 from pipeline.digests import read_json
@@ -132,6 +133,8 @@ def _check(option: Option, value: Any) -> Any:
     """Returns a value in the field's type; an unknown name gets the nearest suggested."""
     listed = option.many or option.name == "engine"
     values = [part.strip() for part in value.split(",") if part.strip()] if listed else [value]
+    if listed and not values:
+        raise UsageError(f"--{option.name} is empty", "give at least one")
     if option.names is not None:
         known = option.names() + (["all"] if option.name == "engine" else [])
         for each in values:
@@ -247,6 +250,9 @@ def report(model: str, precision: str, **values: Any) -> None:
 
     store = _store(values)
     models.get(model)
+    if precision not in exporters.PRECISIONS:
+        known = list(exporters.PRECISIONS)
+        raise UsageError(f"unknown precision {precision!r}", suggestion(precision, known))
     found = summary.collect(model, precision, store)
     summary.show(found)
     console.document(found.document())
@@ -328,6 +334,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", "", INTERRUPTED)
         return INTERRUPTED
+    except OSError as error:  # the stages turn their own into errors; this is the terminal
+        console.error(f"cannot print: {error}")
+        return 1
     except MemoryError:
         _fail("out of memory", "use a smaller batch, or a machine with more", 1)
         return 1

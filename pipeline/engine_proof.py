@@ -42,6 +42,11 @@ def prove(
     found = engine.available()
     if not found.run:
         return parity.not_run(subject, precision, found.reason)
+    kind = device.partition(":")[0]
+    if subject == GRAPH:
+        device = "auto"  # the graph is judged by one engine, wherever the others run
+    elif kind in ("cpu", "cuda") and kind not in engine.devices:
+        return parity.not_run(subject, precision, f"it does not run on {device!r}")
     golden = goldens.load(golden_path)
     options = OpenOptions(
         device=choose_device(engine, device), threads=threads, optimize=subject != GRAPH

@@ -100,7 +100,7 @@ class Verdict:
 def batch_sizes(rows: int, limits: tuple[int, int] | None) -> tuple[int, ...]:
     """Returns the batch sizes to judge at: 1, 2, an odd one, and the largest there is."""
     low, high = limits or (1, rows)
-    largest = min(high, rows)
+    largest = max(low, min(high, rows))
     return tuple(size for size in sorted({1, 2, 7, largest}) if low <= size <= largest)
 
 
@@ -133,9 +133,19 @@ def run_rows(session: Session, golden: Golden, size: int) -> tuple[Array, Output
     for start in range(0, len(wanted), size):
         chunk = wanted[start : start + size]
         feeds = {name: np.ascontiguousarray(a[chunk]) for name, a in golden.inputs.items()}
-        for name, array in session.run(feeds).items():
+        for name, array in _run_padded(session, feeds, len(chunk)).items():
             parts.setdefault(name, []).append(array)
     return wanted, {name: _join(arrays) for name, arrays in parts.items()}
+
+
+def _run_padded(session: Session, feeds: dict[str, Array], count: int) -> Outputs:
+    """Runs a batch, with its last row repeated if the session wants more rows than `count`."""
+    low = session.batch[0] if session.batch else 1
+    if count >= low:
+        return session.run(feeds)
+    rows = np.minimum(np.arange(low), count - 1)
+    outputs = session.run({name: np.ascontiguousarray(a[rows]) for name, a in feeds.items()})
+    return {name: array[:count] for name, array in outputs.items()}
 
 
 def _join(arrays: Sequence[Array]) -> Array:
@@ -266,7 +276,7 @@ def _count_flips(
     parts = []
     for start in range(0, len(labels), size):
         feeds = {key: array[start : start + size] for key, array in inputs.items()}
-        parts.append(session.run(feeds)[name])
+        parts.append(_run_padded(session, feeds, len(labels[start : start + size]))[name])
     chosen = np.concatenate(parts).argmax(axis=1)
     ranked = np.sort(reference, axis=1)
     margin = ranked[:, -1] - ranked[:, -2]

@@ -43,6 +43,8 @@ def where(store: Store) -> tuple[object, ...]:
         (("train",), "Missing argument", "assay train --help"),
         (("train", "lenet", "--epochs", "many"), "'many' is not a valid integer", "--help"),
         (("verify", "lenet", "--golden", "x"), "--golden without --file", "name the file"),
+        (("build", "lenet", "--engine", ","), "--engine is empty", "at least one"),
+        (("report", "lenet", "--precision", "x"), "unknown precision 'x'", "fp32"),
         (("report", "lenett"), "unknown model", "did you mean"),
     ],
 )

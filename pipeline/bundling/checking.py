@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from engines.errors import DeployError, NotAvailableError
 from pipeline import engine_proof
 from pipeline.bundling import archive, chain
 from pipeline.parity import Verdict
+from pipeline.records import Record
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,26 @@ class Checked:
         }
 
 
+def _subjects(manifest: dict[str, Any]) -> list[str]:
+    engine_paths = [entry["path"] for entry in manifest["engines"].values()]
+    return [manifest["graph"], manifest["golden"], *engine_paths]
+
+
+def _check_listed(bundle: Path, manifest: dict[str, Any]) -> None:
+    """Raises DeployError if a file that the manifest names is not among its members."""
+    for path in (*_subjects(manifest), *manifest["records"]):
+        if not isinstance(path, str) or path not in manifest["members"]:
+            raise DeployError(f"{bundle}: manifest.json names {path!r}, which is not a member")
+
+
+def _check_made(bundle: Path, manifest: dict[str, Any], records: Mapping[str, Record]) -> None:
+    """Raises DeployError if no record vouches for something that is to be proved."""
+    made = {label for record in records.values() for label in record.outputs}
+    for path in _subjects(manifest):
+        if path not in made:
+            raise DeployError(f"{bundle}: the chain of records is broken: no record made {path}")
+
+
 def check(bundle: Path, device: str, threads: int) -> Checked:
     """Checks a bundle and proves every engine that can run here on its golden file.
 
@@ -49,13 +71,16 @@ def check(bundle: Path, device: str, threads: int) -> Checked:
         root = Path(folder)
         manifest = archive.extract(bundle, root)
         try:
+            _check_listed(bundle, manifest)
             digests = {name: entry["sha256"] for name, entry in manifest["members"].items()}
-            links = chain.check(chain.read_records(root, manifest["records"]), digests)
+            records = chain.read_records(root, manifest["records"])
+            links = chain.check(records, digests)
+            _check_made(bundle, manifest, records)
             subjects = [(engine_proof.GRAPH, root / manifest["graph"])]
             subjects += [(n, root / e["path"]) for n, e in manifest["engines"].items()]
             golden, precision = root / manifest["golden"], manifest["precision"]
         except (KeyError, TypeError, AttributeError) as error:
-            raise DeployError(f"{bundle}: the manifest lacks {error}") from error
+            raise DeployError(f"{bundle}: manifest.json is not valid: {error!r}") from error
         verdicts = [
             engine_proof.prove(name, path, golden, precision, device=device, threads=threads)
             for name, path in subjects

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import engines
 from engines import machine
-from engines.errors import DeployError, NotAvailableError, UsageError
+from engines.errors import DeployError, NotAvailableError
 from pipeline import console
 from pipeline.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
 from pipeline.digests import read_json, write_json
@@ -51,8 +51,6 @@ def resolve(params: Params) -> Params:
             f"no engine of {params.model} that runs here is built",
             f"run `assay build {params.model}`",
         )
-    if not params.batch:
-        raise UsageError("--batch is empty", "give at least one batch size")
     ordered = sorted(set(params.engine), key=lambda name: (name != BASELINE, name))
     return dataclasses.replace(
         params, engine=tuple(ordered), batch=tuple(sorted(set(params.batch)))

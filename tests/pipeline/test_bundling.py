@@ -199,6 +199,29 @@ def test_another_graph_under_the_same_records_is_found(
     assert "lenet/fp32/model.onnx is not the file that lenet/fp32/export.json names" in result.err
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"graph": "/etc/passwd"}, "names '/etc/passwd', which is not a member"),
+        ({"golden": "../golden.npz"}, "which is not a member"),
+        ({"engines": {"pytorch": {"path": "/x"}}}, "which is not a member"),
+        ({"records": ["/etc/passwd"]}, "which is not a member"),
+        ({"records": []}, "no record made lenet/fp32/model.onnx"),
+        ({"engines": None}, "manifest.json is not valid"),
+    ],
+)
+def test_a_manifest_that_points_elsewhere_is_refused(
+    built: Store, tmp_path: Path, assay: Callable[..., Result], change: dict, words: str
+) -> None:
+    contents = members(bundle_of(built))
+    name = f"{FOLDER}/manifest.json"
+    manifest = {**json.loads(contents[name]), **change}
+    forged = resigned({**contents, name: dump_json(manifest)})
+    result = assay("check", pack(tmp_path / "forged.tar.gz", list(forged.items())))
+    assert result.code == 1
+    assert words in result.err
+
+
 def test_a_link_to_nothing_is_found() -> None:
     record = Record("a", "", {}, {"x": {"sha256": "1", "record": "b.json"}}, {}, {}, {}, "", 0.0)
     with pytest.raises(DeployError, match="was made from x, which no record in the bundle made"):

@@ -102,6 +102,15 @@ def test_it_keeps_to_the_batches_an_engine_accepts(golden: Golden) -> None:
     assert max(session.sizes) == 8
 
 
+@pytest.mark.parametrize("limits", [(8, 16), (100, 200)])
+def test_a_smallest_batch_above_what_is_left_is_filled_up(
+    golden: Golden, limits: tuple[int, int]
+) -> None:
+    session = Computed(batch=limits)
+    assert parity.judge("engine", session, golden).status == "pass"
+    assert min(session.sizes) >= limits[0]
+
+
 def test_the_floor_is_pytorchs_own_error(golden: Golden) -> None:
     reference = golden.reference["logits"]
     native = reference + np.random.default_rng(0).normal(scale=1e-3, size=reference.shape)
@@ -384,6 +393,11 @@ def test_a_renamed_or_spare_weight_does_not_fool_the_audit(built: Store, tmp_pat
     onnx.save(model, path)
     found = audit(path, weights)  # the right one is still there, but no node reads it
     assert (found.identical, found.unaudited) == (9, ("network.0.weight",))
+
+    # read now, but by a node that no output depends on
+    model.graph.node.append(onnx.helper.make_node("Identity", [tensor.name], ["dead"]))
+    onnx.save(model, path)
+    assert audit(path, weights).identical == 9
 
 
 def altered(store: Store, name: str, index: int, factor: float) -> Path:
