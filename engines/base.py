@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -17,6 +18,9 @@ from engines.errors import DeployError, NotAvailableError, UsageError
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = Mapping[str, Array]
 _REMEMBERED = 1024
+# Entered around the import of a vendor library. A program whose signal handler raises holds
+# signals back here: an exception inside a C++ library's initialisation would end the process.
+import_guard: Callable[[], AbstractContextManager[None]] = nullcontext
 Outputs = dict[str, Array]
 
 
@@ -273,7 +277,8 @@ def import_vendor(module: str, install: str) -> Any:
         NotAvailableError: It is missing or does not load; the hint is the pip line.
     """
     try:
-        return importlib.import_module(module)
+        with import_guard():
+            return importlib.import_module(module)
     except (ImportError, OSError) as error:
         raise NotAvailableError(f"{module} cannot be imported: {error}", install) from error
 

@@ -131,6 +131,8 @@ class _Job:
         return Paths(self.store.root, self.store.dist, _joined(self.fields), filled)
 
     def run(self) -> Outcome:
+        from engines import base as contract  # numpy, which --help must not load
+
         vouchers = Vouchers(self.store.root)
         inputs = {
             artifact.label: {
@@ -147,6 +149,7 @@ class _Job:
             return self._outcome(old, reason)
         console.say(f"{self.title}: {reason}")
         started, clock = datetime.now(UTC), time.perf_counter()
+        contract.import_guard = signals.deferred
         with self._scratch_paths() as scratch:
             self.stage.run(self.inputs, scratch, self.params)
             self._check_inputs(inputs)
