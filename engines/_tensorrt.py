@@ -165,12 +165,7 @@ class TensorRTSession:
     """An open plan on one GPU, with torch CUDA tensors as buffers."""
 
     def __init__(self, vendor: Any, path: Path, name: str, device: str) -> None:
-        try:
-            import torch
-        except ImportError as error:
-            raise NotAvailableError(
-                f"device buffers need torch: {error}", "pip install torch"
-            ) from error
+        torch = import_vendor("torch", "pip install torch")  # for the device buffers
         self._torch = torch
         self._name = name
         self._device = torch.device(device)
@@ -186,7 +181,7 @@ class TensorRTSession:
                 )
             self._context: Any = self._engine.create_execution_context()
             # Not the default stream: that one would synchronise with everything else.
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(self._device)
         self._vendor = vendor
         self.stream: int | None = self._stream.cuda_stream
         self._buffers: dict[str, Any] = {}

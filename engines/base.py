@@ -17,11 +17,11 @@ from engines.errors import DeployError, NotAvailableError, UsageError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = Mapping[str, Array]
-_REMEMBERED = 1024
+Outputs = dict[str, Array]
 # Entered around the import of a vendor library. A program whose signal handler raises holds
 # signals back here: an exception inside a C++ library's initialisation would end the process.
 import_guard: Callable[[], AbstractContextManager[None]] = nullcontext
-Outputs = dict[str, Array]
+_REMEMBERED = 1024  # shapes that one session keeps in mind
 
 
 @dataclass(frozen=True)

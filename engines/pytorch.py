@@ -67,11 +67,18 @@ class PyTorchEngine:
                 f"torch {torch.__version__} sees no CUDA device for {device!r}",
                 "use --device cpu, or install a driver that fits this torch",
             )
-        # On by default for convolutions, and a hundred times less precise than fp32.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        exact_fp32(torch)
         torch.set_num_threads(options.threads)
         return PyTorchSession(torch, built, device)
+
+
+def exact_fp32(torch: Any) -> None:
+    """Makes fp32 mean fp32 on CUDA, for the whole process.
+
+    TF32 is on by default for convolutions, and a hundred times less precise than fp32.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _load(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import DeployError, NotAvailableError
+from engines.pytorch import exact_fp32
 from pipeline import console
 
 if TYPE_CHECKING:
@@ -70,9 +71,7 @@ def train(
     torch.set_num_threads(settings.threads)
     # cuBLAS is deterministic only with a workspace of fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # On by default for convolutions, and a hundred times less precise than fp32.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    exact_fp32(torch)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(settings.seed)
     module = factory().to(device).train()
