@@ -35,7 +35,7 @@ class Eager:
     def run(self, feeds: Feeds) -> Outputs:
         self.bind(feeds)
         with torch.inference_mode():
-            return {"logits": self._module(self._image).numpy()}
+            return {"logits": self._module(self._image)[0].numpy()}
 
     def bind(self, feeds: Feeds) -> None:
         self._image = torch.from_numpy(feeds["image"])
@@ -53,10 +53,12 @@ class Eager:
 
 def main() -> None:
     """Measures batches 1, 8 and 64 and prints JSON."""
-    module = Served(models.get("lenet").factory()).eval()
+    model = models.get("lenet").build(None)
+    module = Served(model.network, model.prepare).eval()
+    example = torch.zeros((2, 1, 28, 28), dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "engine"
-        save_program(export_program(module, (IMAGE,)), path, (IMAGE,), (LOGITS,))
+        save_program(export_program(module, [example]), path, (IMAGE,), (LOGITS,))
         program = engines.get("pytorch").open(path, OpenOptions(device="cpu", threads=1))
     results = []
     for batch in (1, 8, 64):

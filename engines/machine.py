@@ -42,6 +42,23 @@ def memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
+def free_memory() -> int:
+    """Returns the bytes of memory that a process may still take, the container's limit too."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text(encoding="utf-8").strip()
+        if limit != "max":
+            used = int((group / "memory.current").read_text(encoding="utf-8"))
+            free = min(free, max(int(limit) - used, 0))
+    except (OSError, ValueError):
+        pass  # not Linux, or no control group: the kernel's own number stands
+    return free
+
+
 @cache
 def gpus() -> tuple[dict[str, str], ...]:
     """Returns name, driver and compute capability of each NVIDIA GPU; empty without one.

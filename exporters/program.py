@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +15,33 @@ from engines.base import TensorSpec
 from engines.errors import DeployError
 from engines.pytorch import SIGNATURE
 
-# Not 1, which torch.export would take for a constant; and two rows show a batch-mixing model.
-_EXAMPLE_BATCH = 2
 
-
-def export_program(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> Any:
+def export_program(module: nn.Module, examples: Sequence[torch.Tensor]) -> Any:
     """Traces a module into a torch.export program.
 
     Args:
         module: In evaluation mode.
-        inputs: One entry a positional argument; a None axis is the batch.
+        examples: One entry a positional argument; the first axis is the batch, of two rows
+            (a batch of one would be taken for a constant).
 
     Raises:
         DeployError: The module cannot be traced, or fixes its batch to a constant.
     """
-    examples = tuple(_example(spec) for spec in inputs)
     # DYNAMIC, unlike AUTO or a named Dim, is an error where the model fixes the axis.
-    shapes = tuple(
-        {index: torch.export.Dim.DYNAMIC for index, axis in enumerate(spec.shape) if axis is None}
-        for spec in inputs
-    )
+    shapes: tuple[Any, ...] = tuple({0: torch.export.Dim.DYNAMIC} for _ in examples)
+    kinds = {each.kind for each in inspect.signature(module.forward).parameters.values()}
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        shapes = (shapes,)  # `*inputs` is one argument to torch.export
     try:
-        return torch.export.export(module, examples, dynamic_shapes=shapes)
+        return torch.export.export(module, tuple(examples), dynamic_shapes=shapes)
+    except DeployError:
+        raise
     except Exception as error:  # torch.export raises many types, some of them private
         raise DeployError(
             f"torch.export cannot trace the model with a dynamic batch: {error}",
             "control flow that depends on values, or a reshape to a fixed batch, are the"
             " usual causes",
         ) from error
-
-
-def _example(spec: TensorSpec) -> torch.Tensor:
-    shape = [_EXAMPLE_BATCH if axis is None else axis for axis in spec.shape]
-    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
 
 
 def save_program(

@@ -2,40 +2,141 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import nn
+from torch.nn import functional
+
+from engines.errors import DeployError
+
+# Pixels of network input to compute at a time: more would not be faster, and the activations
+# of a large network would not fit in memory.
+_PIXELS = 1 << 20
 
 
 class Preprocess(nn.Module):
-    """Turns a raw uint8 image batch into what a network was trained on: floats in 0 to 1.
+    """Turns a raw uint8 image batch into the floats that a network was trained on.
+
+    Divides by 255; resizes (bilinear, pixel centres aligned at half pixels, as Pillow does when
+    it enlarges); repeats a gray channel; subtracts the mean and divides by the deviation.
 
     Attributes:
+        size: Height and width to resize to, or None.
+        channels: Channels to repeat a single one to, or None.
+        mean: Of each channel, in 0 to 1; empty if nothing is subtracted.
+        std: The standard deviation of each channel.
         dtype: The type in which it computes.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int] | None = None,
+        channels: int | None = None,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+    ) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.size = size
+        self.channels = channels
+        self.mean = mean
+        self.std = std
+        self.dtype = torch.float32
+        # Buffers, so that they move with the module, but none of the checkpoint's.
+        self._buffer("shift", mean)
+        self._buffer("scale", std)
+
+    shift: torch.Tensor
+    scale: torch.Tensor
+
+    def _buffer(self, name: str, values: tuple[float, ...]) -> None:
+        tensor = torch.tensor(values).reshape(1, -1, 1, 1) if values else None
+        self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Takes uint8 `[batch, channels, height, width]`; divides by 255."""
-        return image.to(self.dtype) / 255
+        """Takes uint8 `[batch, channels, height, width]`, gives floats of the network's shape."""
+        x = image.to(self.dtype) / 255
+        if self.size is not None:
+            x = functional.interpolate(x, self.size, mode="bilinear", align_corners=False)
+        if self.channels is not None:
+            x = x.expand(-1, self.channels, -1, -1)
+        if self.mean:
+            x = (x - self.shift) / self.scale
+        return x
 
     @property
     def description(self) -> str:
         """The preprocessing in words, for the graph's metadata."""
-        return "uint8 image / 255"
+        steps = ["uint8 image / 255"]
+        if self.size is not None:
+            steps.append(f"resized to {self.size[0]}x{self.size[1]} (bilinear)")
+        if self.channels is not None:
+            steps.append(f"repeated to {self.channels} channels")
+        if self.mean:
+            steps.append(f"minus {list(self.mean)}, over {list(self.std)}")
+        return ", ".join(steps)
 
 
 class Served(nn.Module):
-    """A network behind its preprocessing: raw images in, logits out."""
+    """A network behind its preprocessing: raw inputs in, a flat tuple of outputs out.
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    Attributes:
+        dtype: The type in which it computes; floating inputs are brought to it.
+    """
+
+    def __init__(
+        self, network: nn.Module, prepare: nn.Module | None, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        self.prepare = Preprocess(dtype)
-        self.network = network.to(dtype)
+        self.dtype = dtype
+        self.prepare = prepare
+        self.network = network
+        if dtype != torch.float32:
+            self.to(dtype)
+            for module in self.modules():
+                if isinstance(module, Preprocess):
+                    module.dtype = dtype
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Takes uint8 `[batch, channels, height, width]`, gives logits `[batch, classes]`."""
-        logits: torch.Tensor = self.network(self.prepare(image))
-        return logits
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Takes and gives tensors whose first axis is the batch."""
+        if self.dtype != torch.float32:
+            inputs = tuple(x.to(self.dtype) if x.is_floating_point() else x for x in inputs)
+        if self.prepare is not None:
+            prepared = self.prepare(*inputs)
+            inputs = prepared if isinstance(prepared, tuple) else (prepared,)
+        return tuple(named_outputs(self.network(*inputs)).values())
+
+
+def named_outputs(made: Any) -> dict[str, torch.Tensor]:
+    """Returns what a network gave, by name: its own names where it gives a mapping.
+
+    Raises:
+        DeployError: Something in it is not a tensor.
+    """
+    if isinstance(made, torch.Tensor):
+        named = {"output": made}
+    elif isinstance(made, Mapping):
+        named = dict(made)
+    elif hasattr(made, "_asdict"):  # a named tuple
+        named = made._asdict()
+    elif isinstance(made, tuple | list):
+        named = {f"output_{index}": value for index, value in enumerate(made)}
+    else:
+        named = {"output": made}
+    for name, value in named.items():
+        if not isinstance(value, torch.Tensor):
+            raise DeployError(
+                f"the model's {name!r} is a {type(value).__name__}, not a tensor",
+                "return a tensor, or a tuple or dict of tensors",
+            )
+    return named
+
+
+def batch_for(served: Served, inputs: Sequence[torch.Tensor]) -> int:
+    """Returns how many rows of `inputs` to compute at a time."""
+    pixels = max(tensor[0].numel() for tensor in inputs)
+    if isinstance(served.prepare, Preprocess) and served.prepare.size is not None:
+        pixels = max(pixels, served.prepare.size[0] * served.prepare.size[1])
+    return max(2, min(1000, _PIXELS // pixels))

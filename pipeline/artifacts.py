@@ -42,7 +42,9 @@ def _fill(template: str, fields: Mapping[str, Any]) -> str:
     for text, name, _, _ in string.Formatter().parse(template):
         parts.append(text)
         if name is not None:
-            parts.append(str(fields[name]) if name in fields else f"{{{name}}}")
+            # A colon, as in torchvision:alexnet, cannot be in a path everywhere.
+            known = name in fields
+            parts.append(str(fields[name]).replace(":", "-") if known else f"{{{name}}}")
     return "".join(parts)
 
 
@@ -74,16 +76,16 @@ class Paths:
         return (self.dist if filled.dist else self.root) / filled.path
 
 
-def _data(name: str) -> Artifact:
-    path = f"data/{{dataset}}/{name}"
-    return Artifact(f"data set file {name}", path, "data", "data/{dataset}/data.json")
+def _data(kind: str, name: str) -> Artifact:
+    return Artifact(kind, f"data/{{dataset}}/{name}", "data", "data/{dataset}/data.json")
 
 
-TRAIN_IMAGES = _data("train-images-idx3-ubyte")
-TRAIN_LABELS = _data("train-labels-idx1-ubyte")
-TEST_IMAGES = _data("t10k-images-idx3-ubyte")
-TEST_LABELS = _data("t10k-labels-idx1-ubyte")
-DATA = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+TRAIN_IMAGES = _data("training images", "train-images.idx")
+TRAIN_LABELS = _data("training labels", "train-labels.idx")
+TEST_IMAGES = _data("test images", "test-images.idx")
+TEST_LABELS = _data("test labels", "test-labels.idx")
+CONTENTS = _data("data set description", "contents.json")
+DATA = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS, CONTENTS)
 
 
 def _trained(kind: str, name: str) -> Artifact:

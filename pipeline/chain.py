@@ -11,8 +11,10 @@ from typing import Any
 
 import engines
 from engines.errors import NotAvailableError, UsageError
-from pipeline import console, runner
-from pipeline.artifacts import ENGINE, GOLDEN
+from pipeline import console, models, runner
+from pipeline import data as datasets
+from pipeline.artifacts import CHECKPOINT, ENGINE, GOLDEN
+from pipeline.records import load
 from pipeline.runner import Outcome, Store
 from pipeline.stage import Stage, options
 
@@ -40,6 +42,7 @@ def run_stage(
         DeployError: The stage failed, or what it made says that something is wrong.
     """
     chosen = stage(name)
+    given = localised(name, given)
     outcomes = []
     asked: Sequence[str] = given.get("engine", ())
     for params in _expand(chosen, given, store):
@@ -51,6 +54,40 @@ def run_stage(
         if not tolerant and ALL not in asked:
             raise
     return [outcome for outcome, _ in outcomes]
+
+
+def localised(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Returns given parameters with a folder of images replaced by the name of its data set."""
+    data = given.get("data")
+    if data is None or data in datasets.DATASETS or not Path(data).is_dir():
+        return given
+    from pipeline import imagefolder
+
+    found = {**given, "data": imagefolder.name_of(Path(data))}
+    return {**found, "data_dir": Path(data)} if name == "data" else found
+
+
+def export(given: dict[str, Any], store: Store) -> list[Outcome]:
+    """Runs the export stage; first takes the weights of a model that nothing has trained.
+
+    Args:
+        given: As for `run_stage`; `weights` names a file of weights.
+    """
+    model, weights = given["model"], given.pop("weights", None)
+    outcomes = []
+    taken = (store.root / CHECKPOINT.at(model=model).path).exists()
+    if weights is not None or not (taken or models.get(model).trainable):
+        first = {"model": model, "weights": weights, "data": given.get("data")}
+        outcomes += run_stage("train", {k: v for k, v in first.items() if v is not None}, store)
+    return outcomes + run_stage("export", given, store)
+
+
+def _trained_on(given: dict[str, Any], store: Store) -> dict[str, Any]:
+    """Returns given parameters with the data set that the model was trained on."""
+    record = load(store.root / CHECKPOINT.at(model=given["model"]).record)
+    if record is None or given.get("data") is not None:
+        return given
+    return {**given, "data": record.params.get("data")}
 
 
 def verify_file(
@@ -85,6 +122,9 @@ def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
         DeployError: A stage failed; those before it keep what they made.
     """
     asked = given.get("engine", [ALL])
+    data = given.get("data") or models.get(given["model"]).dataset
+    if data is not None:
+        given = {**given, "data": data}
     outcomes: list[Outcome] = []
 
     def step(name: str, *, tolerant: bool = False, **fixed: Any) -> None:
@@ -95,8 +135,10 @@ def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
         with quietly:
             outcomes.extend(run_stage(name, picked, store, tolerant=tolerant))
 
-    for name in ("data", "train", "export"):
-        step(name)
+    if data is not None:
+        step("data")
+    step("train")
+    step("export")
     step("verify", engine=[GRAPH])
     step("build", engine=asked)
     built = [each.params["engine"] for each in outcomes if each.stage == "build"]
@@ -111,6 +153,8 @@ def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
 def _expand(chosen: Stage[Any], given: dict[str, Any], store: Store) -> list[Any]:
     """Returns the parameters of each run that the given options ask for."""
     fields = {option.name: option for option in options(chosen.params)}
+    if chosen.name in ("export", "verify"):
+        given = _trained_on(given, store)
     if "engine" not in fields:
         return [chosen.params(**given)]
     names = list(given.get("engine") or [])

@@ -135,6 +135,8 @@ def _check(option: Option, value: Any) -> Any:
     values = [part.strip() for part in value.split(",") if part.strip()] if listed else [value]
     if listed and not values:
         raise UsageError(f"--{option.name} is empty", "give at least one")
+    if option.valid is not None:
+        option.valid(value)
     if option.names is not None:
         known = option.names() + (["all"] if option.name == "engine" else [])
         for each in values:
@@ -175,6 +177,12 @@ _FILE_OPTIONS: list[click.Parameter] = [
     ),
 ]
 
+_WEIGHTS = click.Option(
+    ["--weights"],
+    type=click.Path(path_type=Path),
+    help="Weights of a model that is not trained here: a safetensors or torch file.",
+)
+
 
 def _add_stage(name: str) -> None:
     stage = chain.stage(name)
@@ -189,12 +197,16 @@ def _add_stage(name: str) -> None:
                 raise UsageError("--golden without --file", "name the file to judge")
             console.document(chain.verify_file(given.pop("file"), golden, given, store))
             return
-        outcomes = chain.run_stage(name, given, store)
-        console.document({"outcomes": _document(outcomes)})
+        ran = (
+            chain.export(given, store) if name == "export" else chain.run_stage(name, given, store)
+        )
+        console.document({"outcomes": _document(ran)})
 
     parameters = _parameters(options(stage.params), with_defaults=True)
     if name == "verify":
         parameters += _FILE_OPTIONS
+    if name == "export":
+        parameters.append(_WEIGHTS)
     _add(name, stage.help, command, parameters)
 
 
@@ -212,17 +224,15 @@ def _add_run() -> None:
         for option in options(chain.stage(name).params):
             union.setdefault(option.name, option)
     union["engine"] = next(o for o in options(chain.stage("build").params) if o.name == "engine")
-    del union["measurements"], union["dataset"]
+    del union["measurements"]
     ordered = sorted(union.values(), key=lambda option: not option.required)
 
     @_storing
     def run(**values: Any) -> None:
-        from pipeline import models
         from pipeline.report import summary
 
         store = _store(values)
         given = {key: value for key, value in values.items() if value is not None}
-        given["dataset"] = models.get(given["model"]).dataset
         outcomes = chain.run_all(given, store)
         skipped = sum(outcome.skipped for outcome in outcomes)
         console.say(f"{len(outcomes)} stages, {skipped} skipped")
@@ -249,7 +259,7 @@ def report(model: str, precision: str, **values: Any) -> None:
     from pipeline.report import summary
 
     store = _store(values)
-    models.get(model)
+    models.check_name(model)
     if precision not in exporters.PRECISIONS:
         known = list(exporters.PRECISIONS)
         raise UsageError(f"unknown precision {precision!r}", suggestion(precision, known))
@@ -292,8 +302,8 @@ def list_models(**values: Any) -> None:
         [
             (
                 spec.name,
-                "x".join(map(str, spec.image_shape)),
-                spec.dataset,
+                "x".join(map(str, spec.image_shape or ())),
+                spec.dataset or "",
                 str(spec.recipe.epochs),
                 f"{spec.recipe.lr:g}",
                 str(spec.recipe.batch_size),

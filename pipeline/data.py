@@ -1,4 +1,4 @@
-"""Fashion-MNIST as uint8 arrays: where it comes from, and proof that it is Fashion-MNIST."""
+"""Data sets by name: where Fashion-MNIST comes from, and proof that it is Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -14,20 +14,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engines.errors import DeployError, UsageError, suggestion
 from pipeline import console
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from engines.base import Array
-
 _DOWNLOAD_SECONDS = 60
 # No file of a known data set is larger; a server that sends more is not sending it.
 _MAX_BYTES = 1 << 28
-_IDX_UBYTE = 0x08
+# A folder of the user's images is a data set too, named after the folder.
+FOLDER_PREFIX = "folder-"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a model has to know of a data set.
+
+    Attributes:
+        shape: Channels, height and width of an image.
+        labels: The name of each class.
+    """
+
+    shape: tuple[int, int, int]
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -51,45 +59,46 @@ class DataSet:
 
     Attributes:
         files: Training images and labels, test images and labels.
-        labels: The name of each class.
+        contents: Image shape and classes.
         mirrors: Web folders that hold the files as `.gz`.
         debian_package: The Debian package that holds them, and where it installs them.
     """
 
     name: str
     files: tuple[DataFile, DataFile, DataFile, DataFile]
-    labels: tuple[str, ...]
+    contents: Contents
     mirrors: tuple[str, ...]
     debian_package: str
     debian_folder: Path
 
 
-DATASETS = {
-    "fashion-mnist": DataSet(
-        name="fashion-mnist",
-        files=(
-            DataFile(
-                "train-images-idx3-ubyte",
-                "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-                "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            ),
-            DataFile(
-                "train-labels-idx1-ubyte",
-                "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-                "25c81989df183df01b3e8a0aad5dffbe",
-            ),
-            DataFile(
-                "t10k-images-idx3-ubyte",
-                "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-                "bef4ecab320f06d8554ea6380940ec79",
-            ),
-            DataFile(
-                "t10k-labels-idx1-ubyte",
-                "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-                "bb300cfdad3c16e7a12a480ee83cd310",
-            ),
+FASHION_MNIST = DataSet(
+    name="fashion-mnist",
+    files=(
+        DataFile(
+            "train-images-idx3-ubyte",
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
         ),
-        labels=(
+        DataFile(
+            "train-labels-idx1-ubyte",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "25c81989df183df01b3e8a0aad5dffbe",
+        ),
+        DataFile(
+            "t10k-images-idx3-ubyte",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "bef4ecab320f06d8554ea6380940ec79",
+        ),
+        DataFile(
+            "t10k-labels-idx1-ubyte",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+    ),
+    contents=Contents(
+        (1, 28, 28),
+        (
             "t-shirt/top",
             "trouser",
             "pullover",
@@ -101,11 +110,12 @@ DATASETS = {
             "bag",
             "ankle boot",
         ),
-        mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
-        debian_package="dataset-fashion-mnist",
-        debian_folder=Path("/usr/share/datasets/fashion-mnist"),
-    )
-}
+    ),
+    mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+    debian_package="dataset-fashion-mnist",
+    debian_folder=Path("/usr/share/datasets/fashion-mnist"),
+)
+DATASETS = {FASHION_MNIST.name: FASHION_MNIST}
 
 
 def names() -> list[str]:
@@ -120,8 +130,15 @@ def get(name: str) -> DataSet:
         UsageError: There is no data set of this name.
     """
     if name not in DATASETS:
-        raise UsageError(f"unknown data set {name!r}", suggestion(name, names()))
+        others = ", or a folder of images in ImageFolder layout"
+        raise UsageError(f"unknown data set {name!r}", suggestion(name, names()) + others)
     return DATASETS[name]
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError unless a name is that of a data set, or of a folder that became one."""
+    if not name.startswith(FOLDER_PREFIX):
+        get(name)
 
 
 def cache_folder(dataset: DataSet) -> Path:
@@ -279,39 +296,3 @@ def _fill_cache(dataset: DataSet, content: dict[str, bytes]) -> None:
             beside.replace(folder / name)
     except OSError as error:
         console.say(f"data: not kept in {folder}: {error}")
-
-
-def read_images(path: Path) -> np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]:
-    """Reads an IDX image file as uint8 `[count, 1, height, width]`.
-
-    Raises:
-        DeployError: The file is not an IDX file of bytes with three axes.
-    """
-    array = _read_idx(path, 3)
-    count, height, width = array.shape
-    return array.reshape(count, 1, height, width)
-
-
-def read_labels(path: Path) -> Array:
-    """Reads an IDX label file as uint8 `[count]`.
-
-    Raises:
-        DeployError: The file is not an IDX file of bytes with one axis.
-    """
-    return _read_idx(path, 1)
-
-
-def _read_idx(path: Path, axes: int) -> Array:
-    import numpy as np
-
-    content = path.read_bytes()
-    header = 4 + 4 * axes
-    if len(content) < header or content[:4] != bytes((0, 0, _IDX_UBYTE, axes)):
-        raise DeployError(f"{path} is not an IDX file of bytes with {axes} axes")
-    shape = tuple(np.frombuffer(content, dtype=">u4", count=axes, offset=4).tolist())
-    if len(content) - header != int(np.prod(shape, dtype=np.int64)):
-        raise DeployError(
-            f"{path} is truncated: {shape} elements announced, {len(content) - header} found"
-        )
-    # A bytearray, since arrays over bytes are read-only and torch warns of those.
-    return np.frombuffer(bytearray(content), dtype=np.uint8, offset=header).reshape(shape)

@@ -35,8 +35,9 @@ def prove(
 
     Args:
         subject: "graph", or the engine that `path` was built for.
-        images: The whole test set, uint8 `[count, channels, height, width]`; without it top-1
-            is compared on the golden file's own images.
+        images: The test set, uint8 `[count, channels, height, width]`; without it top-1 is
+            compared on the golden file's own images. The first ones are used, as many as the
+            golden file has labels for.
     """
     engine = engines.get(runner(subject))
     found = engine.available()
@@ -53,7 +54,10 @@ def prove(
     )
     session = engine.open(path, options)
     try:
-        test = None if images is None else {golden.input_specs[0].name: images}
+        count = len(golden.test_labels)
+        test = (
+            {golden.input_specs[0].name: images[:count]} if images is not None and count else None
+        )
         verdict = parity.judge(subject, session, golden, test)
     finally:
         session.close()

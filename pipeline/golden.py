@@ -18,8 +18,7 @@ from engines.base import Array, TensorSpec
 from engines.errors import DeployError
 from exporters import PRECISIONS
 
-SCHEMA = 1
-REAL_IMAGES = 256
+SCHEMA = 2
 # All that numpy, zip and JSON raise on a damaged or foreign file.
 _READ_ERRORS = (
     ValueError,
@@ -39,12 +38,15 @@ class Golden:
     """What an engine has to reproduce.
 
     Attributes:
-        inputs: By input name, `[rows, …]`: real test images first, then edge cases.
+        inputs: By input name, `[rows, …]`: real ones first, then edge cases.
         reference: By output name, the float64 outputs, `[rows, …]`.
         native: By output name, PyTorch's outputs at the graph's precision, `[rows, …]`.
         cases: A name for each row.
-        labels: The class of each real image, `[images]`; these are the first rows.
-        test_reference: The float64 logits of the whole test set, `[count, classes]`.
+        logits: The name of the output whose largest value is the class; "" if there is none.
+        labels: The class of each real image, `[images]`; these are the first rows. Empty if
+            the classes are not known.
+        test_reference: The float64 logits of the test images, `[count, classes]`; none of
+            them if there is no test set.
         test_labels: The class of each test image, `[count]`.
         precision: The graph's precision, such as "fp32".
         weights: By name, the digest of each parameter and buffer (`pipeline.audit.digest`).
@@ -54,6 +56,7 @@ class Golden:
     reference: dict[str, Array]
     native: dict[str, Array]
     cases: tuple[str, ...]
+    logits: str
     labels: Array
     test_reference: Array
     test_labels: Array
@@ -93,6 +96,10 @@ class Golden:
         counts = (self.labels.ndim, self.test_labels.ndim, self.test_reference.ndim)
         if counts != (1, 1, 2) or len(self.test_labels) != len(self.test_reference):
             raise ValueError("the test set's labels and outputs do not fit together")
+        if self.logits and (
+            self.logits not in self.native or self.native[self.logits].ndim != 2  # noqa: PLR2004
+        ):
+            raise ValueError(f"{self.logits!r} is not an output of shape [rows, classes]")
         if not np.isfinite(self.test_reference).all() or len(self.labels) > rows:
             raise ValueError("the test set's outputs are not numbers, or has too many labels")
 
@@ -101,6 +108,7 @@ class Golden:
         meta = {
             "schema": SCHEMA,
             "cases": self.cases,
+            "logits": self.logits,
             "precision": self.precision,
             "weights": self.weights,
         }
@@ -134,6 +142,7 @@ def load(path: Path) -> Golden:
             reference=_part(arrays, "reference"),
             native=_part(arrays, "native"),
             cases=tuple(meta["cases"]),
+            logits=meta["logits"],
             labels=arrays["labels"],
             test_reference=arrays["test_reference"],
             test_labels=arrays["test_labels"],
@@ -161,23 +170,4 @@ def _part(arrays: dict[str, Array], part: str) -> dict[str, Array]:
         name.removeprefix(prefix): array
         for name, array in arrays.items()
         if name.startswith(prefix)
-    }
-
-
-def edge_images(shape: tuple[int, int, int], seed: int = 0) -> dict[str, Array]:
-    """Returns uint8 images `shape` that no test set has, by the name of the case."""
-    _, height, width = shape
-    single = np.zeros(shape, np.uint8)
-    single[:, height // 2, width // 2] = 255
-    rows, columns = np.indices((height, width))
-    checkerboard = np.broadcast_to(((rows + columns) % 2 * 255).astype(np.uint8), shape)
-    ramp = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8), shape)
-    noise = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    return {
-        "all 0": np.zeros(shape, np.uint8),
-        "all 255": np.full(shape, 255, np.uint8),
-        "one pixel": single,
-        "checkerboard": checkerboard,
-        "ramp": ramp,
-        "uniform noise": noise,
     }

@@ -62,15 +62,15 @@ class Flips:
         images: How many were classified.
         explained: Flips where float64's own top two lie closer than the error allowed.
         unexplained: The others; one of them is a mismatch.
-        correct: How many the engine classified right.
+        correct: How many the engine classified right; None if the classes are not known.
         reference_correct: How many float64 classified right.
     """
 
     images: int
     explained: int
     unexplained: int
-    correct: int
-    reference_correct: int
+    correct: int | None
+    reference_correct: int | None
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,9 @@ def judge(
         runs = [run_rows(session, golden, size) for size in sizes]
         outputs = tuple(_judge_output(spec, golden, runs) for spec in wanted)
         faults = [f"{output.name}: {fault}" for output in outputs for fault in output.faults]
-        if not faults:
-            flips = _count_flips(session, golden, wanted[0].name, outputs[0], sizes[-1], test)
+        if not faults and golden.logits:
+            (output,) = (each for each in outputs if each.name == golden.logits)
+            flips = _count_flips(session, golden, output, sizes[-1], test)
             faults = _flip_faults(flips)
     status: Status = "mismatch" if faults else "pass"
     if not faults and any(output.vacuous for output in outputs):
@@ -262,21 +263,22 @@ def _constant(array: Array) -> bool:
 def _count_flips(
     session: Session,
     golden: Golden,
-    name: str,
     output: OutputVerdict,
     size: int,
     test: dict[str, Array] | None,
 ) -> Flips:
-    if test is None:
-        images = len(golden.labels)
-        inputs = {key: array[:images] for key, array in golden.inputs.items()}
-        reference, labels = golden.reference[name][:images], golden.labels
-    else:
+    labels: Array | None
+    if test is not None:
         inputs, reference, labels = test, golden.test_reference, golden.test_labels
-    parts = []
-    for start in range(0, len(labels), size):
+    elif len(golden.labels):
+        inputs = {key: array[: len(golden.labels)] for key, array in golden.inputs.items()}
+        reference, labels = golden.reference[output.name][: len(golden.labels)], golden.labels
+    else:
+        inputs, reference, labels = golden.inputs, golden.reference[output.name], None
+    images, parts = len(reference), []
+    for start in range(0, images, size):
         feeds = {key: array[start : start + size] for key, array in inputs.items()}
-        parts.append(_run_padded(session, feeds, len(labels[start : start + size]))[name])
+        parts.append(_run_padded(session, feeds, min(size, images - start))[output.name])
     chosen = np.concatenate(parts).argmax(axis=1)
     ranked = np.sort(reference, axis=1)
     margin = ranked[:, -1] - ranked[:, -2]
@@ -285,11 +287,11 @@ def _count_flips(
     # Each of the two logits may be off by what the verdict allows.
     close = margin < 2 * K * output.max_floor
     return Flips(
-        images=len(labels),
+        images=images,
         explained=int((flipped & close).sum()),
         unexplained=int((flipped & ~close).sum()),
-        correct=int((chosen == labels).sum()),
-        reference_correct=int((best == labels).sum()),
+        correct=None if labels is None else int((chosen == labels).sum()),
+        reference_correct=None if labels is None else int((best == labels).sum()),
     )
 
 

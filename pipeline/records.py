@@ -13,6 +13,7 @@ from typing import Any
 
 from engines.errors import DeployError
 from pipeline.artifacts import Artifact, Paths
+from pipeline.data import FOLDER_PREFIX
 from pipeline.digests import read_json, sha256_file
 
 SCHEMA = 1
@@ -141,9 +142,11 @@ def _again(record: Record) -> str:
 def _command(stage: str, params: Mapping[str, Any], artifact: Artifact) -> str:
     """Returns the command that makes an artifact."""
     words = ["assay", stage]
+    folders = Path(artifact.path).parts
+    if stage == "data" and folders[1].startswith(FOLDER_PREFIX):
+        words += ["--data", f"…/{folders[1].removeprefix(FOLDER_PREFIX)}"]
     if stage != "data":
         words.append(str(params.get("model", "MODEL")))
-    folders = Path(artifact.path).parts
     if stage in ("build", "verify") and len(folders) > 3:  # noqa: PLR2004 - model/precision/engine
         words += ["--engine", folders[2]]
     return " ".join(words)

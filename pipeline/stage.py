@@ -28,6 +28,7 @@ def option(
     text: str,
     factory: Any = dataclasses.MISSING,
     names: Names | None = None,
+    check: Callable[[str], None] | None = None,
     key: bool = True,
     low: int = 1,
     high: int = 2**31 - 1,
@@ -39,11 +40,19 @@ def option(
         text: What the option does, with its unit.
         factory: A function that gives the default on this machine.
         names: The values the option accepts; an unknown one gets the nearest suggested.
+        check: Raises UsageError for a word that the option does not accept.
         key: Whether another value means other outputs, so that the stage has to run again.
         low: The smallest whole number accepted; a float has to be above 0.
         high: The largest number accepted.
     """
-    metadata = {"text": text, "names": names, "key": key, "low": low, "high": high}
+    metadata = {
+        "text": text,
+        "names": names,
+        "valid": check,
+        "key": key,
+        "low": low,
+        "high": high,
+    }
     return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
 
 
@@ -63,13 +72,16 @@ class Option:
     default: Any
     text: str
     names: Names | None
+    valid: Callable[[str], None] | None
     key: bool
     low: int
     high: int
 
     def check(self, value: Any) -> None:
-        """Raises UsageError for a number outside the option's range."""
+        """Raises UsageError for a word or a number that the option does not accept."""
         for each in value if self.many else (value,):
+            if self.valid is not None and each is not None:
+                self.valid(each)
             if self.type not in (int, float) or each is None:
                 continue
             fits = 0 < each <= self.high if self.type is float else self.low <= each <= self.high
@@ -82,7 +94,7 @@ class Option:
 
 
 def check(params: Any) -> None:
-    """Raises UsageError if a number among a stage's parameters is out of its range."""
+    """Raises UsageError if one of a stage's parameters is not what its option accepts."""
     for each in options(type(params)):
         each.check(getattr(params, each.name))
 

@@ -29,11 +29,11 @@ def where(store: Store) -> tuple[object, ...]:
     [
         (("trian", "lenet"), "unknown command 'trian'", "did you mean 'train'?"),
         (("train", "lenett"), "unknown model 'lenett'", "did you mean 'lenet'?"),
-        (("run", "alexnet"), "unknown model 'alexnet'", "available: lenet"),
+        (("run", "alexnet"), "unknown model 'alexnet'", "torchvision:NAME"),
         (("build", "lenet", "--engine", "tensort"), "unknown engine 'tensort'", "'tensorrt'"),
         (("bench", "lenet", "--engine", "pytorch,x"), "unknown engine 'x'", "available: "),
         (("export", "lenet", "--precision", "fp31"), "unknown precision 'fp31'", "'fp32'"),
-        (("data", "--dataset", "fashion"), "unknown dataset 'fashion'", "'fashion-mnist'"),
+        (("data", "--data", "fashion"), "unknown data set 'fashion'", "'fashion-mnist'"),
         (("bench", "lenet", "--batch", "1,x"), "--batch '1,x' is not a list of int", "commas"),
         (("bench", "lenet", "--batch", "0"), "--batch 0 is out of range", "from 1 to 65536"),
         (("bench", "lenet", "--batch", ""), "--batch is empty", "at least one"),
@@ -62,7 +62,7 @@ def test_wrong_usage_exits_2_and_says_what_would_be_right(
 @pytest.mark.parametrize(
     ("command", "missing", "again"),
     [
-        ("train", "data set file", "assay data"),
+        ("train", "training images", "assay data"),
         ("export", "checkpoint", "assay train lenet"),
         ("verify", "graph", "assay export lenet"),
         ("build", "graph", "assay export lenet"),
@@ -240,7 +240,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and ".locks" not in path.parts
+        if path.is_file() and not {".locks", ".resume"} & set(path.parts)
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def text(facts: dict[str, Any], training: dict[str, Any]) -> str:
+def text(facts: dict[str, Any]) -> str:
     """Returns Markdown that says what the bundle holds and how to prove it."""
     engines = "\n".join(
         f"| `{name}` | `{entry['path']}` | {entry['verdict']} | "
@@ -15,15 +15,18 @@ def text(facts: dict[str, Any], training: dict[str, Any]) -> str:
     )
     inputs = "\n".join(f"- input `{spec}`" for spec in facts["inputs"])
     outputs = "\n".join(f"- output `{spec}`" for spec in facts["outputs"])
+    trained = facts["training"][0].upper() + facts["training"][1:]
+    if facts["dataset"]:
+        trained += f" ({facts['dataset']})"
+    classes = f"- classes, in order: {', '.join(facts['labels'])}\n" if facts["labels"] else ""
     return f"""# {facts["model"]}, {facts["precision"]}
 
-Test accuracy {training["test_accuracy"]:.2%} on {training["test_images"]:,} images of
-{facts["dataset"]}; trained for {training["epochs"]} epochs on {training["images"]:,} images.
+{trained}.
 
 {inputs}
 {outputs}
 - preprocessing inside the graph: {facts["preprocessing"]}
-- classes, in order: {", ".join(facts["labels"])}
+{classes}
 
 | engine | file | proved equal to PyTorch where it was built | built with |
 |---|---|---|---|

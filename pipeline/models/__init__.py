@@ -1,19 +1,47 @@
-"""The model zoo: one file a family, found by the names it declares."""
+"""Models by name: the zoo, one file a family; torchvision's and timm's; and the user's own."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from engines.errors import UsageError, suggestion
+from pipeline.data import FASHION_MNIST, Contents
+from pipeline.digests import sha256_file
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from engines.base import Array
+
+LIBRARIES = ("torchvision", "timm")
+Loss = Literal["cross-entropy", "squared error"]
+# Names that every graph of a classifier gets.
+IMAGE, LOGITS = "image", "logits"
+
+
+@dataclass(frozen=True)
+class Quick:
+    """The preset for minutes on a CPU: a part of the data, and what trains well on it.
+
+    Attributes:
+        limit: Training images, the first ones.
+        test_limit: Test images, the first ones.
+        lr: Learning rate, where the recipe's would not get anywhere in so few steps.
+        batch_size: Images a step, likewise.
+    """
+
+    epochs: int = 1
+    limit: int = 10_000
+    test_limit: int = 1000
+    lr: float | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -24,39 +52,130 @@ class Recipe:
         epochs: Passes over the training set.
         lr: Learning rate of plain stochastic gradient descent.
         batch_size: Images a step.
+        loss: "cross-entropy" against classes, or the sum of squared errors against a target.
+        channels_last: Keep images and weights in the order that convolution kernels of many
+            channels are fastest in.
+        bench_seconds: Time to spend on a batch size in a benchmark.
     """
 
-    epochs: int
-    lr: float
-    batch_size: int
+    epochs: int = 10
+    lr: float = 0.01
+    batch_size: int = 128
+    loss: Loss = "cross-entropy"
+    channels_last: bool = True
+    quick: Quick = Quick()
+    bench_seconds: float = 8.0
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """A model and all that the stages have to know about it.
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network, and what the chain has to know to train, export and prove it.
+
+    A factory of the user's own may return one instead of a plain module. The first axis of
+    every input and output is the batch, of any size; all other axes are fixed.
 
     Attributes:
-        factory: Returns the initialised module; it takes float images
-            `[batch, *image_shape]` in 0 to 1 and gives logits `[batch, classes]`.
-        image_shape: Channels, height and width of one image.
-        dataset: The data set it is trained on.
-        source: The file that defines it; its digest is part of what a checkpoint depends on.
+        network: The initialised module.
+        prepare: Turns the raw inputs of the graph into the network's; it is exported with the
+            network, so that training and serving cannot differ. None: they are the same.
+        inputs: Example inputs by name, in the order of the arguments, `[rows, …]`; their
+            dtypes and shapes are those of the graph's inputs. Empty for an `image`.
+        image: Channels, height and width of the raw uint8 image, if that is the one input.
+        outputs: Names of the outputs; by default those the network itself gives.
+        labels: The classes, if the first output is the logits of a classifier.
+        dataset: The data set it is trained on and judged by, if any.
+        samples: Inputs and targets to train on, `[count, …]`, where there is no data set.
+        recipe: How it is trained.
+    """
+
+    network: nn.Module
+    prepare: nn.Module | None = None
+    inputs: Mapping[str, Array] = field(default_factory=dict)
+    image: tuple[int, int, int] | None = None
+    outputs: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    dataset: str | None = None
+    samples: tuple[Array, Array] | None = None
+    recipe: Recipe = Recipe()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model by name, before anything heavy is imported.
+
+    Attributes:
+        build: Returns the model, newly initialised, for the contents of a data set (None:
+            the one it was published for).
+        image_shape: Channels, height and width of what the network takes, where it is known.
+        dataset: The data set it is trained on unless told otherwise.
+        trainable: It can be trained without another data set being named.
+        facts: Digests and versions of what defines it; a checkpoint depends on them.
     """
 
     name: str
-    factory: Callable[[], nn.Module]
-    image_shape: tuple[int, int, int]
-    dataset: str
-    recipe: Recipe
-    source: Path
+    build: Callable[[Contents | None], Model]
+    image_shape: tuple[int, int, int] | None = None
+    dataset: str | None = None
+    trainable: bool = True
+    recipe: Recipe = Recipe()
+    facts: Callable[[], dict[str, str]]
+
+
+def classifier(
+    name: str,
+    factory: Callable[[int, int], nn.Module],
+    *,
+    size: tuple[int, int],
+    recipe: Recipe,
+    sources: tuple[Path, ...],
+) -> ModelSpec:
+    """Returns an image classifier of the zoo, trained on Fashion-MNIST by default.
+
+    Args:
+        factory: Returns the initialised module for a number of classes and of channels; it
+            takes float images in 0 to 1 and gives logits `[batch, classes]`.
+        size: Height and width that images are resized to, inside the graph.
+        sources: The files that define the module.
+    """
+
+    def build(contents: Contents | None) -> Model:
+        from exporters.served import Preprocess
+
+        contents = contents or FASHION_MNIST.contents
+        channels, height, width = contents.shape
+        resize = None if (height, width) == size else size
+        return Model(
+            network=factory(len(contents.labels), channels),
+            prepare=Preprocess(size=resize),
+            image=contents.shape,
+            outputs=(LOGITS,),
+            labels=contents.labels,
+            dataset=FASHION_MNIST.name,
+            recipe=recipe,
+        )
+
+    return ModelSpec(
+        name=name,
+        build=build,
+        image_shape=(1, *size),
+        dataset=FASHION_MNIST.name,
+        recipe=recipe,
+        facts=partial(source_facts, *sources),
+    )
+
+
+def source_facts(*sources: Path) -> dict[str, str]:
+    """Returns the digests of the files that define a model."""
+    return {f"source {source.name}": sha256_file(source) for source in sources}
 
 
 @cache
 def _zoo() -> dict[str, ModelSpec]:
     found: dict[str, ModelSpec] = {}
     for module in pkgutil.iter_modules(__path__):
-        family = importlib.import_module(f"{__name__}.{module.name}")
-        found |= {spec.name: spec for spec in family.MODELS}
+        if not module.name.startswith("_"):
+            family = importlib.import_module(f"{__name__}.{module.name}")
+            found |= {spec.name: spec for spec in family.MODELS}
     return found
 
 
@@ -65,12 +184,32 @@ def names() -> list[str]:
     return sorted(_zoo())
 
 
+def check_name(name: str) -> None:
+    """Raises UsageError unless a name has the form of a model's. Imports nothing."""
+    if name in _zoo() or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.-]*", name):
+        return
+    others = ", torchvision:NAME, timm:NAME, or package.module:factory of your own"
+    raise UsageError(f"unknown model {name!r}", suggestion(name, names()) + others)
+
+
+@cache
 def get(name: str) -> ModelSpec:
     """Returns a model by its name.
 
+    For a name of the zoo nothing heavy is imported; for one of the user's own, the factory is
+    imported and called.
+
     Raises:
-        UsageError: The zoo has no model of this name.
+        UsageError: There is no such model.
+        NotAvailableError: Its library is not installed.
+        DeployError: The user's factory raised, or returned no model.
     """
-    if name not in _zoo():
-        raise UsageError(f"unknown model {name!r}", suggestion(name, names()))
-    return _zoo()[name]
+    check_name(name)
+    if name in _zoo():
+        return _zoo()[name]
+    place, _, what = name.partition(":")
+    finder: Any = importlib.import_module(
+        f"{__name__}._{place}" if place in LIBRARIES else f"{__name__}._own"
+    )
+    found: ModelSpec = finder.find(place, what)
+    return found

@@ -5,22 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.models import ModelSpec, Recipe
+from pipeline.models import Quick, Recipe, classifier
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def lenet(classes: int = 10) -> nn.Module:
-    """Returns LeNet for one-channel 28x28 images, initialised Xavier-uniform.
+def lenet(classes: int = 10, channels: int = 1) -> nn.Module:
+    """Returns LeNet for 28x28 images, initialised Xavier-uniform.
 
     Two 5x5 convolutions, each with a sigmoid and 2x2 average pooling, then three fully
-    connected layers: 61,706 parameters with ten classes.
+    connected layers: 61,706 parameters with ten classes and one channel.
     """
     from torch import nn
 
     net = nn.Sequential(
-        nn.Conv2d(1, 6, kernel_size=5, padding=2),
+        nn.Conv2d(channels, 6, kernel_size=5, padding=2),
         nn.Sigmoid(),
         nn.AvgPool2d(kernel_size=2, stride=2),
         nn.Conv2d(6, 16, kernel_size=5),
@@ -40,12 +40,16 @@ def lenet(classes: int = 10) -> nn.Module:
 
 
 MODELS = (
-    ModelSpec(
-        name="lenet",
-        factory=lenet,
-        image_shape=(1, 28, 28),
-        dataset="fashion-mnist",
-        recipe=Recipe(epochs=10, lr=0.1, batch_size=128),
-        source=Path(__file__),
+    classifier(
+        "lenet",
+        lenet,
+        size=(28, 28),
+        recipe=Recipe(
+            epochs=10,
+            lr=0.1,
+            channels_last=False,
+            quick=Quick(epochs=3, limit=10_000, test_limit=2000, lr=0.5, batch_size=32),
+        ),
+        sources=(Path(__file__),),
     ),
 )

@@ -120,12 +120,13 @@ def show(found: Summary) -> None:
 
 def _verdict_cells(verdict: dict[str, Any]) -> list[str]:
     outputs, flips = verdict["outputs"], verdict["flips"]
+    known = flips and flips["correct"] is not None
     ratios = [output["rms"] / output["rms_floor"] for output in outputs if output["rms_floor"]]
     return [
         verdict["status"],
         f"{max(ratios):.2f}" if ratios else "",
         f"{flips['unexplained'] + flips['explained']}" if flips else "",
-        f"{flips['correct'] / flips['images']:.2%}" if flips else "",
+        f"{flips['correct'] / flips['images']:.2%}" if known else "",
     ]
 
 

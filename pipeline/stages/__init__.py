@@ -23,7 +23,18 @@ def need_torch() -> None:
 
 def model_option() -> Any:
     """Declares the MODEL argument."""
-    return option(text="Model of the zoo.", names=models.names)
+    return option(
+        text="Model of the zoo, torchvision:NAME, timm:NAME or package.module:factory.",
+        check=models.check_name,
+    )
+
+
+def data_option(default: str | None) -> Any:
+    """Declares `--data`. The command line turns a folder's path into a data set's name."""
+    shown = "" if default is not None else " [the model's own]"
+    return option(
+        default, text=f"Data set, or folder with a subfolder of images for each class{shown}."
+    )
 
 
 def precision_option() -> Any:

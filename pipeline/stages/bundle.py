@@ -28,6 +28,7 @@ from pipeline.artifacts import (
 from pipeline.digests import read_json
 from pipeline.stage import Made, Stage, option
 from pipeline.stages import model_option, precision_option
+from pipeline.stages.train import describe
 
 _ACCEPTED = ("pass", "not run")
 
@@ -78,7 +79,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     for name in params.engine:
         record = found[ENGINE.at(engine=name).at(**inputs.fields).record]
         facts["engines"][name]["built_with"] = record.facts
-    text = readme.text(facts, read_json(inputs[TRAINING]))
+    text = readme.text(facts)
     content: dict[str, Path | bytes] = {
         **members,
         **{path: inputs.root / path for path in records},
@@ -118,6 +119,7 @@ def _facts(
         "model": params.model,
         "precision": params.precision,
         "dataset": said["assay.dataset"],
+        "training": describe(read_json(inputs[TRAINING])),
         "labels": json.loads(said["assay.labels"]),
         "preprocessing": said["assay.preprocessing"],
         "inputs": [str(each) for each in golden.input_specs],

@@ -1,57 +1,123 @@
-"""Stage data: the data set's files, every digest checked."""
+"""Stage data: a data set's images and labels, every digest checked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.errors import UsageError
 from pipeline import console
 from pipeline import data as datasets
-from pipeline.artifacts import DATA, Artifact, Paths
+from pipeline.artifacts import (
+    CONTENTS,
+    DATA,
+    TEST_IMAGES,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    Artifact,
+    Paths,
+)
+from pipeline.data import FASHION_MNIST, FOLDER_PREFIX
+from pipeline.digests import read_json, write_json
 from pipeline.stage import Made, Stage, option
+from pipeline.stages import data_option
 
 
 @dataclass(frozen=True)
 class Params:
     """Options of the stage."""
 
-    dataset: str = option("fashion-mnist", text="Data set.", names=datasets.names)
+    data: str = data_option(FASHION_MNIST.name)
     # The digests pin the content, so where it comes from changes nothing.
     data_dir: Path | None = option(
         None, text="Folder that holds the data set's files (.gz or not).", key=False
     )
+    image_size: int | None = option(
+        None, text="Side in pixels of the square that a folder's images are brought to.", high=4096
+    )
+    skip_bad: bool = option(
+        False, text="Leave out a folder's broken images, and those of another size than most."
+    )
+
+
+def resolve(params: Params) -> Params:
+    """Checks that the data set is one, and that options of a folder are given for one."""
+    datasets.check_name(params.data)
+    folder = params.data.startswith(FOLDER_PREFIX)
+    if folder and params.data_dir is None:
+        raise UsageError(
+            f"where is the folder of data set {params.data!r}?", "give its path with --data"
+        )
+    if not folder and (params.image_size is not None or params.skip_bad):
+        raise UsageError(
+            f"--image-size and --skip-bad are for a folder of images, not for {params.data!r}",
+            "give the folder with --data",
+        )
+    return params
 
 
 def run(_inputs: Paths, outputs: Paths, params: Params) -> None:
-    """Writes the uncompressed files."""
-    content = datasets.fetch(datasets.get(params.dataset), params.data_dir)
-    for artifact in DATA:
-        target = outputs[artifact]
-        target.write_bytes(content[target.name])
+    """Writes images and labels as IDX files, and what they are."""
+    from pipeline import idx, imagefolder
+
+    if params.data.startswith(FOLDER_PREFIX) and params.data_dir is not None:
+        listing = imagefolder.scan(params.data_dir)
+        train, test = imagefolder.decode(listing, params.image_size, params.skip_bad)
+        for images, labels, part in (
+            (TRAIN_IMAGES, TRAIN_LABELS, train),
+            (TEST_IMAGES, TEST_LABELS, test),
+        ):
+            idx.write(_at(outputs, images), part.images)
+            idx.write(_at(outputs, labels), part.labels)
+        shape, names = train.images.shape[1:], listing.labels
+    else:
+        dataset = datasets.get(params.data)
+        content = datasets.fetch(dataset, params.data_dir)
+        order = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+        for artifact, file in zip(order, dataset.files, strict=True):
+            _at(outputs, artifact).write_bytes(content[file.name])
+        shape, names = dataset.contents.shape, dataset.contents.labels
+    write_json(_at(outputs, CONTENTS), {"shape": list(shape), "labels": list(names)})
+
+
+def _at(paths: Paths, artifact: Artifact) -> Path:
+    return paths[artifact.at(dataset=str(paths.fields["data"]))]
 
 
 def facts(params: Params) -> dict[str, str]:
-    """The digests that the files must have."""
-    return {file.name: file.sha256 for file in datasets.get(params.dataset).files}
+    """The digests that the files must have, or that a folder's images have."""
+    if params.data.startswith(FOLDER_PREFIX) and params.data_dir is not None:
+        from pipeline import imagefolder
+
+        return {"images": imagefolder.digest(params.data_dir)}
+    return {file.name: file.sha256 for file in datasets.get(params.data).files}
 
 
-def _outputs(_params: Params) -> tuple[Artifact, ...]:
-    return DATA
+def _outputs(params: Params) -> tuple[Artifact, ...]:
+    return tuple(artifact.at(dataset=params.data) for artifact in DATA)
 
 
 def show(made: Made[Params]) -> None:
-    """Prints where the files are."""
+    """Prints where the files are and what they hold."""
     for outputs, params in made:
-        console.result(f"{params.dataset}: {outputs[DATA[0]].parent}")
+        path = _at(outputs, CONTENTS)
+        found = read_json(path)
+        shape = "x".join(map(str, found["shape"]))
+        console.result(
+            f"{params.data}: {path.parent} (images {shape}, {len(found['labels'])} classes)"
+        )
 
 
 STAGE = Stage(
     name="data",
-    help="Get the data set and check every file's digest.",
+    help="Get the data set and check every file's digest, or decode a folder of images.",
     params=Params,
     inputs=lambda _params: (),
     outputs=_outputs,
     run=run,
+    revision=2,
     facts=facts,
+    resolve=resolve,
     show=show,
 )

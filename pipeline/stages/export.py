@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engines.errors import DeployError
 from pipeline import console, models
-from pipeline import data as datasets
 from pipeline.artifacts import (
     CHECKPOINT,
+    CONTENTS,
     GOLDEN,
     GRAPH,
     PROGRAM,
     TEST_IMAGES,
     TEST_LABELS,
+    TRAINING,
     Artifact,
     Paths,
 )
-from pipeline.digests import sha256_file
-from pipeline.models import ModelSpec
-from pipeline.stage import Made, Stage
-from pipeline.stages import model_option, need_torch, precision_option
+from pipeline.digests import read_json, sha256_file
+from pipeline.stage import Made, Stage, option
+from pipeline.stages import data_option, model_option, need_torch, precision_option
+from pipeline.stages.train import contents_of, inputs_of
+from pipeline.training.weights import load
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from engines.base import Array
-    from pipeline.golden import Golden
-
-INPUT, OUTPUT = "image", "logits"
+    from pipeline.models import Model
+    from pipeline.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,19 @@ class Params:
 
     model: str = model_option()
     precision: str = precision_option()
+    data: str | None = data_option(None)
+    inputs: Path | None = option(
+        None,
+        text="Golden inputs from this .npz file, an array for each input [test images].",
+        key=False,
+    )
+
+
+def resolve(params: Params) -> Params:
+    """Fills in the model's own data set, and checks that the file of inputs is there."""
+    if params.inputs is not None and not params.inputs.is_file():
+        raise DeployError(f"there is no file {params.inputs}", "give the path of an .npz file")
+    return dataclasses.replace(params, data=params.data or models.get(params.model).dataset)
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
@@ -50,30 +62,37 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
     from exporters.graph import export_graph
     from exporters.program import export_program, save_program
-    from exporters.served import Served
-    from pipeline.data import read_images, read_labels
+    from exporters.served import Preprocess, Served
+    from pipeline.reference import make_golden
 
     # One thread: PyTorch's own rounding, and with it the noise floor, depends on the number.
     torch.set_num_threads(1)
-    spec = models.get(params.model)
-    served = Served(load_network(spec, inputs[CHECKPOINT])).eval()
-    images = read_images(inputs[TEST_IMAGES.at(dataset=spec.dataset)])
-    labels = read_labels(inputs[TEST_LABELS.at(dataset=spec.dataset)])
-    golden = make_golden(served, spec, images, labels, params.precision)
-    try:
-        golden.check()
-    except ValueError as error:
+    training = read_json(inputs[TRAINING])
+    if training["data"] != params.data:
         raise DeployError(
-            f"{params.model} cannot be judged: {error}", "train it again, with a smaller --lr"
-        ) from error
-    program = export_program(served, golden.input_specs)
+            f"{params.model} was trained on {training['data']}, not on {params.data}",
+            f"leave --data out, or run `assay train {params.model} --data …`",
+        )
+    contents = contents_of(inputs, params.data)
+    model = models.get(params.model).build(contents)
+    load(model.network, inputs[CHECKPOINT], params.model)
+    test = _test_set(inputs, training, params.data) if model.labels else None
+    golden = make_golden(model, _rows(model, test, params), params.precision, test)
+    served = Served(model.network, model.prepare).eval()
+    examples = [torch.from_numpy(array[:2]) for array in golden.inputs.values()]
+    program = export_program(served, examples)
+    prepared = "none"
+    if isinstance(model.prepare, Preprocess):
+        prepared = model.prepare.description
+    elif model.prepare is not None:
+        prepared = type(model.prepare).__name__
     metadata = {
         "assay.model": params.model,
         "assay.precision": params.precision,
-        "assay.labels": json.dumps(datasets.get(spec.dataset).labels),
-        "assay.preprocessing": served.prepare.description,
+        "assay.labels": json.dumps(model.labels),
+        "assay.preprocessing": prepared,
         "assay.checkpoint": sha256_file(inputs[CHECKPOINT]),
-        "assay.dataset": spec.dataset,
+        "assay.dataset": params.data or "",
     }
     graph = export_graph(program, golden.input_specs, golden.output_specs, metadata)
     outputs[GRAPH].write_bytes(graph)
@@ -81,71 +100,38 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     golden.save(outputs[GOLDEN])
 
 
-def load_network(spec: ModelSpec, checkpoint: Path) -> nn.Module:
-    """Returns the model with the checkpoint's weights.
+def _rows(model: Model, test: tuple[Array, Array] | None, params: Params) -> Rows:
+    from pipeline import rows
 
-    Raises:
-        DeployError: The file is not safetensors, or its tensors are not the model's.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    network = spec.factory()
-    try:
-        network.load_state_dict(load_file(checkpoint))
-    except (SafetensorError, RuntimeError) as error:
-        raise DeployError(
-            f"{checkpoint} does not hold the weights of {spec.name}: {error}",
-            f"run `assay train {spec.name}`",
-        ) from error
-    return network
+    if params.inputs is not None:
+        return rows.without_test_set(model, rows.read(params.inputs))
+    return rows.without_test_set(model, None) if test is None else rows.of_test_set(*test)
 
 
-def make_golden(
-    served: nn.Module, spec: ModelSpec, images: Array, labels: Array, precision: str
-) -> Golden:
-    """Runs the model in float64 and at the precision over test images and edge cases.
+def _test_set(
+    inputs: Paths, training: dict[str, Any], data: str | None
+) -> tuple[Array, Array] | None:
+    """Returns images and labels of the test set, as many as the training was judged by."""
+    from pipeline import idx
 
-    Args:
-        served: The module that is exported, with its preprocessing.
-        images: The whole test set, uint8 `[count, channels, height, width]`.
-        labels: Its classes, `[count]`.
-    """
-    import numpy as np
-    import torch
-
-    from exporters.served import Served
-    from pipeline.audit import digest
-    from pipeline.golden import REAL_IMAGES, Golden, edge_images
-    from pipeline.training import predict
-
-    exact = Served(copy.deepcopy(served.network), torch.float64).eval()  # type: ignore[arg-type]
-    edges = edge_images(spec.image_shape)
-    # Spread over the whole test set, whose order says nothing.
-    chosen = np.linspace(0, len(images) - 1, min(REAL_IMAGES, len(images))).astype(np.int64)
-    rows = np.concatenate([images[chosen], np.stack(list(edges.values()))])
-    tensor = torch.from_numpy(rows)
-    return Golden(
-        inputs={INPUT: rows},
-        reference={OUTPUT: predict(exact, tensor).numpy()},
-        native={OUTPUT: predict(served, tensor).numpy()},
-        cases=tuple(f"test image {index}" for index in chosen) + tuple(edges),
-        labels=labels[chosen],
-        test_reference=predict(exact, torch.from_numpy(images)).numpy(),
-        test_labels=labels,
-        precision=precision,
-        weights={name: digest(tensor.numpy()) for name, tensor in served.state_dict().items()},
-    )
+    if data is None:
+        return None
+    part = slice(0, training["test_images"])
+    images = idx.read_images(inputs[TEST_IMAGES.at(dataset=data)])
+    return images[part], idx.read_labels(inputs[TEST_LABELS.at(dataset=data)])[part]
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
-    dataset = models.get(params.model).dataset
-    return (CHECKPOINT, TEST_IMAGES.at(dataset=dataset), TEST_LABELS.at(dataset=dataset))
+    wanted = (TEST_IMAGES, TEST_LABELS, CONTENTS)
+    return (CHECKPOINT, TRAINING, *inputs_of(params.data, wanted))
 
 
 def facts(params: Params) -> dict[str, str]:
-    """The digest of the file that defines the model."""
-    return {"model_source": sha256_file(models.get(params.model).source)}
+    """What defines the model, and the digest of the golden inputs that were given."""
+    found = models.get(params.model).facts()
+    if params.inputs is not None:
+        found["inputs"] = sha256_file(params.inputs)
+    return found
 
 
 def show(made: Made[Params]) -> None:
@@ -162,7 +148,9 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=lambda _params: (GRAPH, PROGRAM, GOLDEN),
     run=run,
+    revision=2,
     tools=("torch", "onnx", "onnxscript", "numpy"),
     facts=facts,
+    resolve=resolve,
     show=show,
 )

@@ -1,16 +1,20 @@
-"""Stage train: data to checkpoint."""
+"""Stage train: data to checkpoint, or weights that are there already."""
 
 from __future__ import annotations
 
 import dataclasses
 import platform
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engines import machine
+from engines.errors import DeployError, UsageError
 from pipeline import console, models
+from pipeline import data as datasets
 from pipeline.artifacts import (
     CHECKPOINT,
+    CONTENTS,
     DATA,
     TEST_IMAGES,
     TEST_LABELS,
@@ -20,9 +24,19 @@ from pipeline.artifacts import (
     Artifact,
     Paths,
 )
-from pipeline.digests import read_json, sha256_file, write_json
+from pipeline.data import Contents
+from pipeline.digests import read_json, sha256_file, sha256_json, write_json
 from pipeline.stage import Made, Stage, option
-from pipeline.stages import model_option, need_torch
+from pipeline.stages import data_option, model_option, need_torch
+
+if TYPE_CHECKING:
+    from engines.base import Array
+    from pipeline.models import Model
+    from pipeline.training.loop import Samples, Settings
+    from pipeline.training.state import Keeper
+
+PRESETS = ("full", "quick")
+_state = {"called for help": False}
 
 
 @dataclass(frozen=True)
@@ -30,82 +44,257 @@ class Params:
     """Options of the stage."""
 
     model: str = model_option()
-    epochs: int | None = option(None, text="Passes over the training set [recipe's].")
-    lr: float | None = option(None, text="Learning rate [recipe's].")
-    batch_size: int | None = option(None, text="Images a step [recipe's].")
+    data: str | None = data_option(None)
+    weights: Path | None = option(
+        None,
+        text="Start from this safetensors or torch file; without --epochs, keep it.",
+        key=False,
+    )
+    preset: str = option(
+        "full",
+        text="The recipe, or minutes on a CPU with a part of the data.",
+        names=lambda: [*PRESETS],
+    )
+    epochs: int | None = option(None, text="Passes over the training set [preset's].", low=0)
+    lr: float | None = option(None, text="Learning rate [preset's].")
+    batch_size: int | None = option(None, text="Images a step [preset's].")
     limit: int | None = option(None, text="Train on the first N images only.")
+    test_limit: int | None = option(None, text="Judge by the first N test images only.")
     seed: int = option(0, text="Seed of the initial weights and of the order of images.", low=0)
     threads: int = option(factory=machine.available_cpus, text="CPU threads.", high=1024)
     device: str = option("auto", text="Device to train on: auto, cpu, cuda or cuda:N.")
-
-
-def resolve(params: Params) -> Params:
-    """Fills in the model's own recipe and the device that "auto" means here."""
-    from engines.base import pick_device
-
-    recipe = models.get(params.model).recipe
-    return dataclasses.replace(
-        params,
-        epochs=recipe.epochs if params.epochs is None else params.epochs,
-        lr=recipe.lr if params.lr is None else params.lr,
-        batch_size=recipe.batch_size if params.batch_size is None else params.batch_size,
-        device=pick_device(params.device, ("cuda", "cpu"), "training"),
+    compile: bool = option(False, text="Compile the network with torch.compile.")
+    amp: str = option(
+        "none",
+        text="Mixed precision; for GPUs, as it makes most CPUs slower.",
+        names=lambda: ["none", "bf16", "fp16"],
+    )
+    resume: bool = option(
+        False, text="Go on where an interrupted training with the same options stopped.", key=False
     )
 
 
+def resolve(params: Params) -> Params:
+    """Fills in the preset, the data set, and the device that "auto" means here."""
+    from engines.base import pick_device
+
+    spec = models.get(params.model)
+    if params.data is not None:
+        datasets.check_name(params.data)
+    if params.weights is not None and not params.weights.is_file():
+        raise DeployError(f"there is no file {params.weights}", "give the path of the weights")
+    data = params.data or spec.dataset
+    chosen: dict[str, Any] = {"epochs": spec.recipe.epochs, "lr": spec.recipe.lr}
+    chosen["batch_size"] = spec.recipe.batch_size
+    if params.preset == "quick":
+        quick = dataclasses.asdict(spec.recipe.quick)
+        if not data:
+            quick |= {"limit": None, "test_limit": None, "epochs": spec.recipe.epochs}
+        chosen |= {name: value for name, value in quick.items() if value is not None}
+    if params.weights is not None or not (spec.trainable or params.data):
+        chosen["epochs"] = 0
+    given = {name: getattr(params, name) for name in chosen}
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    if chosen["epochs"] and not (spec.trainable or data):
+        raise UsageError(
+            f"{params.model} cannot be trained: it has no data set",
+            "name one with --data, or leave --epochs out to take its weights as they are",
+        )
+    device = pick_device(params.device, ("cuda", "cpu"), "training")
+    return dataclasses.replace(params, **chosen, data=data, device=device)
+
+
+def inputs_of(data: str | None, artifacts: tuple[Artifact, ...] = DATA) -> tuple[Artifact, ...]:
+    """Returns the artifacts of a data set; none if there is no data set."""
+    return () if data is None else tuple(artifact.at(dataset=data) for artifact in artifacts)
+
+
+def contents_of(inputs: Paths, data: str | None) -> Contents | None:
+    """Returns image shape and classes of a data set; None if there is no data set."""
+    if data is None:
+        return None
+    found = read_json(inputs[CONTENTS.at(dataset=data)])
+    return Contents(tuple(found["shape"]), tuple(found["labels"]))
+
+
+def called_for_help() -> bool:
+    """Whether this process has called others of a distributed training to `fit`."""
+    return _state["called for help"]
+
+
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
-    """Trains the model and measures it on the test set."""
+    """Trains the model, or takes its weights as they are, and measures it on the test set."""
     need_torch()
     import torch
     from safetensors.torch import save_file
 
-    from exporters.served import Preprocess, Served
-    from pipeline import training
-    from pipeline.data import read_images, read_labels
+    from pipeline.training import processes
 
-    spec = models.get(params.model)
-
-    def split(images: Artifact, labels: Artifact) -> training.Split:
-        return training.Split(
-            torch.from_numpy(read_images(inputs[images.at(dataset=spec.dataset)])),
-            torch.from_numpy(read_labels(inputs[labels.at(dataset=spec.dataset)])).long(),
-        )
-
-    train_set, test_set = split(TRAIN_IMAGES, TRAIN_LABELS), split(TEST_IMAGES, TEST_LABELS)
-    available = len(train_set.labels)
-    if params.limit is not None:
-        limited = slice(0, params.limit)
-        train_set = training.Split(train_set.images[limited], train_set.labels[limited])
-    chosen = {field.name for field in dataclasses.fields(training.Settings)}
-    settings = training.Settings(
-        **{name: value for name, value in vars(params).items() if name in chosen}
-    )
-    module, curve = training.train(spec.factory, Preprocess(), train_set, settings)
-    predicted = training.predict(Served(module), test_set.images).argmax(1)
-    correct = int((predicted == test_set.labels).sum())
-    state = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-    save_file(state, outputs[CHECKPOINT])
+    among = processes.group()
+    if among.world > 1:
+        _state["called for help"] = True
+        processes.shared((inputs, params))
+    model, curve, said = fit(inputs, params)
+    state = {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}
+    # Tied weights share their memory, which safetensors refuses: each is stored by itself.
+    save_file({name: tensor.clone() for name, tensor in state.items()}, outputs[CHECKPOINT])
     write_json(
         outputs[TRAINING],
         {
             "model": params.model,
-            **dataclasses.asdict(settings),
-            "images": len(train_set.labels),
-            "images_available": available,
-            "test_images": len(test_set.labels),
-            "test_correct": correct,
-            "test_accuracy": correct / len(test_set.labels),
+            "preset": params.preset,
+            "data": params.data,
+            "weights": None if params.weights is None else sha256_file(params.weights),
+            "processes": among.world,
+            **said,
+            **_tested(model, inputs, params),
             "torch": torch.__version__,
             "cpu": machine.cpu_model(),
             "platform": platform.platform(),
             "curve": curve,
         },
     )
+    _state_file(inputs, params).unlink(missing_ok=True)
+
+
+def fit(inputs: Paths, params: Params) -> tuple[Model, list[dict[str, float]], dict[str, Any]]:
+    """Builds and trains the model.
+
+    Returns:
+        The model, its training curve, and what the record has to say of both.
+    """
+    from pipeline.training import loop, weights
+
+    spec = models.get(params.model)
+    contents = contents_of(inputs, params.data)
+    settings = _settings(params, spec.recipe)
+    loop.seed(settings)
+    model = spec.build(contents)
+    if params.weights is not None:
+        weights.load(model.network, params.weights, params.model)
+    said: dict[str, Any] = {**dataclasses.asdict(settings)}
+    curve: list[dict[str, float]] = []
+    if settings.epochs:
+        samples, available = _samples(model, inputs, params)
+        said |= {"images": len(samples.targets), "images_available": available}
+        if contents is not None:
+            said["look"] = look(samples, contents)
+        keeper = _keeper(inputs, params, said)
+        if keeper.path.exists() and not params.resume:
+            console.say(
+                f"a training was interrupted ({keeper.path}): starting anew; --resume goes on"
+            )
+        curve = loop.train(
+            model.network, model.prepare, samples, settings, keeper, resume=params.resume
+        )
+    model.network.eval()
+    return model, curve, said
+
+
+def _settings(params: Params, recipe: models.Recipe) -> Settings:
+    from pipeline.training.loop import Settings
+
+    given = {**vars(params), "loss": recipe.loss, "channels_last": recipe.channels_last}
+    return Settings(**{each.name: given[each.name] for each in dataclasses.fields(Settings)})
+
+
+def _state_file(inputs: Paths, params: Params) -> Path:
+    return inputs.root / ".resume" / f"{params.model.replace(':', '-')}.safetensors"
+
+
+def _keeper(inputs: Paths, params: Params, said: dict[str, Any]) -> Keeper:
+    from pipeline.training.state import Keeper
+
+    depends = {
+        "model": params.model,
+        "said": said,
+        "facts": facts(params),
+        "torch": machine.version("torch"),
+        "data": [sha256_file(inputs.locate(artifact)) for artifact in inputs.declared],
+    }
+    return Keeper(_state_file(inputs, params), sha256_json(depends))
+
+
+def _samples(model: Model, inputs: Paths, params: Params) -> tuple[Samples, int]:
+    """Returns what is trained on, and how much of it there is altogether."""
+    import torch
+
+    from pipeline import idx
+    from pipeline.training.loop import Samples
+
+    if params.data is not None:
+        images = idx.read_images(inputs[TRAIN_IMAGES.at(dataset=params.data)])
+        labels: Array = idx.read_labels(inputs[TRAIN_LABELS.at(dataset=params.data)])
+    elif model.samples is not None:
+        images, labels = model.samples
+    else:
+        raise DeployError(f"{params.model} has nothing to train on", "name a data set with --data")
+    part = slice(0, params.limit)
+    return Samples(torch.from_numpy(images[part]), torch.from_numpy(labels[part])), len(labels)
+
+
+def look(samples: Samples, contents: Contents) -> dict[str, Any]:
+    """Returns class balance and input range of the training images, and prints them."""
+    import torch
+
+    counts = torch.bincount(samples.targets, minlength=len(contents.labels)).tolist()
+    values = torch.bincount(samples.inputs.flatten()[:: max(1, samples.inputs.numel() >> 24)])
+    levels = torch.arange(len(values), dtype=torch.float64)
+    mean = float((values * levels).sum() / values.sum())
+    deviation = float(((values * (levels - mean) ** 2).sum() / values.sum()).sqrt())
+    seen = values.nonzero().flatten()
+    found = {
+        "classes": dict(zip(contents.labels, counts, strict=True)),
+        "shape": list(contents.shape),
+        "min": int(seen[0]),
+        "max": int(seen[-1]),
+        "mean": round(mean, 2),
+        "std": round(deviation, 2),
+    }
+    console.say(
+        f"train: {len(samples.targets):,} images {'x'.join(map(str, contents.shape))} in"
+        f" {len(counts)} classes of {min(counts):,} to {max(counts):,}, values {found['min']} to"
+        f" {found['max']}, mean {mean:.1f}"
+    )
+    if min(counts) == 0:
+        missing = [name for name, count in zip(contents.labels, counts, strict=True) if not count]
+        console.say(f"train: no image at all of class {', '.join(missing)}")
+    return found
+
+
+def _tested(model: Model, inputs: Paths, params: Params) -> dict[str, Any]:
+    """Returns the accuracy on the test images, for a classifier with a data set."""
+    import torch
+
+    from exporters.served import Served, batch_for
+    from pipeline import idx
+
+    if params.data is None or not model.labels:
+        return {}
+    images = idx.read_images(inputs[TEST_IMAGES.at(dataset=params.data)])
+    labels = torch.from_numpy(idx.read_labels(inputs[TEST_LABELS.at(dataset=params.data)]))
+    available, part = len(labels), slice(0, params.test_limit)
+    served = Served(model.network, model.prepare).cpu().eval()
+    tensor, labels = torch.from_numpy(images[part]), labels[part]
+    correct = 0
+    with torch.inference_mode():
+        size = batch_for(served, [tensor])
+        for rows, target in zip(torch.split(tensor, size), torch.split(labels, size), strict=True):
+            correct += int((served(rows)[0].argmax(1) == target).sum())
+    return {
+        "test_images": len(labels),
+        "test_images_available": available,
+        "test_correct": correct,
+        "test_accuracy": correct / len(labels),
+    }
 
 
 def facts(params: Params) -> dict[str, str]:
-    """The digest of the file that defines the model."""
-    return {"model_source": sha256_file(models.get(params.model).source)}
+    """What defines the model, and the digest of the weights it starts from."""
+    found = models.get(params.model).facts()
+    if params.weights is not None:
+        found["weights"] = sha256_file(params.weights)
+    return found
 
 
 def show(made: Made[Params]) -> None:
@@ -115,23 +304,34 @@ def show(made: Made[Params]) -> None:
 
 
 def describe(training: dict[str, Any]) -> str:
-    """Returns the accuracy in words, with what it was trained on if that was not all."""
-    part = ""
-    if training["images"] < training["images_available"]:
-        part = f", on {training['images']:,} of {training['images_available']:,} training images"
-    accuracy, epochs = training["test_accuracy"], training["epochs"]
-    return f"test accuracy {accuracy:.2%} after {epochs} epochs{part}"
+    """Returns what became of the training in words, with every part that was left out."""
+    epochs = training["epochs"]
+    if not epochs:
+        how = "with the weights given" if training["weights"] else "with new weights, not trained"
+    else:
+        how = f"after {epochs} epoch{'s' if epochs > 1 else ''}"
+        if training["images"] < training["images_available"]:
+            how += f" on {training['images']:,} of {training['images_available']:,} training images"
+    if training["preset"] != "full":
+        how += f" (preset {training['preset']})"
+    if "test_accuracy" not in training:
+        loss = f"loss {training['curve'][-1]['loss']:.4g} " if training["curve"] else ""
+        return loss + how
+    accuracy = f"test accuracy {training['test_accuracy']:.2%}"
+    if training["test_images"] < training["test_images_available"]:
+        available = training["test_images_available"]
+        accuracy += f" on {training['test_images']:,} of {available:,} test images,"
+    return f"{accuracy} {how}"
 
 
 STAGE = Stage(
     name="train",
-    help="Train a model; writes its checkpoint and curve.",
+    help="Train a model, or take weights as they are; writes its checkpoint and curve.",
     params=Params,
-    inputs=lambda params: tuple(
-        artifact.at(dataset=models.get(params.model).dataset) for artifact in DATA
-    ),
+    inputs=lambda params: inputs_of(params.data),
     outputs=lambda _params: (CHECKPOINT, TRAINING),
     run=run,
+    revision=2,
     tools=("torch", "safetensors"),
     facts=facts,
     resolve=resolve,

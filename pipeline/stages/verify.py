@@ -23,7 +23,8 @@ from pipeline.artifacts import (
 )
 from pipeline.digests import read_json, write_json
 from pipeline.stage import Made, Stage, check, option
-from pipeline.stages import model_option, precision_option
+from pipeline.stages import data_option, model_option, precision_option
+from pipeline.stages.train import inputs_of
 
 if TYPE_CHECKING:
     from pipeline.parity import Verdict
@@ -42,14 +43,24 @@ class Params:
         text='What to verify: "graph", the name of a built engine, several, or "all".',
         names=lambda: [SUBJECT, *engines.names()],
     )
+    data: str | None = data_option(None)
     threads: int = option(factory=machine.available_cpus, text="CPU threads.", high=1024)
     device: str = option("auto", text="Where the engine runs: auto, cpu, cuda or cuda:N.")
 
 
+def resolve(params: Params) -> Params:
+    """Fills in the model's own data set."""
+    return dataclasses.replace(params, data=params.data or models.get(params.model).dataset)
+
+
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Judges the subject, or records why it cannot be judged here."""
-    from pipeline.data import read_images
     from pipeline.engine_proof import prove
+    from pipeline.idx import read_images
+
+    images = None
+    if params.data is not None:
+        images = read_images(inputs[TEST_IMAGES.at(dataset=params.data)])
 
     verdict = prove(
         params.engine,
@@ -58,7 +69,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         params.precision,
         device=params.device,
         threads=params.threads,
-        images=read_images(inputs[TEST_IMAGES.at(dataset=models.get(params.model).dataset)]),
+        images=images,
     )
     write_json(outputs[_verdict(params)], dataclasses.asdict(verdict))
 
@@ -95,8 +106,7 @@ def _verdict(params: Params) -> Artifact:
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
-    images = TEST_IMAGES.at(dataset=models.get(params.model).dataset)
-    return (_subject(params), GOLDEN, images)
+    return (_subject(params), GOLDEN, *inputs_of(params.data, (TEST_IMAGES,)))
 
 
 def facts(params: Params) -> dict[str, str]:
@@ -151,7 +161,9 @@ def _flips(verdict: Verdict) -> str:
 
 def _accuracy(verdict: Verdict) -> str:
     flips = verdict.flips
-    return "" if flips is None else f"{flips.correct / flips.images:.2%}"
+    if flips is None or flips.correct is None:
+        return ""
+    return f"{flips.correct / flips.images:.2%}"
 
 
 def _weights(verdict: Verdict) -> str:
@@ -192,5 +204,6 @@ STAGE = Stage(
     run=run,
     tools=("numpy",),
     facts=facts,
+    resolve=resolve,
     show=show,
 )

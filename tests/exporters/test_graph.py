@@ -15,12 +15,13 @@ from engines.base import TensorSpec
 from engines.errors import DeployError
 from exporters.graph import check_graph, export_graph, spec_of
 from exporters.program import export_program
-from exporters.served import Served
+from exporters.served import Preprocess, Served
 from pipeline.runner import Store
 from tests.conftest import Process, Result
 
 IMAGE = TensorSpec("image", "uint8", (None, 1, 28, 28))
 LOGITS = TensorSpec("logits", "float32", (None, 10))
+EXAMPLES = [torch.zeros((2, 1, 28, 28), dtype=torch.uint8)]
 
 
 @pytest.fixture
@@ -75,8 +76,8 @@ def test_the_preprocessing_inside_is_a_division_by_255() -> None:
             return x
 
     image = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    Served(Keep())(image)
-    Served(Keep(), torch.float64)(image)
+    Served(Keep(), Preprocess())(image)
+    Served(Keep(), Preprocess(), torch.float64)(image)
     assert torch.equal(seen[torch.float32], image.float() / 255)
     assert torch.equal(seen[torch.float64], image.double() / 255)
 
@@ -99,7 +100,7 @@ class ByValue(nn.Module):
 @pytest.mark.parametrize("module", [FixedBatch(), ByValue()])
 def test_a_model_that_cannot_be_traced_is_an_error_not_a_static_graph(module: nn.Module) -> None:
     with pytest.raises(DeployError, match="cannot trace the model with a dynamic batch"):
-        export_program(module, (IMAGE,))
+        export_program(module, EXAMPLES)
 
 
 class Untranslatable(nn.Module):
@@ -111,7 +112,7 @@ class Untranslatable(nn.Module):
 
 @pytest.mark.filterwarnings("ignore")  # the exporter's own, on its way to failing
 def test_an_operator_without_a_translation_is_named() -> None:
-    program = export_program(Untranslatable(), (IMAGE,))
+    program = export_program(Untranslatable(), EXAMPLES)
     with pytest.raises(DeployError, match="airy_ai"):
         export_graph(program, (IMAGE,), (LOGITS,), {})
 
@@ -156,12 +157,14 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     from pipeline import models
-    from pipeline.stages.export import load_network
+    from pipeline.training.weights import load
+
+    network = models.get("lenet").build(None).network
 
     path = tmp_path / "other.safetensors"
     save_file({"0.weight": np.zeros((1, 1), np.float32)}, path)
     with pytest.raises(DeployError, match="does not hold the weights of lenet"):
-        load_network(models.get("lenet"), path)
+        load(network, path, "lenet")
     path.write_bytes(b"not safetensors")
-    with pytest.raises(DeployError, match="does not hold the weights of lenet"):
-        load_network(models.get("lenet"), path)
+    with pytest.raises(DeployError, match="is not a safetensors file"):
+        load(network, path, "lenet")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from engines.errors import DeployError
-from pipeline import data
+from pipeline import data, idx
 from tests.conftest import Result
 from tests.subset import FOLDER, FULL, SUBSET
 
@@ -191,22 +191,41 @@ def test_torchvision_names_the_same_md5_sums_and_mirrors() -> None:
 def test_reading_gives_the_shapes_of_the_set(folder: Path) -> None:
     for name, plain in data.fetch(NOWHERE, folder).items():
         (folder / name).write_bytes(plain)
-    images = data.read_images(folder / "train-images-idx3-ubyte")
-    labels = data.read_labels(folder / "train-labels-idx1-ubyte")
+    images = idx.read_images(folder / "train-images-idx3-ubyte")
+    labels = idx.read_labels(folder / "train-labels-idx1-ubyte")
     assert (images.dtype, images.shape) == (np.uint8, (512, 1, 28, 28))
-    assert (labels.dtype, labels.shape) == (np.uint8, (512,))
+    assert (labels.dtype, labels.shape) == (np.int64, (512,))
     assert set(labels.tolist()) == set(range(10))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2),
+        np.array([0, 255, 256, 70_000], np.int64),
+    ],
+)
+def test_what_is_written_is_read(tmp_path: Path, array: np.ndarray) -> None:
+    idx.write(tmp_path / "file", array)
+    read = idx.read_images if array.ndim == 4 else idx.read_labels
+    assert np.array_equal(read(tmp_path / "file"), array)
 
 
 def test_reading_refuses_what_is_no_idx_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    for content in (b"", b"\0\0\x08\x01", b"\0\0\x08\x03" + b"\0" * 12):
+    for content, fault in (
+        (b"", "is not an IDX file"),
+        (b"\1\0\x08\x01", "is not an IDX file"),
+        (b"\0\0\x07\x01", "is not an IDX file"),
+        (b"\0\0\x08\x01", "is truncated"),
+        (b"\0\0\x08\x03" + b"\0" * 12, "has 3 axes"),
+    ):
         path.write_bytes(content)
-        with pytest.raises(DeployError, match="is not an IDX file"):
-            data.read_labels(path)
+        with pytest.raises(DeployError, match=fault):
+            idx.read_labels(path)
     path.write_bytes(b"\0\0\x08\x01\0\0\0\x05abc")
     with pytest.raises(DeployError, match="truncated"):
-        data.read_labels(path)
+        idx.read_labels(path)
 
 
 def test_the_command_refuses_a_folder_that_is_none(

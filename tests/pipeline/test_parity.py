@@ -14,6 +14,7 @@ from engines.base import Array, Feeds, Outputs, TensorSpec
 from pipeline import golden as goldens
 from pipeline import parity
 from pipeline.golden import Golden
+from pipeline.rows import edge_images
 from pipeline.runner import Store
 from tests.conftest import Result
 
@@ -38,6 +39,7 @@ def golden() -> Golden:
         reference={"logits": reference},
         native={"logits": rounded(images)},
         cases=tuple(f"case {row}" for row in range(ROWS)),
+        logits="logits",
         labels=reference.argmax(1).astype(np.uint8),
         test_reference=reference,
         test_labels=reference.argmax(1).astype(np.uint8),
@@ -309,7 +311,7 @@ def test_a_verdict_survives_its_json_form(golden: Golden) -> None:
 def test_the_golden_file_has_real_images_and_edge_cases(built: Store) -> None:
     found = goldens.load(built.root / "lenet/fp32/golden.npz")
     assert len(found.labels) == 256
-    assert found.cases[256:] == tuple(goldens.edge_images((1, 28, 28)))
+    assert found.cases[256:] == tuple(edge_images((1, 28, 28)))
     assert found.inputs["image"].shape == (262, 1, 28, 28)
     assert found.reference["logits"].dtype == np.float64
     assert found.native["logits"].dtype == np.float32

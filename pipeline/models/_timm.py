@@ -1,0 +1,61 @@
+"""timm's models, by its own names."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from engines import machine
+from engines.base import import_vendor
+from engines.errors import UsageError, suggestion
+from pipeline.models import LOGITS, Model, ModelSpec, Recipe
+
+if TYPE_CHECKING:
+    from pipeline.data import Contents
+
+
+def find(library: str, name: str) -> ModelSpec:
+    """Returns a model of timm.
+
+    Raises:
+        UsageError: timm has no model of this name.
+        NotAvailableError: timm is not installed.
+    """
+    timm = import_vendor("timm", "pip install timm")
+    if not timm.is_model(name):
+        known = timm.list_models(f"*{name.partition('_')[0][:6]}*")[:20] or timm.list_models()[:20]
+        raise UsageError(f"timm has no model {name!r}", suggestion(name, known))
+    return ModelSpec(
+        name=f"{library}:{name}",
+        build=partial(_build, timm, name),
+        trainable=False,
+        facts=lambda: {"timm": machine.version("timm")},
+    )
+
+
+def _build(timm: Any, name: str, contents: Contents | None) -> Model:
+    """Returns the model with new weights; image size, mean and deviation are timm's for it."""
+    from exporters.served import Preprocess
+
+    options = {} if contents is None else {"num_classes": len(contents.labels)}
+    network = timm.create_model(name, pretrained=False, **options)
+    config = timm.data.resolve_model_data_config(network)
+    wanted = tuple(config["input_size"])
+    shape = wanted if contents is None else contents.shape
+    if contents is None:
+        labels = tuple(f"class {index}" for index in range(network.num_classes))
+    else:
+        labels = contents.labels
+    return Model(
+        network=network,
+        prepare=Preprocess(
+            size=wanted[1:] if shape[1:] != wanted[1:] else None,
+            channels=wanted[0] if shape[0] != wanted[0] else None,
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+        ),
+        image=shape,
+        outputs=(LOGITS,),
+        labels=labels,
+        recipe=Recipe(),
+    )

@@ -1,0 +1,129 @@
+"""Making the golden file: the model in float64 and at its precision, over the golden inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from engines.errors import DeployError
+from exporters.served import Served, batch_for, named_outputs
+from pipeline.audit import digest
+from pipeline.golden import Golden
+
+if TYPE_CHECKING:
+    from engines.base import Array
+    from pipeline.models import Model
+    from pipeline.rows import Rows
+
+
+def make_golden(
+    model: Model,
+    rows: Rows,
+    precision: str,
+    test: tuple[Array, Array] | None,
+) -> Golden:
+    """Runs a model in float64 and at the precision.
+
+    Args:
+        rows: The golden inputs.
+        test: The test images, uint8 `[count, channels, height, width]`, and their classes.
+
+    Raises:
+        DeployError: The model does not run on the inputs, or in float64; or its outputs have
+            no batch axis; or are not numbers.
+    """
+    served = Served(model.network, model.prepare).eval()
+    exact = Served(copy.deepcopy(model.network), copy.deepcopy(model.prepare), torch.float64)
+    exact.eval()
+    tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
+    names = output_names(model, [tensor[:2] for tensor in tensors])
+    native = _run(served, tensors, names, "")
+    reference = _run(exact, tensors, names, " in float64")
+    logits = names[0] if model.labels else ""
+    if logits and native[logits].shape[1:] != (len(model.labels),):
+        raise DeployError(
+            f"{logits} is {list(native[logits].shape)}, but there are {len(model.labels)} classes",
+            "the first output of a classifier has to be [batch, classes]",
+        )
+    images, labels = test or (None, np.zeros(0, np.int64))
+    test_reference = np.zeros((0, len(model.labels)))
+    if images is not None:
+        test_reference = _run(exact, [torch.from_numpy(images)], names, " in float64")[names[0]]
+    golden = Golden(
+        inputs=rows.inputs,
+        reference=reference,
+        native=native,
+        cases=rows.cases,
+        logits=logits,
+        labels=rows.labels,
+        test_reference=test_reference,
+        test_labels=labels,
+        precision=precision,
+        weights={name: digest(tensor.numpy()) for name, tensor in served.state_dict().items()},
+    )
+    try:
+        golden.check()
+    except ValueError as error:
+        raise DeployError(
+            f"the model cannot be judged: {error}", "train it again, with a smaller --lr"
+        ) from error
+    return golden
+
+
+def output_names(model: Model, tensors: Sequence[torch.Tensor]) -> tuple[str, ...]:
+    """Returns a name for each output: the model's own, or those that the network gives.
+
+    Raises:
+        DeployError: The network does not run, or has another number of outputs than names.
+    """
+    network = model.network.eval()
+    with torch.inference_mode(), _explained(""):
+        prepared = tensors if model.prepare is None else model.prepare(*tensors)
+        made = network(*prepared) if isinstance(prepared, tuple | list) else network(prepared)
+    found = named_outputs(made)
+    if model.outputs and len(model.outputs) != len(found):
+        raise DeployError(
+            f"the model has {len(found)} outputs, but {len(model.outputs)} names:"
+            f" {', '.join(model.outputs)}",
+            "name every output once",
+        )
+    return model.outputs or tuple(found)
+
+
+@contextmanager
+def _explained(how: str) -> Iterator[None]:
+    """Turns whatever a user's model raises into an error that says how it was run."""
+    try:
+        yield
+    except DeployError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        hint = "check names, dtypes and shapes of the inputs"
+        if how:
+            hint = "it is judged against a float64 run: do not fix a dtype inside the model"
+        raise DeployError(f"the model cannot be run on its inputs{how}: {error}", hint) from error
+
+
+def _run(
+    served: Served, inputs: Sequence[torch.Tensor], names: tuple[str, ...], how: str
+) -> dict[str, Array]:
+    """Returns the outputs for all rows, computed in batches without gradients."""
+    rows, parts = len(inputs[0]), []
+    with torch.inference_mode(), _explained(how):
+        for start in range(0, rows, size := batch_for(served, inputs)):
+            parts.append(served(*(tensor[start : start + size] for tensor in inputs)))
+    outputs = {}
+    for name, pieces in zip(names, zip(*parts, strict=True), strict=True):
+        if any(piece.ndim == 0 for piece in pieces) or sum(map(len, pieces)) != rows:
+            raise DeployError(
+                f"output {name} is {list(pieces[0].shape)} for a batch of"
+                f" {min(rows, size)}: its first axis is not the batch",
+                "return one row for each row of the inputs",
+            )
+        outputs[name] = torch.cat(pieces).numpy()
+    return outputs

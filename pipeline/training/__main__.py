@@ -1,0 +1,51 @@
+"""Training in several processes: `torchrun --nproc-per-node 2 -m pipeline.training lenet …`.
+
+Rank 0 runs `assay train`; the others help it with the steps, and neither print nor write.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from engines.base import import_vendor
+from engines.errors import DeployError
+from pipeline import cli, console
+from pipeline.stages import train
+from pipeline.training import processes
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one of the processes and returns its exit code."""
+    if "RANK" not in os.environ:
+        console.error(
+            "pipeline.training is started by torchrun",
+            "torchrun --nproc-per-node N -m pipeline.training MODEL …, or `assay train MODEL`",
+        )
+        return 2
+    torch = import_vendor("torch", "pip install torch")
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        if processes.group().rank > 0:
+            return _help()
+        code = cli.main(["train", *arguments])
+        if not train.called_for_help():
+            processes.shared(None)  # nothing to train, or it failed before
+        return code
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _help() -> int:
+    job = processes.shared(None)
+    if job is not None:
+        console.settings.quiet = True
+        try:
+            train.fit(*job)
+        except DeployError:
+            return 1  # rank 0 has come to the same error, and prints it
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,389 @@
+"""The training loop: the whole set as one uint8 tensor, indexed batch by batch."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engines.errors import DeployError, NotAvailableError
+from engines.pytorch import exact_fp32
+from pipeline import console, signals
+from pipeline.training import memory
+from pipeline.training.processes import Group, group, shared
+from pipeline.training.state import Keeper, Progress
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from pipeline.models import Loss
+
+# Between two looks at the loss, which on a GPU wait for it; and between two saved states.
+_SHOW_SECONDS = 0.5
+_SAVE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is trained on.
+
+    Attributes:
+        inputs: uint8 images `[count, channels, height, width]`, or what `prepare` takes.
+        targets: Classes, int64 `[count]`; or, for squared errors, what the outputs should be.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that the trained weights depend on, besides the module and the data.
+
+    Attributes:
+        lr: Learning rate of plain stochastic gradient descent.
+        threads: CPU threads; another number gives other weights, in the last digits.
+        device: "cpu", "cuda" or "cuda:N".
+        compile: Compile the network with torch.compile.
+        amp: "none", or the type of mixed precision: "bf16" or "fp16".
+        loss: See `pipeline.models.Recipe`.
+        channels_last: Likewise.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int
+    seed: int
+    threads: int
+    device: str
+    compile: bool = False
+    amp: str = "none"
+    loss: Loss = "cross-entropy"
+    channels_last: bool = False
+
+
+def seed(settings: Settings) -> None:
+    """Makes what follows repeatable: initial weights, dropout, thread count, kernels."""
+    import torch
+
+    torch.set_num_threads(max(1, settings.threads // group().local_world))
+    # cuBLAS is deterministic only with a workspace of fixed size.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    exact_fp32(torch)
+    # Some models have operators without a deterministic CUDA kernel: torch then says which.
+    torch.use_deterministic_algorithms(True, warn_only=settings.device != "cpu")
+    torch.manual_seed(settings.seed)
+
+
+def train(
+    network: nn.Module,
+    prepare: nn.Module | None,
+    samples: Samples,
+    settings: Settings,
+    keeper: Keeper | None = None,
+    *,
+    resume: bool = False,
+) -> list[dict[str, float]]:
+    """Trains a network in place with stochastic gradient descent.
+
+    Args:
+        network: Newly initialised after `seed`. It is left on the CPU, in evaluation mode.
+        prepare: Turns raw inputs into the network's; the same module that goes into the
+            exported graph, so that training and serving cannot differ.
+        keeper: Where to keep the progress: after every epoch, every minute, and when a signal
+            ends the training.
+        resume: Go on from the kept progress, if there is some.
+
+    Returns:
+        One entry an epoch: mean loss, accuracy on the training batches as they passed (0 to 1,
+        for classes only), images/s and seconds.
+
+    Raises:
+        NotAvailableError: The device, or the compiler for `compile`, is not here.
+        DeployError: The loss became NaN or infinite, the batch does not fit in memory, or the
+            kept progress is of another training.
+    """
+    run = _Run(network, prepare, samples, settings, keeper)
+    if resume and keeper is not None:
+        run.restore(keeper)
+    with _memory_errors(settings), console.bar("train", settings.epochs * run.count) as bar:
+        run.bar = bar
+        bar.advance((run.epoch - 1) * run.count + run.seen)
+        try:
+            while run.epoch <= settings.epochs:
+                run.one_epoch()
+        except KeyboardInterrupt:
+            run.save("interrupted: --resume goes on from here")
+            raise
+    network.cpu().eval()
+    return run.curve
+
+
+class _Run:
+    """One training under way."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        prepare: nn.Module | None,
+        samples: Samples,
+        settings: Settings,
+        keeper: Keeper | None,
+    ) -> None:
+        import torch
+
+        self.settings = settings
+        self.group = group()
+        self.device = _device(settings.device, self.group)
+        self.keeper = keeper if self.group.rank == 0 else None
+        self.count = len(samples.targets)
+        memory.check(network, prepare, samples, settings)
+        layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+        self.network = network.to(self.device).to(memory_format=layout).train()
+        self.prepare = None if prepare is None else prepare.to(self.device)
+        self.inputs = samples.inputs.to(self.device)
+        self.targets = samples.targets.to(self.device)
+        self.layout = layout if samples.inputs.ndim == 4 else None  # noqa: PLR2004 - images
+        self.optimizer = torch.optim.SGD(network.parameters(), lr=settings.lr)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
+        self.module = _wrapped(self.network, settings, self.group, self.device)
+        self.order = torch.Generator().manual_seed(settings.seed)
+        self.bar: console.Bar
+        self.epoch, self.step, self.curve = 1, 0, list[dict[str, float]]()
+        # Summed on the device and read now and then: reading would wait for a GPU every step.
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.seconds = 0.0
+        self.saved = time.perf_counter()
+
+    @property
+    def seen(self) -> int:
+        """Samples of this epoch that were trained on."""
+        return min(self.step * self.settings.batch_size, self.count)
+
+    def one_epoch(self) -> None:
+        """Trains one epoch, or the rest of one."""
+        import torch
+
+        permutation = torch.randperm(self.count, generator=self.order).to(self.device)
+        batches = permutation.split(self.settings.batch_size)  # type: ignore[no-untyped-call]
+        if self.step == 0:
+            # So that an epoch does not depend on how many random numbers the last one took.
+            torch.manual_seed(self.settings.seed + 1_000_003 * self.epoch + 1009 * self.group.rank)
+        start, shown = time.perf_counter() - self.seconds, self.seconds
+        for batch in batches[self.step :]:
+            # A signal amid a step would leave half of it: it waits for the end of the step.
+            with signals.deferred():
+                self._train_on(batch)
+                self.step += 1
+                self.seconds = time.perf_counter() - start
+            text = ""
+            if self.seconds - shown > _SHOW_SECONDS or self.step == len(batches):
+                shown = self.seconds
+                text = f"loss {self._mean_loss():.4f} {self.seen / self.seconds:,.0f} images/s"
+            self.bar.advance(len(batch), text)
+            if time.perf_counter() - self.saved > _SAVE_SECONDS:
+                self.save()
+        with signals.deferred():
+            self._end_epoch()
+
+    def _train_on(self, batch: torch.Tensor) -> None:
+        from torch.nn import functional
+
+        mine = batch[self.group.rank :: self.group.world]
+        if len(batch) < self.group.world:
+            return  # not a sample for everyone; at most the last step of an epoch
+        target, inputs = self.targets[mine], self.inputs[mine]
+        if self.prepare is not None:
+            inputs = self.prepare(inputs)
+        if self.layout is not None:
+            inputs = inputs.contiguous(memory_format=self.layout)
+        with _autocast(self.settings, self.device):
+            outputs = self.module(inputs)
+            if self.settings.loss == "cross-entropy":
+                outputs = _logits(outputs)
+                loss = functional.cross_entropy(outputs, target)
+                weight = len(mine)
+            else:
+                loss = ((outputs - target) ** 2).sum()
+                weight = 1
+        self.optimizer.zero_grad()
+        # The processes' gradients are averaged, whose shares of the batch may differ by one.
+        share = loss * (len(mine) * self.group.world / len(batch)) if self.group.world > 1 else loss
+        self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.loss += loss.detach() * weight
+        if self.settings.loss == "cross-entropy":
+            self.correct += (outputs.argmax(1) == target).sum()
+
+    def _end_epoch(self) -> None:
+        import torch
+
+        if self.group.world > 1:
+            torch.distributed.all_reduce(self.loss)
+            torch.distributed.all_reduce(self.correct)
+        entry = {"epoch": float(self.epoch), "loss": self._mean_loss()}
+        if self.settings.loss == "cross-entropy":
+            entry["accuracy"] = int(self.correct) / self.count
+        entry["images_per_second"] = round(self.count / self.seconds, 1)
+        entry["seconds"] = round(self.seconds, 3)
+        self.curve.append({**entry, "epoch": self.epoch})
+        accuracy = f" accuracy {entry['accuracy']:.4f}," if "accuracy" in entry else ""
+        self.bar.line(
+            f"epoch {self.epoch}/{self.settings.epochs}: loss {entry['loss']:.4f},{accuracy}"
+            f" {entry['images_per_second']:,.0f} images/s"
+        )
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.loss.zero_()
+        self.correct.zero_()
+        self.save()
+
+    def _mean_loss(self) -> float:
+        mean = float(self.loss) / max(self.seen, 1)
+        if not math.isfinite(mean):
+            raise self._diverged(f"the training loss became {mean}")
+        return mean
+
+    def _diverged(self, what: str) -> DeployError:
+        hint = "use a smaller --lr"
+        if self.keeper is not None and (epoch := self.keeper.rescue()):
+            hint += f"; the weights of epoch {epoch} are in {self.keeper.rescued}"
+        return DeployError(
+            f"{what} within the first {self.seen:,} images of epoch {self.epoch}", hint
+        )
+
+    def save(self, said: str = "") -> None:
+        """Keeps the progress, unless a weight is no longer a number."""
+        import torch
+
+        if self.keeper is None or (self.group.world > 1 and self.step):
+            return  # of several processes, only the end of an epoch is the same in all
+        with signals.deferred():
+            state = self.network.state_dict()
+            numbers = [tensor for tensor in state.values() if tensor.is_floating_point()]
+            if not all(bool(tensor.isfinite().all()) for tensor in numbers):
+                raise self._diverged("a weight became NaN or infinite")
+            rng = {"cpu": torch.get_rng_state()}
+            if self.device.type == "cuda":
+                rng["cuda"] = torch.cuda.get_rng_state(self.device)
+            optimizer = {
+                f"{index}/{name}": value
+                for index, entry in self.optimizer.state_dict()["state"].items()
+                for name, value in entry.items()
+                if isinstance(value, torch.Tensor)
+            }
+            self.keeper.save(
+                Progress(
+                    key=self.keeper.key,
+                    epoch=self.epoch,
+                    step=self.step,
+                    loss=float(self.loss),
+                    correct=int(self.correct),
+                    seconds=self.seconds,
+                    curve=self.curve,
+                    scaler=dict(self.scaler.state_dict()),
+                    tensors={"model": state, "optimizer": optimizer, "rng": rng},
+                )
+            )
+            self.saved = time.perf_counter()
+        if said:
+            self.bar.line(f"epoch {self.epoch}, step {self.step}: {said}")
+
+    def restore(self, keeper: Keeper) -> None:
+        """Goes to where the kept progress stood."""
+        import torch
+
+        found = keeper.load() if self.group.rank == 0 else None
+        if self.group.world > 1:  # the others may be on machines without the file
+            found = shared(found)
+        if found is None:
+            console.say("nothing was kept of a training: starting anew")
+            return
+        console.say(f"going on from epoch {found.epoch}, step {found.step}")
+        self.network.load_state_dict(found.tensors["model"])
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, tensor in found.tensors["optimizer"].items():
+            index, _, name = key.partition("/")
+            state.setdefault(int(index), {})[name] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.scaler.load_state_dict(found.scaler)
+        self.epoch, self.step, self.curve = found.epoch, found.step, found.curve
+        self.loss += found.loss
+        self.correct += found.correct
+        self.seconds = found.seconds
+        for _ in range(self.epoch - 1):  # the order of the epoch under way comes next
+            torch.randperm(self.count, generator=self.order)
+        torch.set_rng_state(found.tensors["rng"]["cpu"])
+        if "cuda" in found.tensors["rng"]:
+            torch.cuda.set_rng_state(found.tensors["rng"]["cuda"], self.device)
+
+
+def _device(name: str, among: Group) -> torch.device:
+    import torch
+
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise NotAvailableError(f"torch sees no CUDA device for {name!r}", "use --device cpu")
+    if name == "cuda" and among.world > 1:
+        name = f"cuda:{among.local}"
+    return torch.device(name)
+
+
+def _wrapped(
+    network: nn.Module, settings: Settings, among: Group, device: torch.device
+) -> Callable[..., Any]:
+    """Returns the network as it is called: compiled, and with gradients shared, where asked."""
+    import torch
+
+    module: Callable[..., Any] = network
+    if among.world > 1:
+        ids = [device.index] if device.type == "cuda" else None
+        module = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
+    if settings.compile:
+        if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+            raise NotAvailableError(
+                "--compile needs a C++ compiler, and there is neither g++ nor clang++",
+                "install one, or leave --compile out",
+            )
+        module = torch.compile(module)
+    return module
+
+
+def _autocast(settings: Settings, device: torch.device) -> AbstractContextManager[Any]:
+    import torch
+
+    if settings.amp == "none":
+        return nullcontext()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[settings.amp]
+    context: AbstractContextManager[Any] = torch.autocast(device.type, dtype)
+    return context
+
+
+def _logits(outputs: Any) -> torch.Tensor:
+    """Returns the first output, which for a classifier is its logits."""
+    from exporters.served import named_outputs
+
+    return next(iter(named_outputs(outputs).values()))
+
+
+@contextmanager
+def _memory_errors(settings: Settings) -> Iterator[None]:
+    """Turns running out of memory into an error the user can act on."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error).lower():
+            raise
+        raise DeployError(
+            f"out of memory at a batch of {settings.batch_size}:"
+            f" {(str(error).splitlines() or ['no more to be had'])[0]}",
+            "use a smaller --batch-size",
+        ) from error

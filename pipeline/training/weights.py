@@ -1,0 +1,85 @@
+"""Weights from a file of the user's, into a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.errors import DeployError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_NAMED = 5  # how many mismatches an error names
+# What training scripts commonly put around the weights, and before each name.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIX = "module."
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """Reads a safetensors file, or a torch file that holds nothing but tensors.
+
+    Raises:
+        DeployError: It is neither, or loading it would run code.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise DeployError(f"there is no file {path}", "give the path of the weights")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        if path.suffix == ".safetensors":
+            raise DeployError(f"{path} is not a safetensors file: {error}") from error
+    try:
+        # weights_only refuses whatever is not a tensor or a plain container, and so never
+        # runs code from the file. There is no fallback.
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises nearly anything
+        raise DeployError(
+            f"{path} is neither a safetensors file nor a torch file of tensors alone:"
+            f" {str(error).splitlines()[0]}",
+            "save it with safetensors.torch.save_file(model.state_dict(), FILE)",
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+            found = found[wrapper]
+    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+        raise DeployError(
+            f"{path} holds a {type(found).__name__}, not tensors by name",
+            "save the model's state_dict()",
+        )
+    return {str(name).removeprefix(_PREFIX): tensor for name, tensor in found.items()}
+
+
+def load(network: nn.Module, path: Path, model: str) -> None:
+    """Puts the weights of a file into a network.
+
+    Raises:
+        DeployError: The file is no such file, or its tensors do not fit; the message counts all
+            mismatches and names the first.
+    """
+    fit(network, read(path), str(path), model)
+
+
+def fit(network: nn.Module, found: dict[str, torch.Tensor], where: str, model: str) -> None:
+    """Puts tensors into a network under their names; see `load`."""
+    wanted = network.state_dict()
+    faults = [f"{name} is missing" for name in wanted if name not in found]
+    faults += [f"{name} is not one of the model's" for name in found if name not in wanted]
+    faults += [
+        f"{name} is {list(found[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if faults:
+        more = f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+        raise DeployError(
+            f"{where} does not hold the weights of {model}, {len(faults)} of"
+            f" {len({*wanted, *found})} tensors do not fit: {'; '.join(faults[:_NAMED])}{more}",
+            "give the weights of this very architecture and number of classes",
+        )
+    network.load_state_dict(found)
