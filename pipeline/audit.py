@@ -23,10 +23,11 @@ class Audit:
     """What became of the checkpoint's parameters in a graph.
 
     Attributes:
-        identical: How many are in the graph, bit for bit.
+        identical: How many are in the graph, bit for bit: themselves, or the weight and bias
+            that a batch norm was folded into (`exporters.carriers`).
         changed: Those that are there under their name with other values.
-        unaudited: Those that are not there at all, as when an exporter folds a batch norm into
-            a convolution: nothing is known of them.
+        unaudited: Those that are not there at all, as when an exporter transposes them:
+            nothing is known of them.
     """
 
     identical: int
@@ -54,7 +55,7 @@ def _reached(graph: onnx.GraphProto) -> set[str]:
 
 
 def audit(graph: Path, weights: Mapping[str, str]) -> Audit:
-    """Compares a graph's initializers with the digests of the parameters it was exported from.
+    """Compares a graph's initializers with the digests of what carries each parameter.
 
     Raises:
         DeployError: The file is not an ONNX graph.

@@ -49,7 +49,8 @@ class Golden:
             them if there is no test set.
         test_labels: The class of each test image, `[count]`.
         precision: The graph's precision, such as "fp32".
-        weights: By name, the digest of each parameter and buffer (`pipeline.audit.digest`).
+        weights: By the name of each parameter and buffer, the digest (`pipeline.audit.digest`)
+            of the tensor that carries it in the graph (`exporters.carriers`).
     """
 
     inputs: dict[str, Array]

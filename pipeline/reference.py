@@ -12,7 +12,6 @@ import torch
 
 from engines.errors import DeployError
 from exporters.served import Served, batch_for, named_outputs
-from pipeline.audit import digest
 from pipeline.golden import Golden
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def make_golden(
     precision: str,
     test: tuple[Array, Array] | None,
 ) -> Golden:
-    """Runs a model in float64 and at the precision.
+    """Runs a model in float64 and at the precision; knows nothing yet of a graph's weights.
 
     Args:
         rows: The golden inputs.
@@ -64,7 +63,7 @@ def make_golden(
         test_reference=test_reference,
         test_labels=labels,
         precision=precision,
-        weights={name: digest(tensor.numpy()) for name, tensor in served.state_dict().items()},
+        weights={},
     )
     try:
         golden.check()

@@ -60,9 +60,11 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     need_torch()
     import torch
 
+    from exporters.carriers import carriers
     from exporters.graph import export_graph
     from exporters.program import export_program, save_program
     from exporters.served import Preprocess, Served
+    from pipeline.audit import digest
     from pipeline.reference import make_golden
 
     # One thread: PyTorch's own rounding, and with it the noise floor, depends on the number.
@@ -95,9 +97,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         "assay.dataset": params.data or "",
     }
     graph = export_graph(program, golden.input_specs, golden.output_specs, metadata)
+    weights = {name: digest(array) for name, array in carriers(program, graph).items()}
     outputs[GRAPH].write_bytes(graph)
     save_program(program, outputs[PROGRAM], golden.input_specs, golden.output_specs)
-    golden.save(outputs[GOLDEN])
+    dataclasses.replace(golden, weights=weights).save(outputs[GOLDEN])
 
 
 def _rows(model: Model, test: tuple[Array, Array] | None, params: Params) -> Rows:

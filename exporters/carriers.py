@@ -1,0 +1,134 @@
+"""Which tensor of a graph carries each parameter of the module it was exported from.
+
+Most are there as they are. A batch norm behind a convolution is folded into its weight and
+bias: then those carry its parameters, if they are what the fold gives in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from engines.base import Array
+
+# Roundings between a batch norm's parameters and the folded weight: variance + epsilon, the
+# root, the quotient, the product. For the bias, a difference and a sum more.
+_ROUNDINGS = 6
+# What a batch norm is folded into, and the axis of its weight that runs over the outputs.
+_FOLDED_INTO = {
+    torch.ops.aten.conv1d.default: 0,
+    torch.ops.aten.conv2d.default: 0,
+    torch.ops.aten.conv3d.default: 0,
+    torch.ops.aten.linear.default: 0,
+    torch.ops.aten.conv_transpose2d.input: 1,
+}
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A batch norm and what lies before it; each field but the last names a parameter.
+
+    Attributes:
+        axis: The axis of `weight` that runs over the outputs.
+    """
+
+    weight: str
+    bias: str | None
+    gamma: str | None
+    beta: str | None
+    mean: str
+    variance: str
+    epsilon: float
+    axis: int
+
+
+def carriers(program: Any, graph: bytes) -> dict[str, Array]:
+    """Returns the tensor that carries each parameter and buffer that the program reads.
+
+    Args:
+        program: The torch.export program.
+        graph: The serialized ONNX model that was made of it.
+
+    Returns:
+        By the parameter's name: its own value, or that of the folded tensor of the graph. A
+        fold that the float64 computation does not confirm is none: the parameter then stands
+        for itself, and an audit of the graph will not find it.
+    """
+    state = {name: tensor.detach().numpy() for name, tensor in program.state_dict.items()}
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    read = {names[node.name] for node in program.graph.nodes if node.name in names and node.users}
+    found = {name: state[name] for name in sorted(read) if name in state}
+    made = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load_model_from_string(graph).graph.initializer
+    }
+    for node in program.graph.nodes:
+        if node.target in _FOLDED_INTO:
+            bias = names.get(getattr([*node.args, None][2], "name", ""))
+            if bias is not None and bias not in made and not state[bias].any():
+                found.pop(bias, None)  # a bias of zeros is left out of the graph
+        fold = _fold(node, names)
+        if fold is not None:
+            found |= _carried(fold, state, made)
+    return found
+
+
+def _fold(node: Any, names: Mapping[str, str]) -> _Fold | None:
+    """Returns the fold that a node of the program allows, if it is a batch norm that does."""
+    if node.target is not torch.ops.aten.batch_norm.default:
+        return None
+    inner = node.args[0]
+    axis = _FOLDED_INTO.get(inner.target)
+    if axis is None or len(inner.users) != 1:
+        return None
+    before = [*inner.args[1:3], None][:2]  # a layer without a bias may leave the argument out
+    parts = [names.get(getattr(part, "name", "")) for part in (*before, *node.args[1:5])]
+    weight, bias, gamma, beta, mean, variance = parts
+    if weight is None or mean is None or variance is None:
+        return None
+    return _Fold(weight, bias, gamma, beta, mean, variance, node.args[7], axis)
+
+
+def _carried(
+    fold: _Fold, state: Mapping[str, Array], made: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Returns the tensors of the graph that carry a fold's parameters; none if it is not there."""
+
+    def value(name: str | None, otherwise: float) -> Array:
+        return np.array(otherwise) if name is None else state[name].astype(np.float64)
+
+    scale = value(fold.gamma, 1) / np.sqrt(value(fold.variance, 1) + fold.epsilon)
+    shape = [1] * state[fold.weight].ndim
+    shape[fold.axis] = -1
+    weight = value(fold.weight, 1) * scale.reshape(shape)
+    mean, beta, inner = value(fold.mean, 0), value(fold.beta, 0), value(fold.bias, 0)
+    shift = (inner - mean) * scale + beta
+    # Terms may cancel: what was rounded are the terms, not their sum.
+    size = (np.abs(inner) + np.abs(mean)) * np.abs(scale) + np.abs(beta)
+    found = made.get(fold.weight)
+    if found is None or not _close(found, weight, np.abs(weight)):
+        return {}
+    biases = [fold.bias] if fold.bias is not None else [f"{fold.weight}_bias"]
+    carried = {fold.weight: found}
+    rest = [name for name in (fold.bias, fold.gamma, fold.beta, fold.mean, fold.variance) if name]
+    if not shift.any():  # a bias of zeros is left out
+        return carried | dict.fromkeys(rest, found)
+    bias = next((made[name] for name in biases if name in made), None)
+    if bias is None or not _close(bias, shift, size):
+        return {}
+    return carried | dict.fromkeys(rest, bias)
+
+
+def _close(found: Array, expected: Array, size: Array) -> bool:
+    """Whether a float tensor is a float64 one, within the roundings of terms of a given size."""
+    if found.shape != expected.shape or found.dtype.kind != "f":
+        return False
+    unit = np.finfo(found.dtype).eps / 2
+    error = np.abs(found.astype(np.float64) - expected)
+    return bool((error <= _ROUNDINGS * unit * size + np.finfo(found.dtype).tiny).all())
