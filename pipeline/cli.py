@@ -288,6 +288,31 @@ def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None
     require([verdict for verdict in found.verdicts if verdict.status != "not run"])
 
 
+@cli.command()
+@click.argument("model")
+@click.option("--depth", type=click.IntRange(1, 100), help="How deep to go [to the innermost].")
+@click.option(
+    "--inputs", type=click.Path(path_type=Path), help="Inputs of the model, from an .npz file."
+)
+@_printing
+def summary(model: str, depth: int | None, inputs: Path | None, **values: Any) -> None:
+    """Print a model layer by layer: output shapes, parameters, multiply-adds."""
+    from engines.base import import_vendor
+    from pipeline import models
+
+    _print_as(values)
+    spec = models.get(model)
+    torch = import_vendor("torch", "pip install torch torchvision")
+    from pipeline import layers, rows
+
+    built = spec.build(None)
+    given = rows.without_test_set(built, None if inputs is None else rows.read(inputs)).inputs
+    tensors = [torch.from_numpy(array[:1]) for array in given.values()]
+    found = layers.summarise(model, built, tensors, depth)
+    layers.show(found)
+    console.document(found.document())
+
+
 @cli.command("models")
 @_printing
 def list_models(**values: Any) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engines.errors import DeployError
 from exporters.served import Served, batch_for, named_outputs
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from engines.base import Array
     from pipeline.models import Model
     from pipeline.rows import Rows
+
+_SMALLER = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def make_golden(
@@ -42,7 +45,8 @@ def make_golden(
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
     names = output_names(model, [tensor[:2] for tensor in tensors])
     native = _run(served, tensors, names, "")
-    reference = _run(exact, tensors, names, " in float64")
+    with in_float64():
+        reference = _run(exact, tensors, names, " in float64")
     logits = names[0] if model.labels else ""
     if logits and native[logits].shape[1:] != (len(model.labels),):
         raise DeployError(
@@ -52,7 +56,9 @@ def make_golden(
     images, labels = test or (None, np.zeros(0, np.int64))
     test_reference = np.zeros((0, len(model.labels)))
     if images is not None:
-        test_reference = _run(exact, [torch.from_numpy(images)], names, " in float64")[names[0]]
+        with in_float64():
+            found = _run(exact, [torch.from_numpy(images)], names, " in float64")
+        test_reference = found[names[0]]
     golden = Golden(
         inputs=rows.inputs,
         reference=reference,
@@ -74,6 +80,32 @@ def make_golden(
     return golden
 
 
+class _Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Makes every operation that is told to give a smaller float give float64 instead."""
+
+    def __torch_dispatch__(
+        self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = {name: _widened(value) for name, value in (kwargs or {}).items()}
+        return func(*map(_widened, args), **named)
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value in _SMALLER else value
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Runs what is inside in float64, where a model fixes its dtypes too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Float64():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def output_names(model: Model, tensors: Sequence[torch.Tensor]) -> tuple[str, ...]:
     """Returns a name for each output: the model's own, or those that the network gives.
 
@@ -81,7 +113,7 @@ def output_names(model: Model, tensors: Sequence[torch.Tensor]) -> tuple[str, ..
         DeployError: The network does not run, or has another number of outputs than names.
     """
     network = model.network.eval()
-    with torch.inference_mode(), _explained(""):
+    with torch.inference_mode(), explained(""):
         prepared = tensors if model.prepare is None else model.prepare(*tensors)
         made = network(*prepared) if isinstance(prepared, tuple | list) else network(prepared)
     found = named_outputs(made)
@@ -95,7 +127,7 @@ def output_names(model: Model, tensors: Sequence[torch.Tensor]) -> tuple[str, ..
 
 
 @contextmanager
-def _explained(how: str) -> Iterator[None]:
+def explained(how: str) -> Iterator[None]:
     """Turns whatever a user's model raises into an error that says how it was run."""
     try:
         yield
@@ -104,7 +136,7 @@ def _explained(how: str) -> Iterator[None]:
     except Exception as error:  # the user's code may raise anything
         hint = "check names, dtypes and shapes of the inputs"
         if how:
-            hint = "it is judged against a float64 run: do not fix a dtype inside the model"
+            hint = "it is judged by a float64 run: keep constant tensors in buffers, which follow"
         raise DeployError(f"the model cannot be run on its inputs{how}: {error}", hint) from error
 
 
@@ -113,7 +145,7 @@ def _run(
 ) -> dict[str, Array]:
     """Returns the outputs for all rows, computed in batches without gradients."""
     rows, parts = len(inputs[0]), []
-    with torch.inference_mode(), _explained(how):
+    with torch.inference_mode(), explained(how):
         for start in range(0, rows, size := batch_for(served, inputs)):
             parts.append(served(*(tensor[start : start + size] for tensor in inputs)))
     outputs = {}

@@ -27,10 +27,14 @@ Boundary = Literal["device", "end to end"]
 BOUNDARIES: tuple[Boundary, ...] = ("device", "end to end")
 
 MIN_ROUNDS = 10
+# Where a round takes long, fewer: the range of five samples still covers their median at 94 %.
+# That never counts as settled.
+FEWEST_ROUNDS = 5
 MAX_ROUNDS = 500
 # One candidate's share of a round. Long enough for the clock, short against a machine's drift.
 ROUND_SECONDS = 0.02
 WARMUP_SECONDS = 0.1
+LONG_SECONDS = 0.2
 # Settled: the 95 % interval of the median is within this part of the median to either side.
 SETTLED = 0.02
 _RESAMPLES = 1000
@@ -96,7 +100,7 @@ def measure(
     order = random.Random(seed)  # noqa: S311 - no secret
     pairs = [(each, boundary) for boundary in BOUNDARIES for each in candidates]
     runs = [_clocked(candidate, boundary) for candidate, boundary in pairs]
-    counts = [_iterations(run) for run in runs]
+    plans = [_plan(run) for run in runs]
     samples: list[list[float]] = [[] for _ in runs]
     every: list[list[float]] = [[] for _ in runs]
     start = time.perf_counter()
@@ -106,13 +110,15 @@ def measure(
         for number in range(1, MAX_ROUNDS + 1):
             began = time.perf_counter()
             for index in order.sample(range(len(runs)), len(runs)):
-                # The first is not counted: it brings the code and the data back into caches.
-                times = runs[index](counts[index] + 1)[1:]
+                counted, spare = plans[index]
+                times = runs[index](spare + counted)[spare:]
                 samples[index].append(float(np.median(times)))
                 every[index].extend(times)
             progress(time.perf_counter() - began)
             spent = time.perf_counter() - start
             if number >= MIN_ROUNDS and (spent >= budget or all(map(_settled, samples))):
+                break
+            if number >= FEWEST_ROUNDS and spent >= 2 * budget:
                 break
     finally:
         if collecting:
@@ -166,13 +172,18 @@ def _percentiles(times: list[float]) -> dict[str, float]:
     return {f"p{q:g}": float(np.percentile(times, q)) for q in known}
 
 
-def _iterations(run: Callable[[int], list[float]]) -> int:
-    """Warms a candidate up and returns how many iterations fill its share of a round."""
+def _plan(run: Callable[[int], list[float]]) -> tuple[int, int]:
+    """Warms a candidate up and returns how many iterations of a round count, and how many not.
+
+    The first is not counted, since it brings code and data back into the caches, unless one
+    takes so long that this is lost in it.
+    """
     deadline = time.perf_counter() + WARMUP_SECONDS
-    times = run(2)
+    times = run(1)
     while time.perf_counter() < deadline:
         times = run(2)
-    return max(1, min(1000, round(ROUND_SECONDS / max(min(times), 1e-9))))
+    fastest = max(min(times), 1e-9)
+    return max(1, min(1000, round(ROUND_SECONDS / fastest))), int(fastest < LONG_SECONDS)
 
 
 def _clocked(candidate: Candidate, boundary: Boundary) -> Callable[[int], list[float]]:

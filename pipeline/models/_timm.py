@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,9 @@ def find(library: str, name: str) -> ModelSpec:
     """
     timm = import_vendor("timm", "pip install timm")
     if not timm.is_model(name):
-        known = timm.list_models(f"*{name.partition('_')[0][:6]}*")[:20] or timm.list_models()[:20]
-        raise UsageError(f"timm has no model {name!r}", suggestion(name, known))
+        known = timm.list_models()
+        nearest = difflib.get_close_matches(name, known, n=8, cutoff=0.5) or known[:8]
+        raise UsageError(f"timm has no model {name!r}", suggestion(name, nearest))
     return ModelSpec(
         name=f"{library}:{name}",
         build=partial(_build, timm, name),

@@ -52,7 +52,7 @@ MODELS = (
         recipe=Recipe(
             epochs=10,
             lr=0.01,
-            quick=Quick(epochs=1, limit=8000, test_limit=1000, lr=0.02, batch_size=32),
+            quick=Quick(epochs=1, limit=6000, test_limit=1000, lr=0.05, batch_size=32),
         ),
         sources=(Path(__file__), Path(__file__).with_name("_residual.py")),
     ),

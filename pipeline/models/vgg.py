@@ -54,7 +54,7 @@ def vgg(arch: tuple[tuple[int, int], ...], classes: int = 10, channels: int = 1)
 _RECIPE = Recipe(
     epochs=10,
     lr=0.01,
-    quick=Quick(epochs=1, limit=3000, test_limit=1000, lr=0.05, batch_size=32),
+    quick=Quick(epochs=1, limit=2500, test_limit=500, lr=0.02, batch_size=8),
 )
 
 MODELS = tuple(

@@ -9,15 +9,15 @@ from pipeline import models
 from pipeline.stage import option
 
 
-def need_torch() -> None:
-    """Checks that the stage's libraries are there, which a deployment target does not need.
+def need_torch(*more: str) -> None:
+    """Checks that PyTorch and `more` modules are there, which a deployment target need not have.
 
     Raises:
-        NotAvailableError: PyTorch or what exports from it is not installed.
+        NotAvailableError: One of them is not installed.
     """
     from engines.base import import_vendor
 
-    for module in ("torch", "onnxscript"):
+    for module in ("torch", *more):
         import_vendor(module, "pip install torch torchvision onnxscript")
 
 

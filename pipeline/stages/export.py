@@ -57,7 +57,7 @@ def resolve(params: Params) -> Params:
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Exports the trained model and writes what proves any engine built from it."""
-    need_torch()
+    need_torch("onnxscript")
     import torch
 
     from exporters.carriers import carriers

@@ -149,7 +149,7 @@ class _Run:
         self.prepare = None if prepare is None else prepare.to(self.device)
         self.inputs = samples.inputs.to(self.device)
         self.targets = samples.targets.to(self.device)
-        self.layout = layout if samples.inputs.ndim == 4 else None  # noqa: PLR2004 - images
+        self.layout = layout
         self.optimizer = torch.optim.SGD(network.parameters(), lr=settings.lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
         self.module = _wrapped(self.network, settings, self.group, self.device)
@@ -202,7 +202,7 @@ class _Run:
         target, inputs = self.targets[mine], self.inputs[mine]
         if self.prepare is not None:
             inputs = self.prepare(inputs)
-        if self.layout is not None:
+        if inputs.ndim == 4:  # noqa: PLR2004 - images
             inputs = inputs.contiguous(memory_format=self.layout)
         with _autocast(self.settings, self.device):
             outputs = self.module(inputs)

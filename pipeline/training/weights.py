@@ -41,7 +41,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # unpickling raises nearly anything
         raise DeployError(
             f"{path} is neither a safetensors file nor a torch file of tensors alone:"
-            f" {str(error).splitlines()[0]}",
+            f" {(str(error) or type(error).__name__).splitlines()[0]}",
             "save it with safetensors.torch.save_file(model.state_dict(), FILE)",
         ) from error
     for wrapper in _WRAPPERS:

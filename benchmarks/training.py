@@ -1,0 +1,123 @@
+"""Images a second in training, beside the notebook's way of training the same model.
+
+    python benchmarks/training.py [MODEL …]
+
+The notebook's way: torchvision's data set, each image resized and converted by Pillow in one of
+four workers of a DataLoader, the network in plain layout. Both ways train the same network with
+the same batch size and number of threads, in turn, so that a drift of the machine hits both.
+What the workers take to start, and their first batch, is not counted.
+
+Prints a JSON document. Needs the data set: `assay data` gets it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import FashionMNIST
+
+from engines import machine
+from pipeline import data, models, timing
+from pipeline.training import loop
+
+ROUNDS = 7
+WORKERS = 4
+# Images a round, in whole batches: a few seconds either way on two cores.
+IMAGES = {"lenet": 128 * 100, "vgg11-slim": 128 * 2, "resnet18": 128 * 4}
+
+
+def images_of(folder: Path) -> FashionMNIST:
+    """Returns the training images as the notebook loads them, from files that are here."""
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, content in data.fetch(data.FASHION_MNIST, None).items():
+        (raw / name).write_bytes(content)
+    return FashionMNIST(folder, train=True, download=False)
+
+
+def notebook(name: str, dataset: FashionMNIST, threads: int) -> float:
+    """Trains the notebook's way and returns images/s."""
+    torch.set_num_threads(threads)
+    spec = models.get(name)
+    torch.manual_seed(0)
+    network = spec.build(None).network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=spec.recipe.lr)
+    dataset.transform = transforms.Compose(
+        [transforms.Resize(spec.image_shape[1:]), transforms.ToTensor()]
+    )
+    batch = spec.recipe.batch_size
+    # One batch more, for the first.
+    part = Subset(dataset, range(IMAGES[name] + batch))
+    start, seen = 0.0, -batch
+    for images, labels in DataLoader(part, batch, shuffle=True, num_workers=WORKERS):
+        loss = functional.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen += len(labels)
+        if seen == 0:
+            start = time.perf_counter()
+    return seen / (time.perf_counter() - start)
+
+
+def ours(name: str, samples: loop.Samples, threads: int) -> float:
+    """Trains as `assay train` does and returns images/s."""
+    recipe = models.get(name).recipe
+    settings = loop.Settings(
+        epochs=1,
+        lr=recipe.lr,
+        batch_size=recipe.batch_size,
+        seed=0,
+        threads=threads,
+        device="cpu",
+        channels_last=recipe.channels_last,
+    )
+    loop.seed(settings)
+    model = models.get(name).build(None)
+    part = loop.Samples(samples.inputs[: IMAGES[name]], samples.targets[: IMAGES[name]])
+    return loop.train(model.network, model.prepare, part, settings)[0]["images_per_second"]
+
+
+def measure(name: str, dataset: FashionMNIST, threads: int) -> dict[str, Any]:
+    """Measures both ways in turn."""
+    samples = loop.Samples(dataset.data[:, None], dataset.targets)
+    speeds = []
+    for number in range(ROUNDS + 1):
+        pair = (ours(name, samples, threads), notebook(name, dataset, threads))
+        print(f"{name}, round {number}: {pair[0]:,.1f} and {pair[1]:,.1f}", file=sys.stderr)
+        speeds.append(pair)
+    found = np.array(speeds[1:])  # the first warms up
+    ratio = timing.bootstrap(found[:, 0] / found[:, 1], seed=0)
+    return {
+        "model": name,
+        "images_a_round": IMAGES[name],
+        "rounds": ROUNDS,
+        "ours_images_per_second": round(float(np.median(found[:, 0])), 1),
+        "notebook_images_per_second": round(float(np.median(found[:, 1])), 1),
+        "ratio": {key: round(value, 2) for key, value in vars(ratio).items()},
+    }
+
+
+def main() -> None:
+    """Measures the models named on the command line, or all of them."""
+    names = sys.argv[1:] or list(IMAGES)
+    threads = machine.available_cpus()
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = images_of(Path(folder))
+        results = [measure(name, dataset, threads) for name in names]
+    facts = {"torch": torch.__version__, "cpu": machine.cpu_model(), "threads": threads}
+    print(json.dumps({**facts, "workers": WORKERS, "results": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Which tensor of a graph carries each parameter, batch norms folded in included."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from engines.base import TensorSpec
+from exporters.carriers import carriers
+from exporters.graph import export_graph
+from exporters.program import export_program
+
+
+def filled(module: nn.Module) -> nn.Module:
+    random = torch.Generator().manual_seed(0)
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            low = 0.5 if name.endswith(("var", "weight")) else -1.0
+            tensor.copy_(torch.rand(tensor.shape, generator=random) * (2 - low) + low)
+    return module.eval()
+
+
+def exported(module: nn.Module, shape: tuple[int, ...]) -> tuple[object, onnx.ModelProto]:
+    example = torch.zeros(2, *shape)
+    with torch.no_grad():
+        outputs = module(example)
+    program = export_program(module, [example])
+    inputs = (TensorSpec("x", "float32", (None, *shape)),)
+    specs = (TensorSpec("y", "float32", (None, *outputs.shape[1:])),)
+    return program, onnx.load_model_from_string(export_graph(program, inputs, specs, {}))
+
+
+def unexplained(module: nn.Module, program: object, graph: onnx.ModelProto) -> set[str]:
+    made = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    found = carriers(program, graph.SerializeToString())
+    wanted = {n for n in module.state_dict() if not n.endswith("num_batches_tracked")}
+    assert set(found) == wanted
+    return {
+        name
+        for name, value in found.items()
+        if not any(np.array_equal(value, each) for each in made.values())
+    }
+
+
+LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
+    "plain": lambda: (nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()), (2, 5, 5)),
+    "with bias": lambda: (nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), (2, 5, 5)),
+    "without bias": lambda: (
+        nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3)),
+        (2, 5, 5),
+    ),
+    "grouped": lambda: (
+        nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4)),
+        (4, 5, 5),
+    ),
+    "two in a row": lambda: (
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)),
+        (2, 5, 5),
+    ),
+    "alone": lambda: (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2)), (2, 5, 5)),
+    "behind an activation": lambda: (
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.BatchNorm2d(3)),
+        (2, 5, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_parameter_is_found_in_the_graph(name: str) -> None:
+    module, shape = LAYERS[name]()
+    module = filled(module)
+    assert not unexplained(module, *exported(module, shape))
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+@pytest.mark.parametrize("change", [1.0001, 1 + 2e-6, 0.9, 0.0])
+def test_a_fold_that_is_wrong_explains_nothing(part: str, change: float) -> None:
+    module, shape = LAYERS["with bias"]()
+    module = filled(module)
+    program, graph = exported(module, shape)
+    (tensor,) = (each for each in graph.graph.initializer if each.name == f"0.{part}")
+    values = onnx.numpy_helper.to_array(tensor) * np.float32(change)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    assert unexplained(module, program, graph) >= {f"0.{part}"}
+
+
+def test_another_epsilon_is_another_fold() -> None:
+    module, shape = LAYERS["with bias"]()
+    module = filled(module)
+    _, graph = exported(module, shape)
+    module[1].eps = 2e-5
+    program, _ = exported(module, shape)
+    assert unexplained(module, program, graph) >= {"0.weight", "0.bias"}

@@ -1,0 +1,366 @@
+"""Models of the user's own: named by package.module:factory, with weights and inputs."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from engines.errors import DeployError
+from pipeline import golden as goldens
+from pipeline.training import weights
+from tests.conftest import Process, Result
+
+Assay = Callable[..., Result]
+
+SOURCE = """
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.models import Model
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 8)
+        self.linear = nn.Linear(16, 8)
+
+    def forward(self, image, token):
+        a, b = self.linear(image.flatten(1)), self.table(token).mean(1)
+        return a + b, (a - b).relu()
+
+
+class Named(Two):
+    def forward(self, image, token):
+        first, second = super().forward(image, token)
+        return {"sum": first, "rest": second}
+
+
+def two():
+    return Two()
+
+
+def spec():
+    random = np.random.default_rng(0)
+    inputs = {
+        "image": random.random((3, 4, 4), np.float32),
+        "token": random.integers(0, 50, (3, 5)),
+    }
+    return Model(network=Named(), inputs=inputs)
+
+
+class Scale(nn.Module):
+    def forward(self, image):
+        return image.float().mean((2, 3)) / 255
+
+
+def classifier():
+    image = np.random.default_rng(0).integers(0, 256, (4, 1, 28, 28), np.uint8)
+    return Model(
+        network=nn.Linear(1, 10), prepare=Scale(), inputs={"image": image},
+        labels=tuple("abcdefghij"), dataset="fashion-mnist",
+    )
+
+
+def gray():
+    return Model(network=nn.Flatten(), image=(1, 4, 4))
+
+
+class Reduced(nn.Module):
+    def forward(self, image):
+        return image.float().sum()
+
+
+class Texts(nn.Module):
+    def forward(self, image):
+        return {"text": "hello"}
+
+
+class Single(nn.Module):
+    def forward(self, image):
+        x = image.to(torch.float32).flatten(1) / 7 + torch.arange(16, dtype=torch.float32)
+        return (x @ torch.ones(16, 2)).float()
+
+
+class Stubborn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.ones(16, 2)
+
+    def forward(self, image):
+        return image.float().flatten(1) @ self.weight
+
+
+class Broken(nn.Module):
+    def forward(self, image):
+        raise ValueError("wrong shape")
+
+
+def raises():
+    raise ValueError("no such luck")
+
+
+def number():
+    return 5
+
+
+value = 5
+reduced = lambda: Model(network=Reduced(), image=(1, 4, 4))
+texts = lambda: Model(network=Texts(), image=(1, 4, 4))
+single = lambda: Model(network=Single(), image=(1, 4, 4))
+stubborn = lambda: Model(network=Stubborn(), image=(1, 4, 4))
+broken = lambda: Model(network=Broken(), image=(1, 4, 4))
+misnamed = lambda: Model(network=nn.Flatten(), image=(1, 4, 4), outputs=("a", "b"))
+rows = lambda: Model(network=Two(), inputs={
+    "image": np.zeros((3, 4, 4), np.float32), "token": np.zeros((2, 5), np.int64)})
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # A name of its own, since Python imports a module of one name once.
+    name = f"own_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def named(folder: Path, factory: str) -> str:
+    (path,) = folder.glob("own_*.py")
+    return f"{path.stem}:{factory}"
+
+
+def artifacts(folder: Path, name: str) -> Path:
+    return folder / "artifacts" / name.replace(":", "-")
+
+
+def test_two_inputs_two_outputs_from_a_bare_module(folder: Path, assay: Assay) -> None:
+    name = named(folder, "two")
+    random = np.random.default_rng(0)
+    np.savez(
+        folder / "inputs.npz",
+        token=random.integers(0, 50, (3, 5)),
+        image=random.random((3, 4, 4), np.float32),
+    )
+    assert assay("export", name, "--inputs", "inputs.npz").code == 0
+    assert assay("verify", name).code == 0
+    golden = goldens.load(artifacts(folder, name) / "fp32/golden.npz")
+    assert [spec.name for spec in golden.input_specs] == ["image", "token"]
+    assert [spec.dtype for spec in golden.input_specs] == ["float32", "int64"]
+    assert [spec.name for spec in golden.output_specs] == ["output_0", "output_1"]
+    made = golden.inputs["token"][3:]
+    assert len(made) == 16
+    assert set(made.ravel()) <= set(range(golden.inputs["token"][:3].max() + 1))
+
+
+def test_the_whole_chain_of_a_spec_with_named_outputs(folder: Path, assay: Assay) -> None:
+    name = named(folder, "spec")
+    result = assay("run", name, "--batch", "1", "--budget", "0.1", "--json")
+    assert result.code == 0, result.err
+    verdicts = json.loads(result.out)["summary"]["verdicts"]
+    assert [each["name"] for each in verdicts["graph"]["outputs"]] == ["sum", "rest"]
+    assert verdicts["onnxruntime"]["status"] == verdicts["pytorch"]["status"] == "pass"
+    bundle = folder / "dist" / f"{name.replace(':', '-')}-fp32.tar.gz"
+    assert assay("check", bundle).code == 0
+    again = assay("run", name, "--batch", "1", "--budget", "0.1")
+    assert again.err.splitlines()[-1] == "11 stages, 11 skipped"
+
+
+def test_a_classifier_with_its_own_preprocessing_is_trained(folder: Path, assay: Assay) -> None:
+    name = named(folder, "classifier")
+    assert assay("data").code == 0
+    assert assay("train", name, "--epochs", 1, "--device", "cpu").code == 0
+    assert assay("export", name).code == 0
+    assert assay("verify", name).code == 0
+    verdict = json.loads((artifacts(folder, name) / "fp32/verdict.json").read_text())
+    assert verdict["flips"]["images"] == 300
+
+
+def test_mobilenet_of_torchvision_passes_with_every_weight_audited(
+    tmp_path: Path, assay: Assay
+) -> None:
+    where, name = ("--root", tmp_path), "torchvision:mobilenet_v3_small"
+    assert assay("export", name, *where).code == 0
+    assert assay("verify", name, *where).code == 0
+    folder = tmp_path / "torchvision-mobilenet_v3_small"
+    assert json.loads((folder / "training.json").read_text())["epochs"] == 0
+    verdict = json.loads((folder / "fp32/verdict.json").read_text())
+    assert verdict["audit"]["changed"] == verdict["audit"]["unaudited"] == []
+    assert verdict["flips"]["correct"] is None
+    assert verdict["flips"]["images"] == 38
+
+
+def test_a_changed_source_exports_again(folder: Path, process: Callable[..., Process]) -> None:
+    name = named(folder, "gray")
+    run = process("export", name, cwd=folder).run
+    assert run().code == 0
+    assert "export: nothing changed, skipped" in run().err
+    (path,) = folder.glob("own_*.py")
+    path.write_text(path.read_text() + "\n# a word more\n")
+    assert "running again: model_source was" in run().err
+
+
+@pytest.mark.parametrize(
+    ("factory", "code", "message"),
+    [
+        ("nope", 2, "has no 'nope'"),
+        ("value", 2, "'value' is not a function but int"),
+        ("raises", 1, "raised ValueError: no such luck"),
+        ("number", 1, "returned int, not a model"),
+        ("two", 1, "nothing says what this model takes"),
+        ("reduced", 1, "its first axis is not the batch"),
+        ("texts", 1, "the model's 'text' is a str, not a tensor"),
+        ("stubborn", 1, "cannot be run on its inputs in float64"),
+        ("broken", 1, "the model cannot be run on its inputs: wrong shape"),
+        ("misnamed", 1, "the model has 1 outputs, but 2 names: a, b"),
+        ("rows", 1, "different numbers of rows, or none: image 3, token 2"),
+    ],
+)
+def test_a_factory_that_does_not_work_says_why(
+    folder: Path, assay: Assay, factory: str, code: int, message: str
+) -> None:
+    result = assay("export", named(folder, factory))
+    assert result.code == code, result.err
+    assert message in result.err
+    assert "bug" not in result.err
+    assert not list(folder.rglob("*.onnx"))
+
+
+def test_a_model_that_asks_for_float32_is_still_judged_in_float64(
+    folder: Path, assay: Assay
+) -> None:
+    name = named(folder, "single")
+    assert assay("export", name).code == 0
+    golden = goldens.load(artifacts(folder, name) / "fp32/golden.npz")
+    rows = golden.inputs["image"].reshape(-1, 16).astype(np.float64) / 7 + np.arange(16)
+    assert golden.reference["output"].dtype == np.float64
+    assert np.allclose(golden.reference["output"][:, 0], rows.sum(1), rtol=1e-14, atol=0)
+    assert golden.native["output"].dtype == np.float32
+
+
+def test_a_module_that_is_not_there_or_does_not_import(folder: Path, assay: Assay) -> None:
+    result = assay("export", "nowhere.models:make")
+    assert result.code == 2
+    assert "there is no module 'nowhere'" in result.err
+    (folder / "faulty_module.py").write_text("import nowhere_to_be_found\n")
+    result = assay("export", "faulty_module:make")
+    assert result.code == 1
+    assert "importing faulty_module raised ModuleNotFoundError" in result.err
+    assert "faulty_module.py:1" in result.err
+
+
+INPUTS = {"image": np.zeros((2, 4, 4), np.float32), "token": np.zeros((2, 5), np.int64)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"token": None}, "--inputs has image, but the model takes image, token"),
+        ({"extra": np.zeros(2)}, "but the model takes image, token"),
+        ({"image": np.zeros((2, 5, 4), np.float32)}, "image is float32[2, 5, 4], but the model"),
+        ({"token": np.zeros((2, 5), np.int32)}, "token is int32[2, 5], but the model takes int64"),
+        ({"token": np.zeros((3, 5), np.int64)}, "image 2, token 3"),
+        ({"image": np.full((2, 4, 4), np.nan, np.float32)}, "input image has NaN or Inf"),
+        ({"image": np.array(["a", "b"])}, "image is <U1, not numbers"),
+    ],
+)
+def test_inputs_that_do_not_fit(
+    folder: Path, assay: Assay, changed: dict[str, np.ndarray | None], message: str
+) -> None:
+    arrays = {name: array for name, array in {**INPUTS, **changed}.items() if array is not None}
+    np.savez(folder / "inputs.npz", **arrays)
+    result = assay("export", named(folder, "spec"), "--inputs", "inputs.npz")
+    assert result.code == 1
+    assert message in result.err
+
+
+def test_a_file_of_inputs_that_is_none(folder: Path, assay: Assay) -> None:
+    (folder / "inputs.npz").write_bytes(b"PK\x03\x04 and no more")
+    for path, message in (("inputs.npz", "cannot be read"), ("gone.npz", "there is no file")):
+        result = assay("export", named(folder, "spec"), "--inputs", path)
+        assert result.code == 1
+        assert message in result.err
+
+
+def linear(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Linear(3, 2)
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_from_a_torch_file(tmp_path: Path, wrap: str | None, prefix: str) -> None:
+    state = {prefix + name: value for name, value in linear(1).state_dict().items()}
+    torch.save(state if wrap is None else {wrap: state, "epoch": 3}, tmp_path / "w.pt")
+    net = linear()
+    weights.load(net, tmp_path / "w.pt", "linear")
+    assert torch.equal(net.weight, linear(1).weight)
+
+
+def test_weights_that_run_code_are_refused_and_do_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path}/ran",)
+
+    torch.save({"weight": Evil()}, tmp_path / "w.pt")
+    with pytest.raises(DeployError, match="neither a safetensors file nor a torch file"):
+        weights.load(linear(), tmp_path / "w.pt", "linear")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 100, b"PK\x03\x04", b"\x80\x04K\x05."])
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_a_file_without_weights_is_refused(tmp_path: Path, content: bytes, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DeployError, match=r"w\.(pt|safetensors)"):
+        weights.load(linear(), tmp_path / name, "linear")
+
+
+def test_all_mismatches_are_counted_and_the_first_named(tmp_path: Path, assay: Assay) -> None:
+    state = {f"{index}.weight": torch.zeros(1) for index in range(20, 30)}
+    save_file({**state, "0.weight": torch.zeros(6, 1, 3, 3)}, tmp_path / "w.safetensors")
+    assert assay("data", "--root", tmp_path).code == 0
+    words = ("--weights", tmp_path / "w.safetensors", "--root", tmp_path)
+    result = assay("train", "lenet", *words)
+    assert result.code == 1
+    assert "20 of 20 tensors do not fit" in result.err
+    assert "0.bias is missing" in result.err
+    assert "and 15 more" in result.err
+    assert not (tmp_path / "lenet/checkpoint.safetensors").exists()
+
+
+def test_given_weights_are_taken_as_they_are(tmp_path: Path, assay: Assay) -> None:
+    from pipeline import models
+
+    torch.manual_seed(5)
+    state = models.get("lenet").build(None).network.state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    where = ("--root", tmp_path)
+    assert assay("data", *where).code == 0
+    result = assay("export", "lenet", "--weights", tmp_path / "w.pt", *where)
+    assert result.code == 0, result.err
+    assert "with the weights given" in result.out
+    kept = weights.read(tmp_path / "lenet/checkpoint.safetensors")
+    assert all(torch.equal(kept[name], state[name]) for name in state)
+    training = json.loads((tmp_path / "lenet/training.json").read_text())
+    assert training["epochs"] == 0
+    assert training["curve"] == []
+    # a later export without the option keeps them
+    again = assay("export", "lenet", *where)
+    assert "train" not in again.err
+
+
+def test_a_model_without_data_cannot_be_trained(tmp_path: Path, assay: Assay) -> None:
+    words = ("--epochs", 1, "--root", tmp_path)
+    result = assay("train", "torchvision:mobilenet_v3_small", *words)
+    assert result.code == 2
+    assert "it has no data set" in result.err
+    assert "--data" in result.err
