@@ -16,7 +16,7 @@ RUN := PYTHONPATH="$(CURDIR)" $(VENV)/bin/python
 ASSAY := $(RUN) -m pipeline.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data train export verify build bench bundle report doctor test lint clean
+.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test lint clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bundle: $(STAMP) ## put everything into one archive in dist/
 
 report: $(STAMP) ## print what has been made of MODEL
 	$(ASSAY) report $(MODEL) --precision $(PRECISION) $(ARGS)
+
+summary: $(STAMP) ## print MODEL layer by layer
+	$(ASSAY) summary $(MODEL) $(ARGS)
 
 doctor: $(STAMP) ## say what this machine has and lacks
 	$(ASSAY) doctor $(ARGS)

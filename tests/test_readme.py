@@ -30,6 +30,8 @@ def make(*words: str) -> str:
 def test_the_commands_work_one_after_the_other(
     tmp_path: Path, process: Callable[..., Process]
 ) -> None:
+    for name, source in re.findall(r"```python\n# (\S+)\n(.*?)```", README, re.DOTALL):
+        (tmp_path / name).write_text(source)
     ran = [shlex.split(line) for line in COMMANDS if line.startswith("assay ")]
     assert len(ran) >= 9
     for words in ran:

@@ -184,6 +184,11 @@ def names() -> list[str]:
     return sorted(_zoo())
 
 
+def in_zoo(name: str) -> ModelSpec | None:
+    """Returns a model of the zoo; None for any other name. Imports nothing heavy."""
+    return _zoo().get(name)
+
+
 def check_name(name: str) -> None:
     """Raises UsageError unless a name has the form of a model's. Imports nothing."""
     if name in _zoo() or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.-]*", name):

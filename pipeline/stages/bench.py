@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import engines
 from engines import machine
 from engines.errors import DeployError, NotAvailableError
-from pipeline import console
+from pipeline import console, models
 from pipeline.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
 from pipeline.digests import read_json, write_json
 from pipeline.stage import Made, Stage, option
@@ -40,7 +40,7 @@ class Params:
         factory=machine.available_cpus, text="CPU threads of one inference.", high=1024
     )
     device: str = option("auto", text="Where the engines run: auto, cpu, cuda or cuda:N.")
-    budget: float = option(8.0, text="Seconds to spend on a batch size.")
+    budget: float | None = option(None, text="Seconds to spend on a batch size [8; edge: 0.5].")
     seed: int = option(0, text="Seed of the order within rounds and of the bootstrap.", low=0)
 
 
@@ -52,8 +52,12 @@ def resolve(params: Params) -> Params:
             f"run `assay build {params.model}`",
         )
     ordered = sorted(set(params.engine), key=lambda name: (name != BASELINE, name))
+    budget = params.budget
+    if budget is None:
+        spec = models.in_zoo(params.model)
+        budget = (spec.recipe if spec else models.Recipe()).bench_seconds
     return dataclasses.replace(
-        params, engine=tuple(ordered), batch=tuple(sorted(set(params.batch)))
+        params, engine=tuple(ordered), batch=tuple(sorted(set(params.batch))), budget=budget
     )
 
 
@@ -103,22 +107,21 @@ def _measure_all(
     from pipeline import timing
 
     results = []
-    with console.bar("bench", len(params.batch) * params.budget) as bar:
+    budget = params.budget or 0.0  # `resolve` has filled it in
+    with console.bar("bench", len(params.batch) * budget) as bar:
         for batch in params.batch:
             feeds = {name: _repeat(array, batch) for name, array in images.items()}
             candidates = [
                 timing.Candidate(name, session, feeds) for name, session in sessions.items()
             ]
-            left = params.budget
+            left = budget
 
             def progress(seconds: float, batch: int = batch) -> None:
                 nonlocal left
                 bar.advance(min(seconds, max(left, 0)), f"batch {batch}")
                 left -= seconds
 
-            timings = timing.measure(
-                candidates, budget=params.budget, seed=params.seed, progress=progress
-            )
+            timings = timing.measure(candidates, budget=budget, seed=params.seed, progress=progress)
             bar.advance(max(left, 0))
             results += [{"batch": batch, **dataclasses.asdict(entry)} for entry in timings]
     return results

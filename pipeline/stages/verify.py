@@ -49,8 +49,9 @@ class Params:
 
 
 def resolve(params: Params) -> Params:
-    """Fills in the model's own data set."""
-    return dataclasses.replace(params, data=params.data or models.get(params.model).dataset)
+    """Fills in the data set of a model of the zoo; that of another is in its records."""
+    spec = models.in_zoo(params.model)
+    return dataclasses.replace(params, data=params.data or (spec.dataset if spec else None))
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:

@@ -109,11 +109,11 @@ def train(
         DeployError: The loss became NaN or infinite, the batch does not fit in memory, or the
             kept progress is of another training.
     """
-    run = _Run(network, prepare, samples, settings, keeper)
-    if resume and keeper is not None:
-        run.restore(keeper)
-    with _memory_errors(settings), console.bar("train", settings.epochs * run.count) as bar:
-        run.bar = bar
+    total = settings.epochs * len(samples.targets)
+    with _memory_errors(settings), console.bar("train", total) as bar:
+        run = _Run(network, prepare, samples, settings, keeper, bar)
+        if resume and keeper is not None:
+            run.restore(keeper)
         bar.advance((run.epoch - 1) * run.count + run.seen)
         try:
             while run.epoch <= settings.epochs:
@@ -135,6 +135,7 @@ class _Run:
         samples: Samples,
         settings: Settings,
         keeper: Keeper | None,
+        bar: console.Bar,
     ) -> None:
         import torch
 
@@ -144,17 +145,16 @@ class _Run:
         self.keeper = keeper if self.group.rank == 0 else None
         self.count = len(samples.targets)
         memory.check(network, prepare, samples, settings)
-        layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.network = network.to(self.device).to(memory_format=layout).train()
+        self.layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+        self.network = network.to(self.device).to(memory_format=self.layout).train()
         self.prepare = None if prepare is None else prepare.to(self.device)
         self.inputs = samples.inputs.to(self.device)
         self.targets = samples.targets.to(self.device)
-        self.layout = layout
         self.optimizer = torch.optim.SGD(network.parameters(), lr=settings.lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
         self.module = _wrapped(self.network, settings, self.group, self.device)
         self.order = torch.Generator().manual_seed(settings.seed)
-        self.bar: console.Bar
+        self.bar = bar
         self.epoch, self.step, self.curve = 1, 0, list[dict[str, float]]()
         # Summed on the device and read now and then: reading would wait for a GPU every step.
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -186,7 +186,9 @@ class _Run:
             text = ""
             if self.seconds - shown > _SHOW_SECONDS or self.step == len(batches):
                 shown = self.seconds
-                text = f"loss {self._mean_loss():.4f} {self.seen / self.seconds:,.0f} images/s"
+                # Until the end of the epoch, this process knows its own share of the losses.
+                mean = self._mean_loss() * self.group.world
+                text = f"loss {mean:.4f} {self.seen / self.seconds:,.0f} images/s"
             self.bar.advance(len(batch), text)
             if time.perf_counter() - self.saved > _SAVE_SECONDS:
                 self.save()
@@ -229,12 +231,12 @@ class _Run:
         if self.group.world > 1:
             torch.distributed.all_reduce(self.loss)
             torch.distributed.all_reduce(self.correct)
-        entry = {"epoch": float(self.epoch), "loss": self._mean_loss()}
+        entry: dict[str, float] = {"epoch": self.epoch, "loss": self._mean_loss()}
         if self.settings.loss == "cross-entropy":
             entry["accuracy"] = int(self.correct) / self.count
         entry["images_per_second"] = round(self.count / self.seconds, 1)
         entry["seconds"] = round(self.seconds, 3)
-        self.curve.append({**entry, "epoch": self.epoch})
+        self.curve.append(entry)
         accuracy = f" accuracy {entry['accuracy']:.4f}," if "accuracy" in entry else ""
         self.bar.line(
             f"epoch {self.epoch}/{self.settings.epochs}: loss {entry['loss']:.4f},{accuracy}"
@@ -385,5 +387,5 @@ def _memory_errors(settings: Settings) -> Iterator[None]:
         raise DeployError(
             f"out of memory at a batch of {settings.batch_size}:"
             f" {(str(error).splitlines() or ['no more to be had'])[0]}",
-            "use a smaller --batch-size",
+            "use a smaller --batch-size; on a GPU the whole data set has to fit, too (--limit)",
         ) from error

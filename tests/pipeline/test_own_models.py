@@ -198,7 +198,9 @@ def test_mobilenet_of_torchvision_passes_with_every_weight_audited(
     assert verdict["flips"]["images"] == 38
 
 
-def test_a_changed_source_exports_again(folder: Path, process: Callable[..., Process]) -> None:
+def test_a_changed_source_exports_again_and_a_missing_one_is_no_matter(
+    folder: Path, process: Callable[..., Process]
+) -> None:
     name = named(folder, "gray")
     run = process("export", name, cwd=folder).run
     assert run().code == 0
@@ -206,6 +208,8 @@ def test_a_changed_source_exports_again(folder: Path, process: Callable[..., Pro
     (path,) = folder.glob("own_*.py")
     path.write_text(path.read_text() + "\n# a word more\n")
     assert "running again: model_source was" in run().err
+    path.unlink()  # the graph is proved without the source
+    assert process("verify", name, cwd=folder).run().code == 0
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch import nn
 
 from engines import machine
 from engines.errors import DeployError, NotAvailableError
+from pipeline import console
 from pipeline.training import loop
 from pipeline.training.state import Keeper, Progress
 from tests.conftest import Process, Result
@@ -140,7 +141,7 @@ def test_a_state_with_nan_weights_is_never_kept(tmp_path: Path) -> None:
     state = {"weight": torch.ones(2)}
     parts = {"model": state, "optimizer": {}, "rng": {"cpu": torch.get_rng_state()}}
     place.save(Progress("key", 1, 4, 0.5, 3, 0.1, [], {}, parts))
-    run = loop._Run(network(), Prepare(), samples(), SETTINGS, place)
+    run = loop._Run(network(), Prepare(), samples(), SETTINGS, place, console.Bar(None, None))
     with torch.no_grad():
         run.network[1].weight[0, 0] = float("nan")
     with pytest.raises(DeployError, match="a weight became NaN"):
