@@ -19,6 +19,8 @@ def lenet(classes: int = 10, channels: int = 1) -> nn.Module:
     """
     from torch import nn
 
+    from pipeline.models._book import xavier_uniform
+
     net = nn.Sequential(
         nn.Conv2d(channels, 6, kernel_size=5, padding=2),
         nn.Sigmoid(),
@@ -33,12 +35,10 @@ def lenet(classes: int = 10, channels: int = 1) -> nn.Module:
         nn.Sigmoid(),
         nn.Linear(84, classes),
     )
-    for layer in net:
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-    return net
+    return xavier_uniform(net)
 
 
+SOURCES = (Path(__file__), Path(__file__).with_name("_book.py"))
 MODELS = (
     classifier(
         "lenet",
@@ -50,6 +50,6 @@ MODELS = (
             channels_last=False,
             quick=Quick(epochs=3, limit=10_000, test_limit=2000, lr=0.5, batch_size=32),
         ),
-        sources=(Path(__file__),),
+        sources=SOURCES,
     ),
 )

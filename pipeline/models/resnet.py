@@ -22,7 +22,7 @@ def resnet18(classes: int = 10, channels: int = 1) -> nn.Module:
     """
     from torch import nn
 
-    from pipeline.models._residual import Residual
+    from pipeline.models._book import Residual, xavier_uniform
 
     stem = nn.Sequential(
         nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3),
@@ -37,13 +37,10 @@ def resnet18(classes: int = 10, channels: int = 1) -> nn.Module:
         stages.append(nn.Sequential(*blocks))
         width = wanted
     head = nn.Sequential(nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(), nn.Linear(width, classes))
-    net = nn.Sequential(stem, *stages, head)
-    for layer in net.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-    return net
+    return xavier_uniform(nn.Sequential(stem, *stages, head))
 
 
+SOURCES = (Path(__file__), Path(__file__).with_name("_book.py"))
 MODELS = (
     classifier(
         "resnet18",
@@ -54,6 +51,6 @@ MODELS = (
             lr=0.01,
             quick=Quick(epochs=1, limit=6000, test_limit=1000, lr=0.05, batch_size=32),
         ),
-        sources=(Path(__file__), Path(__file__).with_name("_residual.py")),
+        sources=SOURCES,
     ),
 )

@@ -26,6 +26,8 @@ def vgg(arch: tuple[tuple[int, int], ...], classes: int = 10, channels: int = 1)
     """
     from torch import nn
 
+    from pipeline.models._book import xavier_uniform
+
     blocks: list[nn.Module] = []
     for count, width in arch:
         layers: list[nn.Module] = []
@@ -45,10 +47,7 @@ def vgg(arch: tuple[tuple[int, int], ...], classes: int = 10, channels: int = 1)
         nn.Dropout(0.5),
         nn.Linear(_HEAD, classes),
     )
-    for layer in net.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-    return net
+    return xavier_uniform(net)
 
 
 _RECIPE = Recipe(
@@ -57,7 +56,8 @@ _RECIPE = Recipe(
     quick=Quick(epochs=1, limit=2500, test_limit=500, lr=0.02, batch_size=8),
 )
 
+SOURCES = (Path(__file__), Path(__file__).with_name("_book.py"))
 MODELS = tuple(
-    classifier(name, partial(vgg, arch), size=(224, 224), recipe=_RECIPE, sources=(Path(__file__),))
+    classifier(name, partial(vgg, arch), size=(224, 224), recipe=_RECIPE, sources=SOURCES)
     for name, arch in (("vgg11", VGG11), ("vgg11-slim", VGG11_SLIM))
 )

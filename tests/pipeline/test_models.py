@@ -156,7 +156,7 @@ def test_the_slim_vgg_has_a_quarter_of_the_widths() -> None:
 
 
 def test_a_residual_block_adds_its_input() -> None:
-    from pipeline.models._residual import Residual
+    from pipeline.models._book import Residual
 
     block = Residual(3, 3).eval()
     for parameter in (block.bn2.weight, block.bn2.bias):

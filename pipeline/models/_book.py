@@ -1,4 +1,4 @@
-"""The residual block of Dive into Deep Learning, section 8.6."""
+"""What the networks of Dive into Deep Learning share: initial weights, the residual block."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from torch import nn
 from torch.nn import functional
 
 
+def xavier_uniform(net: nn.Module) -> nn.Module:
+    """Initialises all convolutions and fully connected layers; returns the network."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+    return net
+
+
 class Residual(nn.Module):
-    """Two 3x3 convolutions with batch norm, added to their input.
+    """Two 3x3 convolutions with batch norm, added to their input (section 8.6).
 
     Attributes:
         conv3: A 1x1 convolution that fits the input to the sum where channels or stride
