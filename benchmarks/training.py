@@ -80,7 +80,6 @@ def ours(name: str, samples: loop.Samples, threads: int) -> float:
         seed=0,
         threads=threads,
         device="cpu",
-        channels_last=recipe.channels_last,
     )
     loop.seed(settings)
     model = models.get(name).build(None)

@@ -53,8 +53,6 @@ class Recipe:
         lr: Learning rate of plain stochastic gradient descent.
         batch_size: Images a step.
         loss: "cross-entropy" against classes, or the sum of squared errors against a target.
-        channels_last: Keep images and weights in the order that convolution kernels of many
-            channels are fastest in.
         bench_seconds: Time to spend on a batch size in a benchmark.
     """
 
@@ -62,7 +60,6 @@ class Recipe:
     lr: float = 0.01
     batch_size: int = 128
     loss: Loss = "cross-entropy"
-    channels_last: bool = True
     quick: Quick = Quick()
     bench_seconds: float = 8.0
 

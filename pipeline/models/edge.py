@@ -20,7 +20,6 @@ _RECIPE = Recipe(
     lr=0.03,
     batch_size=1,
     loss="squared error",
-    channels_last=False,
     bench_seconds=0.5,
 )
 

@@ -194,7 +194,7 @@ def fit(inputs: Paths, params: Params) -> tuple[Model, list[dict[str, float]], d
 def _settings(params: Params, recipe: models.Recipe) -> Settings:
     from pipeline.training.loop import Settings
 
-    given = {**vars(params), "loss": recipe.loss, "channels_last": recipe.channels_last}
+    given = {**vars(params), "loss": recipe.loss}
     return Settings(**{each.name: given[each.name] for each in dataclasses.fields(Settings)})
 
 

@@ -53,7 +53,6 @@ class Settings:
         compile: Compile the network with torch.compile.
         amp: "none", or the type of mixed precision: "bf16" or "fp16".
         loss: See `pipeline.models.Recipe`.
-        channels_last: Likewise.
     """
 
     epochs: int
@@ -65,7 +64,6 @@ class Settings:
     compile: bool = False
     amp: str = "none"
     loss: Loss = "cross-entropy"
-    channels_last: bool = False
 
 
 def seed(settings: Settings) -> None:
@@ -145,8 +143,8 @@ class _Run:
         self.keeper = keeper if self.group.rank == 0 else None
         self.count = len(samples.targets)
         memory.check(network, prepare, samples, settings)
-        self.layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.network = network.to(self.device).to(memory_format=self.layout).train()
+        # The order in which convolutions are fastest: on two cores by a quarter to a half.
+        self.network = network.to(self.device).to(memory_format=torch.channels_last).train()
         self.prepare = None if prepare is None else prepare.to(self.device)
         self.inputs = samples.inputs.to(self.device)
         self.targets = samples.targets.to(self.device)
@@ -196,6 +194,7 @@ class _Run:
             self._end_epoch()
 
     def _train_on(self, batch: torch.Tensor) -> None:
+        import torch
         from torch.nn import functional
 
         mine = batch[self.group.rank :: self.group.world]
@@ -205,7 +204,7 @@ class _Run:
         if self.prepare is not None:
             inputs = self.prepare(inputs)
         if inputs.ndim == 4:  # noqa: PLR2004 - images
-            inputs = inputs.contiguous(memory_format=self.layout)
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         with _autocast(self.settings, self.device):
             outputs = self.module(inputs)
             if self.settings.loss == "cross-entropy":
