@@ -23,7 +23,7 @@ from engines.base import (
     import_vendor,
     installed,
 )
-from engines.errors import DeployError
+from engines.errors import DeployError, NotAvailableError
 
 _INSTALL = "pip install onnxruntime-gpu"
 _DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime")
@@ -95,6 +95,11 @@ def _session(runtime: Any, path: Path, settings: Any) -> Any:
     try:
         return runtime.InferenceSession(str(path), settings, providers=_PROVIDERS)
     except Exception as error:  # its exception types share no public base
+        if "NOT_IMPLEMENTED" in str(error):
+            raise NotAvailableError(
+                f"ONNX Runtime has no CPU kernel for a node of {path.name}: {error}",
+                "build this precision for another engine",
+            ) from error
         raise DeployError(
             f"ONNX Runtime does not accept {path}: {error}",
             "the message names the node or the field at fault",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import torch
@@ -59,7 +60,7 @@ def carriers(program: Any, graph: bytes) -> dict[str, Array]:
         fold that the float64 computation does not confirm is none: the parameter then stands
         for itself, and an audit of the graph will not find it.
     """
-    state = {name: tensor.detach().numpy() for name, tensor in program.state_dict.items()}
+    state = {name: _array(tensor) for name, tensor in program.state_dict.items()}
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     read = {names[node.name] for node in program.graph.nodes if node.name in names and node.users}
@@ -76,6 +77,15 @@ def carriers(program: Any, graph: bytes) -> dict[str, Array]:
         fold = _fold(node, names)
         if fold is not None:
             found |= _carried(fold, state, made)
+    return found
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:  # which numpy does not know without help
+        bits: Array = tensor.contiguous().view(torch.int16).numpy()
+        return bits.view(ml_dtypes.bfloat16)
+    found: Array = tensor.numpy()
     return found
 
 
@@ -127,8 +137,9 @@ def _carried(
 
 def _close(found: Array, expected: Array, size: Array) -> bool:
     """Whether a float tensor is a float64 one, within the roundings of terms of a given size."""
-    if found.shape != expected.shape or found.dtype.kind != "f":
+    if found.shape != expected.shape or not np.issubdtype(found.astype("f4").dtype, np.floating):
         return False
-    unit = np.finfo(found.dtype).eps / 2
+    kind = ml_dtypes.finfo(found.dtype)  # type: ignore[no-untyped-call]  # knows bfloat16
     error = np.abs(found.astype(np.float64) - expected)
-    return bool((error <= _ROUNDINGS * unit * size + np.finfo(found.dtype).tiny).all())
+    limit = _ROUNDINGS * float(kind.eps) / 2 * size + float(kind.tiny)
+    return bool((error <= limit).all())

@@ -25,11 +25,15 @@ def export_graph(
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     metadata: Mapping[str, str],
+    opset: int | None = None,
 ) -> bytes:
     """Translates a program to ONNX and returns the serialized model.
 
     The bytes depend on the program, the names and the metadata alone: not on the folder, the
     time, or the process.
+
+    Args:
+        opset: Of the standard domain; None means the exporter's default.
 
     Raises:
         DeployError: An operator has no translation, or the graph is not the one asked for.
@@ -43,6 +47,7 @@ def export_graph(
                 dynamo=True,
                 input_names=[spec.name for spec in inputs],
                 output_names=[spec.name for spec in outputs],
+                opset_version=opset,
                 verbose=False,
             )
     except Exception as error:  # the exporter's errors share no public type

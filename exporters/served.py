@@ -83,7 +83,9 @@ class Served(nn.Module):
     """A network behind its preprocessing: raw inputs in, a flat tuple of outputs out.
 
     Attributes:
-        dtype: The type in which it computes; floating inputs are brought to it.
+        dtype: The type in which the network computes. In float64 all is float64, inputs,
+            preprocessing and outputs too. In a type smaller than float32 (which the network has
+            already) these stay as they are, and the casts lie around the network.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class Served(nn.Module):
         self.dtype = dtype
         self.prepare = prepare
         self.network = network
-        if dtype != torch.float32:
+        if dtype == torch.float64:
             self.to(dtype)
             for module in self.modules():
                 if isinstance(module, Preprocess):
@@ -101,12 +103,19 @@ class Served(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Takes and gives tensors whose first axis is the batch."""
-        if self.dtype != torch.float32:
-            inputs = tuple(x.to(self.dtype) if x.is_floating_point() else x for x in inputs)
+        if self.dtype == torch.float64:
+            inputs = _cast(inputs, torch.float64)
         if self.prepare is not None:
             prepared = self.prepare(*inputs)
             inputs = prepared if isinstance(prepared, tuple) else (prepared,)
-        return tuple(named_outputs(self.network(*inputs)).values())
+        if self.dtype.itemsize >= torch.float32.itemsize:
+            return tuple(named_outputs(self.network(*inputs)).values())
+        made = named_outputs(self.network(*_cast(inputs, self.dtype)))
+        return _cast(tuple(made.values()), torch.float32)
+
+
+def _cast(tensors: tuple[torch.Tensor, ...], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return tuple(x.to(dtype) if x.is_floating_point() else x for x in tensors)
 
 
 def named_outputs(made: Any) -> dict[str, torch.Tensor]:

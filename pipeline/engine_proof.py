@@ -7,6 +7,7 @@ from pathlib import Path
 
 import engines
 from engines.base import Array, OpenOptions, choose_device
+from engines.errors import NotAvailableError
 from pipeline import golden as goldens
 from pipeline import parity
 from pipeline.audit import audit
@@ -39,6 +40,21 @@ def prove(
             compared on the golden file's own images. The first ones are used, as many as the
             golden file has labels for.
     """
+    verdict = _judge(subject, path, golden_path, precision, device, threads, images)
+    if subject != GRAPH or (verdict.status == "not run" and not path.exists()):
+        return verdict
+    return parity.with_audit(verdict, audit(path, goldens.load(golden_path).weights))
+
+
+def _judge(
+    subject: str,
+    path: Path,
+    golden_path: Path,
+    precision: str,
+    device: str,
+    threads: int,
+    images: Array | None,
+) -> parity.Verdict:
     engine = engines.get(runner(subject))
     found = engine.available()
     if not found.run:
@@ -52,7 +68,10 @@ def prove(
     options = OpenOptions(
         device=choose_device(engine, device), threads=threads, optimize=subject != GRAPH
     )
-    session = engine.open(path, options)
+    try:
+        session = engine.open(path, options)
+    except NotAvailableError as error:  # such as a type that it has no kernels for
+        return parity.not_run(subject, precision, error.message)
     try:
         count = len(golden.test_labels)
         test = (
@@ -61,6 +80,4 @@ def prove(
         verdict = parity.judge(subject, session, golden, test)
     finally:
         session.close()
-    if subject == GRAPH:
-        verdict = parity.with_audit(verdict, audit(path, golden.weights))
     return dataclasses.replace(verdict, facts={**engine.fingerprint(), "device": session.device})

@@ -23,7 +23,7 @@ from pipeline.golden import Golden
 K = 4.0
 
 # The unit of rounding at each precision (the spacing of floats at 1).
-_EPSILON = {"fp32": float(np.finfo(np.float32).eps)}
+_EPSILON = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
 
 Status = Literal["pass", "mismatch", "vacuous", "not run"]
 

@@ -25,6 +25,8 @@ _SMALLER = (torch.float32, torch.float16, torch.bfloat16)
 
 def make_golden(
     model: Model,
+    served: Served,
+    names: tuple[str, ...],
     rows: Rows,
     precision: str,
     test: tuple[Array, Array] | None,
@@ -32,6 +34,8 @@ def make_golden(
     """Runs a model in float64 and at the precision; knows nothing yet of a graph's weights.
 
     Args:
+        served: The model as it is exported, at the precision.
+        names: Of its outputs.
         rows: The golden inputs.
         test: The test images, uint8 `[count, channels, height, width]`, and their classes.
 
@@ -39,15 +43,22 @@ def make_golden(
         DeployError: The model does not run on the inputs, or in float64; or its outputs have
             no batch axis; or are not numbers.
     """
-    served = Served(model.network, model.prepare).eval()
     exact = Served(copy.deepcopy(model.network), copy.deepcopy(model.prepare), torch.float64)
     exact.eval()
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
-    names = output_names(model, [tensor[:2] for tensor in tensors])
-    native = _run(served, tensors, names, "")
+    native = run_all(served, tensors, names, "")
     with in_float64():
-        reference = _run(exact, tensors, names, " in float64")
+        reference = run_all(exact, tensors, names, " in float64")
     logits = names[0] if model.labels else ""
+    for name, array in native.items():
+        if (
+            array.dtype.kind == "f"
+            and np.isfinite(reference[name]).all() > np.isfinite(array).all()
+        ):
+            raise DeployError(
+                f"{name} overflows in {precision}, though it is a number in float64",
+                "export it in bf16, whose range is that of fp32",
+            )
     if logits and native[logits].shape[1:] != (len(model.labels),):
         raise DeployError(
             f"{logits} is {list(native[logits].shape)}, but there are {len(model.labels)} classes",
@@ -57,7 +68,7 @@ def make_golden(
     test_reference = np.zeros((0, len(model.labels)))
     if images is not None:
         with in_float64():
-            found = _run(exact, [torch.from_numpy(images)], names, " in float64")
+            found = run_all(exact, [torch.from_numpy(images)], names, " in float64")
         test_reference = found[names[0]]
     golden = Golden(
         inputs=rows.inputs,
@@ -140,10 +151,14 @@ def explained(how: str) -> Iterator[None]:
         raise DeployError(f"the model cannot be run on its inputs{how}: {error}", hint) from error
 
 
-def _run(
-    served: Served, inputs: Sequence[torch.Tensor], names: tuple[str, ...], how: str
+def run_all(
+    served: Served, inputs: Sequence[torch.Tensor], names: tuple[str, ...], how: str = ""
 ) -> dict[str, Array]:
-    """Returns the outputs for all rows, computed in batches without gradients."""
+    """Returns the outputs for all rows, computed in batches without gradients.
+
+    Args:
+        how: Words for an error message, such as " in float64".
+    """
     rows, parts = len(inputs[0]), []
     with torch.inference_mode(), explained(how):
         for start in range(0, rows, size := batch_for(served, inputs)):

@@ -47,7 +47,7 @@ MODELS = (
         recipe=Recipe(
             epochs=10,
             lr=0.1,
-            quick=Quick(epochs=3, limit=10_000, test_limit=2000, lr=0.5, batch_size=32),
+            quick=Quick(epochs=4, limit=20_000, test_limit=2000, lr=0.2, batch_size=32),
         ),
         sources=SOURCES,
     ),

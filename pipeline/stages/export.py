@@ -62,10 +62,11 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
     from exporters.carriers import carriers
     from exporters.graph import export_graph
+    from exporters.precision import DTYPES, OPSETS, typed
     from exporters.program import export_program, save_program
     from exporters.served import Preprocess, Served
     from pipeline.audit import digest
-    from pipeline.reference import make_golden
+    from pipeline.reference import make_golden, output_names, run_all
 
     # One thread: PyTorch's own rounding, and with it the noise floor, depends on the number.
     torch.set_num_threads(1)
@@ -79,8 +80,18 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     model = models.get(params.model).build(contents)
     load(model.network, inputs[CHECKPOINT], params.model)
     test = _test_set(inputs, training, params.data) if model.labels else None
-    golden = make_golden(model, _rows(model, test, params), params.precision, test)
-    served = Served(model.network, model.prepare).eval()
+    rows = _rows(model, test, params)
+    tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
+    names = output_names(model, [tensor[:2] for tensor in tensors])
+    network, kept = typed(
+        model.network.eval(),
+        params.precision,
+        lambda network: run_all(Served(network, model.prepare).eval(), tensors, names),
+    )
+    if kept:
+        console.say(f"export: kept in fp32, since {params.precision} overflows: {', '.join(kept)}")
+    served = Served(network, model.prepare, DTYPES[params.precision]).eval()
+    golden = make_golden(model, served, names, rows, params.precision, test)
     examples = [torch.from_numpy(array[:2]) for array in golden.inputs.values()]
     program = export_program(served, examples)
     prepared = "none"
@@ -91,12 +102,14 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     metadata = {
         "assay.model": params.model,
         "assay.precision": params.precision,
+        "assay.kept_in_fp32": json.dumps(kept),
         "assay.labels": json.dumps(model.labels),
         "assay.preprocessing": prepared,
         "assay.checkpoint": sha256_file(inputs[CHECKPOINT]),
         "assay.dataset": params.data or "",
     }
-    graph = export_graph(program, golden.input_specs, golden.output_specs, metadata)
+    opset = OPSETS[params.precision]
+    graph = export_graph(program, golden.input_specs, golden.output_specs, metadata, opset)
     weights = {name: digest(array) for name, array in carriers(program, graph).items()}
     outputs[GRAPH].write_bytes(graph)
     save_program(program, outputs[PROGRAM], golden.input_specs, golden.output_specs)

@@ -164,7 +164,7 @@ while True:
     if child == 0:
         os._exit(cli.main(words))
     if kills < 20:
-        time.sleep(draw.uniform(0.1, 0.7))
+        time.sleep(draw.uniform(0.1, 0.5))
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             sys.exit(f"ended by itself after {kills} kills with {status}")
@@ -179,7 +179,7 @@ while True:
 def test_killed_twenty_times_it_ends_with_the_same_weights(
     tmp_path: Path, process: Callable[..., Process]
 ) -> None:
-    words = ["train", "lenet", "--epochs", "150", "--threads", "1", "--quiet"]
+    words = ["train", "lenet", "--epochs", "90", "--threads", "1", "--quiet"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         assert process("data", "--root", folder).run().code == 0

@@ -1,0 +1,104 @@
+"""Typing a module: fp16 and bf16 by its own weights, so that a graph's types say its precision.
+
+Strongly typed backends compute each layer in the type of its tensors. Inputs and outputs of the
+graph keep their types; the casts are inside.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# The first opset whose convolutions and poolings take the type; None for the exporter's own.
+OPSETS = {"fp32": None, "fp16": None, "bf16": 22}
+# A layer whose values come this near to the largest number of the type is kept in float32:
+# other inputs may well give twice what the golden ones do.
+_HEADROOM = 0.5
+
+
+def typed(
+    network: nn.Module, precision: str, run: Callable[[nn.Module], object]
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Returns a copy of a network at a precision.
+
+    Args:
+        network: In float32, in evaluation mode.
+        run: Runs a network on representative inputs.
+
+    Returns:
+        The copy, and the layers that are kept in float32, since on those inputs they give or
+        take values near the largest of the type, or hold weights beyond it.
+    """
+    dtype = DTYPES[precision]
+    copied = copy.deepcopy(network)
+    if dtype == torch.float32:
+        return copied, ()
+    limit = torch.finfo(dtype).max * _HEADROOM
+    kept = tuple(path for path, peak in _peaks(network, run).items() if peak > limit)
+    copied = copied.to(dtype)
+    if kept:
+        originals = dict(network.named_modules())
+        for path, layer in _layers(copied).items():
+            if path in kept:
+                layer.load_state_dict(originals[path].state_dict(), assign=True)
+                layer.float()
+            # Beside a layer in float32, any other may be given float32.
+            _cast_inputs(layer, torch.float32 if path in kept else dtype)
+    return copied, kept
+
+
+def _layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Returns what computes as a whole: modules without others inside, or with own weights."""
+    return {
+        path: module
+        for path, module in network.named_modules()
+        if not any(True for _ in module.children())
+        or any(True for _ in module.parameters(recurse=False))
+    }
+
+
+def _peaks(network: nn.Module, run: Callable[[nn.Module], object]) -> dict[str, float]:
+    """Returns the largest magnitude that each layer takes, gives or holds in float32."""
+    layers = _layers(network)
+    peaks = {
+        path: max([0.0, *(_peak(tensor) for tensor in layer.state_dict().values())])
+        for path, layer in layers.items()
+    }
+
+    def watch(path: str) -> Callable[..., None]:
+        def hook(_layer: nn.Module, inputs: Any, made: Any) -> None:
+            tensors = [value for value in (*inputs, made) if isinstance(value, torch.Tensor)]
+            peaks[path] = max([peaks[path], *map(_peak, tensors)])
+
+        return hook
+
+    hooks = [layer.register_forward_hook(watch(path)) for path, layer in layers.items()]
+    try:
+        run(network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return peaks
+
+
+def _peak(tensor: torch.Tensor) -> float:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return 0.0
+    return float(tensor.detach().abs().max())
+
+
+def _cast_inputs(layer: nn.Module, dtype: torch.dtype) -> None:
+    def cast(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            value.to(dtype)
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+            else value
+            for value in inputs
+        )
+
+    layer.register_forward_pre_hook(cast)

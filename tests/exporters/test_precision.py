@@ -1,0 +1,95 @@
+"""fp16 and bf16: types inside the graph, and layers that would overflow."""
+
+import json
+from collections.abc import Callable
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from exporters.precision import typed
+from pipeline.runner import Store
+from tests.conftest import Result
+
+TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
+
+
+@pytest.mark.parametrize("precision", TYPES)
+def test_the_chain_of_a_precision(
+    store: Store, assay: Callable[..., Result], precision: str
+) -> None:
+    where = ("--root", store.root, "--dist", store.dist, "--batch", 1, "--budget", 0.1)
+    result = assay("run", "lenet", "--precision", precision, *where, "--json")
+    assert result.code == 0, result.err
+    verdicts = json.loads(result.out)["summary"]["verdicts"]
+    status = {name: verdict["status"] for name, verdict in verdicts.items()}
+    assert status["pytorch"] == "pass"
+    if precision == "fp16":
+        assert status["graph"] == status["onnxruntime"] == "pass"
+    else:
+        assert status["graph"] == "not run"
+        assert "no CPU kernel" in verdicts["graph"]["reason"]
+        assert "onnxruntime" not in status
+        assert "build: without onnxruntime" in result.err
+    audit = verdicts["graph"]["audit"]
+    assert audit["identical"] == 10
+    assert audit["changed"] == audit["unaudited"] == []
+
+
+@pytest.mark.parametrize("precision", TYPES)
+def test_inputs_and_logits_keep_their_types_and_the_layers_have_the_precision(
+    store: Store, assay: Callable[..., Result], precision: str
+) -> None:
+    assert assay("export", "lenet", "--precision", precision, "--root", store.root).code == 0
+    model = onnx.load(store.root / "lenet" / precision / "model.onnx")
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+    types |= {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "AveragePool")]
+    assert len(layers) == 7
+    assert {types[node.output[0]] for node in layers} == {TYPES[precision]}
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert types["logits"] == onnx.TensorProto.FLOAT
+
+
+class Steep(nn.Module):
+    """Its middle layer gives numbers that fp16 does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.steep = nn.Linear(4, 4)
+        self.flat = nn.Linear(4, 4)
+        with torch.no_grad():
+            self.steep.weight.fill_(1e5)
+            self.flat.weight.fill_(1e-5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.flat(self.steep(self.first(x)))
+
+
+def test_layers_that_overflow_stay_in_fp32_and_are_listed() -> None:
+    torch.manual_seed(0)
+    network, x = Steep().eval(), torch.rand(8, 4)
+    small, kept = typed(network, "fp16", lambda net: net(x))
+    assert kept == ("steep", "flat")  # the one takes what the other gives
+    assert small.first.weight.dtype == torch.float16
+    assert small.steep.weight.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.allclose(small(x.half()).float(), network(x), rtol=1e-2)
+        assert not torch.isfinite(network.half()(x.half())).all()
+
+
+def test_bf16_has_the_range_of_fp32() -> None:
+    network, x = Steep().eval(), torch.rand(8, 4)
+    _, kept = typed(network, "bf16", lambda net: net(x))
+    assert kept == ()
+
+
+def test_fp32_is_a_copy() -> None:
+    network = Steep().eval()
+    same, kept = typed(network, "fp32", lambda net: net(torch.rand(1, 4)))
+    assert kept == ()
+    assert same is not network
+    assert same.first.weight.dtype == torch.float32
