@@ -30,7 +30,7 @@ from engines import machine
 from pipeline import data, models, timing
 from pipeline.training import loop
 
-ROUNDS = 7
+ROUNDS = 5
 WORKERS = 4
 # Images a round, in whole batches: a few seconds either way on two cores.
 IMAGES = {"lenet": 128 * 100, "vgg11-slim": 128 * 2, "resnet18": 128 * 4}
@@ -71,17 +71,16 @@ def notebook(name: str, dataset: FashionMNIST, threads: int) -> float:
     return seen / (time.perf_counter() - start)
 
 
-def ours(name: str, samples: loop.Samples, threads: int, compiled: bool) -> float:
+def ours(name: str, samples: loop.Samples, threads: int) -> float:
     """Trains as `assay train` does and returns images/s of the second epoch."""
     recipe = models.get(name).recipe
     settings = loop.Settings(
-        epochs=2,  # the first compiles
+        epochs=2,  # the first warms up
         lr=recipe.lr,
         batch_size=recipe.batch_size,
         seed=0,
         threads=threads,
         device="cpu",
-        compile=compiled,
     )
     loop.seed(settings)
     model = models.get(name).build(None)
@@ -94,8 +93,7 @@ def measure(name: str, dataset: FashionMNIST, threads: int) -> dict[str, Any]:
     samples = loop.Samples(dataset.data[:, None], dataset.targets)
     ways = {
         "notebook": lambda: notebook(name, dataset, threads),
-        "assay": lambda: ours(name, samples, threads, compiled=False),
-        "assay --compile": lambda: ours(name, samples, threads, compiled=True),
+        "assay": lambda: ours(name, samples, threads),
     }
     rounds = []
     for number in range(ROUNDS + 1):

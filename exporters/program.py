@@ -52,5 +52,8 @@ def save_program(
         "inputs": [vars(spec) for spec in inputs],
         "outputs": [vars(spec) for spec in outputs],
     }
+    for module in program.graph_module.modules():
+        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
+            node.meta.pop("stack_trace", None)  # it names the files of this machine
     with path.open("wb") as file:  # an open file, since a path would have to end in .pt2
         torch.export.save(program, file, extra_files={SIGNATURE: json.dumps(signature)})

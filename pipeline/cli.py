@@ -143,6 +143,7 @@ def _check(option: Option, value: Any) -> Any:
             if each not in known:
                 raise UsageError(f"unknown {option.name} {each!r}", suggestion(each, known))
     if not listed:
+        option.check(value)
         return value
     try:
         converted = [option.type(each) for each in values]
@@ -151,6 +152,8 @@ def _check(option: Option, value: Any) -> Any:
             f"--{option.name} {value!r} is not a list of {option.type.__name__}",
             "give values with commas between them",
         ) from error
+    if option.many:
+        option.check(converted)
     return converted if option.name == "engine" else tuple(converted)
 
 

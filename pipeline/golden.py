@@ -93,7 +93,7 @@ class Golden:
             if array.shape != self.native[name].shape:
                 raise ValueError(f"{name} has two shapes")
             if not (np.isfinite(array).all() and np.isfinite(self.native[name]).all()):
-                raise ValueError(f"PyTorch's own output {name} has NaN or Inf")
+                raise ValueError(f"PyTorch's own output {name!r} has NaN or Inf")
         counts = (self.labels.ndim, self.test_labels.ndim, self.test_reference.ndim)
         if counts != (1, 1, 2) or len(self.test_labels) != len(self.test_reference):
             raise ValueError("the test set's labels and outputs do not fit together")

@@ -180,7 +180,8 @@ def decode(listing: Listing, image_size: int | None, skip_bad: bool) -> tuple[De
     if bad and not skip_bad:
         raise DeployError(
             f"{listing.folder}: {len(bad)} of {len(heads)} images cannot be used: {_named(bad)}",
-            "mend them, leave them out with --skip-bad, or bring all to one size with --image-size",
+            "mend them, or leave them out with --skip-bad"
+            + (", or bring all to one size with --image-size" if len(sizes) > 1 else ""),
         )
     if bad:
         console.say(f"data: left out {len(bad)} of {len(heads)} images: {_named(bad)}")

@@ -103,7 +103,7 @@ class Vouchers:
                 something that has been made anew since.
         """
         path = paths.locate(artifact)
-        again = _command(artifact.stage, params, artifact)
+        again = _command(artifact.stage, params, artifact) + self._where()
         if not path.exists():
             raise DeployError(f"no {artifact.kind} here: {path} does not exist", f"run `{again}`")
         record = load(self.root / artifact.record)
@@ -131,7 +131,10 @@ class Vouchers:
                 raise DeployError(
                     f"{label} is out of date: it was made from another {name}", f"run `{again}`"
                 )
-            self._check_fresh(name, maker, _again(maker))
+            self._check_fresh(name, maker, _again(maker) + self._where())
+
+    def _where(self) -> str:
+        return "" if self.root == Path("artifacts") else f" --root {self.root}"
 
 
 def _again(record: Record) -> str:
@@ -144,7 +147,7 @@ def _command(stage: str, params: Mapping[str, Any], artifact: Artifact) -> str:
     words = ["assay", stage]
     folders = Path(artifact.path).parts
     if stage == "data" and folders[1].startswith(FOLDER_PREFIX):
-        words += ["--data", f"…/{folders[1].removeprefix(FOLDER_PREFIX)}"]
+        words += ["--data", f"PATH/TO/{folders[1].removeprefix(FOLDER_PREFIX)}"]
     if stage != "data":
         words.append(str(params.get("model", "MODEL")))
     if stage in ("build", "verify") and len(folders) > 3:  # noqa: PLR2004 - model/precision/engine

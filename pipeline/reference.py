@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipeline.models import Model
     from pipeline.rows import Rows
 
+# Float64 results of other batch sizes differ by rounding alone.
+_INDEPENDENT = 1e-9
 _SMALLER = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -46,6 +48,7 @@ def make_golden(
     exact = Served(copy.deepcopy(model.network), copy.deepcopy(model.prepare), torch.float64)
     exact.eval()
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
+    _check_rows(served, exact, tensors, names)
     native = run_all(served, tensors, names, "")
     with in_float64():
         reference = run_all(exact, tensors, names, " in float64")
@@ -86,9 +89,34 @@ def make_golden(
         golden.check()
     except ValueError as error:
         raise DeployError(
-            f"the model cannot be judged: {error}", "train it again, with a smaller --lr"
+            f"the model cannot be judged: {error}",
+            "look at its weights and inputs; if it was trained here, use a smaller --lr",
         ) from error
     return golden
+
+
+def _check_rows(
+    served: Served, exact: Served, tensors: Sequence[torch.Tensor], names: tuple[str, ...]
+) -> None:
+    """Raises DeployError if outputs are random, or a row's depend on the others of its batch."""
+    few = [tensor[:4] for tensor in tensors]
+    once, again = run_all(served, few, names), run_all(served, few, names)
+    with in_float64():
+        together = run_all(exact, few, names, " in float64")
+        alone = run_all(exact, [tensor[:1] for tensor in few], names, " in float64")
+    for name in names:
+        if not np.array_equal(once[name], again[name], equal_nan=once[name].dtype.kind == "f"):
+            raise DeployError(
+                f"{name} is not the same for the same inputs twice: the model is random",
+                "nothing can be proved equal to it; take the random numbers out for inference",
+            )
+        size = np.abs(together[name][:1]).max(initial=0.0)
+        error = np.abs(together[name][:1] - alone[name]).max(initial=0.0)
+        if error > _INDEPENDENT * size:
+            raise DeployError(
+                f"{name} of one row depends on the other rows of its batch",
+                "a server puts any rows into a batch; compute each from its own inputs alone",
+            )
 
 
 class _Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped

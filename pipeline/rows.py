@@ -66,6 +66,7 @@ def without_test_set(model: Model, given: Mapping[str, Array] | None) -> Rows:
         DeployError: There is neither, or what was given does not fit the model.
     """
     inputs = _named(model, given) if given is not None else dict(model.inputs)
+    _check_names(model, tuple(inputs))
     if not inputs and model.image is None:
         raise DeployError(
             "nothing says what this model takes: it has neither example inputs nor an image shape",
@@ -139,6 +140,24 @@ def _named(model: Model, given: Mapping[str, Array]) -> dict[str, Array]:
                 f" {example.dtype}[rows, {', '.join(map(str, example.shape[1:]))}]"
             )
     return ordered
+
+
+def _check_names(model: Model, names: tuple[str, ...]) -> None:
+    """Raises DeployError unless the inputs are the first arguments, in their order.
+
+    Inputs are handed over by position, so another order would be another computation. A single
+    one may have any name.
+    """
+    first = model.prepare if model.prepare is not None else model.network
+    parameters = inspect.signature(first.forward).parameters.values()
+    known = tuple(each.name for each in parameters)
+    variadic = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
+    if not (variadic or len(names) <= 1 or names == known[: len(names)]):
+        raise DeployError(
+            f"the inputs are {', '.join(names)}, but the arguments of"
+            f" {type(first).__name__}.forward are {', '.join(known)}",
+            "name each input after its argument, in their order, and leave none out in between",
+        )
 
 
 def _arguments(module: nn.Module, given: Mapping[str, Array]) -> list[str]:

@@ -62,7 +62,7 @@ def test_wrong_usage_exits_2_and_says_what_would_be_right(
 @pytest.mark.parametrize(
     ("command", "missing", "again"),
     [
-        ("train", "training images", "assay data"),
+        ("train", "training images", "assay data --root"),
         ("export", "checkpoint", "assay train lenet"),
         ("verify", "graph", "assay export lenet"),
         ("build", "graph", "assay export lenet"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from engines.errors import DeployError, UsageError, suggestion
 from pipeline.models import Model, ModelSpec
 
 if TYPE_CHECKING:
+    from engines.base import Array
     from pipeline.data import Contents
 
 
@@ -31,8 +34,13 @@ def find(place: str, what: str) -> ModelSpec:
     """
     name = f"{place}:{what}"
     import_vendor("torch", "pip install torch")
+    before = set(sys.modules)
     factory = _import(place, what, name)
     model = _call(factory, name)
+    package = place.partition(".")[0]
+    modules = (set(sys.modules) - before) | {
+        each for each in sys.modules if each == package or each.startswith(f"{package}.")
+    }
 
     def build(_contents: Contents | None) -> Model:
         return _call(factory, name)
@@ -44,7 +52,7 @@ def find(place: str, what: str) -> ModelSpec:
         dataset=model.dataset,
         trainable=model.dataset is not None or model.samples is not None,
         recipe=model.recipe,
-        facts=lambda: _sources(place),
+        facts=lambda: _sources(modules),
     )
 
 
@@ -85,24 +93,42 @@ def _call(factory: Any, name: str) -> Model:
             f"{name}() returned {type(made).__name__}, not a model",
             "return a torch.nn.Module or a pipeline.models.Model",
         )
-    return made
+    inputs = {key: _array(name, key, value) for key, value in made.inputs.items()}
+    return dataclasses.replace(made, inputs=inputs)
+
+
+def _array(name: str, key: str, value: Any) -> Array:
+    """Returns an example input as a numpy array; the user may give a tensor or a list."""
+    import numpy as np
+    import torch
+
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        array = np.asarray(array)
+    except (TypeError, ValueError) as error:
+        raise DeployError(f"{name}(): input {key!r} is no array: {error}") from error
+    if array.dtype.kind not in "biuf" or not array.ndim:
+        raise DeployError(
+            f"{name}(): input {key!r} is {array.dtype}{list(array.shape)}, not rows of numbers",
+            "give a numpy array or a tensor whose first axis is the batch",
+        )
+    return array
 
 
 def _failed(what: str, error: Exception) -> DeployError:
-    # Its last frame: where the user's code went wrong.
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return DeployError(
-        f"{what} raised {type(error).__name__}: {error}",
-        f"at {Path(frame.filename).name}:{frame.lineno}: {frame.line}",
-    )
+    hint = f"at {Path(frame.filename).name}:{frame.lineno}: {frame.line}"
+    if frame.filename == __file__:
+        hint = "it is called without arguments, and has to return a model"
+    return DeployError(f"{what} raised {type(error).__name__}: {error}", hint)
 
 
-def _sources(place: str) -> dict[str, str]:
-    """Returns one digest over every file that was imported of the factory's package."""
-    package = place.partition(".")[0]
+def _sources(modules: set[str]) -> dict[str, str]:
+    """Returns one digest over the files of modules, but for those that are installed."""
+    installed = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
     found = hashlib.sha256()
-    for name, module in sorted(sys.modules.items()):
-        path = getattr(module, "__file__", None)
-        if path and (name == package or name.startswith(f"{package}.")) and Path(path).is_file():
+    for name in sorted(modules):
+        path = getattr(sys.modules.get(name), "__file__", None)
+        if path and not path.startswith(installed) and Path(path).is_file():
             found.update(name.encode() + Path(path).read_bytes())
     return {"model_source": found.hexdigest()}

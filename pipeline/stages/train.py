@@ -56,7 +56,7 @@ class Params:
         names=lambda: [*PRESETS],
     )
     epochs: int | None = option(None, text="Passes over the training set [preset's].", low=0)
-    lr: float | None = option(None, text="Learning rate [preset's].")
+    lr: float | None = option(None, text="Learning rate [preset's].", high=1000)
     batch_size: int | None = option(None, text="Images a step [preset's].")
     limit: int | None = option(None, text="Train on the first N images only.")
     test_limit: int | None = option(None, text="Judge by the first N test images only.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,14 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     try:
         # weights_only refuses whatever is not a tensor or a plain container, and so never
         # runs code from the file. There is no fallback.
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises nearly anything
+        # Not torch's own message: it advises to load the file without that safety.
         raise DeployError(
-            f"{path} is neither a safetensors file nor a torch file of tensors alone:"
-            f" {(str(error) or type(error).__name__).splitlines()[0]}",
+            f"{path} is neither a safetensors file nor a torch file of tensors alone; if it holds"
+            " objects or code, that was not run",
             "save it with safetensors.torch.save_file(model.state_dict(), FILE)",
         ) from error
     for wrapper in _WRAPPERS:
@@ -81,5 +85,11 @@ def fit(network: nn.Module, found: dict[str, torch.Tensor], where: str, model: s
             f"{where} does not hold the weights of {model}, {len(faults)} of"
             f" {len({*wanted, *found})} tensors do not fit: {'; '.join(faults[:_NAMED])}{more}",
             "give the weights of this very architecture and number of classes",
+        )
+    broken = [n for n, tensor in found.items() if not bool(tensor.double().isfinite().all())]
+    if broken:
+        raise DeployError(
+            f"{where}: {len(broken)} tensors have NaN or Inf, as {broken[0]}",
+            "no output of such a model is a number; take an earlier checkpoint",
         )
     network.load_state_dict(found)

@@ -15,6 +15,7 @@ from engines.errors import DeployError
 from pipeline import golden as goldens
 from pipeline.training import weights
 from tests.conftest import Process, Result
+from tests.subset import ROOT
 
 Assay = Callable[..., Result]
 
@@ -115,6 +116,31 @@ value = 5
 reduced = lambda: Model(network=Reduced(), image=(1, 4, 4))
 texts = lambda: Model(network=Texts(), image=(1, 4, 4))
 single = lambda: Model(network=Single(), image=(1, 4, 4))
+class Random(nn.Module):
+    def forward(self, image):
+        return image.float().flatten(1) + torch.randn(16)
+
+
+class Mixed(nn.Module):
+    def forward(self, image):
+        x = image.float().flatten(1)
+        return x - x.mean(0)
+
+
+class Skipping(nn.Module):
+    def forward(self, x, scale=2.0, mask=None):
+        return x * scale if mask is None else x * scale * mask
+
+
+row = np.random.default_rng(0).random((3, 4), np.float32)
+random = lambda: Model(network=Random(), image=(1, 4, 4))
+mixed = lambda: Model(network=Mixed(), image=(1, 4, 4))
+skipping = lambda: Model(network=Skipping(), inputs={"x": row, "mask": row})
+swapped = lambda: Model(network=Two(), inputs={
+    "token": np.zeros((3, 5), np.int64), "image": np.zeros((3, 4, 4), np.float32)})
+words = lambda: Model(network=Skipping(), inputs={"x": ["a", "b"]})
+tensors = lambda: Model(network=Skipping(), inputs={"x": torch.from_numpy(row)})
+greedy = lambda argument: None
 stubborn = lambda: Model(network=Stubborn(), image=(1, 4, 4))
 broken = lambda: Model(network=Broken(), image=(1, 4, 4))
 misnamed = lambda: Model(network=nn.Flatten(), image=(1, 4, 4), outputs=("a", "b"))
@@ -222,6 +248,16 @@ def test_a_changed_source_exports_again_and_a_missing_one_is_no_matter(
         ("two", 1, "nothing says what this model takes"),
         ("reduced", 1, "its first axis is not the batch"),
         ("texts", 1, "the model's 'text' is a str, not a tensor"),
+        ("random", 1, "output is not the same for the same inputs twice"),
+        ("mixed", 1, "output of one row depends on the other rows of its batch"),
+        ("skipping", 1, "inputs are x, mask, but the arguments of Skipping.forward are x, scale"),
+        (
+            "swapped",
+            1,
+            "token, image, but the arguments of Two.forward are image, token",
+        ),
+        ("words", 1, "input 'x' is <U1[2], not rows of numbers"),
+        ("greedy", 1, "it is called without arguments"),
         ("stubborn", 1, "cannot be run on its inputs in float64"),
         ("broken", 1, "the model cannot be run on its inputs: wrong shape"),
         ("misnamed", 1, "the model has 1 outputs, but 2 names: a, b"),
@@ -248,6 +284,39 @@ def test_a_model_that_asks_for_float32_is_still_judged_in_float64(
     assert golden.reference["output"].dtype == np.float64
     assert np.allclose(golden.reference["output"][:, 0], rows.sum(1), rtol=1e-14, atol=0)
     assert golden.native["output"].dtype == np.float32
+
+
+def test_examples_may_be_tensors(folder: Path, assay: Assay) -> None:
+    assert assay("export", named(folder, "tensors")).code == 0
+
+
+def test_a_changed_module_beside_the_factorys_exports_again(
+    folder: Path, process: Callable[..., Process]
+) -> None:
+    (folder / "beside.py").write_text("FACTOR = 2.0\n")
+    (folder / "mine.py").write_text(
+        "import beside\nfrom torch import nn\nfrom pipeline.models import Model\n"
+        "class Net(nn.Module):\n"
+        "    def forward(self, image): return image.float().flatten(1) * beside.FACTOR\n"
+        "def make(): return Model(network=Net(), image=(1, 2, 2))\n"
+    )
+    run = process("export", "mine:make", cwd=folder).run
+    assert run().code == 0
+    (folder / "beside.py").write_text("FACTOR = 3.0\n")
+    assert "running again: model_source was" in run().err
+
+
+def test_nothing_in_a_bundle_names_a_path_of_this_machine(folder: Path, assay: Assay) -> None:
+    import tarfile
+
+    name = named(folder, "spec")
+    assert assay("run", name, "--batch", "1", "--budget", "0.05").code == 0
+    bundle = folder / "dist" / f"{name.replace(':', '-')}-fp32.tar.gz"
+    with tarfile.open(bundle) as archive:
+        for member in archive:
+            content = archive.extractfile(member).read()
+            for trace in (str(folder), str(ROOT), "site-packages", "/usr/lib"):
+                assert trace.encode() not in content, f"{trace} in {member.name}"
 
 
 def test_a_module_that_is_not_there_or_does_not_import(folder: Path, assay: Assay) -> None:
@@ -318,6 +387,14 @@ def test_weights_that_run_code_are_refused_and_do_not_run(tmp_path: Path) -> Non
     with pytest.raises(DeployError, match="neither a safetensors file nor a torch file"):
         weights.load(linear(), tmp_path / "w.pt", "linear")
     assert not (tmp_path / "ran").exists()
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    state = linear().state_dict()
+    state["bias"][0] = float("nan")
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(DeployError, match="1 tensors have NaN or Inf, as bias"):
+        weights.load(linear(), tmp_path / "w.safetensors", "linear")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 100, b"PK\x03\x04", b"\x80\x04K\x05."])
