@@ -124,12 +124,11 @@ def _carried(
     found = made.get(fold.weight)
     if found is None or not _close(found, weight, np.abs(weight)):
         return {}
-    biases = [fold.bias] if fold.bias is not None else [f"{fold.weight}_bias"]
     carried = {fold.weight: found}
     rest = [name for name in (fold.bias, fold.gamma, fold.beta, fold.mean, fold.variance) if name]
     if not shift.any():  # a bias of zeros is left out
         return carried | dict.fromkeys(rest, found)
-    bias = next((made[name] for name in biases if name in made), None)
+    bias = made.get(fold.bias or f"{fold.weight}_bias")
     if bias is None or not _close(bias, shift, size):
         return {}
     return carried | dict.fromkeys(rest, bias)
@@ -137,7 +136,7 @@ def _carried(
 
 def _close(found: Array, expected: Array, size: Array) -> bool:
     """Whether a float tensor is a float64 one, within the roundings of terms of a given size."""
-    if found.shape != expected.shape or not np.issubdtype(found.astype("f4").dtype, np.floating):
+    if found.shape != expected.shape or found.dtype.kind in "biu":
         return False
     kind = ml_dtypes.finfo(found.dtype)  # type: ignore[no-untyped-call]  # knows bfloat16
     error = np.abs(found.astype(np.float64) - expected)

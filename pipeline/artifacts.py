@@ -37,14 +37,17 @@ class Artifact:
         return f"dist/{self.path}" if self.dist else self.path
 
 
+def slug(value: Any) -> str:
+    """Returns a parameter as it stands in a path: a colon cannot, everywhere."""
+    return str(value).replace(":", "-")
+
+
 def _fill(template: str, fields: Mapping[str, Any]) -> str:
     parts = []
     for text, name, _, _ in string.Formatter().parse(template):
         parts.append(text)
         if name is not None:
-            # A colon, as in torchvision:alexnet, cannot be in a path everywhere.
-            known = name in fields
-            parts.append(str(fields[name]).replace(":", "-") if known else f"{{{name}}}")
+            parts.append(slug(fields[name]) if name in fields else f"{{{name}}}")
     return "".join(parts)
 
 

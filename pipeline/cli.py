@@ -135,8 +135,6 @@ def _check(option: Option, value: Any) -> Any:
     values = [part.strip() for part in value.split(",") if part.strip()] if listed else [value]
     if listed and not values:
         raise UsageError(f"--{option.name} is empty", "give at least one")
-    if option.valid is not None:
-        option.valid(value)
     if option.names is not None:
         known = option.names() + (["all"] if option.name == "engine" else [])
         for each in values:

@@ -40,22 +40,20 @@ def prove(
             compared on the golden file's own images. The first ones are used, as many as the
             golden file has labels for.
     """
-    verdict = _judge(subject, path, golden_path, precision, device, threads, images)
-    if subject != GRAPH or (verdict.status == "not run" and not path.exists()):
-        return verdict
-    return parity.with_audit(verdict, audit(path, goldens.load(golden_path).weights))
+    golden = goldens.load(golden_path)
+    verdict = _judge(subject, path, golden, precision, OpenOptions(device, threads), images)
+    return parity.with_audit(verdict, audit(path, golden.weights)) if subject == GRAPH else verdict
 
 
 def _judge(
     subject: str,
     path: Path,
-    golden_path: Path,
+    golden: goldens.Golden,
     precision: str,
-    device: str,
-    threads: int,
+    asked: OpenOptions,
     images: Array | None,
 ) -> parity.Verdict:
-    engine = engines.get(runner(subject))
+    engine, device = engines.get(runner(subject)), asked.device
     found = engine.available()
     if not found.run:
         return parity.not_run(subject, precision, found.reason)
@@ -64,19 +62,17 @@ def _judge(
         device = "auto"  # the graph is judged by one engine, wherever the others run
     elif kind in ("cpu", "cuda") and kind not in engine.devices:
         return parity.not_run(subject, precision, f"it does not run on {device!r}")
-    golden = goldens.load(golden_path)
-    options = OpenOptions(
-        device=choose_device(engine, device), threads=threads, optimize=subject != GRAPH
+    options = dataclasses.replace(
+        asked, device=choose_device(engine, device), optimize=subject != GRAPH
     )
     try:
         session = engine.open(path, options)
     except NotAvailableError as error:  # such as a type that it has no kernels for
         return parity.not_run(subject, precision, error.message)
     try:
-        count = len(golden.test_labels)
-        test = (
-            {golden.input_specs[0].name: images[:count]} if images is not None and count else None
-        )
+        test, count = None, len(golden.test_labels)
+        if images is not None and count:
+            test = {golden.input_specs[0].name: images[:count]}
         verdict = parity.judge(subject, session, golden, test)
     finally:
         session.close()

@@ -118,6 +118,42 @@ class ModelSpec:
     facts: Callable[[], dict[str, str]]
 
 
+def for_images(
+    network: nn.Module,
+    *,
+    shape: tuple[int, int, int],
+    wanted: tuple[int, int, int],
+    labels: tuple[str, ...],
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    dataset: str | None = None,
+    recipe: Recipe = Recipe(),
+) -> Model:
+    """Returns a classifier of uint8 images.
+
+    Args:
+        shape: Channels, height and width of the images.
+        wanted: What the network takes; images are brought to it inside the graph.
+        mean: Of each channel, subtracted, and `std` divided by; see `exporters.served`.
+    """
+    from exporters.served import Preprocess
+
+    return Model(
+        network=network,
+        prepare=Preprocess(
+            size=wanted[1:] if shape[1:] != wanted[1:] else None,
+            channels=wanted[0] if shape[0] != wanted[0] else None,
+            mean=mean,
+            std=std,
+        ),
+        image=shape,
+        outputs=(LOGITS,),
+        labels=labels,
+        dataset=dataset,
+        recipe=recipe,
+    )
+
+
 def classifier(
     name: str,
     factory: Callable[[int, int], nn.Module],
@@ -136,16 +172,12 @@ def classifier(
     """
 
     def build(contents: Contents | None) -> Model:
-        from exporters.served import Preprocess
-
         contents = contents or FASHION_MNIST.contents
-        channels, height, width = contents.shape
-        resize = None if (height, width) == size else size
-        return Model(
-            network=factory(len(contents.labels), channels),
-            prepare=Preprocess(size=resize),
-            image=contents.shape,
-            outputs=(LOGITS,),
+        channels = contents.shape[0]
+        return for_images(
+            factory(len(contents.labels), channels),
+            shape=contents.shape,
+            wanted=(channels, *size),
             labels=contents.labels,
             dataset=FASHION_MNIST.name,
             recipe=recipe,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engines import machine
 from engines.base import import_vendor
 from engines.errors import UsageError, suggestion
-from pipeline.models import LOGITS, Model, ModelSpec, Recipe
+from pipeline.models import Model, ModelSpec, for_images
 
 if TYPE_CHECKING:
     from pipeline.data import Contents
@@ -37,27 +37,19 @@ def find(library: str, name: str) -> ModelSpec:
 
 def _build(timm: Any, name: str, contents: Contents | None) -> Model:
     """Returns the model with new weights; image size, mean and deviation are timm's for it."""
-    from exporters.served import Preprocess
-
     options = {} if contents is None else {"num_classes": len(contents.labels)}
     network = timm.create_model(name, pretrained=False, **options)
     config = timm.data.resolve_model_data_config(network)
     wanted = tuple(config["input_size"])
-    shape = wanted if contents is None else contents.shape
     if contents is None:
         labels = tuple(f"class {index}" for index in range(network.num_classes))
     else:
         labels = contents.labels
-    return Model(
-        network=network,
-        prepare=Preprocess(
-            size=wanted[1:] if shape[1:] != wanted[1:] else None,
-            channels=wanted[0] if shape[0] != wanted[0] else None,
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-        ),
-        image=shape,
-        outputs=(LOGITS,),
+    return for_images(
+        network,
+        shape=wanted if contents is None else contents.shape,
+        wanted=wanted,
         labels=labels,
-        recipe=Recipe(),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
     )

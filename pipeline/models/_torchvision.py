@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from engines import machine
 from engines.base import import_vendor
 from engines.errors import UsageError, suggestion
-from pipeline.models import LOGITS, Model, ModelSpec, Recipe
+from pipeline.models import Model, ModelSpec, for_images
 
 if TYPE_CHECKING:
     from pipeline.data import Contents
@@ -44,8 +44,6 @@ def _build(zoo: Any, name: str, contents: Contents | None) -> Model:
     Image size, mean and standard deviation are those its published weights were trained with,
     and so are the classes unless a data set gives its own.
     """
-    from exporters.served import Preprocess
-
     published = zoo.get_model_weights(name).DEFAULT
     transforms = published.transforms()
     size = (transforms.crop_size or [_DEFAULT_SIZE])[0]
@@ -54,17 +52,12 @@ def _build(zoo: Any, name: str, contents: Contents | None) -> Model:
     if name in ("googlenet", "inception_v3"):
         # Their auxiliary heads exist for training alone; and they warn unless told to.
         options |= {"aux_logits": False, "init_weights": True}
-    shape = (3, size, size) if contents is None else contents.shape
-    return Model(
-        network=zoo.get_model(name, weights=None, **options),
-        prepare=Preprocess(
-            size=(size, size) if shape[1:] != (size, size) else None,
-            channels=3 if shape[0] != 3 else None,  # noqa: PLR2004 - red, green, blue
-            mean=tuple(transforms.mean),
-            std=tuple(transforms.std),
-        ),
-        image=shape,
-        outputs=(LOGITS,),
+    wanted = (3, size, size)
+    return for_images(
+        zoo.get_model(name, weights=None, **options),
+        shape=wanted if contents is None else contents.shape,
+        wanted=wanted,
         labels=labels,
-        recipe=Recipe(),
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
     )

@@ -23,6 +23,7 @@ from pipeline.artifacts import (
     TRAINING,
     Artifact,
     Paths,
+    slug,
 )
 from pipeline.data import Contents
 from pipeline.digests import read_json, sha256_file, sha256_json, write_json
@@ -128,16 +129,14 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from pipeline.training import processes
+    from pipeline.training import processes, weights
 
     among = processes.group()
     if among.world > 1:
         _state["called for help"] = True
         processes.shared((inputs, params))
     model, curve, said = fit(inputs, params)
-    state = {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}
-    # Tied weights share their memory, which safetensors refuses: each is stored by itself.
-    save_file({name: tensor.clone() for name, tensor in state.items()}, outputs[CHECKPOINT])
+    save_file(weights.apart(model.network.state_dict()), outputs[CHECKPOINT])
     write_json(
         outputs[TRAINING],
         {
@@ -199,7 +198,7 @@ def _settings(params: Params, recipe: models.Recipe) -> Settings:
 
 
 def _state_file(inputs: Paths, params: Params) -> Path:
-    return inputs.root / ".resume" / f"{params.model.replace(':', '-')}.safetensors"
+    return inputs.root / ".resume" / f"{slug(params.model)}.safetensors"
 
 
 def _keeper(inputs: Paths, params: Params, said: dict[str, Any]) -> Keeper:
@@ -266,21 +265,20 @@ def _tested(model: Model, inputs: Paths, params: Params) -> dict[str, Any]:
     """Returns the accuracy on the test images, for a classifier with a data set."""
     import torch
 
-    from exporters.served import Served, batch_for
+    from exporters.served import Served
     from pipeline import idx
+    from pipeline.reference import output_names, run_all
 
     if params.data is None or not model.labels:
         return {}
     images = idx.read_images(inputs[TEST_IMAGES.at(dataset=params.data)])
-    labels = torch.from_numpy(idx.read_labels(inputs[TEST_LABELS.at(dataset=params.data)]))
+    labels = idx.read_labels(inputs[TEST_LABELS.at(dataset=params.data)])
     available, part = len(labels), slice(0, params.test_limit)
     served = Served(model.network, model.prepare).cpu().eval()
     tensor, labels = torch.from_numpy(images[part]), labels[part]
-    correct = 0
-    with torch.inference_mode():
-        size = batch_for(served, [tensor])
-        for rows, target in zip(torch.split(tensor, size), torch.split(labels, size), strict=True):
-            correct += int((served(rows)[0].argmax(1) == target).sum())
+    names = output_names(model, [tensor[:2]])
+    chosen = run_all(served, [tensor], names)[names[0]].argmax(axis=1)
+    correct = int((chosen == labels).sum())
     return {
         "test_images": len(labels),
         "test_images_available": available,

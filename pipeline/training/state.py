@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.errors import DeployError
 from pipeline.digests import sync
+from pipeline.training.weights import apart
 
 if TYPE_CHECKING:
     import torch
@@ -70,10 +71,9 @@ class Keeper:
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         meta = {name: value for name, value in vars(progress).items() if name != "tensors"}
         tensors = {
-            # A copy of what shares its memory: safetensors stores each tensor by itself.
-            f"{part}/{name}": tensor.detach().cpu().contiguous().clone()
+            f"{part}/{name}": tensor
             for part in _PARTS
-            for name, tensor in progress.tensors.get(part, {}).items()
+            for name, tensor in apart(progress.tensors.get(part, {})).items()
         }
         try:
             save_file(tensors, beside, {"schema": str(SCHEMA), "progress": json.dumps(meta)})

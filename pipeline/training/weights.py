@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,17 @@ def read(path: Path) -> dict[str, torch.Tensor]:
             "save the model's state_dict()",
         )
     return {str(name).removeprefix(_PREFIX): tensor for name, tensor in found.items()}
+
+
+def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns copies on the CPU, each with memory of its own, as safetensors wants them.
+
+    Tied weights share theirs; and a layout such as channels_last is not stored.
+    """
+    import torch
+
+    plain = torch.contiguous_format
+    return {n: each.detach().cpu().clone(memory_format=plain) for n, each in tensors.items()}
 
 
 def load(network: nn.Module, path: Path, model: str) -> None:
