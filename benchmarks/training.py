@@ -5,8 +5,9 @@
 The notebook's way: torchvision's data set, each image resized and converted by Pillow in one of
 four workers of a DataLoader, the network in plain layout. Both ways train the same network with
 the same batch size and number of threads, in turn, so that a drift of the machine hits both.
-The workers start anew in every epoch, so what they take to start counts; LeNet is measured over
-whole epochs, in which that is little.
+Each runs in a process of its own, since settings of the process (such as how it keeps memory)
+are part of the way. The workers start anew in every epoch, so what they take to start counts;
+LeNet is measured over whole epochs, in which that is little.
 
 Prints a JSON document. Needs the data set: `assay data` gets it.
 """
@@ -14,9 +15,12 @@ Prints a JSON document. Needs the data set: `assay data` gets it.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +41,23 @@ WORKERS = 4
 IMAGES = {"lenet": 60_000, "vgg11-slim": 128 * 2, "resnet18": 128 * 4}
 
 
-def images_of(folder: Path) -> FashionMNIST:
-    """Returns the training images as the notebook loads them, from files that are here."""
+def unpack(folder: Path) -> None:
+    """Writes the data set to where torchvision looks for it."""
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for name, content in data.fetch(data.FASHION_MNIST, None).items():
         (raw / name).write_bytes(content)
+
+
+@cache
+def images_of(folder: Path) -> FashionMNIST:
+    """Returns the training images as the notebook loads them."""
     return FashionMNIST(folder, train=True, download=False)
 
 
-def notebook(name: str, dataset: FashionMNIST, threads: int) -> float:
+def notebook(name: str, folder: Path, threads: int) -> float:
     """Trains the notebook's way and returns images/s."""
+    dataset = images_of(folder)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)  # as the notebook leaves it
     spec = models.get(name)
@@ -59,9 +69,14 @@ def notebook(name: str, dataset: FashionMNIST, threads: int) -> float:
     )
     part = Subset(dataset, range(IMAGES[name]))
     start = time.perf_counter()
-    for images, labels in DataLoader(
-        part, spec.recipe.batch_size, shuffle=True, num_workers=WORKERS
-    ):
+    loader = DataLoader(
+        part,
+        spec.recipe.batch_size,
+        shuffle=True,
+        num_workers=WORKERS,
+        multiprocessing_context="fork",  # as in a notebook; here it would be that of the pool
+    )
+    for images, labels in loader:
         loss = functional.cross_entropy(network(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -69,8 +84,9 @@ def notebook(name: str, dataset: FashionMNIST, threads: int) -> float:
     return IMAGES[name] / (time.perf_counter() - start)
 
 
-def ours(name: str, samples: loop.Samples, threads: int) -> float:
+def ours(name: str, folder: Path, threads: int) -> float:
     """Trains an epoch as `assay train` does and returns images/s."""
+    dataset = images_of(folder)
     recipe = models.get(name).recipe
     settings = loop.Settings(
         epochs=1,
@@ -82,21 +98,24 @@ def ours(name: str, samples: loop.Samples, threads: int) -> float:
     )
     loop.seed(settings)
     model = models.get(name).build(None)
-    part = loop.Samples(samples.inputs[: IMAGES[name]], samples.targets[: IMAGES[name]])
+    count = IMAGES[name]
+    part = loop.Samples(dataset.data[:count, None], dataset.targets[:count])
     return loop.train(model.network, model.prepare, part, settings)[0]["images_per_second"]
 
 
-def measure(name: str, dataset: FashionMNIST, threads: int) -> dict[str, Any]:
+def measure(name: str, folder: Path, threads: int) -> dict[str, Any]:
     """Measures both ways in turn."""
-    samples = loop.Samples(dataset.data[:, None], dataset.targets)
-    ways = {
-        "notebook": lambda: notebook(name, dataset, threads),
-        "assay": lambda: ours(name, samples, threads),
-    }
+    ways = {"notebook": notebook, "assay": ours}
+    context = multiprocessing.get_context("spawn")
+    pools = {way: ProcessPoolExecutor(1, mp_context=context) for way in ways}
     rounds = []
     for number in range(ROUNDS + 1):
-        rounds.append([way() for way in ways.values()])
+        rounds.append(
+            [pools[way].submit(run, name, folder, threads).result() for way, run in ways.items()]
+        )
         print(f"{name}, round {number}: {[round(each) for each in rounds[-1]]}", file=sys.stderr)
+    for pool in pools.values():
+        pool.shutdown()
     speeds = dict(zip(ways, np.array(rounds[1:]).T, strict=True))  # the first warms up
     found: dict[str, Any] = {"model": name, "images_a_round": IMAGES[name], "rounds": ROUNDS}
     for way, each in speeds.items():
@@ -113,8 +132,8 @@ def main() -> None:
     names = sys.argv[1:] or list(IMAGES)
     threads = machine.available_cpus()
     with tempfile.TemporaryDirectory() as folder:
-        dataset = images_of(Path(folder))
-        results = [measure(name, dataset, threads) for name in names]
+        unpack(Path(folder))
+        results = [measure(name, Path(folder), threads) for name in names]
     facts = {"torch": torch.__version__, "cpu": machine.cpu_model(), "threads": threads}
     print(json.dumps({**facts, "workers": WORKERS, "results": results}, indent=2))
 

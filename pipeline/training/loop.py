@@ -116,8 +116,9 @@ def train(
             run.restore(keeper)
         bar.advance((run.epoch - 1) * run.count + run.seen)
         try:
-            while run.epoch <= settings.epochs:
-                run.one_epoch()
+            with memory.kept(run.memory):
+                while run.epoch <= settings.epochs:
+                    run.one_epoch()
         except KeyboardInterrupt:
             run.save("interrupted: --resume goes on from here")
             raise
@@ -144,7 +145,7 @@ class _Run:
         self.device = _device(settings.device, self.group)
         self.keeper = keeper if self.group.rank == 0 else None
         self.count = len(samples.targets)
-        memory.check(network, prepare, samples, settings)
+        self.memory = memory.check(network, prepare, samples, settings)
         # The order in which convolutions are fastest: on two cores by a quarter to a half.
         self.network = network.to(self.device).to(memory_format=torch.channels_last).train()
         self.prepare = None if prepare is None else prepare.to(self.device)
