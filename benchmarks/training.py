@@ -35,7 +35,7 @@ from engines import machine
 from pipeline import data, models, timing
 from pipeline.training import loop
 
-ROUNDS = 5
+ROUNDS = 9
 WORKERS = 4
 # Images a round: some seconds either way on two cores.
 IMAGES = {"lenet": 60_000, "vgg11-slim": 128 * 2, "resnet18": 128 * 4}

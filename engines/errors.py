@@ -9,15 +9,17 @@ class DeployError(Exception):
     Attributes:
         message: What failed, with the offending value.
         hint: What to do about it; may be empty.
+        report: What another tool said of it at length; may be empty.
         exit_code: The process exit code this error leads to.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", report: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.report = report
 
 
 class UsageError(DeployError):

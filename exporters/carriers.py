@@ -6,7 +6,7 @@ bias: then those carry its parameters, if they are what the fold gives in float6
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import torch
+from torch import nn
 
 from engines.base import Array
 
@@ -48,12 +49,12 @@ class _Fold:
     axis: int
 
 
-def carriers(program: Any, graph: bytes) -> dict[str, Array]:
+def carriers(program: Any, graph: onnx.ModelProto) -> dict[str, Array]:
     """Returns the tensor that carries each parameter and buffer that the program reads.
 
     Args:
         program: The torch.export program.
-        graph: The serialized ONNX model that was made of it.
+        graph: The ONNX model that was made of it.
 
     Returns:
         By the parameter's name: its own value, or that of the folded tensor of the graph. A
@@ -65,10 +66,7 @@ def carriers(program: Any, graph: bytes) -> dict[str, Array]:
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     read = {names[node.name] for node in program.graph.nodes if node.name in names and node.users}
     found = {name: state[name] for name in sorted(read) if name in state}
-    made = {
-        tensor.name: onnx.numpy_helper.to_array(tensor)
-        for tensor in onnx.load_model_from_string(graph).graph.initializer
-    }
+    made = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     for node in program.graph.nodes:
         if node.target in _FOLDED_INTO:
             bias = names.get(getattr([*node.args, None][2], "name", ""))
@@ -78,6 +76,51 @@ def carriers(program: Any, graph: bytes) -> dict[str, Array]:
         if fold is not None:
             found |= _carried(fold, state, made)
     return found
+
+
+def state_of(module: nn.Module) -> dict[str, Array]:
+    """Returns every parameter and buffer of a module by its name, standing for itself."""
+    return {name: _array(tensor) for name, tensor in module.state_dict().items()}
+
+
+def quantized(found: Mapping[str, Array], graph: onnx.ModelProto) -> dict[str, Array]:
+    """Returns what carries each parameter in a quantized graph, and its scales.
+
+    Args:
+        found: By the parameter's name, the tensor that carries it in the float graph.
+        graph: The quantized graph made of that one.
+
+    Returns:
+        By the parameter's name, the tensor of integers whose dequantized values lie within half
+        a step of it, or the parameter itself if there is none; by their own names, the scales
+        and zero points of everything.
+    """
+    made = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
+    rounded: list[tuple[Array, Array]] = []
+    scales: dict[str, Array] = {}
+    for node in graph.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        scales |= {name: made[name] for name in node.input[1:] if name in made}
+        if node.op_type == "DequantizeLinear" and node.input[0] in made:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            integers = made[node.input[0]]
+            scale = made[node.input[1]].astype(np.float64)
+            shape = [1] * integers.ndim
+            if scale.ndim:
+                shape[axis] = -1
+            step = np.broadcast_to(scale.reshape(shape), integers.shape)
+            rounded.append((integers, step))
+    return {name: _rounded(array, rounded) for name, array in found.items()} | scales
+
+
+def _rounded(array: Array, candidates: Sequence[tuple[Array, Array]]) -> Array:
+    for integers, step in candidates:
+        if integers.shape == array.shape:
+            error = np.abs(integers * step - array.astype(np.float64))
+            if (error <= step / 2 * (1 + 1e-5)).all():
+                return integers
+    return array
 
 
 def _array(tensor: torch.Tensor) -> Array:

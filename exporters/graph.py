@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 from google.protobuf.message import Message
+from torch import nn
+from torch.jit import TracerWarning  # type: ignore[attr-defined]  # public, but not listed
 
 from engines.base import TensorSpec
 from engines.errors import DeployError
+from exporters import explain, files
 
 # The name every dynamic axis gets; the exporter's own (s40, s77, …) says nothing.
 BATCH = "batch"
 _STANDARD_DOMAINS = ("", "ai.onnx")
+_TORCHSCRIPT_OPSET = 17
 
 
 def export_graph(
@@ -26,41 +31,98 @@ def export_graph(
     outputs: tuple[TensorSpec, ...],
     metadata: Mapping[str, str],
     opset: int | None = None,
-) -> bytes:
-    """Translates a program to ONNX and returns the serialized model.
+    *,
+    optimize: bool = True,
+) -> onnx.ModelProto:
+    """Translates a program to ONNX.
 
-    The bytes depend on the program, the names and the metadata alone: not on the folder, the
+    The graph depends on the program, the names and the metadata alone: not on the folder, the
     time, or the process.
 
     Args:
         opset: Of the standard domain; None means the exporter's default.
+        optimize: Fold constants and batch norms, and remove what changes nothing, by
+            onnxscript's optimizer.
 
     Raises:
         DeployError: An operator has no translation, or the graph is not the one asked for.
     """
-    try:
-        # The exporter prints its steps; they would end up between a user's JSON.
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+    with explain.recorded() as report, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
             translated = torch.onnx.export(
                 program,
                 dynamo=True,
                 input_names=[spec.name for spec in inputs],
                 output_names=[spec.name for spec in outputs],
                 opset_version=opset,
+                optimize=optimize,
                 verbose=False,
             )
-    except Exception as error:  # the exporter's errors share no public type
-        raise DeployError(
-            f"torch.onnx cannot translate the model: {error}",
-            "the message names the operator; replace it in the model",
-        ) from error
+        except Exception as error:  # the exporter's errors share no public type
+            raise explain.untranslated(error, report, program) from error
     if translated is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    model = translated.model_proto
+    return finished(translated.model_proto, inputs, outputs, metadata)
+
+
+def trace_graph(
+    module: nn.Module,
+    examples: Sequence[torch.Tensor],
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    metadata: Mapping[str, str],
+    opset: int | None = None,
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Exports by TorchScript: for what torch.export cannot trace.
+
+    It records what one run did: what depended on the examples' values or sizes is frozen.
+
+    Returns:
+        The graph, and what the tracer warned of: places where something may be frozen.
+
+    Raises:
+        DeployError: The module cannot be traced, or the graph is not the one asked for.
+    """
+    file = io.BytesIO()
+    names = [spec.name for spec in (*inputs, *outputs)]
+
+    def export() -> None:
+        torch.onnx.export(
+            module,
+            tuple(examples),
+            file,  # type: ignore[arg-type]  # its stub knows no open files
+            dynamo=False,
+            input_names=names[: len(inputs)],
+            output_names=names[len(inputs) :],
+            dynamic_axes={name: {0: BATCH} for name in names},
+            opset_version=opset or _TORCHSCRIPT_OPSET,
+        )
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        explain.guarded("TorchScript", export)
+    warned = tuple(
+        dict.fromkeys(
+            f"{each.filename}:{each.lineno}: {str(each.message).splitlines()[0]}"
+            for each in caught
+            if issubclass(each.category, TracerWarning)
+        )
+    )
+    model = onnx.load_model_from_string(file.getvalue())
+    return finished(model, inputs, outputs, metadata), warned
+
+
+def finished(
+    model: onnx.ModelProto,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    metadata: Mapping[str, str],
+) -> onnx.ModelProto:
+    """Returns a graph in its canonical form, checked; see `check_graph`."""
     canonicalise(model, metadata)
     check_graph(model, inputs, outputs)
-    return bytes(model.SerializeToString(deterministic=True))
+    return model
 
 
 def canonicalise(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
@@ -94,13 +156,23 @@ def check_graph(
             inputs or outputs differ from `inputs` and `outputs` in name, dtype or shape.
     """
     try:
-        onnx.checker.check_model(model, full_check=True)
+        # From a file, since one message cannot hold a large graph.
+        with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+            path = Path(folder) / "model.onnx"
+            files.write(model, path)
+            onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise DeployError(f"the exported graph is not valid ONNX: {error}") from error
     foreign = sorted({n.op_type for n in model.graph.node if n.domain not in _STANDARD_DOMAINS})
     if foreign:
         raise DeployError(
             f"the exported graph has operators outside ONNX's standard: {', '.join(foreign)}"
+        )
+    training = [node.name for node in model.graph.node if _trains(node, model)]
+    if training:
+        raise DeployError(
+            f"the exported graph has nodes in training mode: {', '.join(training)}",
+            "put the module in evaluation mode; a layer may have been left in training mode",
         )
     for wanted, values in ((inputs, model.graph.input), (outputs, model.graph.output)):
         found = tuple(spec_of(value) for value in values)
@@ -109,6 +181,17 @@ def check_graph(
                 f"the exported graph has {_list(found)}, but {_list(wanted)} was asked for",
                 "a model that fixes its batch gives a static graph; remove the constant",
             )
+
+
+def _trains(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
+    """Whether a node computes as in training."""
+    if node.op_type == "BatchNormalization":
+        return any(each.name == "training_mode" and each.i for each in node.attribute)
+    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:  # noqa: PLR2004
+        return False
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    mode = constants.get(node.input[2])
+    return mode is None or bool(onnx.numpy_helper.to_array(mode))
 
 
 def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -13,9 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Of int8, the type of what is quantized afterwards.
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,
+}
 # The first opset whose convolutions and poolings take the type; None for the exporter's own.
-OPSETS = {"fp32": None, "fp16": None, "bf16": 22}
+OPSETS = {"fp32": None, "fp16": None, "bf16": 22, "int8": None}
 # A layer whose values come this near to the largest number of the type is kept in float32:
 # other inputs may well give twice what the golden ones do.
 _HEADROOM = 0.5

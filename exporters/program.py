@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from engines.base import TensorSpec
-from engines.errors import DeployError
 from engines.pytorch import SIGNATURE
+from exporters.explain import guarded
 
 
 def export_program(module: nn.Module, examples: Sequence[torch.Tensor]) -> Any:
@@ -25,23 +25,18 @@ def export_program(module: nn.Module, examples: Sequence[torch.Tensor]) -> Any:
             (a batch of one would be taken for a constant).
 
     Raises:
-        DeployError: The module cannot be traced, or fixes its batch to a constant.
+        DeployError: The module cannot be traced, or fixes its batch to a constant; the message
+            names the line of the model.
     """
     # DYNAMIC, unlike AUTO or a named Dim, is an error where the model fixes the axis.
     shapes: tuple[Any, ...] = tuple({0: torch.export.Dim.DYNAMIC} for _ in examples)
     kinds = {each.kind for each in inspect.signature(module.forward).parameters.values()}
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         shapes = (shapes,)  # `*inputs` is one argument to torch.export
-    try:
-        return torch.export.export(module, tuple(examples), dynamic_shapes=shapes)
-    except DeployError:
-        raise
-    except Exception as error:  # torch.export raises many types, some of them private
-        raise DeployError(
-            f"torch.export cannot trace the model with a dynamic batch: {error}",
-            "control flow that depends on values, or a reshape to a fixed batch, are the"
-            " usual causes",
-        ) from error
+    return guarded(
+        "torch.export",
+        lambda: torch.export.export(module, tuple(examples), dynamic_shapes=shapes),
+    )
 
 
 def save_program(

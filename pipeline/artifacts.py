@@ -19,6 +19,7 @@ class Artifact:
         stage: The stage that makes it.
         record: The record that vouches for it, as a template like `path`.
         dist: It lies below the distribution folder instead of the root.
+        optional: The stage makes it only where it has something to put in.
     """
 
     kind: str
@@ -26,6 +27,7 @@ class Artifact:
     stage: str
     record: str
     dist: bool = False
+    optional: bool = False
 
     def at(self, **fields: str) -> Artifact:
         """Returns the artifact with some of its fields filled in."""
@@ -99,12 +101,18 @@ CHECKPOINT = _trained("checkpoint", "checkpoint.safetensors")
 TRAINING = _trained("training curve", "training.json")
 
 
-def _exported(kind: str, name: str) -> Artifact:
+def _exported(kind: str, name: str, *, optional: bool = False) -> Artifact:
     folder = "{model}/{precision}"
-    return Artifact(kind, f"{folder}/{name}", "export", f"{folder}/export.json")
+    record = f"{folder}/export.json"
+    return Artifact(kind, f"{folder}/{name}", "export", record, optional=optional)
 
 
 GRAPH = _exported("graph", "model.onnx")
+# Large tensors, which one protobuf message cannot hold.
+GRAPH_DATA = _exported("graph's external data", "model.onnx.data", optional=True)
+# Of a quantized graph, the form whose integers the kernels of CPUs are made for.
+CPU_GRAPH = _exported("graph for CPUs", "model-cpu.onnx")
+DESCRIPTION = _exported("graph's description", "graph.json")
 PROGRAM = _exported("exported program", "model.pt2")
 GOLDEN = _exported("golden file", "golden.npz")
 

@@ -159,6 +159,7 @@ def _document(outcomes: list[Outcome]) -> list[dict[str, Any]]:
     documents = []
     for outcome in outcomes:
         made = [outcome.outputs.locate(artifact) for artifact in outcome.outputs.declared]
+        made = [path for path in made if path.exists()]
         results = {path.stem: read_json(path) for path in made if path.suffix == ".json"}
         files = sorted(str(path) for path in made)
         documents.append({**outcome.document(), "files": files, "results": results})

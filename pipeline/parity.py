@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from engines.base import Array, Outputs, Session, TensorSpec
+from exporters import QUANTIZED
+from pipeline import accuracy
 from pipeline.audit import Audit
 from pipeline.golden import Golden
 
@@ -23,7 +25,7 @@ from pipeline.golden import Golden
 K = 4.0
 
 # The unit of rounding at each precision (the spacing of floats at 1).
-_EPSILON = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
+_EPSILON = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7}
 
 Status = Literal["pass", "mismatch", "vacuous", "not run"]
 
@@ -53,6 +55,11 @@ class OutputVerdict:
     faults: tuple[str, ...] = ()
     vacuous: bool = False
 
+    @property
+    def sqnr(self) -> float:
+        """Signal to noise in dB, the noise being all of the error."""
+        return accuracy.sqnr(self.scale, self.rms)
+
 
 @dataclass(frozen=True)
 class Flips:
@@ -64,6 +71,7 @@ class Flips:
         unexplained: The others; one of them is a mismatch.
         correct: How many the engine classified right; None if the classes are not known.
         reference_correct: How many float64 classified right.
+        lost: How many float64 alone classified right.
     """
 
     images: int
@@ -71,6 +79,15 @@ class Flips:
     unexplained: int
     correct: int | None
     reference_correct: int | None
+    lost: int | None = None
+
+    @property
+    def drop(self) -> accuracy.Drop | None:
+        """The accuracy lost against float64; None if the classes are not known."""
+        if self.correct is None or self.reference_correct is None or self.lost is None:
+            return None
+        gained = self.correct - (self.reference_correct - self.lost)
+        return accuracy.drop(self.images, self.lost, gained)
 
 
 @dataclass(frozen=True)
@@ -180,6 +197,9 @@ def judge(
         if not faults and golden.logits:
             (output,) = (each for each in outputs if each.name == golden.logits)
             flips = _count_flips(session, golden, output, sizes[-1], test)
+        if not faults and golden.precision == QUANTIZED:
+            faults = _quantization_faults(outputs, flips)
+        elif flips is not None:
             faults = _flip_faults(flips)
     status: Status = "mismatch" if faults else "pass"
     if not faults and any(output.vacuous for output in outputs):
@@ -292,6 +312,7 @@ def _count_flips(
         unexplained=int((flipped & ~close).sum()),
         correct=None if labels is None else int((chosen == labels).sum()),
         reference_correct=None if labels is None else int((best == labels).sum()),
+        lost=None if labels is None else int(((best == labels) & (chosen != labels)).sum()),
     )
 
 
@@ -302,6 +323,22 @@ def _flip_faults(flips: Flips) -> list[str]:
         f"{flips.unexplained} of {flips.images} test images change class where float64's margin"
         " is wider than rounding can explain"
     ]
+
+
+def _quantization_faults(outputs: Sequence[OutputVerdict], flips: Flips | None) -> list[str]:
+    faults = [
+        f"{output.name}: signal to quantization noise is {output.sqnr:.1f} dB,"
+        f" at least {accuracy.MIN_SQNR:g} wanted"
+        for output in outputs
+        if output.sqnr < accuracy.MIN_SQNR and not output.vacuous
+    ]
+    lost = None if flips is None else flips.drop
+    if lost is not None and lost.value > accuracy.MAX_DROP:
+        faults.append(
+            f"accuracy falls by {lost}, {100 * accuracy.MAX_DROP:g} pp allowed; calibrate on"
+            " images like those to be served"
+        )
+    return faults
 
 
 def not_run(subject: str, precision: str, reason: str) -> Verdict:

@@ -94,8 +94,8 @@ def without_test_set(model: Model, given: Mapping[str, Array] | None) -> Rows:
     return Rows(joined, cases, np.zeros(0, np.int64))
 
 
-def read(path: Path) -> dict[str, Array]:
-    """Reads arrays by name from an .npz file.
+def read(path: Path, option: str = "--inputs") -> dict[str, Array]:
+    """Reads arrays by name from an .npz file that an option names.
 
     Raises:
         DeployError: It is not such a file, or holds something else than numbers.
@@ -105,12 +105,12 @@ def read(path: Path) -> dict[str, Array]:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise DeployError(
-            f"--inputs {path} cannot be read: {error}",
+            f"{option} {path} cannot be read: {error}",
             "write it with numpy.savez(FILE, name=array, …), one array for each argument",
         ) from error
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
-            raise DeployError(f"--inputs {path}: {name} is {array.dtype}, not numbers")
+            raise DeployError(f"{option} {path}: {name} is {array.dtype}, not numbers")
     return arrays
 
 
@@ -181,15 +181,17 @@ def _check_rows(inputs: Mapping[str, Array]) -> None:
             raise DeployError(f"input {name} has NaN or Inf", "give numbers")
 
 
-def _made_like(inputs: Mapping[str, Array]) -> dict[str, Array]:
+def _made_like(
+    inputs: Mapping[str, Array], count: int = _MADE_ROWS, seed: int = 0
+) -> dict[str, Array]:
     """Returns random rows with the examples' mean and deviation.
 
     Integers stay within the range of the examples: as an index, another might not exist.
     """
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     made = {}
     for name, array in inputs.items():
-        shape = (_MADE_ROWS, *array.shape[1:])
+        shape = (count, *array.shape[1:])
         values: Array
         if array.dtype.kind == "f":
             values = random.normal(array.mean(), array.std() or 1.0, shape)
@@ -201,12 +203,19 @@ def _made_like(inputs: Mapping[str, Array]) -> dict[str, Array]:
     return made
 
 
-def made_images(shape: tuple[int, int, int], count: int) -> Array:
+def made_rows(model: Model, count: int, seed: int) -> dict[str, Array]:
+    """Returns random inputs of a model, `[count, …]`, by name."""
+    if model.image is not None:
+        return {IMAGE: made_images(model.image, count, seed)}
+    return _made_like(model.inputs, count, seed)
+
+
+def made_images(shape: tuple[int, int, int], count: int, seed: int = 0) -> Array:
     """Returns uint8 images `[count, *shape]`, coarse and fine noise mixed, as in photographs.
 
     White noise alone would look the same to a network however it is drawn.
     """
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     channels, height, width = shape
     total = np.zeros((count, *shape))
     for cells in (2, 4, 8, 16, 32):

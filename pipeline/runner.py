@@ -140,6 +140,7 @@ class _Job:
                 "record": artifact.record,
             }
             for artifact in self.inputs.declared
+            if not artifact.optional or self.inputs.locate(artifact).exists()
         }
         wanted = self._wanted(inputs)
         old = self._old_record()
@@ -151,7 +152,8 @@ class _Job:
         started, clock = datetime.now(UTC), time.perf_counter()
         contract.import_guard = signals.deferred
         with self._scratch_paths() as scratch:
-            self.stage.run(self.inputs, scratch, self.params)
+            with self._reported():
+                self.stage.run(self.inputs, scratch, self.params)
             self._check_inputs(inputs)
             record = Record(
                 **wanted,
@@ -197,6 +199,8 @@ class _Job:
             return "running again: this version of assay makes something else"
         for artifact in self.outputs.declared:
             path = self.outputs.locate(artifact)
+            if artifact.optional and artifact.label not in old.outputs:
+                continue
             if not path.exists():
                 return f"running again: {path} is missing"
             if sha256_file(path) != old.outputs.get(artifact.label, {}).get("sha256"):
@@ -228,6 +232,8 @@ class _Job:
     def _check_inputs(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
         for artifact in self.inputs.declared:
             path = self.inputs.locate(artifact)
+            if artifact.label not in inputs and not path.exists():
+                continue
             if not path.exists() or sha256_file(path) != inputs[artifact.label]["sha256"]:
                 raise DeployError(
                     f"{path} changed while {self.title} was reading it", "run the command again"
@@ -237,6 +243,8 @@ class _Job:
         described = {}
         for artifact in scratch.declared:
             path = scratch.locate(artifact)
+            if artifact.optional and not path.exists():
+                continue
             if not path.exists():
                 raise RuntimeError(f"stage {self.stage.name} did not write {artifact.path}")
             sync(path)
@@ -250,10 +258,27 @@ class _Job:
             for artifact in scratch.declared:
                 target = self.outputs.locate(artifact)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                scratch.locate(artifact).replace(target)
+                if artifact.label in record.outputs:
+                    scratch.locate(artifact).replace(target)
+                else:
+                    target.unlink(missing_ok=True)
                 sync(target.parent)
             self.record.parent.mkdir(parents=True, exist_ok=True)
             replace_json(self.record, dataclasses.asdict(record))
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Keeps what another tool said at length of a failure, and says where."""
+        file = self.record.with_name(f"{self.record.stem}-failure.txt")
+        file.unlink(missing_ok=True)
+        try:
+            yield
+        except DeployError as error:
+            if error.report:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(error.report, encoding="utf-8")
+                error.hint += f"; the whole report is in {file}"
+            raise
 
     def _outcome(self, record: Record, reason: str) -> Outcome:
         fields = {name: _plain(value) for name, value in self.fields.items()}

@@ -13,6 +13,7 @@ from torch import nn
 
 import engines
 from engines.base import BuildOptions, OpenOptions, TensorSpec, choose_device
+from exporters import files
 from exporters.graph import export_graph
 from exporters.program import export_program, save_program
 from tests import reference
@@ -213,7 +214,7 @@ def export(module: nn.Module, outputs: tuple[TensorSpec, ...], folder: Path) -> 
     program = export_program(module, [torch.zeros(2, *SHAPE[1:])])
     paths = {"program": folder / "model.pt2", "graph": folder / "model.onnx"}
     save_program(program, paths["program"], inputs, outputs)
-    paths["graph"].write_bytes(export_graph(program, inputs, outputs, {}))
+    files.write(export_graph(program, inputs, outputs, {}), paths["graph"])
     return paths
 
 

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING
 
 import engines
 from engines.errors import NotAvailableError
+from exporters import QUANTIZED
 from pipeline import console
-from pipeline.artifacts import ENGINE, GRAPH, PROGRAM, Artifact, Paths
+from pipeline.artifacts import (
+    CPU_GRAPH,
+    ENGINE,
+    GRAPH,
+    GRAPH_DATA,
+    PROGRAM,
+    Artifact,
+    Paths,
+)
 from pipeline.stage import Made, Stage, option
 from pipeline.stages import model_option, precision_option
 
@@ -35,8 +44,14 @@ class Params:
 
 
 def resolve(params: Params) -> Params:
-    """Checks the batch sizes before anything is locked or written."""
+    """Checks the batch sizes, and that the engine has the precision, before anything is locked."""
     _options(params)
+    if params.precision == QUANTIZED and engines.get(params.engine).source == "program":
+        raise NotAvailableError(
+            f"engine {params.engine!r} has no {QUANTIZED}: it runs the PyTorch program, and"
+            f" {QUANTIZED} is made of the ONNX graph",
+            "build another engine",
+        )
     return params
 
 
@@ -60,11 +75,23 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         raise NotAvailableError(
             f"engine {params.engine!r} cannot be built here: {found.reason}", found.install
         )
-    engine.build(inputs[_source(params)], outputs[ENGINE], _options(params))
+    engine.build(
+        inputs[source_of(params.engine, params.precision)], outputs[ENGINE], _options(params)
+    )
 
 
-def _source(params: Params) -> Artifact:
-    return PROGRAM if engines.get(params.engine).source == "program" else GRAPH
+def source_of(name: str, precision: str) -> Artifact:
+    """Returns what an engine is built from at a precision."""
+    engine = engines.get(name)
+    if engine.source == "program":
+        return PROGRAM
+    on_cpu = precision == QUANTIZED and engine.devices == ("cpu",)
+    return CPU_GRAPH if on_cpu else GRAPH
+
+
+def _inputs(params: Params) -> tuple[Artifact, ...]:
+    source = source_of(params.engine, params.precision)
+    return (source, GRAPH_DATA) if source == GRAPH else (source,)
 
 
 def facts(params: Params) -> dict[str, str]:
@@ -85,7 +112,7 @@ STAGE = Stage(
     name="build",
     help="Build engines: PyTorch, ONNX Runtime, TensorRT.",
     params=Params,
-    inputs=lambda params: (_source(params),),
+    inputs=_inputs,
     outputs=lambda _params: (ENGINE,),
     run=run,
     facts=facts,

@@ -14,13 +14,14 @@ from pipeline import __version__, console
 from pipeline.artifacts import (
     BUNDLE,
     CHECKPOINT,
+    DESCRIPTION,
     ENGINE,
     ENGINE_VERDICT,
     GOLDEN,
     GRAPH,
+    GRAPH_DATA,
     GRAPH_VERDICT,
     MEASUREMENTS,
-    PROGRAM,
     TRAINING,
     Artifact,
     Paths,
@@ -28,6 +29,7 @@ from pipeline.artifacts import (
 from pipeline.digests import read_json
 from pipeline.stage import Made, Stage, option
 from pipeline.stages import model_option, precision_option
+from pipeline.stages.build import source_of
 from pipeline.stages.train import describe
 
 _ACCEPTED = ("pass", "not run")
@@ -72,7 +74,11 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
                 f" {verdict['reason']}",
                 f"leave it out with --engine, or see `assay verify {params.model}`",
             )
-    members = {artifact.label: inputs.locate(artifact) for artifact in inputs.declared}
+    members = {
+        artifact.label: inputs.locate(artifact)
+        for artifact in inputs.declared
+        if not artifact.optional or inputs.locate(artifact).exists()
+    }
     records = _record_paths(inputs)
     found = chain.read_records(inputs.root, records)
     facts = _facts(inputs, params, records, verdicts)
@@ -139,11 +145,15 @@ def _facts(
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
     each = (ENGINE, ENGINE_VERDICT)
+    sources = dict.fromkeys(source_of(name, params.precision) for name in params.engine)
+    sources.pop(GRAPH, None)
     return (
         CHECKPOINT,
         TRAINING,
         GRAPH,
-        PROGRAM,
+        GRAPH_DATA,
+        DESCRIPTION,
+        *sources,
         GOLDEN,
         GRAPH_VERDICT,
         *((MEASUREMENTS,) if params.measurements else ()),

@@ -8,21 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.errors import DeployError
+from engines.errors import DeployError, UsageError
+from exporters import QUANTIZED
 from pipeline import console, models
 from pipeline.artifacts import (
     CHECKPOINT,
     CONTENTS,
+    CPU_GRAPH,
+    DESCRIPTION,
     GOLDEN,
     GRAPH,
+    GRAPH_DATA,
     PROGRAM,
     TEST_IMAGES,
     TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
     TRAINING,
     Artifact,
     Paths,
 )
-from pipeline.digests import read_json, sha256_file
+from pipeline.digests import read_json, sha256_file, write_json
 from pipeline.stage import Made, Stage, option
 from pipeline.stages import data_option, model_option, need_torch, precision_option
 from pipeline.stages.train import contents_of, inputs_of
@@ -30,8 +36,12 @@ from pipeline.training.weights import load
 
 if TYPE_CHECKING:
     from engines.base import Array
+    from pipeline.calibration import Calibration
     from pipeline.models import Model
     from pipeline.rows import Rows
+
+
+EXPORTERS = ("dynamo", "torchscript")
 
 
 @dataclass(frozen=True)
@@ -40,18 +50,37 @@ class Params:
 
     model: str = model_option()
     precision: str = precision_option()
+    exporter: str = option(
+        EXPORTERS[0],
+        text="torch.export, or TorchScript for models that it cannot trace.",
+        names=lambda: [*EXPORTERS],
+    )
+    opset: int | None = option(
+        None, text="ONNX opset, 18 to 23 [the exporter's own].", low=18, high=23
+    )
     data: str | None = data_option(None)
     inputs: Path | None = option(
         None,
         text="Golden inputs from this .npz file, an array for each input [test images].",
         key=False,
     )
+    calibration: Path | None = option(
+        None,
+        text="int8: calibrate on the inputs in this .npz file [training images].",
+        key=False,
+    )
 
 
 def resolve(params: Params) -> Params:
-    """Fills in the model's own data set, and checks that the file of inputs is there."""
-    if params.inputs is not None and not params.inputs.is_file():
-        raise DeployError(f"there is no file {params.inputs}", "give the path of an .npz file")
+    """Fills in the model's own data set, and checks what can be before anything runs."""
+    for path in (params.inputs, params.calibration):
+        if path is not None and not path.is_file():
+            raise DeployError(f"there is no file {path}", "give the path of an .npz file")
+    if params.calibration is not None and params.precision != QUANTIZED:
+        raise UsageError(
+            f"--calibration is for {QUANTIZED}, not for {params.precision}",
+            f"leave it out, or give --precision {QUANTIZED}",
+        )
     return dataclasses.replace(params, data=params.data or models.get(params.model).dataset)
 
 
@@ -60,12 +89,12 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     need_torch("onnxscript")
     import torch
 
-    from exporters.carriers import carriers
-    from exporters.graph import export_graph
-    from exporters.precision import DTYPES, OPSETS, typed
-    from exporters.program import export_program, save_program
-    from exporters.served import Preprocess, Served
-    from pipeline.audit import digest
+    from exporters.files import write
+    from exporters.inspection import describe
+    from exporters.precision import DTYPES, typed
+    from exporters.program import save_program
+    from exporters.served import Served
+    from pipeline.exporting import Source, export
     from pipeline.reference import make_golden, output_names, run_all
 
     # One thread: PyTorch's own rounding, and with it the noise floor, depends on the number.
@@ -92,28 +121,48 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         console.say(f"export: kept in fp32, since {params.precision} overflows: {', '.join(kept)}")
     served = Served(network, model.prepare, DTYPES[params.precision]).eval()
     golden = make_golden(model, served, names, rows, params.precision, test)
-    examples = [torch.from_numpy(array[:2]) for array in golden.inputs.values()]
-    program = export_program(served, examples)
-    prepared = "none"
-    if isinstance(model.prepare, Preprocess):
-        prepared = model.prepare.description
-    elif model.prepare is not None:
-        prepared = type(model.prepare).__name__
     metadata = {
         "assay.model": params.model,
         "assay.precision": params.precision,
         "assay.kept_in_fp32": json.dumps(kept),
         "assay.labels": json.dumps(model.labels),
-        "assay.preprocessing": prepared,
+        "assay.preprocessing": _preprocessing(model),
         "assay.checkpoint": sha256_file(inputs[CHECKPOINT]),
         "assay.dataset": params.data or "",
+        "assay.exporter": params.exporter,
     }
-    opset = OPSETS[params.precision]
-    graph = export_graph(program, golden.input_specs, golden.output_specs, metadata, opset)
-    weights = {name: digest(array) for name, array in carriers(program, graph).items()}
-    outputs[GRAPH].write_bytes(graph)
-    save_program(program, outputs[PROGRAM], golden.input_specs, golden.output_specs)
-    dataclasses.replace(golden, weights=weights).save(outputs[GOLDEN])
+    source = Source(served, golden, metadata, params.exporter, params.opset)
+    found = export(source, lambda: _calibration(inputs, model, params))
+    write(found.graph, outputs[GRAPH])
+    if found.cpu_graph is not None:
+        write(found.cpu_graph, outputs[CPU_GRAPH])
+    if PROGRAM in _outputs(params):
+        specs = golden.input_specs, golden.output_specs
+        save_program(found.program, outputs[PROGRAM], *specs)
+    found.golden.save(outputs[GOLDEN])
+    write_json(outputs[DESCRIPTION], {**describe(found.graph).document(), **found.notes})
+
+
+def _preprocessing(model: Model) -> str:
+    from exporters.served import Preprocess
+
+    if isinstance(model.prepare, Preprocess):
+        return model.prepare.description
+    return "none" if model.prepare is None else type(model.prepare).__name__
+
+
+def _calibration(inputs: Paths, model: Model, params: Params) -> Calibration:
+    """Returns the rows that a graph is quantized by: given ones, training images, or made ones."""
+    from pipeline import calibration, idx, rows
+
+    if params.calibration is not None:
+        given = rows.read(params.calibration, "--calibration")
+        return calibration.of_rows(given, params.calibration.name)
+    if params.data is None:
+        return calibration.made(model)
+    images = idx.read_images(inputs[TRAIN_IMAGES.at(dataset=params.data)])
+    labels = idx.read_labels(inputs[TRAIN_LABELS.at(dataset=params.data)])
+    return calibration.of_training_set(images, labels)
 
 
 def _rows(model: Model, test: tuple[Array, Array] | None, params: Params) -> Rows:
@@ -138,23 +187,41 @@ def _test_set(
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
-    wanted = (TEST_IMAGES, TEST_LABELS, CONTENTS)
+    wanted: tuple[Artifact, ...] = (TEST_IMAGES, TEST_LABELS, CONTENTS)
+    if params.precision == QUANTIZED and params.calibration is None:
+        wanted += (TRAIN_IMAGES, TRAIN_LABELS)
     return (CHECKPOINT, TRAINING, *inputs_of(params.data, wanted))
 
 
+def _outputs(params: Params) -> tuple[Artifact, ...]:
+    found: tuple[Artifact, ...] = (GRAPH, GRAPH_DATA, GOLDEN, DESCRIPTION)
+    if params.precision == QUANTIZED:
+        return (*found, CPU_GRAPH)
+    # TorchScript traces what torch.export cannot: there is no program then.
+    return (*found, PROGRAM) if params.exporter == EXPORTERS[0] else found
+
+
 def facts(params: Params) -> dict[str, str]:
-    """What defines the model, and the digest of the golden inputs that were given."""
+    """What defines the model, and the digests of the files of inputs that were given."""
     found = models.get(params.model).facts()
-    if params.inputs is not None:
-        found["inputs"] = sha256_file(params.inputs)
+    for name in ("inputs", "calibration"):
+        if (path := getattr(params, name)) is not None:
+            found[name] = sha256_file(path)
     return found
 
 
 def show(made: Made[Params]) -> None:
     """Prints where the graph is and how large."""
     for outputs, _ in made:
-        path = outputs[GRAPH]
-        console.result(f"graph: {path} ({path.stat().st_size:,} bytes)")
+        path, found = outputs[GRAPH], read_json(outputs[DESCRIPTION])
+        types = ", ".join(f"{count} in {name}" for name, count in found["precisions"].items())
+        size = path.stat().st_size
+        console.result(f"graph: {path} ({size:,} bytes, opset {found['opset']}, nodes: {types})")
+        if "calibration" in found:
+            said = found["calibration"]
+            console.result(f"calibrated on {said['source']} by {said['method']}")
+        for warning in found["warnings"]:
+            console.result(f"frozen by tracing? {warning}")
 
 
 STAGE = Stage(
@@ -162,10 +229,10 @@ STAGE = Stage(
     help="Export the model to ONNX, with the golden file that proves it.",
     params=Params,
     inputs=_inputs,
-    outputs=lambda _params: (GRAPH, PROGRAM, GOLDEN),
+    outputs=_outputs,
     run=run,
-    revision=2,
-    tools=("torch", "onnx", "onnxscript", "numpy"),
+    revision=3,
+    tools=("torch", "onnx", "onnxscript", "onnxruntime-gpu", "numpy"),
     facts=facts,
     resolve=resolve,
     show=show,

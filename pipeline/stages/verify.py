@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import engines
 from engines import machine
 from engines.errors import DeployError, NotAvailableError, ParityError
+from exporters import QUANTIZED
 from pipeline import console, models
 from pipeline.artifacts import (
     ENGINE,
     ENGINE_VERDICT,
     GOLDEN,
     GRAPH,
+    GRAPH_DATA,
     GRAPH_VERDICT,
     TEST_IMAGES,
     Artifact,
@@ -107,7 +109,9 @@ def _verdict(params: Params) -> Artifact:
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
-    return (_subject(params), GOLDEN, *inputs_of(params.data, (TEST_IMAGES,)))
+    subject = _subject(params)
+    data = (GRAPH_DATA,) if subject == GRAPH else ()
+    return (subject, *data, GOLDEN, *inputs_of(params.data, (TEST_IMAGES,)))
 
 
 def facts(params: Params) -> dict[str, str]:
@@ -130,10 +134,15 @@ def show(made: Made[Params]) -> None:
 def show_verdicts(verdicts: list[Verdict]) -> None:
     """Prints a table, one row an output."""
     columns = ("subject", "verdict", "output", ">rms error", ">x floor", ">max error", ">x floor")
+    more: tuple[str, ...] = (">flips", ">top-1", ">weights")
+    quantized = any(verdict.precision == QUANTIZED for verdict in verdicts)
+    if quantized:
+        more += (">accuracy lost", ">SQNR (dB)")
     rows = []
     for verdict in verdicts:
         if not verdict.outputs:
-            rows.append((verdict.subject, verdict.status, "", "", "", "", "", "", "", ""))
+            empty = [""] * (len(columns) + len(more) - 2)
+            rows.append((verdict.subject, verdict.status, *empty))
         for output in verdict.outputs:
             rows.append(
                 (
@@ -147,9 +156,10 @@ def show_verdicts(verdicts: list[Verdict]) -> None:
                     _flips(verdict),
                     _accuracy(verdict),
                     _weights(verdict),
+                    *((_lost(verdict), f"{output.sqnr:.1f}") if quantized else ()),
                 )
             )
-    console.table("Parity with PyTorch", (*columns, ">flips", ">top-1", ">weights"), rows)
+    console.table("Parity with PyTorch", (*columns, *more), rows)
     for verdict in verdicts:
         if verdict.reason:
             console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
@@ -165,6 +175,11 @@ def _accuracy(verdict: Verdict) -> str:
     if flips is None or flips.correct is None:
         return ""
     return f"{flips.correct / flips.images:.2%}"
+
+
+def _lost(verdict: Verdict) -> str:
+    lost = None if verdict.flips is None else verdict.flips.drop
+    return "" if lost is None else str(lost)
 
 
 def _weights(verdict: Verdict) -> str:

@@ -30,12 +30,12 @@ def exported(module: nn.Module, shape: tuple[int, ...]) -> tuple[object, onnx.Mo
     program = export_program(module, [example])
     inputs = (TensorSpec("x", "float32", (None, *shape)),)
     specs = (TensorSpec("y", "float32", (None, *outputs.shape[1:])),)
-    return program, onnx.load_model_from_string(export_graph(program, inputs, specs, {}))
+    return program, export_graph(program, inputs, specs, {})
 
 
 def unexplained(module: nn.Module, program: object, graph: onnx.ModelProto) -> set[str]:
     made = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
-    found = carriers(program, graph.SerializeToString())
+    found = carriers(program, graph)
     wanted = {n for n in module.state_dict() if not n.endswith("num_batches_tracked")}
     assert set(found) == wanted
     return {

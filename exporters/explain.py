@@ -1,0 +1,210 @@
+"""Why an export failed: on which line of the model, for what reason, and what to change."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engines.errors import DeployError
+
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_OURS = str(Path(__file__).parent) + os.sep
+# Where torch decides on the sizes of axes; it tells its logger at this level.
+_SHAPES = "torch.fx.experimental.symbolic_shapes"
+_FIXED = re.compile(r"set_replacement (\S+) = (\d+)")
+# What a message of torch.export says, the cause in words, and what to change.
+_CAUSES = (
+    (
+        r"data-dependent|\.item\(\)|_local_scalar_dense",
+        "what it does depends on the values of a tensor",
+        "replace `if` and `int()` on tensors by torch.where, or by what the shapes say",
+    ),
+    (
+        r"\.numpy\(\)|numpy",
+        "it leaves PyTorch for numpy",
+        "use the torch function of the same name",
+    ),
+    (
+        r"Mismatch the shape|same reduction dim|size mismatch|must match|shape '",
+        "shapes do not fit together",
+        "run the model on a batch of two by itself; it has to work there first",
+    ),
+)
+
+
+@dataclass
+class Report:
+    """What torch printed and logged while it exported.
+
+    Attributes:
+        fixed: For each axis that was fixed: its size, and the line that did it.
+    """
+
+    text: io.StringIO
+    fixed: list[tuple[int, str]]
+
+
+class _Keep(logging.Handler):
+    """Keeps what torch logs, and the line of the model that it happens at."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(logging.DEBUG)
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        found = _FIXED.match(message)
+        if found:
+            line = place(traceback.extract_stack())
+            self._report.fixed.append((int(found[2]), line))
+        self._report.text.write(f"{message}\n")
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Report]:
+    """Keeps what torch prints and logs: it would end up amid a user's JSON."""
+    report = Report(io.StringIO(), [])
+    root, shapes = logging.getLogger("torch"), logging.getLogger(_SHAPES)
+    handlers, level, passed = root.handlers, shapes.level, root.propagate
+    handler = _Keep(report)
+    root.handlers, root.propagate = [handler], False
+    others, through = shapes.handlers, shapes.propagate
+    shapes.handlers, shapes.propagate = [handler], False
+    shapes.setLevel(logging.INFO)
+    try:
+        with contextlib.redirect_stdout(report.text), contextlib.redirect_stderr(report.text):
+            yield report
+    finally:
+        root.handlers, root.propagate = handlers, passed
+        shapes.handlers, shapes.propagate = others, through
+        shapes.setLevel(level)
+
+
+def place(frames: Sequence[traceback.FrameSummary]) -> str:
+    """Returns the innermost line of the model's own code, in words; "" if there is none."""
+    for frame in reversed(frames):
+        if frame.filename == __file__:
+            break  # further out is not the model any more
+        if not frame.filename.startswith((_TORCH, _OURS, "<")):
+            return f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
+    return ""
+
+
+def failure(step: str, error: Exception, report: Report) -> DeployError:
+    """Returns the error that a user can act on; torch's own words are in its report.
+
+    Args:
+        step: What failed, such as "torch.export".
+    """
+    said = str(error).strip()
+    full = "".join(traceback.format_exception(error))
+    text = f"{report.text.getvalue()}\n{full}"
+    where = place(traceback.extract_tb(error.__traceback__))
+    if re.search(r"marked .* as dynamic but your code specialized", said):
+        return _fixed_axis(step, said, report, text)
+    for pattern, cause, change in _CAUSES:
+        if re.search(pattern, said):
+            return DeployError(
+                f"{step} cannot trace the model: {cause}{_at(where)} ({_first(said)})",
+                change,
+                report=text,
+            )
+    return DeployError(
+        f"{step} cannot trace the model{_at(where)}: {type(error).__name__}: {_first(said)}",
+        "run the model on a batch of two by itself; if that works, try --exporter torchscript",
+        report=text,
+    )
+
+
+def _fixed_axis(step: str, said: str, report: Report, text: str) -> DeployError:
+    axes = re.findall(r"L\['(\w+)'\](?:\[(\d+)\])?\.size\(\)\[(\d+)\]", said)
+    size = re.search(r"constant \((\d+)\)", said)
+    number = size[1] if size else "a number"
+    named = " and ".join(
+        dict.fromkeys(f"axis {axis} of {name}{f'[{i}]' if i else ''}" for name, i, axis in axes)
+    )
+    lines = [line for fixed, line in report.fixed if line and (not size or str(fixed) == number)]
+    return DeployError(
+        f"the model fixes its batch ({named or 'axis 0'}) to {number}, the size it was traced"
+        f" with{_at(lines[0] if lines else '')}",
+        f"{step} needs the batch to stay open: take it from the tensor (x.shape[0], x.flatten(1))"
+        " or write -1, and do not compare it with a number",
+        report=text,
+    )
+
+
+def untranslated(error: Exception, report: Report, program: Any) -> DeployError:
+    """Returns the error for a program that has no translation to ONNX."""
+    full = "".join(traceback.format_exception(error))
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", full)
+    text = f"{report.text.getvalue()}\n{full}"
+    if missing is None:
+        return DeployError(
+            f"torch.onnx cannot translate the model: {_first(str(error))}",
+            "replace what the message names, or try --exporter torchscript",
+            report=text,
+        )
+    name = missing[1].partition(".")[2]
+    lines = [
+        _traced(node)
+        for node in program.graph.nodes
+        if name in str(node.target) and node.meta.get("stack_trace")
+    ]
+    return DeployError(
+        f"ONNX has no operator for {missing[1]}{_at(lines[0] if lines else '')}",
+        "compute it from other operators, or outside the model",
+        report=text,
+    )
+
+
+def _traced(node: Any) -> str:
+    """Returns the line of the model at which a node was traced."""
+    frames = re.findall(r'File "(.+)", line (\d+), in (\w+)\n\s*(.*)', node.meta["stack_trace"])
+    for file, line, name, code in reversed(frames):
+        if not file.startswith((_TORCH, _OURS)):
+            return f"{file}:{line} in {name}: {code.strip()}"
+    return ""
+
+
+def _at(line: str) -> str:
+    return f", at {_short(line)}" if line else ""
+
+
+def _short(line: str) -> str:
+    """Returns a line with its file relative to the folder we are in, where it is below."""
+    file, colon, rest = line.partition(":")
+    try:
+        return f"{Path(file).relative_to(Path.cwd())}{colon}{rest}"
+    except ValueError:
+        return line
+
+
+def _first(said: str) -> str:
+    return next((line.strip() for line in said.splitlines() if line.strip()), "no message")
+
+
+def guarded(step: str, run: Callable[[], Any]) -> Any:
+    """Runs a step of torch's exporter and explains what it raises.
+
+    Raises:
+        DeployError: With the line of the model, the cause, and torch's own report.
+    """
+    with recorded() as report:
+        try:
+            return run()
+        except DeployError:
+            raise
+        except Exception as error:  # torch raises many types, some of them private
+            found = failure(step, error, report)
+            cause = error
+    raise found from cause

@@ -1,0 +1,165 @@
+"""From a served module and its golden file to graphs: traced, simplified, quantized, audited."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+import engines
+from engines.base import Array, OpenOptions
+from engines.errors import DeployError, NotAvailableError
+from exporters import QUANTIZED, carriers
+from exporters.files import write
+from exporters.graph import export_graph, finished, trace_graph
+from exporters.precision import OPSETS
+from exporters.program import export_program
+from exporters.quantization import quantize
+from exporters.served import Served
+from pipeline import calibration, console, engine_proof, parity
+from pipeline.audit import digest
+from pipeline.golden import Golden
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported, and how.
+
+    Attributes:
+        golden: Made of `served`; it knows nothing of a graph yet.
+        exporter: "dynamo" or "torchscript".
+        opset: None means the exporter's own, or the first that has the precision.
+    """
+
+    served: Served
+    golden: Golden
+    metadata: Mapping[str, str]
+    exporter: str
+    opset: int | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What became of it.
+
+    Attributes:
+        cpu_graph: The form of a quantized graph for CPUs.
+        program: The torch.export program; None where TorchScript traced the model.
+        golden: With the digests of the weights in `graph`.
+        weights: By the name of each parameter, the tensor that carries it in `graph`.
+        notes: For the graph's description.
+    """
+
+    graph: onnx.ModelProto
+    program: Any
+    golden: Golden
+    weights: Mapping[str, Array]
+    cpu_graph: onnx.ModelProto | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> Exported:
+    """Exports a module; at int8 quantizes the graph by what `calibrate` gives.
+
+    Raises:
+        DeployError: A step failed; the message says which, and where in the model.
+    """
+    least = OPSETS[source.golden.precision]
+    if least is not None and (source.opset or least) < least:
+        raise DeployError(
+            f"{source.golden.precision} needs opset {least} or later, not {source.opset}",
+            "give a later --opset, or leave it out",
+        )
+    found = _program(source) if source.exporter == "dynamo" else _traced(source)
+    if source.golden.precision == QUANTIZED:
+        found = _quantized(found, source, calibrate())
+    weights = {name: digest(array) for name, array in found.weights.items()}
+    return dataclasses.replace(found, golden=dataclasses.replace(found.golden, weights=weights))
+
+
+def _opset(source: Source) -> int | None:
+    return source.opset or OPSETS[source.golden.precision]
+
+
+def _examples(source: Source) -> list[torch.Tensor]:
+    return [torch.from_numpy(array[:2]) for array in source.golden.inputs.values()]
+
+
+def _program(source: Source) -> Exported:
+    """Exports by torch.export and simplifies the graph, unless that changes the verdict."""
+    program = export_program(source.served, _examples(source))
+    specs = source.golden.input_specs, source.golden.output_specs
+
+    def graph(*, optimize: bool) -> onnx.ModelProto:
+        return export_graph(program, *specs, source.metadata, _opset(source), optimize=optimize)
+
+    plain, simple = graph(optimize=False), graph(optimize=True)
+    chosen = simple
+    if _verdict(simple, source) == "mismatch" and _verdict(plain, source) == "pass":
+        console.say("export: simplified, the graph is not the model any more: left as it was")
+        chosen = plain
+    weights = carriers.carriers(program, chosen)
+    notes = {"warnings": [], "removed": _removed(plain, chosen)}
+    return Exported(chosen, program, source.golden, weights, notes=notes)
+
+
+def _traced(source: Source) -> Exported:
+    specs = source.golden.input_specs, source.golden.output_specs
+    graph, warned = trace_graph(
+        source.served, _examples(source), *specs, source.metadata, source.opset
+    )
+    state = carriers.state_of(source.served)
+    notes = {"warnings": list(warned), "removed": {}}
+    return Exported(graph, None, source.golden, state, notes=notes)
+
+
+def _quantized(found: Exported, source: Source, by: calibration.Calibration) -> Exported:
+    console.say(f"export: calibrating on {by.source}")
+    wanted = calibration.run(found.graph, by.selection)
+    made = quantize(found.graph, by.rows, lambda graph: calibration.judge(graph, wanted, by))
+    specs = source.golden.input_specs, source.golden.output_specs
+    graph = finished(made.graph, *specs, source.metadata)
+    cpu_graph = finished(made.cpu_graph, *specs, source.metadata)
+    golden = dataclasses.replace(source.golden, native=calibration.run(graph, source.golden.inputs))
+    notes = {
+        **found.notes,
+        "calibration": {
+            "source": by.source,
+            "rows": len(next(iter(by.rows.values()))),
+            "method": made.method,
+            "scores": {
+                name: {"accuracy": accuracy, "sqnr": sqnr}
+                for name, (accuracy, sqnr) in made.scores.items()
+            },
+        },
+    }
+    return Exported(graph, None, golden, carriers.quantized(found.weights, graph), cpu_graph, notes)
+
+
+def _verdict(graph: onnx.ModelProto, source: Source) -> parity.Status:
+    """Judges a graph as it is on the golden inputs; "not run" where nothing can run it."""
+    options = OpenOptions("cpu", threads=1, optimize=False)
+    with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+        path = Path(folder) / "model.onnx"
+        write(graph, path)
+        try:
+            session = engines.get(engine_proof.GRAPH_RUNNER).open(path, options)
+        except NotAvailableError:
+            return "not run"
+        with closing(session):
+            return parity.judge("graph", session, source.golden).status
+
+
+def _removed(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, int]:
+    """Returns how many nodes of each operator are gone."""
+    counts = Counter(node.op_type for node in before.graph.node)
+    counts.subtract(node.op_type for node in after.graph.node)
+    return {name: count for name, count in sorted(counts.items()) if count > 0}
