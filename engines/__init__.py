@@ -11,7 +11,7 @@ from engines.errors import UsageError, suggestion
 if TYPE_CHECKING:
     from engines.base import Engine
 
-_NOT_ENGINES = frozenset({"base", "errors", "machine"})
+_NOT_ENGINES = frozenset({"base", "errors", "layers", "machine"})
 
 
 def names() -> list[str]:

@@ -26,6 +26,7 @@ from engines.base import (
     installed,
 )
 from engines.errors import DeployError, NotAvailableError
+from engines.layers import Layer, of_tensorrt
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,11 @@ class TensorRTEngine:
     def fingerprint(self) -> dict[str, str]:
         return {**installed(self.distributions), **machine.gpu_fingerprint()}
 
-    def build(self, source: Path, target: Path, options: BuildOptions) -> None:
+    def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
         """Writes a serialized plan with one optimization profile over the batch.
+
+        Returns:
+            The plan's layers after all fusions, with the types they compute in.
 
         Raises:
             DeployError: The parser or the builder refuses the graph; the message names the
@@ -92,6 +96,7 @@ class TensorRTEngine:
                 "the message names the layer at fault",
             )
         target.write_bytes(plan)
+        return of_tensorrt(logger.said)
 
     def open(self, built: Path, options: OpenOptions) -> TensorRTSession:
         """Opens a plan. A plan is native code: the caller has checked its digest.
@@ -110,16 +115,22 @@ class TensorRTEngine:
 
 
 def _logger(vendor: Any) -> Any:
-    """Returns a logger that keeps errors for the exception instead of printing them."""
+    """Returns a logger that keeps what is said instead of printing it.
+
+    Errors are for the exception; the rest tells what was built.
+    """
 
     class Logger(vendor.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
+            self.said: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= vendor.ILogger.Severity.ERROR:
                 self.errors.append(message)
+            else:
+                self.said.append(message)
 
     return Logger()
 

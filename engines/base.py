@@ -14,6 +14,7 @@ import numpy as np
 
 from engines import machine
 from engines.errors import DeployError, NotAvailableError, UsageError
+from engines.layers import Layer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = Mapping[str, Array]
@@ -167,8 +168,8 @@ class Engine(Protocol):
         Imports no vendor library, since it is asked on every command.
         """
 
-    def build(self, source: Path, target: Path, options: BuildOptions) -> None:
-        """Builds `source` into the file `target`."""
+    def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
+        """Builds `source` into the file `target`; returns its layers, where they are told."""
 
     def open(self, built: Path, options: OpenOptions) -> Session:
         """Opens what `build` wrote."""

@@ -24,6 +24,7 @@ from engines.base import (
     installed,
 )
 from engines.errors import DeployError, NotAvailableError
+from engines.layers import Layer, precision
 
 _INSTALL = "pip install onnxruntime-gpu"
 _DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime")
@@ -61,8 +62,11 @@ class OnnxRuntimeEngine:
     def fingerprint(self) -> dict[str, str]:
         return {**installed(_DISTRIBUTIONS), **machine.cpu_fingerprint()}
 
-    def build(self, source: Path, target: Path, options: BuildOptions) -> None:
+    def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
         """Writes the optimised ONNX graph. No option applies: the batch stays dynamic.
+
+        Returns:
+            Its nodes after all fusions, with the types they compute in.
 
         Raises:
             DeployError: ONNX Runtime does not accept the graph.
@@ -73,6 +77,7 @@ class OnnxRuntimeEngine:
         settings.optimized_model_filepath = str(target)
         settings.log_severity_level = 3
         _session(runtime, source, settings)
+        return _layers(import_vendor("onnx", "pip install onnx"), target)
 
     def open(self, built: Path, options: OpenOptions) -> OnnxRuntimeSession:
         choose_device(self, options.device)
@@ -104,6 +109,29 @@ def _session(runtime: Any, path: Path, settings: Any) -> Any:
             f"ONNX Runtime does not accept {path}: {error}",
             "the message names the node or the field at fault",
         ) from error
+
+
+def _layers(onnx: Any, path: Path) -> tuple[Layer, ...]:
+    """Reads the nodes of an optimised graph.
+
+    ONNX Runtime's own operators are unknown to shape inference; it saves the types of none. So
+    a type is what the tensor's maker gives, or, of the quantized operators, what their name says.
+    """
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    known = (*graph.value_info, *graph.input, *graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in known}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    names = {kind: onnx.helper.tensor_dtype_to_np_dtype(kind).name for kind in {*types.values()}}
+    layers = []
+    for node in graph.node:
+        if node.op_type.startswith(("QLinear", "QGemm", "MatMulInteger", "ConvInteger")):
+            dtype = "int8"
+        else:
+            # A weight has the type of the layer, where that of its input is not known.
+            found = [names[types[name]] for name in node.input if types.get(name)]
+            dtype = found[0] if found else ""
+        layers.append(Layer(node.name, node.op_type, precision(dtype), (node.name,)))
+    return tuple(layers)
 
 
 class OnnxRuntimeSession:

@@ -24,6 +24,7 @@ from engines.base import (
     installed,
 )
 from engines.errors import DeployError, NotAvailableError
+from engines.layers import Layer, precision
 
 _INSTALL = "pip install torch"
 # The file inside the program's archive that names its inputs and outputs.
@@ -54,10 +55,23 @@ class PyTorchEngine:
             **machine.gpu_fingerprint(),
         }
 
-    def build(self, source: Path, target: Path, options: BuildOptions) -> None:
-        """Copies the program, once it has been seen to load. No option applies."""
-        _load(import_vendor(self.module, _INSTALL), source)
+    def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
+        """Copies the program, once it has been seen to load. No option applies.
+
+        Returns:
+            Its nodes, with the types of what they give.
+        """
+        program, *_ = _load(import_vendor(self.module, _INSTALL), source)
         shutil.copyfile(source, target)
+        return tuple(
+            Layer(
+                node.name,
+                str(node.target).removeprefix("aten.").partition(".")[0],
+                precision(str(value.dtype).removeprefix("torch.")),
+            )
+            for node in program.graph.nodes
+            if node.op == "call_function" and hasattr(value := node.meta.get("val"), "dtype")
+        )
 
     def open(self, built: Path, options: OpenOptions) -> PyTorchSession:
         torch = import_vendor(self.module, _INSTALL)

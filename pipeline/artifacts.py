@@ -122,6 +122,9 @@ GRAPH_VERDICT = Artifact(
 
 _ENGINE_FOLDER = "{model}/{precision}/{engine}"
 ENGINE = Artifact("engine", f"{_ENGINE_FOLDER}/engine", "build", f"{_ENGINE_FOLDER}/build.json")
+ENGINE_LAYERS = Artifact(
+    "engine's layers", f"{_ENGINE_FOLDER}/layers.json", "build", f"{_ENGINE_FOLDER}/build.json"
+)
 ENGINE_VERDICT = Artifact(
     "verdict", f"{_ENGINE_FOLDER}/verdict.json", "verify", f"{_ENGINE_FOLDER}/verify.json"
 )

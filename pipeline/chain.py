@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def run_stage(
     chosen = stage(name)
     given = localised(name, given)
     outcomes = []
-    asked: Sequence[str] = given.get("engine", ())
+    asked = _engines(chosen, given)
     for params in _expand(chosen, given, store):
         try:
             outcomes.append((runner.run(chosen, params, store), params))
@@ -162,16 +161,21 @@ def _expand(chosen: Stage[Any], given: dict[str, Any], store: Store) -> list[Any
         given = _trained_on(given, store)
     if "engine" not in fields:
         return [chosen.params(**given)]
-    names = list(given.get("engine") or [])
-    if not names:
-        default = fields["engine"].default
-        names = list(default) if isinstance(default, tuple) else [default]
+    names = _engines(chosen, given)
     if ALL in names:
         rest = [name for name in names if name != ALL]
         names = rest or _all(chosen.name, given, store)
     if fields["engine"].many:
         return [chosen.params(**{**given, "engine": tuple(names)})]
     return [chosen.params(**{**given, "engine": name}) for name in dict.fromkeys(names)]
+
+
+def _engines(chosen: Stage[Any], given: dict[str, Any]) -> list[str]:
+    """Returns the engines that are asked for, by name or as "all"."""
+    if given.get("engine"):
+        return list(given["engine"])
+    defaults = [option.default for option in options(chosen.params) if option.name == "engine"]
+    return [n for each in defaults for n in (each if isinstance(each, tuple) else [each])]
 
 
 def _all(name: str, given: dict[str, Any], store: Store) -> list[str]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import engines
 from engines.errors import NotAvailableError
+from engines.layers import Layer, counted
 from exporters import QUANTIZED
 from pipeline import console
 from pipeline.artifacts import (
     CPU_GRAPH,
     ENGINE,
+    ENGINE_LAYERS,
     GRAPH,
     GRAPH_DATA,
     PROGRAM,
     Artifact,
     Paths,
 )
+from pipeline.digests import read_json, write_json
 from pipeline.stage import Made, Stage, option
 from pipeline.stages import model_option, precision_option
 
@@ -75,9 +79,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         raise NotAvailableError(
             f"engine {params.engine!r} cannot be built here: {found.reason}", found.install
         )
-    engine.build(
-        inputs[source_of(params.engine, params.precision)], outputs[ENGINE], _options(params)
-    )
+    source = inputs[source_of(params.engine, params.precision)]
+    layers = engine.build(source, outputs[ENGINE], _options(params))
+    write_json(outputs[ENGINE_LAYERS], [dataclasses.asdict(layer) for layer in layers])
 
 
 def source_of(name: str, precision: str) -> Artifact:
@@ -103,9 +107,12 @@ def show(made: Made[Params]) -> None:
     """Prints where each engine is and whether it can run here."""
     for outputs, params in made:
         path = outputs[ENGINE]
+        layers = [Layer(**entry) for entry in read_json(outputs[ENGINE_LAYERS])]
         found = engines.get(params.engine).available()
         here = "" if found.run else f"; not run on this machine: {found.reason}"
         console.result(f"{params.engine}: {path} ({path.stat().st_size:,} bytes){here}")
+        if layers:
+            console.result(f"  layers: {counted(layers)}")
 
 
 STAGE = Stage(
@@ -113,8 +120,9 @@ STAGE = Stage(
     help="Build engines: PyTorch, ONNX Runtime, TensorRT.",
     params=Params,
     inputs=_inputs,
-    outputs=lambda _params: (ENGINE,),
+    outputs=lambda _params: (ENGINE, ENGINE_LAYERS),
     run=run,
+    revision=2,
     facts=facts,
     resolve=resolve,
     show=show,

@@ -16,6 +16,7 @@ from pipeline.artifacts import (
     CHECKPOINT,
     DESCRIPTION,
     ENGINE,
+    ENGINE_LAYERS,
     ENGINE_VERDICT,
     GOLDEN,
     GRAPH,
@@ -144,7 +145,7 @@ def _facts(
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
-    each = (ENGINE, ENGINE_VERDICT)
+    each = (ENGINE, ENGINE_LAYERS, ENGINE_VERDICT)
     sources = dict.fromkeys(source_of(name, params.precision) for name in params.engine)
     sources.pop(GRAPH, None)
     return (

@@ -1,0 +1,69 @@
+"""The layers of a built engine, and the type in which each one really computes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a built engine, as its backend reports it.
+
+    Attributes:
+        kind: The backend's own word for what it computes, such as "Conv" or "correlation".
+        precision: The type of what it takes: "fp32", "fp16", "bf16", "int8"; "" if that is not
+            known.
+        nodes: The names of the ONNX nodes it stands for, where the backend tells.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    nodes: tuple[str, ...] = ()
+
+
+# Element types by the names that TensorRT, numpy, ONNX and torch give them.
+_PRECISIONS = {
+    "float": "fp32",
+    "float32": "fp32",
+    "half": "fp16",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float64": "fp64",
+    "double": "fp64",
+    "fp8": "fp8",
+}
+_LAYER = re.compile(r"^Name: (.*?), LayerType: (.*?), Inputs: \[(.*?)\], Constants: ", re.MULTILINE)
+
+
+def precision(dtype: str) -> str:
+    """Returns a type under the name that precisions have here."""
+    name = dtype.lower()
+    return _PRECISIONS.get(name, name)
+
+
+def of_tensorrt(log: Iterable[str]) -> tuple[Layer, ...]:
+    """Reads the layers of an engine from what TensorRT logs when it has built one.
+
+    The engine inspector says the same, but needs a GPU to open the plan on.
+    """
+    (listed, *_) = [*(text for text in log if text.startswith("Layers:")), ""]
+    layers = []
+    for line in listed.splitlines():
+        found = _LAYER.match(line)
+        if found is None:
+            continue
+        name, kind, inputs = found.groups()
+        types = re.findall(r"Datatype: (\w+)", inputs)
+        nodes = re.findall(r"\[ONNX Layer: ([^\]]+)\]", line)
+        layers.append(Layer(name, kind, precision(types[0]) if types else "", tuple(nodes)))
+    return tuple(layers)
+
+
+def counted(layers: Iterable[Layer]) -> str:
+    """Returns how many layers of each kind compute in each type, in words."""
+    counts = Counter((layer.kind, layer.precision) for layer in layers if layer.precision)
+    return ", ".join(f"{count} {kind} in {type_}" for (kind, type_), count in counts.most_common())
