@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import re
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from engines.errors import DeployError
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _OURS = str(Path(__file__).parent) + os.sep
+_PYTHON = sysconfig.get_paths()["stdlib"] + os.sep
 # Where torch decides on the sizes of axes; it tells its logger at this level.
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
 _FIXED = re.compile(r"set_replacement (\S+) = (\d+)")
@@ -65,7 +67,7 @@ class _Keep(logging.Handler):
         message = record.getMessage()
         found = _FIXED.match(message)
         if found:
-            line = place(traceback.extract_stack())
+            line = place(traceback.extract_stack()[:-1])  # the last is this function
             self._report.fixed.append((int(found[2]), line))
         self._report.text.write(f"{message}\n")
 
@@ -95,23 +97,32 @@ def place(frames: Sequence[traceback.FrameSummary]) -> str:
     for frame in reversed(frames):
         if frame.filename == __file__:
             break  # further out is not the model any more
-        if not frame.filename.startswith((_TORCH, _OURS, "<")):
+        if _own(frame.filename):
             return f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
     return ""
 
 
-def failure(step: str, error: Exception, report: Report) -> DeployError:
+def _own(file: str) -> bool:
+    """Whether a file may be the model's: not torch's, not Python's, not ours."""
+    installed = "site-packages" in file or "dist-packages" in file
+    if file.startswith(_PYTHON) and not installed:
+        return False
+    return not file.startswith((_TORCH, _OURS, "<"))
+
+
+def failure(step: str, error: Exception, report: Report, names: Sequence[str] = ()) -> DeployError:
     """Returns the error that a user can act on; torch's own words are in its report.
 
     Args:
         step: What failed, such as "torch.export".
+        names: Of the inputs, which torch only counts.
     """
     said = str(error).strip()
     full = "".join(traceback.format_exception(error))
     text = f"{report.text.getvalue()}\n{full}"
     where = place(traceback.extract_tb(error.__traceback__))
     if re.search(r"marked .* as dynamic but your code specialized", said):
-        return _fixed_axis(step, said, report, text)
+        return _fixed_axis(step, said, report, text, names)
     for pattern, cause, change in _CAUSES:
         if re.search(pattern, said):
             return DeployError(
@@ -126,13 +137,14 @@ def failure(step: str, error: Exception, report: Report) -> DeployError:
     )
 
 
-def _fixed_axis(step: str, said: str, report: Report, text: str) -> DeployError:
+def _fixed_axis(
+    step: str, said: str, report: Report, text: str, names: Sequence[str]
+) -> DeployError:
     axes = re.findall(r"L\['(\w+)'\](?:\[(\d+)\])?\.size\(\)\[(\d+)\]", said)
     size = re.search(r"constant \((\d+)\)", said)
     number = size[1] if size else "a number"
-    named = " and ".join(
-        dict.fromkeys(f"axis {axis} of {name}{f'[{i}]' if i else ''}" for name, i, axis in axes)
-    )
+    found = [(names[int(i)] if i and names else name, axis) for name, i, axis in axes]
+    named = " and ".join(dict.fromkeys(f"axis {axis} of {name}" for name, axis in found))
     lines = [line for fixed, line in report.fixed if line and (not size or str(fixed) == number)]
     return DeployError(
         f"the model fixes its batch ({named or 'axis 0'}) to {number}, the size it was traced"
@@ -171,7 +183,7 @@ def _traced(node: Any) -> str:
     """Returns the line of the model at which a node was traced."""
     frames = re.findall(r'File "(.+)", line (\d+), in (\w+)\n\s*(.*)', node.meta["stack_trace"])
     for file, line, name, code in reversed(frames):
-        if not file.startswith((_TORCH, _OURS)):
+        if _own(file):
             return f"{file}:{line} in {name}: {code.strip()}"
     return ""
 
@@ -193,7 +205,7 @@ def _first(said: str) -> str:
     return next((line.strip() for line in said.splitlines() if line.strip()), "no message")
 
 
-def guarded(step: str, run: Callable[[], Any]) -> Any:
+def guarded(step: str, run: Callable[[], Any], names: Sequence[str] = ()) -> Any:
     """Runs a step of torch's exporter and explains what it raises.
 
     Raises:
@@ -205,6 +217,6 @@ def guarded(step: str, run: Callable[[], Any]) -> Any:
         except DeployError:
             raise
         except Exception as error:  # torch raises many types, some of them private
-            found = failure(step, error, report)
+            found = failure(step, error, report, names)
             cause = error
     raise found from cause

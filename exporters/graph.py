@@ -31,9 +31,7 @@ def export_graph(
     outputs: tuple[TensorSpec, ...],
     metadata: Mapping[str, str],
     opset: int | None = None,
-    *,
-    optimize: bool = True,
-) -> onnx.ModelProto:
+) -> tuple[onnx.ModelProto, onnx.ModelProto | None]:
     """Translates a program to ONNX.
 
     The graph depends on the program, the names and the metadata alone: not on the folder, the
@@ -41,8 +39,10 @@ def export_graph(
 
     Args:
         opset: Of the standard domain; None means the exporter's default.
-        optimize: Fold constants and batch norms, and remove what changes nothing, by
-            onnxscript's optimizer.
+
+    Returns:
+        The graph with constants and batch norms folded, and without what changes nothing, by
+        onnxscript's optimizer; and the graph as it was translated, if that is valid too.
 
     Raises:
         DeployError: An operator has no translation, or the graph is not the one asked for.
@@ -56,14 +56,20 @@ def export_graph(
                 input_names=[spec.name for spec in inputs],
                 output_names=[spec.name for spec in outputs],
                 opset_version=opset,
-                optimize=optimize,
+                optimize=False,
                 verbose=False,
             )
+            if translated is None:
+                raise RuntimeError("torch.onnx.export returned no program")
+            plain = translated.model_proto
+            translated.optimize()
         except Exception as error:  # the exporter's errors share no public type
             raise explain.untranslated(error, report, program) from error
-    if translated is None:
-        raise RuntimeError("torch.onnx.export returned no program")
-    return finished(translated.model_proto, inputs, outputs, metadata)
+    simple = finished(translated.model_proto, inputs, outputs, metadata)
+    try:
+        return simple, finished(plain, inputs, outputs, metadata)
+    except DeployError:  # some are valid only once they are simplified
+        return simple, None
 
 
 def trace_graph(

@@ -16,13 +16,16 @@ from engines.pytorch import SIGNATURE
 from exporters.explain import guarded
 
 
-def export_program(module: nn.Module, examples: Sequence[torch.Tensor]) -> Any:
+def export_program(
+    module: nn.Module, examples: Sequence[torch.Tensor], names: Sequence[str] = ()
+) -> Any:
     """Traces a module into a torch.export program.
 
     Args:
         module: In evaluation mode.
         examples: One entry a positional argument; the first axis is the batch, of two rows
             (a batch of one would be taken for a constant).
+        names: Of the inputs, for error messages.
 
     Raises:
         DeployError: The module cannot be traced, or fixes its batch to a constant; the message
@@ -36,6 +39,7 @@ def export_program(module: nn.Module, examples: Sequence[torch.Tensor]) -> Any:
     return guarded(
         "torch.export",
         lambda: torch.export.export(module, tuple(examples), dynamic_shapes=shapes),
+        names,
     )
 
 

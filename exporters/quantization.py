@@ -41,7 +41,9 @@ _OPERATORS = (
     "Reshape",
     "Transpose",
 )
-_BINS = 2048  # of the histograms from which entropy and percentile take a range
+# Of the histograms from which a range is taken. The search for the least entropy takes time as
+# the square of them.
+_BINS = {"entropy": 512, "percentile": 2048}
 _PERCENTILE = 99.99
 _CHUNK = 16  # rows at a time: calibration keeps every activation of a chunk
 # Its absence makes the library warn; the graphs are simplified before they come here.
@@ -145,8 +147,12 @@ def _calibrate(path: Path, rows: Feeds, method: str) -> Any:
 
     options: dict[str, dict[str, Any]] = {
         "minmax": {},
-        "entropy": {"num_bins": _BINS, "symmetric": False},
-        "percentile": {"num_bins": _BINS, "percentile": _PERCENTILE, "symmetric": False},
+        "entropy": {"num_bins": _BINS["entropy"], "symmetric": False},
+        "percentile": {
+            "num_bins": _BINS["percentile"],
+            "percentile": _PERCENTILE,
+            "symmetric": False,
+        },
     }
     kinds = {
         "minmax": CalibrationMethod.MinMax,

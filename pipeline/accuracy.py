@@ -15,6 +15,7 @@ import numpy as np
 MAX_DROP = 0.01
 MIN_SQNR = 10.0
 _CONFIDENCE = 0.95
+_LIMIT = 200.0  # more than float64 can tell; and JSON has no infinity
 _STEPS = 60  # of a bisection, each halving the interval
 
 
@@ -79,12 +80,12 @@ def _clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
 
 
 def sqnr(scale: float, error: float) -> float:
-    """Returns the signal to quantization noise ratio in dB.
+    """Returns the signal to quantization noise ratio in dB, 200 at most and -200 at least.
 
     Args:
         scale: Root mean square of the reference.
         error: Root mean square of the difference to it.
     """
-    if not error:
-        return math.inf
-    return 20 * math.log10(scale / error) if scale else -math.inf
+    if not error or not scale:
+        return _LIMIT if not error else -_LIMIT
+    return min(max(20 * math.log10(scale / error), -_LIMIT), _LIMIT)

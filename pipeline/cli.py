@@ -13,11 +13,11 @@ from typing import Any
 
 import click
 
-import exporters
 from engines.errors import DeployError, UsageError, suggestion
-from pipeline import __version__, chain, console, signals
+from pipeline import __version__, chain, commands, console, signals
 from pipeline.digests import read_json
-from pipeline.runner import Outcome, Store
+from pipeline.flags import make_store, storing
+from pipeline.runner import Outcome
 from pipeline.stage import Option, options
 
 INTERRUPTED = 130
@@ -46,55 +46,6 @@ def cli() -> None:
     Each stage is a command and runs only if something it depends on has changed. `assay run`
     runs them all.
     """
-
-
-def _printing(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that say how to print."""
-    command = click.option("--quiet", is_flag=True, help="Print results and errors only.")(command)
-    return click.option("--json", "json_", is_flag=True, help="Print one JSON document on stdout.")(
-        command
-    )
-
-
-def _storing(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that say where artifacts lie."""
-    folder = click.Path(file_okay=False, path_type=Path)
-    for decorate in (
-        click.option(
-            "--wait",
-            default=3600.0,
-            show_default=True,
-            help="Seconds to wait for another process that runs the same stage.",
-        ),
-        click.option("--force", is_flag=True, help="Run even if nothing has changed."),
-        click.option(
-            "--dist",
-            type=folder,
-            default=Path("dist"),
-            show_default=True,
-            help="Folder of the bundles.",
-        ),
-        click.option(
-            "--root",
-            type=folder,
-            default=Path("artifacts"),
-            show_default=True,
-            help="Folder of the artifacts.",
-        ),
-    ):
-        command = decorate(command)
-    return _printing(command)
-
-
-def _print_as(values: dict[str, Any]) -> None:
-    console.settings.json = values.pop("json_")
-    console.settings.quiet = values.pop("quiet")
-
-
-def _store(values: dict[str, Any]) -> Store:
-    _print_as(values)
-    wait, force = values.pop("wait"), values.pop("force")
-    return Store(values.pop("root"), values.pop("dist"), force, wait)
 
 
 def _parameters(found: tuple[Option, ...], with_defaults: bool) -> list[click.Parameter]:
@@ -189,9 +140,9 @@ _WEIGHTS = click.Option(
 def _add_stage(name: str) -> None:
     stage = chain.stage(name)
 
-    @_storing
+    @storing
     def command(**values: Any) -> None:
-        store = _store(values)
+        store = make_store(values)
         given = {key: value for key, value in values.items() if value is not None}
         if "file" in given or "golden" in given:
             golden = given.pop("golden", None)
@@ -229,11 +180,11 @@ def _add_run() -> None:
     del union["measurements"]
     ordered = sorted(union.values(), key=lambda option: not option.required)
 
-    @_storing
+    @storing
     def run(**values: Any) -> None:
         from pipeline.report import summary
 
-        store = _store(values)
+        store = make_store(values)
         given = {key: value for key, value in values.items() if value is not None}
         outcomes = chain.run_all(given, store)
         skipped = sum(outcome.skipped for outcome in outcomes)
@@ -251,106 +202,8 @@ for _name in chain.STAGES:
 _add_run()
 
 
-@cli.command()
-@click.argument("model")
-@click.option("--precision", default="fp32", show_default=True, help="Precision of the graph.")
-@_storing
-def report(model: str, precision: str, **values: Any) -> None:
-    """Print what has been made of a model: accuracy, verdicts, latency, bundle."""
-    from pipeline import models
-    from pipeline.report import summary
-
-    store = _store(values)
-    models.check_name(model)
-    if precision not in exporters.PRECISIONS:
-        known = list(exporters.PRECISIONS)
-        raise UsageError(f"unknown precision {precision!r}", suggestion(precision, known))
-    found = summary.collect(model, precision, store)
-    summary.show(found)
-    console.document(found.document())
-
-
-@cli.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [all available].")
-@_printing
-def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None:
-    """Prove a bundle on this machine: every digest, and every engine that can run."""
-    from engines.machine import available_cpus
-    from pipeline.bundling import checking
-    from pipeline.stages.verify import require, show_verdicts
-
-    _print_as(values)
-    found = checking.check(bundle, device, threads or available_cpus())
-    members = len(found.manifest["members"])
-    console.result(f"{bundle}: {members} members and {found.links} links of the chain are right")
-    show_verdicts(found.verdicts)
-    console.document(found.document())
-    require([verdict for verdict in found.verdicts if verdict.status != "not run"])
-
-
-@cli.command()
-@click.argument("model")
-@click.option("--depth", type=click.IntRange(1, 100), help="How deep to go [to the innermost].")
-@click.option(
-    "--inputs", type=click.Path(path_type=Path), help="Inputs of the model, from an .npz file."
-)
-@_printing
-def summary(model: str, depth: int | None, inputs: Path | None, **values: Any) -> None:
-    """Print a model layer by layer: output shapes, parameters, multiply-adds."""
-    from engines.base import import_vendor
-    from pipeline import models
-
-    _print_as(values)
-    spec = models.get(model)
-    torch = import_vendor("torch", "pip install torch torchvision")
-    from pipeline import layers, rows
-
-    built = spec.build(None)
-    given = rows.without_test_set(built, None if inputs is None else rows.read(inputs)).inputs
-    tensors = [torch.from_numpy(array[:1]) for array in given.values()]
-    found = layers.summarise(model, built, tensors, depth)
-    layers.show(found)
-    console.document(found.document())
-
-
-@cli.command("models")
-@_printing
-def list_models(**values: Any) -> None:
-    """List the models of the zoo."""
-    from pipeline import models
-
-    _print_as(values)
-    found = [models.get(name) for name in models.names()]
-    console.table(
-        "Models",
-        ("model", "image", "data set", ">epochs", ">learning rate", ">batch"),
-        [
-            (
-                spec.name,
-                "x".join(map(str, spec.image_shape or ())),
-                spec.dataset or "",
-                str(spec.recipe.epochs),
-                f"{spec.recipe.lr:g}",
-                str(spec.recipe.batch_size),
-            )
-            for spec in found
-        ],
-    )
-    console.document([spec.name for spec in found])
-
-
-@cli.command()
-@_printing
-def doctor(**values: Any) -> None:
-    """Say what this machine has: Python, CPU, GPU, and every engine."""
-    from pipeline import doctor as surgery
-
-    _print_as(values)
-    found = surgery.examine()
-    surgery.show(found)
-    console.document(found)
+for _command in commands.COMMANDS:
+    cli.add_command(_command)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -95,19 +95,15 @@ def _examples(source: Source) -> list[torch.Tensor]:
 
 def _program(source: Source) -> Exported:
     """Exports by torch.export and simplifies the graph, unless that changes the verdict."""
-    program = export_program(source.served, _examples(source))
+    program = export_program(source.served, _examples(source), list(source.golden.inputs))
     specs = source.golden.input_specs, source.golden.output_specs
-
-    def graph(*, optimize: bool) -> onnx.ModelProto:
-        return export_graph(program, *specs, source.metadata, _opset(source), optimize=optimize)
-
-    plain, simple = graph(optimize=False), graph(optimize=True)
-    chosen = simple
-    if _verdict(simple, source) == "mismatch" and _verdict(plain, source) == "pass":
+    chosen, plain = export_graph(program, *specs, source.metadata, _opset(source))
+    if plain and _verdict(chosen, source) == "mismatch" and _verdict(plain, source) == "pass":
         console.say("export: simplified, the graph is not the model any more: left as it was")
         chosen = plain
     weights = carriers.carriers(program, chosen)
-    notes = {"warnings": [], "removed": _removed(plain, chosen)}
+    removed = None if plain is None else _removed(plain, chosen)
+    notes: dict[str, Any] = {"warnings": [], "removed": removed}
     return Exported(chosen, program, source.golden, weights, notes=notes)
 
 

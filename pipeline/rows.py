@@ -13,6 +13,7 @@ import numpy as np
 
 from engines.base import Array
 from engines.errors import DeployError
+from pipeline.golden import EDGES
 from pipeline.models import IMAGE
 
 if TYPE_CHECKING:
@@ -239,11 +240,5 @@ def edge_images(shape: tuple[int, ...], seed: int = 0) -> dict[str, Array]:
     checkerboard = np.broadcast_to(((rows + columns) % 2 * 255).astype(np.uint8), shape)
     ramp = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8), shape)
     noise = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    return {
-        "all 0": np.zeros(shape, np.uint8),
-        "all 255": np.full(shape, 255, np.uint8),
-        "one pixel": single,
-        "checkerboard": checkerboard,
-        "ramp": ramp,
-        "uniform noise": noise,
-    }
+    black, white = np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8)
+    return dict(zip(EDGES, (black, white, single, checkerboard, ramp, noise), strict=True))

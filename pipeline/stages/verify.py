@@ -29,7 +29,7 @@ from pipeline.stages import data_option, model_option, precision_option
 from pipeline.stages.train import inputs_of
 
 if TYPE_CHECKING:
-    from pipeline.parity import Verdict
+    from pipeline.parity import OutputVerdict, Verdict
 
 SUBJECT = "graph"  # pipeline.engine_proof.GRAPH, which is too heavy to import for --help
 
@@ -156,7 +156,7 @@ def show_verdicts(verdicts: list[Verdict]) -> None:
                     _flips(verdict),
                     _accuracy(verdict),
                     _weights(verdict),
-                    *((_lost(verdict), f"{output.sqnr:.1f}") if quantized else ()),
+                    *((_lost(verdict), _sqnr(output)) if quantized else ()),
                 )
             )
     console.table("Parity with PyTorch", (*columns, *more), rows)
@@ -180,6 +180,10 @@ def _accuracy(verdict: Verdict) -> str:
 def _lost(verdict: Verdict) -> str:
     lost = None if verdict.flips is None else verdict.flips.drop
     return "" if lost is None else str(lost)
+
+
+def _sqnr(output: OutputVerdict) -> str:
+    return "" if output.sqnr is None else f"{output.sqnr:.1f}"
 
 
 def _weights(verdict: Verdict) -> str:

@@ -97,10 +97,99 @@ class ByValue(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-@pytest.mark.parametrize("module", [FixedBatch(), ByValue()])
-def test_a_model_that_cannot_be_traced_is_an_error_not_a_static_graph(module: nn.Module) -> None:
-    with pytest.raises(DeployError, match="cannot trace the model with a dynamic batch"):
+class BySize(nn.Module):
+    """Does for a batch of two what it does for no other."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = image.float().flatten(1)
+        if x.shape[0] == 2:
+            return x[:, :10]
+        return x[:, 10:20]
+
+
+class Counting(nn.Module):
+    """Takes as many pixels as their sum says."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.float().flatten(1)[:, : int(image.sum())]
+
+
+class Unfit(nn.Module):
+    """Multiplies what does not fit together."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.float() @ torch.zeros(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (FixedBatch(), r"fixes its batch \(axis 0 of image\) to 2.*reshape\(2, -1\)"),
+        (BySize(), r"fixes its batch \(axis 0 of image\) to 2.*if x\.shape\[0\] == 2"),
+        (ByValue(), r"depends on the values of a tensor.*return x if x\.sum\(\) > 0"),
+        (Counting(), r"depends on the values of a tensor.*int\(image\.sum\(\)\)"),
+        (Unfit(), r"shapes do not fit together.*@ torch\.zeros\(3, 3\)"),
+    ],
+)
+def test_a_model_that_cannot_be_traced_is_an_error_that_names_the_line(
+    module: nn.Module, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DeployError, match=said) as caught:
         export_program(module, EXAMPLES)
+    assert (
+        f"test_graph.py:{module.forward.__code__.co_firstlineno + 1}" in caught.value.message
+        or ("test_graph.py:" in caught.value.message)
+    )
+    assert "Traceback" in caught.value.report
+    assert len(caught.value.message) < 400
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")  # torch's own words are in the report
+
+
+def test_the_report_of_a_failure_is_kept_beside_where_the_graph_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assay: Callable[..., Result]
+) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    root = tmp_path / "artifacts"
+    result = assay("export", "mine:fixed", "--root", root)
+    assert result.code == 1
+    assert "mine.py:7 in forward" in result.err
+    assert "axis 0 of x" in result.err
+    report = root / "mine-fixed/fp32/export-failure.txt"
+    assert str(report) in result.err
+    assert "Constraints violated" in report.read_text()
+    assert not (root / "mine-fixed/fp32/model.onnx").exists()
+    # What torch.export cannot trace, TorchScript does; the verdict then finds it frozen.
+    result = assay("export", "mine:branch", "--root", root, "--exporter", "torchscript")
+    assert result.code == 0, result.err
+    assert "frozen by tracing?" in result.out
+    assert not (root / "mine-branch/fp32/model.pt2").exists()
+    found = json.loads((root / "mine-branch/fp32/graph.json").read_text())
+    assert found["metadata"]["assay.exporter"] == "torchscript"
+    assert assay("verify", "mine:branch", "--root", root).code == 3
+
+
+OWN = """
+import torch
+from torch import nn
+from pipeline.models import Model
+
+class Fixed(nn.Linear):
+    def forward(self, x): return super().forward(x) if len(x) != 2 else super().forward(1 * x)
+
+class Branch(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return y if y.mean() > 0 else -y
+
+def fixed():
+    return Model(network=Fixed(4, 3), inputs={"x": torch.ones(2, 4).numpy()})
+
+def branch():
+    x = torch.linspace(-9, 9, 40).reshape(10, 4).numpy()
+    return Model(network=Branch(4, 3), inputs={"x": x})
+"""
 
 
 class Untranslatable(nn.Module):

@@ -1,0 +1,232 @@
+"""Exports and verifies every classification model of torchvision in every precision.
+
+    python benchmarks/zoo.py [--quick] [--models A,B] [--precisions fp32,int8] [--memory GIB]
+
+Weights are random (seeded), with the statistics of batch norms filled by a few batches, so that
+nothing has to be downloaded. Each case is what a user would type, `assay export` and `assay
+verify`, in processes whose time and peak memory are measured. Results are added to
+benchmarks/results/zoo.json case by case, smallest models first: an interrupted sweep goes on
+where it stopped. `--quick` takes two small models and keeps its results to itself; it exits with
+1 if a case failed for another reason than a backend that lacks a type.
+
+Prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from exporters import PRECISIONS
+from pipeline import models, rows
+
+RESULTS = Path(__file__).parent / "results" / "zoo.json"
+QUICK = ("squeezenet1_1", "shufflenet_v2_x0_5")
+GOLDEN, CALIBRATION = 3, 24  # images; edge cases come on top of the golden ones
+SECONDS = 1200
+
+
+@dataclass
+class Case:
+    """What became of one model at one precision.
+
+    Attributes:
+        verdict: Of the graph: "pass", "mismatch", "vacuous", "not run"; "" if not exported.
+        ratio: The rms error, as a multiple of the noise floor; None if it was not run.
+        audited: Weights found in the graph, of how many.
+        seconds: Of export and verify.
+        peak: The largest memory of the processes, in MiB.
+        reason: Why it is no pass, in the first line of the error.
+    """
+
+    model: str
+    precision: str
+    exported: bool = False
+    verdict: str = ""
+    ratio: float | None = None
+    audited: str = ""
+    nodes: str = ""
+    seconds: float = 0.0
+    peak: int = 0
+    reason: str = ""
+
+
+def names() -> list[str]:
+    """Returns torchvision's classification models, the cheapest first."""
+    module = torchvision.models
+    found = torchvision.models.list_models(module=module)
+
+    def cost(name: str) -> float:
+        return float(module.get_model_weights(name).DEFAULT.meta["_ops"])
+
+    return sorted(found, key=cost)
+
+
+def prepare(name: str, folder: Path) -> None:
+    """Writes weights, golden inputs and calibration data of a model."""
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    model = models.get(f"torchvision:{name}").build(None)
+    network = model.network
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    for parameter in network.parameters():
+        if parameter.ndim > 1 and not parameter.detach().any():
+            # A head of zeros gives the same for every input: nothing could be compared.
+            torch.nn.init.normal_(parameter, std=0.02)
+    shape = model.image or (3, 224, 224)
+    if norms:
+        network.train()
+        with torch.no_grad():
+            for batch in rows.made_images(shape, 8, seed=2).reshape(2, 4, *shape):
+                network(model.prepare(torch.from_numpy(batch)))
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    save_file(state, folder / "weights.safetensors")
+    np.savez(folder / "golden.npz", image=rows.made_images(shape, GOLDEN, seed=3))
+    np.savez(folder / "calibration.npz", image=rows.made_images(shape, CALIBRATION, seed=4))
+
+
+def command(words: list[str], limit: float, seconds: float) -> tuple[dict[str, Any], int, str]:
+    """Runs a command; returns its JSON document, its peak memory in MiB, and why it was ended.
+
+    Args:
+        limit: Memory above which it is ended, in MiB.
+    """
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    peak, ended, done = 0, "", threading.Event()
+
+    def watch() -> None:
+        nonlocal peak, ended
+        start = time.monotonic()
+        while not done.wait(0.1):
+            with contextlib.suppress(OSError, IndexError):
+                status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+                peak = max(peak, int(status.partition("VmHWM:")[2].split()[0]) // 1024)
+            if peak > limit:
+                ended = f"takes more than {limit / 1024:.0f} GiB of memory"
+            elif time.monotonic() - start > seconds:
+                ended = f"takes more than {seconds:.0f} s"
+            if ended:
+                os.killpg(process.pid, signal.SIGKILL)
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    out, _ = process.communicate()
+    done.set()
+    watcher.join()
+    document: dict[str, Any] = {}
+    with contextlib.suppress(json.JSONDecodeError):
+        document = json.loads(out)
+    return document, peak, ended
+
+
+def measure(name: str, precision: str, folder: Path, limit: float) -> Case:
+    """Exports and verifies one case in the store of a folder."""
+    case = Case(name, precision)
+    start = time.monotonic()
+    where = ["--root", str(folder / "artifacts"), "--json"]
+    words = [sys.executable, "-m", "pipeline.cli"]
+    model = [f"torchvision:{name}", "--precision", precision]
+    more = ["--weights", str(folder / "weights.safetensors")]
+    more += ["--inputs", str(folder / "golden.npz")]
+    if precision == "int8":
+        more += ["--calibration", str(folder / "calibration.npz")]
+    found, case.peak, ended = command([*words, "export", *model, *more, *where], limit, SECONDS)
+    if "outcomes" in found:
+        case.exported = True
+        described = found["outcomes"][-1]["results"]["graph"]
+        case.nodes = ", ".join(f"{n} {kind}" for kind, n in described["precisions"].items())
+        found, peak, ended = command([*words, "verify", *model, *where], limit, SECONDS)
+        case.peak = max(case.peak, peak)
+        path = folder / f"artifacts/torchvision-{name}/{precision}/verdict.json"
+        if path.exists():
+            verdict = json.loads(path.read_text(encoding="utf-8"))
+            case.verdict, case.reason = verdict["status"], verdict["reason"]
+            if verdict["outputs"]:
+                case.ratio = max(o["rms"] / o["rms_floor"] for o in verdict["outputs"])
+            if audit := verdict["audit"]:
+                total = audit["identical"] + len(audit["changed"]) + len(audit["unaudited"])
+                case.audited = f"{audit['identical']} of {total}"
+    case.seconds = round(time.monotonic() - start, 1)
+    if ended or (not case.reason and "error" in found):
+        case.reason = ended or found["error"]["message"]
+    case.reason = case.reason.splitlines()[0][:300] if case.reason else ""
+    return case
+
+
+def table(cases: list[Case]) -> str:
+    """Returns the cases as a Markdown table."""
+    head = ("model", "precision", "verdict", "x floor", "weights", "nodes", "s", "MiB", "reason")
+    lines = [head, tuple("---" for _ in head)]
+    for case in cases:
+        ratio = "" if case.ratio is None else f"{case.ratio:.2f}"
+        verdict = case.verdict or "not exported"
+        measured = (f"{case.seconds:.0f}", f"{case.peak:,}")
+        found = (ratio, case.audited, case.nodes, *measured, case.reason)
+        lines.append((case.model, case.precision, verdict, *found))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    """Measures the cases that are asked for and not yet known."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--models", type=lambda text: text.split(","))
+    parser.add_argument("--precisions", type=lambda text: text.split(","), default=PRECISIONS)
+    parser.add_argument("--memory", type=float, default=12.0)
+    asked = parser.parse_args()
+    wanted = asked.models or (list(QUICK) if asked.quick else names())
+    known: list[Case] = []
+    if RESULTS.exists() and not asked.quick:
+        known = [Case(**entry) for entry in json.loads(RESULTS.read_text())["cases"]]
+    done = {(case.model, case.precision) for case in known}
+    made: list[Case] = []
+    for name in wanted:
+        missing = [p for p in asked.precisions if (name, p) not in done]
+        if not missing:
+            continue
+        with tempfile.TemporaryDirectory(prefix="zoo-") as scratch:
+            folder = Path(scratch)
+            prepare(name, folder)
+            for precision in missing:
+                case = measure(name, precision, folder, asked.memory * 1024)
+                made.append(case)
+                print(table([case]).splitlines()[-1], file=sys.stderr, flush=True)
+                if not asked.quick:
+                    write([*known, *made])
+    print(table([*known, *made]))
+    return int(any(case.verdict not in ("pass", "not run") for case in made)) if asked.quick else 0
+
+
+def write(cases: list[Case]) -> None:
+    """Keeps what is known, whole or not at all."""
+    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    content = {**versions, "cases": [asdict(case) for case in cases]}
+    part = RESULTS.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(RESULTS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

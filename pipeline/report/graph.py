@@ -1,0 +1,67 @@
+"""What a graph is, as tables."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from engines.errors import DeployError
+from pipeline import console
+from pipeline.digests import sha256_file
+
+_WIDTH = 100  # of a metadata value: the labels of ImageNet fill pages
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Describes a graph, once all that it refers to has been checked.
+
+    Raises:
+        DeployError: It is not an ONNX graph, is damaged or not valid, or refers to data
+            elsewhere.
+    """
+    import onnx
+
+    from exporters import files
+    from exporters.inspection import describe
+
+    if not path.is_file():
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise DeployError(f"{path} {problem}", "give the path of an ONNX graph")
+    model = files.read(path, data=False)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+        found = describe(model)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise DeployError(f"{path} is not valid ONNX: {error}", "export it again") from error
+    return {"file": str(path), "sha256": sha256_file(path), **found.document()}
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= _WIDTH else f"{value[:_WIDTH]}…"
+
+
+def show(found: dict[str, Any], *, nodes: bool) -> None:
+    """Prints a description that `read` gave; every node that computes, where asked."""
+    console.result(f"{found['file']}: sha256 {found['sha256']}")
+    for side in ("inputs", "outputs"):
+        console.result(f"{side}: {', '.join(found[side])}")
+    types = ", ".join(f"{count} in {name}" for name, count in found["precisions"].items())
+    console.result(f"opset {found['opset']}; nodes that compute: {types}")
+    console.result(
+        f"{found['parameters']:,} parameters in {found['size']:,} bytes,"
+        f" {found['multiply_adds']:,} multiply-adds a row"
+    )
+    if nodes:
+        rows = [
+            (each["name"], each["operator"], each["precision"], f"{each['multiply_adds']:,}")
+            for each in found["nodes"]
+        ]
+        console.table("Nodes", ("node", "operator", "precision", ">multiply-adds"), rows)
+    else:
+        counts = found["operators"].items()
+        console.table("Operators", ("operator", ">nodes"), [(k, str(n)) for k, n in counts])
+    said = [(key, _short(value)) for key, value in found["metadata"].items()]
+    console.table("Metadata", ("key", "value"), said)
+    if importlib.util.find_spec("netron") is not None:
+        console.result(f"to look at it: netron {found['file']}")
