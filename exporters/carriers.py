@@ -148,10 +148,34 @@ def _fold(node: Any, names: Mapping[str, str]) -> _Fold | None:
     return _Fold(weight, bias, gamma, beta, mean, variance, node.args[7], axis)
 
 
-def _carried(
-    fold: _Fold, state: Mapping[str, Array], made: Mapping[str, Array]
-) -> dict[str, Array]:
-    """Returns the tensors of the graph that carry a fold's parameters; none if it is not there."""
+def refold(program: Any, graph: onnx.ModelProto) -> None:
+    """Puts what a fold gives in float64 where an optimizer has folded a batch norm.
+
+    The optimizer folds in the type of the weights: in fp16 with roundings that cost more than
+    fp16 itself, and in bf16 it gives float32, which fits nothing around it.
+    """
+    state = {name: _array(tensor) for name, tensor in program.state_dict.items()}
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for node in program.graph.nodes:
+        fold = _fold(node, names)
+        if fold is None or fold.variance in tensors or fold.weight not in tensors:
+            continue  # none, or left as it was
+        weight, shift, _ = _in_float64(fold, state)
+        dtype = state[fold.weight].dtype
+        for name, value in ((fold.weight, weight), (_bias(fold), shift)):
+            if name in tensors and list(tensors[name].dims) == list(value.shape):
+                tensors[name].CopyFrom(onnx.numpy_helper.from_array(value.astype(dtype), name))
+
+
+def _bias(fold: _Fold) -> str:
+    """Returns the name that the optimizer gives a folded bias."""
+    return fold.bias or f"{fold.weight}_bias"
+
+
+def _in_float64(fold: _Fold, state: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+    """Returns folded weight and bias, and the size of the terms whose sum the bias is."""
 
     def value(name: str | None, otherwise: float) -> Array:
         return np.array(otherwise) if name is None else state[name].astype(np.float64)
@@ -164,6 +188,14 @@ def _carried(
     shift = (inner - mean) * scale + beta
     # Terms may cancel: what was rounded are the terms, not their sum.
     size = (np.abs(inner) + np.abs(mean)) * np.abs(scale) + np.abs(beta)
+    return weight, shift, size
+
+
+def _carried(
+    fold: _Fold, state: Mapping[str, Array], made: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Returns the tensors of the graph that carry a fold's parameters; none if it is not there."""
+    weight, shift, size = _in_float64(fold, state)
     found = made.get(fold.weight)
     if found is None or not _close(found, weight, np.abs(weight)):
         return {}
@@ -171,7 +203,7 @@ def _carried(
     rest = [name for name in (fold.bias, fold.gamma, fold.beta, fold.mean, fold.variance) if name]
     if not shift.any():  # a bias of zeros is left out
         return carried | dict.fromkeys(rest, found)
-    bias = made.get(fold.bias or f"{fold.weight}_bias")
+    bias = made.get(_bias(fold))
     if bias is None or not _close(bias, shift, size):
         return {}
     return carried | dict.fromkeys(rest, bias)

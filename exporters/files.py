@@ -109,7 +109,8 @@ def check_external(model: onnx.ModelProto, path: Path) -> None:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
-        if not location or location != Path(location).name or "\\" in location:
+        plain = location == Path(location).name and location not in ("", ".", "..")
+        if not plain or "\\" in location:
             raise DeployError(
                 f"{path}: tensor {tensor.name!r} lies in {location!r}, outside the graph's folder",
                 "external data has to be a file beside the graph, by its plain name",

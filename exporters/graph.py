@@ -18,6 +18,7 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]  # public, but
 from engines.base import TensorSpec
 from engines.errors import DeployError
 from exporters import explain, files
+from exporters.carriers import refold
 
 # The name every dynamic axis gets; the exporter's own (s40, s77, …) says nothing.
 BATCH = "batch"
@@ -65,7 +66,9 @@ def export_graph(
             translated.optimize()
         except Exception as error:  # the exporter's errors share no public type
             raise explain.untranslated(error, report, program) from error
-    simple = finished(translated.model_proto, inputs, outputs, metadata)
+    simplified = translated.model_proto
+    refold(program, simplified)
+    simple = finished(simplified, inputs, outputs, metadata)
     try:
         return simple, finished(plain, inputs, outputs, metadata)
     except DeployError:  # some are valid only once they are simplified
@@ -134,7 +137,9 @@ def finished(
 def canonicalise(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     """Removes what depends on the folder and names the dynamic axes; sets our metadata."""
     _strip(model)
-    values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
+    # What can be inferred is left out: an optimizer may have changed a type and not said so.
+    del model.graph.value_info[:]
+    values = [*model.graph.input, *model.graph.output]
     for value in values:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:

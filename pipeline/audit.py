@@ -16,6 +16,7 @@ import onnx
 
 from engines.base import Array
 from engines.errors import DeployError
+from exporters import files
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def audit(graph: Path, weights: Mapping[str, str]) -> Audit:
     Raises:
         DeployError: The file is not an ONNX graph.
     """
+    model = files.read(graph)
     try:
-        model = onnx.load(graph)
         # Only what an output depends on: a spare copy of a weight proves nothing.
         used = _reached(model.graph)
         found = {

@@ -65,7 +65,7 @@ def _parameter(option: Option, with_defaults: bool) -> click.Parameter:
     help_text = option.text
     if option.names is not None and option.name != "model":
         help_text += f" Known: {', '.join(option.names())}."
-    if with_defaults and option.default is not None:
+    if with_defaults and option.default not in (None, ()):
         default = option.default
         text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
         help_text += f" [default: {text}]"
@@ -177,7 +177,8 @@ def _add_run() -> None:
         for option in options(chain.stage(name).params):
             union.setdefault(option.name, option)
     union["engine"] = next(o for o in options(chain.stage("build").params) if o.name == "engine")
-    del union["measurements"]
+    for own in ("measurements", "against"):  # of what else there may be, a single run knows nothing
+        del union[own]
     ordered = sorted(union.values(), key=lambda option: not option.required)
 
     @storing

@@ -8,6 +8,7 @@ from pathlib import Path
 import engines
 from engines.base import Array, OpenOptions, choose_device
 from engines.errors import NotAvailableError
+from exporters import files
 from pipeline import golden as goldens
 from pipeline import parity
 from pipeline.audit import audit
@@ -41,6 +42,8 @@ def prove(
             golden file has labels for.
     """
     golden = goldens.load(golden_path)
+    if runner(subject) == GRAPH_RUNNER:
+        files.read(path, data=False)  # nothing may lead out of its folder
     verdict = _judge(subject, path, golden, precision, OpenOptions(device, threads), images)
     return parity.with_audit(verdict, audit(path, golden.weights)) if subject == GRAPH else verdict
 

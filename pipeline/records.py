@@ -150,6 +150,8 @@ def _command(stage: str, params: Mapping[str, Any], artifact: Artifact) -> str:
         words += ["--data", f"PATH/TO/{folders[1].removeprefix(FOLDER_PREFIX)}"]
     if stage != "data":
         words.append(str(params.get("model", "MODEL")))
+    if stage in ("export", "build", "verify") and len(folders) > 2 and folders[1] != "fp32":  # noqa: PLR2004 - model/precision/file
+        words += ["--precision", folders[1]]
     if stage in ("build", "verify") and len(folders) > 3:  # noqa: PLR2004 - model/precision/engine
         words += ["--engine", folders[2]]
     return " ".join(words)

@@ -6,11 +6,13 @@ import dataclasses
 import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
 from engines import machine
 from engines.errors import DeployError, NotAvailableError
+from exporters import PRECISIONS
 from pipeline import console, models
 from pipeline.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
 from pipeline.digests import read_json, write_json
@@ -35,6 +37,11 @@ class Params:
         text='Built engines to measure, or "all" that run here.',
         names=engines.names,
     )
+    against: tuple[str, ...] = option(
+        (),
+        text="Precisions whose engines are measured beside, the first as the baseline.",
+        names=lambda: list(PRECISIONS),
+    )
     batch: tuple[int, ...] = option((1, 8, 64), text="Batch sizes to measure.", high=65536)
     threads: int = option(
         factory=machine.available_cpus, text="CPU threads of one inference.", high=1024
@@ -56,9 +63,25 @@ def resolve(params: Params) -> Params:
     if budget is None:
         spec = models.in_zoo(params.model)
         budget = (spec.recipe if spec else models.Recipe()).bench_seconds
+    against = tuple(each for each in dict.fromkeys(params.against) if each != params.precision)
+    batch = tuple(sorted(set(params.batch)))
     return dataclasses.replace(
-        params, engine=tuple(ordered), batch=tuple(sorted(set(params.batch))), budget=budget
+        params, engine=tuple(ordered), against=against, batch=batch, budget=budget
     )
+
+
+def _candidates(params: Params) -> dict[str, Artifact]:
+    """Returns what is measured, by the name it has in the table; the baseline first."""
+    engines_of = {
+        precision: {
+            name if precision == params.precision else f"{name} {precision}": ENGINE.at(
+                engine=name, precision=precision
+            )
+            for name in params.engine
+        }
+        for precision in (*params.against, params.precision)
+    }
+    return {name: engine for each in engines_of.values() for name, engine in each.items()}
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
@@ -68,8 +91,8 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     golden = goldens.load(inputs[GOLDEN])
     with ExitStack() as stack:
         sessions = {
-            name: stack.enter_context(closing(_open(name, inputs, params)))
-            for name in params.engine
+            name: stack.enter_context(closing(_open(name.partition(" ")[0], inputs[built], params)))
+            for name, built in _candidates(params).items()
         }
         load = os.getloadavg()[0]
         results = _measure_all(sessions, golden.inputs, params)
@@ -77,7 +100,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     write_json(
         outputs[MEASUREMENTS],
         {
-            "baseline": params.engine[0],
+            "baseline": next(iter(sessions)),
             "devices": devices,
             "machine": {
                 "cpu": machine.cpu_model(),
@@ -90,7 +113,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     )
 
 
-def _open(name: str, inputs: Paths, params: Params) -> Session:
+def _open(name: str, built: Path, params: Params) -> Session:
     from engines.base import OpenOptions, choose_device
 
     engine = engines.get(name)
@@ -98,7 +121,7 @@ def _open(name: str, inputs: Paths, params: Params) -> Session:
     if not found.run:
         raise NotAvailableError(f"engine {name!r} cannot run here: {found.reason}", found.install)
     options = OpenOptions(device=choose_device(engine, params.device), threads=params.threads)
-    return engine.open(inputs[ENGINE.at(engine=name)], options)
+    return engine.open(built, options)
 
 
 def _measure_all(
@@ -180,7 +203,7 @@ def _ratio(ratio: dict[str, float]) -> str:
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
-    return (GOLDEN, *(ENGINE.at(engine=name) for name in params.engine))
+    return (GOLDEN, *_candidates(params).values())
 
 
 STAGE = Stage(
