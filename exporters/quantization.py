@@ -76,13 +76,12 @@ def quantize(
 
     Args:
         graph: With batch norms folded.
-        rows: Representative inputs by name, `[rows, …]`.
+        rows: Representative inputs by name, `[rows, …]`, that `check_rows` has accepted.
         judge: Says how good a quantized graph is; larger is better.
 
     Raises:
-        DeployError: The rows do not fit the graph or hold NaN, or ONNX Runtime cannot quantize it.
+        DeployError: ONNX Runtime cannot calibrate or quantize the graph.
     """
-    check_rows(graph, rows)
     source = onnx.ModelProto()
     source.CopyFrom(graph)
     onnx.helper.set_model_props(source, dict([_PREPROCESSED]))

@@ -22,7 +22,7 @@ from exporters.files import write
 from exporters.graph import export_graph, finished, trace_graph
 from exporters.precision import OPSETS
 from exporters.program import export_program
-from exporters.quantization import quantize
+from exporters.quantization import check_rows, quantize
 from exporters.served import Served
 from pipeline import calibration, console, engine_proof, parity
 from pipeline.audit import digest
@@ -119,6 +119,7 @@ def _traced(source: Source) -> Exported:
 
 def _quantized(found: Exported, source: Source, by: calibration.Calibration) -> Exported:
     console.say(f"export: calibrating on {by.source}")
+    check_rows(found.graph, by.rows)
     wanted = calibration.run(found.graph, by.selection)
     made = quantize(found.graph, by.rows, lambda graph: calibration.judge(graph, wanted, by))
     specs = source.golden.input_specs, source.golden.output_specs
