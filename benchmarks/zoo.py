@@ -49,6 +49,7 @@ class Case:
     Attributes:
         verdict: Of the graph: "pass", "mismatch", "vacuous", "not run"; "" if not exported.
         ratio: The rms error, as a multiple of the noise floor; None if it was not run.
+        largest: The largest error of a row, as a multiple of that row's.
         audited: Weights found in the graph, of how many.
         seconds: Of export and verify.
         peak: The largest memory of the processes, in MiB.
@@ -60,6 +61,7 @@ class Case:
     exported: bool = False
     verdict: str = ""
     ratio: float | None = None
+    largest: float | None = None
     audited: str = ""
     nodes: str = ""
     seconds: float = 0.0
@@ -164,7 +166,8 @@ def measure(name: str, precision: str, folder: Path, limit: float) -> Case:
             verdict = json.loads(path.read_text(encoding="utf-8"))
             case.verdict, case.reason = verdict["status"], verdict["reason"]
             if verdict["outputs"]:
-                case.ratio = max(o["rms"] / o["rms_floor"] for o in verdict["outputs"])
+                case.ratio = max(o["rms_ratio"] for o in verdict["outputs"])
+                case.largest = max(o["max_ratio"] for o in verdict["outputs"])
             if audit := verdict["audit"]:
                 total = audit["identical"] + len(audit["changed"]) + len(audit["unaudited"])
                 case.audited = f"{audit['identical']} of {total}"
@@ -177,13 +180,24 @@ def measure(name: str, precision: str, folder: Path, limit: float) -> Case:
 
 def table(cases: list[Case]) -> str:
     """Returns the cases as a Markdown table."""
-    head = ("model", "precision", "verdict", "x floor", "weights", "nodes", "s", "MiB", "reason")
+    head = (
+        "model",
+        "precision",
+        "verdict",
+        "rms x floor",
+        "max x floor",
+        "weights",
+        "nodes",
+        "s",
+        "MiB",
+        "reason",
+    )
     lines = [head, tuple("---" for _ in head)]
     for case in cases:
-        ratio = "" if case.ratio is None else f"{case.ratio:.2f}"
+        ratios = ["" if each is None else f"{each:.2f}" for each in (case.ratio, case.largest)]
         verdict = case.verdict or "not exported"
         measured = (f"{case.seconds:.0f}", f"{case.peak:,}")
-        found = (ratio, case.audited, case.nodes, *measured, case.reason)
+        found = (*ratios, case.audited, case.nodes, *measured, case.reason)
         lines.append((case.model, case.precision, verdict, *found))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

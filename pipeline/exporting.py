@@ -24,7 +24,7 @@ from exporters.precision import OPSETS
 from exporters.program import export_program
 from exporters.quantization import check_rows, quantize
 from exporters.served import Served
-from pipeline import calibration, console, engine_proof, parity
+from pipeline import calibration, console, engine_proof, noise, parity
 from pipeline.audit import digest
 from pipeline.golden import Golden
 
@@ -125,7 +125,10 @@ def _quantized(found: Exported, source: Source, by: calibration.Calibration) -> 
     specs = source.golden.input_specs, source.golden.output_specs
     graph = finished(made.graph, *specs, source.metadata)
     cpu_graph = finished(made.cpu_graph, *specs, source.metadata)
-    golden = dataclasses.replace(source.golden, native=calibration.run(graph, source.golden.inputs))
+    native = calibration.run(graph, source.golden.inputs)
+    reference = source.golden.reference
+    yardstick = {name: noise.measure(reference[name], [native[name]]) for name in native}
+    golden = dataclasses.replace(source.golden, native=native, noise=yardstick)
     notes = {
         **found.notes,
         "calibration": {

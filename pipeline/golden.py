@@ -18,7 +18,7 @@ from engines.base import Array, TensorSpec
 from engines.errors import DeployError
 from exporters import PRECISIONS
 
-SCHEMA = 2
+SCHEMA = 3
 # Inputs that no test set has. A quantized graph saturates on some of them, as it should.
 EDGES = ("all 0", "all 255", "one pixel", "checkerboard", "ramp", "uniform noise")
 # All that numpy, zip and JSON raise on a damaged or foreign file.
@@ -43,6 +43,7 @@ class Golden:
         inputs: By input name, `[rows, …]`: real ones first, then edge cases.
         reference: By output name, the float64 outputs, `[rows, …]`.
         native: By output name, PyTorch's outputs at the graph's precision, `[rows, …]`.
+        noise: By output name, how far rounding moves each row (`pipeline.noise`), `[rows, 2]`.
         cases: A name for each row.
         logits: The name of the output whose largest value is the class; "" if there is none.
         labels: The class of each real image, `[images]`; these are the first rows. Empty if
@@ -58,6 +59,7 @@ class Golden:
     inputs: dict[str, Array]
     reference: dict[str, Array]
     native: dict[str, Array]
+    noise: dict[str, Array]
     cases: tuple[str, ...]
     logits: str
     labels: Array
@@ -85,7 +87,8 @@ class Golden:
         rows = len(self.cases)
         if not rows or self.precision not in PRECISIONS:
             raise ValueError(f"{rows} rows at precision {self.precision!r}")
-        if self.reference.keys() != self.native.keys() or not self.native or not self.inputs:
+        keys = self.reference.keys()
+        if not keys == self.native.keys() == self.noise.keys() or not keys or not self.inputs:
             raise ValueError("inputs or outputs are missing")
         for part in (self.inputs, self.reference, self.native):
             for name, array in part.items():
@@ -96,6 +99,9 @@ class Golden:
                 raise ValueError(f"{name} has two shapes")
             if not (np.isfinite(array).all() and np.isfinite(self.native[name]).all()):
                 raise ValueError(f"PyTorch's own output {name!r} has NaN or Inf")
+            noise = self.noise[name]
+            if noise.shape != (rows, 2) or not (noise >= 0).all() or np.isinf(noise).any():
+                raise ValueError(f"the noise of {name!r} is not two numbers a row")
         counts = (self.labels.ndim, self.test_labels.ndim, self.test_reference.ndim)
         if counts != (1, 1, 2) or len(self.test_labels) != len(self.test_reference):
             raise ValueError("the test set's labels and outputs do not fit together")
@@ -121,7 +127,7 @@ class Golden:
             "test_reference": self.test_reference,
             "test_labels": self.test_labels,
         }
-        for part in ("inputs", "reference", "native"):
+        for part in ("inputs", "reference", "native", "noise"):
             arrays |= {f"{part}/{name}": array for name, array in getattr(self, part).items()}
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub is too narrow
@@ -144,6 +150,7 @@ def load(path: Path) -> Golden:
             inputs=_part(arrays, "inputs"),
             reference=_part(arrays, "reference"),
             native=_part(arrays, "native"),
+            noise=_part(arrays, "noise"),
             cases=tuple(meta["cases"]),
             logits=meta["logits"],
             labels=arrays["labels"],

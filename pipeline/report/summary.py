@@ -121,7 +121,7 @@ def show(found: Summary) -> None:
 def _verdict_cells(verdict: dict[str, Any]) -> list[str]:
     outputs, flips = verdict["outputs"], verdict["flips"]
     known = flips and flips["correct"] is not None
-    ratios = [output["rms"] / output["rms_floor"] for output in outputs if output["rms_floor"]]
+    ratios = [output["rms_ratio"] for output in outputs]
     return [
         verdict["status"],
         f"{max(ratios):.2f}" if ratios else "",

@@ -197,7 +197,6 @@ class _Run:
             self._end_epoch()
 
     def _train_on(self, batch: torch.Tensor) -> None:
-        import torch
         from torch.nn import functional
 
         mine = batch[self.group.rank :: self.group.world]
@@ -207,7 +206,7 @@ class _Run:
         if self.prepare is not None:
             inputs = self.prepare(inputs)
         if inputs.ndim == 4:  # noqa: PLR2004 - images
-            inputs = _channels_last(inputs)
+            inputs = memory.channels_last(inputs)
         with _autocast(self.settings, self.device):
             outputs = self.module(inputs)
             if self.settings.loss == "cross-entropy":
@@ -357,19 +356,6 @@ def _wrapped(
             )
         module = torch.compile(module)
     return module
-
-
-def _channels_last(images: torch.Tensor) -> torch.Tensor:
-    """Returns `[batch, channels, height, width]` in the order that convolutions are fastest in.
-
-    A single channel lies in both orders at once, and torch takes it for the slow one, which all
-    layers after it then keep, unless its strides say otherwise.
-    """
-    import torch
-
-    _, channels, height, width = images.shape
-    strides = (height * width * channels, 1, width * channels, channels)
-    return images.contiguous(memory_format=torch.channels_last).as_strided(images.shape, strides)
 
 
 def _autocast(settings: Settings, device: torch.device) -> AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""The memory of a step of training: whether it fits, and that the kernel is asked for it once."""
+"""The memory of a step of training: whether it fits, its layout, that it is asked for once."""
 
 from __future__ import annotations
 
@@ -80,6 +80,19 @@ def kept(needed: int) -> Iterator[None]:
         libc.mallopt(_MMAP_MAX, _MMAPS)
         libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGE)  # as glibc sets it by itself
         libc.malloc_trim(0)
+
+
+def channels_last(images: torch.Tensor) -> torch.Tensor:
+    """Returns `[batch, channels, height, width]` in the order that convolutions are fastest in.
+
+    A single channel lies in both orders at once, and torch takes it for the slow one, which all
+    layers after it then keep, unless its strides say otherwise.
+    """
+    import torch
+
+    _, channels, height, width = images.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return images.contiguous(memory_format=torch.channels_last).as_strided(images.shape, strides)
 
 
 def _kept_per_sample(network: nn.Module, prepare: nn.Module | None, samples: Samples) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,4 +105,8 @@ def fit(network: nn.Module, found: dict[str, torch.Tensor], where: str, model: s
             f"{where}: {len(broken)} tensors have NaN or Inf, as {broken[0]}",
             "no output of such a model is a number; take an earlier checkpoint",
         )
-    network.load_state_dict(found)
+    # The versions of the modules' formats, which files of tensors do not keep: some modules
+    # refuse a state without. The names fit, so it is of this version.
+    state = OrderedDict(found)
+    state._metadata = wanted._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(state)

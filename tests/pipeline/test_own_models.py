@@ -378,6 +378,17 @@ def test_weights_from_a_torch_file(tmp_path: Path, wrap: str | None, prefix: str
     assert torch.equal(net.weight, linear(1).weight)
 
 
+def test_a_module_that_wants_the_version_of_its_state_gets_it(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from pipeline import models
+    from pipeline.training.weights import load
+
+    network = models.get("torchvision:mnasnet0_5").build(None).network
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    load(network, tmp_path / "weights.safetensors", "mnasnet0_5")
+
+
 def test_weights_that_run_code_are_refused_and_do_not_run(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:

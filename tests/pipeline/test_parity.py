@@ -12,7 +12,7 @@ import pytest
 
 from engines.base import Array, Feeds, Outputs, TensorSpec
 from pipeline import golden as goldens
-from pipeline import parity
+from pipeline import noise, parity
 from pipeline.golden import Golden
 from pipeline.rows import edge_images
 from pipeline.runner import Store
@@ -38,6 +38,7 @@ def golden() -> Golden:
         inputs={"image": images},
         reference={"logits": reference},
         native={"logits": rounded(images)},
+        noise={"logits": noise.measure(reference, [rounded(images), summed_backwards(images)])},
         cases=tuple(f"case {row}" for row in range(ROWS)),
         logits="logits",
         labels=reference.argmax(1).astype(np.uint8),
@@ -113,60 +114,120 @@ def test_a_smallest_batch_above_what_is_left_is_filled_up(
     assert min(session.sizes) >= limits[0]
 
 
-def test_the_floor_is_pytorchs_own_error(golden: Golden) -> None:
+def test_the_floor_is_pytorchs_own_error_row_by_row(golden: Golden) -> None:
     reference = golden.reference["logits"]
-    native = reference + np.random.default_rng(0).normal(scale=1e-3, size=reference.shape)
-    rms, largest = parity.noise_floor(reference, native, "fp32")
-    error = native - reference
-    assert rms == pytest.approx(np.sqrt((error**2).mean()))
-    assert largest == pytest.approx(np.abs(error).max())
+    random = np.random.default_rng(0)
+    runs = [reference + random.normal(scale=1e-3, size=reference.shape) for _ in range(3)]
+    floor = noise.floor(reference, noise.measure(reference, runs), "fp32")
+    errors = np.stack(runs) - reference
+    for row in range(ROWS):
+        assert floor.rms[row] == pytest.approx(np.sqrt((errors[:, row] ** 2).mean()))
+        assert floor.max[row] == pytest.approx(np.abs(errors[:, row]).max())
 
 
-def test_the_floor_is_never_below_one_unit_of_rounding() -> None:
-    reference = np.array([[1.0, -3.0]])
-    rms, largest = parity.noise_floor(reference, reference.astype(np.float32), "fp32")
-    assert rms == pytest.approx(2**-23 * np.sqrt(5))
-    assert largest == pytest.approx(2**-23 * 3)
+def test_the_floor_is_never_below_one_unit_of_rounding_at_the_rows_scale() -> None:
+    reference = np.array([[1.0, -3.0], [100.0, -300.0], [0.0, 0.0]])
+    found = noise.floor(reference, np.zeros((3, 2)), "fp32")
+    assert found.rms[:2] == pytest.approx(2**-23 * np.sqrt(5) * np.array([1, 100]))
+    assert found.max[:2] == pytest.approx(2**-23 * 3 * np.array([1, 100]))
+    assert found.rms[2] > 0
+    assert found.max[2] > 0
 
 
 def off_by(golden: Golden, factor: float, row: int | None) -> Callable[[Array], Array]:
     """Errors of `factor` times a floor: of the maximum's on one row, or else of the rms's."""
-    reference, native = golden.reference["logits"], golden.native["logits"]
-    floors = parity.noise_floor(reference, native, golden.precision)
+    reference = golden.reference["logits"]
+    floor = noise.floor(reference, golden.noise["logits"], golden.precision)
     signs = np.where(np.indices(reference.shape).sum(axis=0) % 2, 1.0, -1.0)
 
     def function(image: Array) -> Array:
         rows = [int((golden.inputs["image"] == one).all(axis=(1, 2, 3)).argmax()) for one in image]
         if row is None:
-            return (reference + signs * floors[0] * factor)[rows].astype(np.float64)
+            return (reference + signs * floor.rms[:, None] * factor)[rows]
         exact_but_one = reference.copy()
-        exact_but_one[row, 0] += floors[1] * factor
+        exact_but_one[row, 0] += floor.max[row] * factor
         return exact_but_one[rows]
 
     return function
 
 
-@pytest.mark.parametrize("row", [None, 0, ROWS - 1])
-@pytest.mark.parametrize(("factor", "status"), [(3.9, "pass"), (4.1, "mismatch")])
-def test_four_times_the_floor_is_the_limit_in_rms_and_in_the_maximum(
+@pytest.mark.parametrize(
+    ("row", "factor", "status"),
+    [
+        (None, 0.98 * parity.K, "pass"),
+        (None, 1.02 * parity.K, "mismatch"),
+        (0, 0.98 * parity.K_MAX, "pass"),
+        (0, 1.02 * parity.K_MAX, "mismatch"),
+        (ROWS - 1, 0.98 * parity.K_MAX, "pass"),
+        (ROWS - 1, 1.02 * parity.K_MAX, "mismatch"),
+    ],
+)
+def test_the_limits_in_rms_and_on_one_row(
     golden: Golden, row: int | None, factor: float, status: str
 ) -> None:
     # In float64, so that the planted error is the only one.
-    exactly = dataclasses.replace(golden, precision="fp32", native=dict(golden.native))
-    noisy = golden.reference["logits"] + np.random.default_rng(2).normal(
-        scale=1e-3, size=golden.reference["logits"].shape
-    )
-    exactly.native["logits"] = noisy  # a float64 array: the dtype that is promised
+    reference = golden.reference["logits"]
+    random = np.random.default_rng(2)
+    scales = 10.0 ** random.integers(-5, -2, (ROWS, 1))  # noisy and quiet rows
+    noisy = reference + scales * random.normal(size=reference.shape)
+    yardstick = noise.measure(reference, [noisy])
+    if row is not None:
+        yardstick[:, 0] = yardstick[:, 1] * 10  # so that one row's error is none in the rms
+    exactly = dataclasses.replace(golden, native={"logits": noisy}, noise={"logits": yardstick})
     outputs = (TensorSpec("logits", "float64", (None, CLASSES)),)
     session = Computed(off_by(exactly, factor, row), outputs=outputs)
     assert parity.judge("engine", session, exactly).status == status
+
+
+def test_a_noisy_row_hides_no_fault_in_a_quiet_one(golden: Golden) -> None:
+    yardstick = golden.noise["logits"].copy()
+    yardstick[5] *= 1e6  # as an untrained network's on a black image
+    louder = dataclasses.replace(golden, noise={"logits": yardstick})
+
+    def wrong_on_another(image: Array) -> Array:
+        logits = rounded(image)
+        row = golden.inputs["image"][6]
+        logits[(image == row).all(axis=(1, 2, 3)), 0] += np.float32(
+            20 * golden.noise["logits"][6, 1]
+        )
+        return logits
+
+    verdict = parity.judge("engine", Computed(wrong_on_another), louder)
+    assert verdict.status == "mismatch"
+    assert verdict.outputs[0].worst == "case 6"
+
+
+def test_runs_with_moved_weights_measure_what_rounding_does() -> None:
+    """Where one run is right by chance, the others are not."""
+    import torch
+    from torch import nn
+
+    from exporters.served import Served
+    from pipeline.models import Model
+    from pipeline.reference import make_golden
+    from pipeline.rows import Rows
+
+    torch.manual_seed(0)
+    network = nn.Linear(4, 3).eval()
+    served = Served(network, None).eval()
+    image = np.zeros((8, 4), np.float32)
+    image[:, 0] = 1.0  # a single product, and a sum of two: nearly nothing to round
+    model = Model(network=network, inputs={"x": image})
+    cases = tuple(f"row {index}" for index in range(8))
+    found = make_golden(
+        model, served, ("y",), Rows({"x": image}, cases, np.zeros(0, np.int64)), "fp32", None
+    )
+    alone = noise.measure(found.reference["y"], [found.native["y"]])
+    assert (found.noise["y"][:, 0] > alone[:, 0]).all()
+    unit = 2.0**-23 * np.abs(found.reference["y"]).max()
+    assert (found.noise["y"][:, 1] < 3 * unit).all()
 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_the_edge_cases_at_the_end_are_run_at_small_batches_too(golden: Golden, size: int) -> None:
     many = {
         part: {name: np.concatenate([array] * 3) for name, array in getattr(golden, part).items()}
-        for part in ("inputs", "reference", "native")
+        for part in ("inputs", "reference", "native", "noise")
     }
     longer = dataclasses.replace(golden, cases=golden.cases * 3, **many)
     rows, outputs = parity.run_rows(Computed(), longer, size)
@@ -236,6 +297,8 @@ def test_a_planted_fault_is_found_and_named(golden: Golden, fault: str) -> None:
     golden.inputs["image"][3, 0, 0, 0] = 137  # the row that "wrong on one row only" means
     golden.reference["logits"][:] = exact(golden.inputs["image"])
     golden.native["logits"][:] = rounded(golden.inputs["image"])
+    runs = [compute(golden.inputs["image"]) for compute in (rounded, summed_backwards)]
+    golden.noise["logits"][:] = noise.measure(golden.reference["logits"], runs)
     function, words = FAULTS[fault]
     verdict = parity.judge("engine", Computed(function), golden)
     assert verdict.status == "mismatch"
@@ -266,6 +329,7 @@ def test_a_model_whose_output_is_constant_proves_nothing(golden: Golden) -> None
         golden,
         reference={"logits": np.ones((ROWS, CLASSES))},
         native={"logits": np.ones((ROWS, CLASSES), np.float32)},
+        noise={"logits": np.zeros((ROWS, 2))},
         test_reference=np.ones((ROWS, CLASSES)),
     )
     assert parity.judge("engine", Computed(constant), still).status == "vacuous"
@@ -360,6 +424,10 @@ def test_no_damage_to_a_golden_file_is_a_bug(built: Store, tmp_path: Path) -> No
         {"reference": {"logits": np.zeros((3, CLASSES))}},
         {"reference": {"logits": np.full((ROWS, CLASSES), "x")}},
         {"native": {"logits": np.full((ROWS, CLASSES), np.inf)}},
+        {"noise": {}},
+        {"noise": {"logits": np.zeros((ROWS, 1))}},
+        {"noise": {"logits": np.full((ROWS, 2), -1.0)}},
+        {"noise": {"logits": np.full((ROWS, 2), np.nan)}},
     ],
 )
 def test_a_golden_file_whose_parts_do_not_fit_is_refused(

@@ -1,0 +1,74 @@
+"""The yardstick of a verdict: how far rounding alone moves each row of a model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engines.base import Array
+
+# The unit of rounding at each precision (the spacing of floats at 1).
+_UNIT = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The noise of one output, row by row, in the output's own unit.
+
+    A row's own, since inputs differ in how far rounding moves them: of an untrained MobileNet,
+    a black image a thousand times as far as a photograph. A floor over all rows would be that
+    of the worst one, and hide any fault in the others.
+
+    Attributes:
+        rms: `[rows]`, the root mean square of p - r.
+        max: `[rows]`, the largest |p - r|.
+    """
+
+    rms: Array
+    max: Array
+
+
+def measure(reference: Array, realisations: Sequence[Array]) -> Array:
+    """Returns what PyTorch's own outputs, computed several times, say of the noise.
+
+    A single run tells little of a row: its error may be near zero by chance.
+
+    Args:
+        reference: The float64 output, `[rows, ...]`.
+        realisations: The output at a precision, `[rows, ...]` each, every one rounded
+            differently.
+
+    Returns:
+        `[rows, 2]`: for each row the root mean square and the maximum of |p - r|, over all
+        realisations.
+    """
+    squares = np.zeros(len(reference))
+    largest = np.zeros(len(reference))
+    for made in realisations:
+        with np.errstate(invalid="ignore"):  # infinities, which make a golden file of no use
+            error = by_row(made.astype(np.float64) - reference)
+        squares += np.mean(np.square(error), axis=1)
+        largest = np.maximum(largest, np.abs(error).max(axis=1))
+    return np.stack([np.sqrt(squares / len(realisations)), largest], axis=1)
+
+
+def floor(reference: Array, noise: Array, precision: str) -> Floor:
+    """Returns the noise, never below one unit of rounding at the scale of its row.
+
+    Args:
+        reference: The float64 output, `[rows, ...]`.
+        noise: What `measure` gave, `[rows, 2]`.
+    """
+    unit, rows = _UNIT[precision], np.abs(by_row(reference))
+    scale, peak = np.sqrt(np.mean(np.square(rows), axis=1)), rows.max(axis=1)
+    # A row of zeros has no scale of its own.
+    scale = np.where(scale > 0, scale, np.sqrt(np.mean(np.square(rows))))
+    peak = np.where(peak > 0, peak, rows.max())
+    return Floor(np.maximum(noise[:, 0], unit * scale), np.maximum(noise[:, 1], unit * peak))
+
+
+def by_row(array: Array) -> Array:
+    """Returns an array as `[rows, elements]`; an output of one number a row has one element."""
+    return array.reshape(len(array), -1)
