@@ -1,11 +1,13 @@
 """Which tensor of a graph carries each parameter of the module it was exported from.
 
-Most are there as they are. A batch norm behind a convolution is folded into its weight and
-bias: then those carry its parameters, if they are what the fold gives in float64.
+Most are there as they are, or transposed. What is computed of parameters alone is there as its
+result. A batch norm behind a convolution is folded into its weight and bias: then those carry
+its parameters, if they are what the fold gives in float64.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,9 +59,9 @@ def carriers(program: Any, graph: onnx.ModelProto) -> dict[str, Array]:
         graph: The ONNX model that was made of it.
 
     Returns:
-        By the parameter's name: its own value, or that of the folded tensor of the graph. A
-        fold that the float64 computation does not confirm is none: the parameter then stands
-        for itself, and an audit of the graph will not find it.
+        By the parameter's name: its own value, or that of the tensor of the graph that was made
+        of it. A fold that the float64 computation does not confirm is none: the parameter then
+        stands for itself, and an audit of the graph will not find it.
     """
     state = {name: _array(tensor) for name, tensor in program.state_dict.items()}
     signature = program.graph_signature
@@ -67,6 +69,8 @@ def carriers(program: Any, graph: onnx.ModelProto) -> dict[str, Array]:
     read = {names[node.name] for node in program.graph.nodes if node.name in names and node.users}
     found = {name: state[name] for name in sorted(read) if name in state}
     made = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    missing = {name for name in found if name not in made}
+    found |= _computed(program, names, missing, made)
     for node in program.graph.nodes:
         if node.target in _FOLDED_INTO:
             bias = names.get(getattr([*node.args, None][2], "name", ""))
@@ -76,6 +80,46 @@ def carriers(program: Any, graph: onnx.ModelProto) -> dict[str, Array]:
         if fold is not None:
             found |= _carried(fold, state, made)
     return found
+
+
+def _computed(
+    program: Any, names: Mapping[str, str], wanted: set[str], made: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Returns the tensors of the graph that hold what is computed of parameters alone.
+
+    That is a transposed weight, or a table of which a constant index picks rows. In float64 it
+    would be the same: what moves numbers rounds none, and what rounds is not found here.
+    """
+    by_content = {_content(array): array for array in made.values()}
+    state = {**program.state_dict, **program.constants}
+    constants = {**names, **program.graph_signature.inputs_to_lifted_tensor_constants}
+    values: dict[Any, tuple[torch.Tensor, set[str]]] = {}
+    found: dict[str, Array] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and constants.get(node.name) in state:
+            name = constants[node.name]
+            values[node] = state[name].detach(), {name}
+        elif node.op == "call_function" and node.all_input_nodes:
+            parts = [values.get(each) for each in node.all_input_nodes]
+            if None in parts or not isinstance(node.meta.get("val"), torch.Tensor):
+                continue
+            value = torch.fx.node.map_arg((node.args, node.kwargs), lambda each: values[each][0])
+            made_of = set[str]().union(*(part[1] for part in parts if part))
+            values[node] = node.target(*value[0], **value[1]), made_of
+    for tensor, made_of in reversed(values.values()):  # an exporter may fold a part of it only
+        array = _array(tensor)
+        forms = [array, array.T] if array.ndim == 2 else [array]  # noqa: PLR2004 - a matrix
+        for form in forms:
+            carrier = by_content.get(_content(form))
+            if carrier is not None:
+                found = dict.fromkeys(made_of & wanted, carrier) | found
+                break
+    return found
+
+
+def _content(array: Array) -> tuple[str, bytes]:
+    """Returns what tells an array from others, whatever its shape."""
+    return array.dtype.name, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 
 def state_of(module: nn.Module) -> dict[str, Array]:

@@ -38,8 +38,7 @@ def write(model: onnx.ModelProto, path: Path, limit: int = LIMIT) -> None:
     Args:
         limit: Bytes from which on large tensors go into the other file.
     """
-    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if size <= limit and model.ByteSize() <= limit:
+    if size(model) <= limit:
         path.write_bytes(model.SerializeToString(deterministic=True))
         return
     outside = onnx.ModelProto()
@@ -61,6 +60,13 @@ def write(model: onnx.ModelProto, path: Path, limit: int = LIMIT) -> None:
             for key, value in entries.items():
                 tensor.external_data.add(key=key, value=value)
     path.write_bytes(outside.SerializeToString(deterministic=True))
+
+
+def size(model: onnx.ModelProto) -> int:
+    """Returns the bytes of a graph, or of its tensors alone where those are too many."""
+    held = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    # Asked for the size of what it cannot hold, protobuf answers nonsense.
+    return held if held > LIMIT else model.ByteSize()
 
 
 def read(path: Path, *, data: bool = True) -> onnx.ModelProto:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,17 +94,27 @@ def _examples(source: Source) -> list[torch.Tensor]:
 
 
 def _program(source: Source) -> Exported:
-    """Exports by torch.export and simplifies the graph, unless that changes the verdict."""
+    """Exports by torch.export, as the simplest graph that is still the model."""
     program = export_program(source.served, _examples(source), list(source.golden.inputs))
     specs = source.golden.input_specs, source.golden.output_specs
-    chosen, plain = export_graph(program, *specs, source.metadata, _opset(source))
-    if plain and _verdict(chosen, source) == "mismatch" and _verdict(plain, source) == "pass":
-        console.say("export: simplified, the graph is not the model any more: left as it was")
-        chosen = plain
+    graphs = export_graph(program, *specs, source.metadata, _opset(source))
+    chosen = _simplest(graphs, source)
     weights = carriers.carriers(program, chosen)
-    removed = None if plain is None else _removed(plain, chosen)
-    notes: dict[str, Any] = {"warnings": [], "removed": removed}
+    notes: dict[str, Any] = {"warnings": [], "removed": _removed(graphs[-1], chosen)}
     return Exported(chosen, program, source.golden, weights, notes=notes)
+
+
+def _simplest(graphs: Sequence[onnx.ModelProto], source: Source) -> onnx.ModelProto:
+    """Returns the first of graphs, the simplest one first, that is not a mismatch.
+
+    If all are, nothing is gained by a plainer one, and the simplest is returned.
+    """
+    for count, graph in enumerate(graphs):
+        if len(graphs) == 1 or _verdict(graph, source) != "mismatch":
+            if count:
+                console.say("export: simplified further, the graph would not be the model any more")
+            return graph
+    return graphs[0]
 
 
 def _traced(source: Source) -> Exported:

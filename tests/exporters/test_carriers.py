@@ -45,6 +45,18 @@ def unexplained(module: nn.Module, program: object, graph: onnx.ModelProto) -> s
     }
 
 
+class Positions(nn.Module):
+    """Adds rows of a table by a constant index, as attention by relative positions does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(7, 4))
+        self.register_buffer("index", torch.tensor([3, 1, 6, 0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unsqueeze(1) + self.table[self.index].permute(1, 0).unsqueeze(0)
+
+
 LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "plain": lambda: (nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()), (2, 5, 5)),
     "with bias": lambda: (nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), (2, 5, 5)),
@@ -61,6 +73,12 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
         (2, 5, 5),
     ),
     "alone": lambda: (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2)), (2, 5, 5)),
+    "transposed for a product": lambda: (nn.Linear(6, 4), (5, 6)),
+    "attention": lambda: (
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation=torch.tanh),
+        (5, 8),
+    ),
+    "picked from a table": lambda: (Positions(), (4,)),
     "behind an activation": lambda: (
         nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.BatchNorm2d(3)),
         (2, 5, 5),
@@ -73,6 +91,18 @@ def test_every_parameter_is_found_in_the_graph(name: str) -> None:
     module, shape = LAYERS[name]()
     module = filled(module)
     assert not unexplained(module, *exported(module, shape))
+
+
+@pytest.mark.parametrize("name", ["transposed for a product", "picked from a table"])
+def test_what_moves_numbers_has_to_hold_the_very_numbers(name: str) -> None:
+    module, shape = LAYERS[name]()
+    module = filled(module)
+    program, graph = exported(module, shape)
+    tensor = max(graph.graph.initializer, key=lambda each: len(each.raw_data))
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.ravel()[1] *= np.float32(1 + 2e-7)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    assert unexplained(module, program, graph)
 
 
 @pytest.mark.parametrize("part", ["weight", "bias"])
