@@ -137,7 +137,7 @@ def _quantized(found: Exported, source: Source, by: calibration.Calibration) -> 
     cpu_graph = finished(made.cpu_graph, *specs, source.metadata)
     native = calibration.run(graph, source.golden.inputs)
     reference = source.golden.reference
-    yardstick = {name: noise.measure(reference[name], [native[name]]) for name in native}
+    yardstick = {n: noise.pooled(noise.measure(reference[n], [native[n]])) for n in native}
     golden = dataclasses.replace(source.golden, native=native, noise=yardstick)
     notes = {
         **found.notes,

@@ -8,9 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.base import Array
+from exporters import QUANTIZED
 
 # The unit of rounding at each precision (the spacing of floats at 1).
 _UNIT = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7}
+# A row is beyond comparison where rounding moves it by more than this many units of its own
+# scale (ten of the 24 bits of fp32 are lost), or by more than this part of it. Such a model
+# multiplies any difference a thousandfold, and a few runs do not tell how far: an untrained
+# EfficientNet does so with a black image, whose outputs are ten thousand times as large as a
+# photograph's.
+_LOST = 2.0**10
+_PART = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,12 @@ class Floor:
     Attributes:
         rms: `[rows]`, the root mean square of p - r.
         max: `[rows]`, the largest |p - r|.
+        comparable: `[rows]`, whether the row says anything: rounding leaves most of it.
     """
 
     rms: Array
     max: Array
+    comparable: Array
 
 
 def measure(reference: Array, realisations: Sequence[Array]) -> Array:
@@ -54,6 +64,16 @@ def measure(reference: Array, realisations: Sequence[Array]) -> Array:
     return np.stack([np.sqrt(squares / len(realisations)), largest], axis=1)
 
 
+def pooled(noise: Array) -> Array:
+    """Returns the noise of all rows together for each of them, `[rows, 2]`.
+
+    For quantization, whose noise is of about the same size in all rows: of one run, that of a
+    single row may be near zero by chance.
+    """
+    rms, largest = np.sqrt(np.mean(np.square(noise[:, 0]))), noise[:, 1].max()
+    return np.tile([rms, largest], (len(noise), 1))
+
+
 def floor(reference: Array, noise: Array, precision: str) -> Floor:
     """Returns the noise, never below one unit of rounding at the scale of its row.
 
@@ -66,7 +86,11 @@ def floor(reference: Array, noise: Array, precision: str) -> Floor:
     # A row of zeros has no scale of its own.
     scale = np.where(scale > 0, scale, np.sqrt(np.mean(np.square(rows))))
     peak = np.where(peak > 0, peak, rows.max())
-    return Floor(np.maximum(noise[:, 0], unit * scale), np.maximum(noise[:, 1], unit * peak))
+    return Floor(
+        rms=np.maximum(noise[:, 0], unit * scale),
+        max=np.maximum(noise[:, 1], unit * peak),
+        comparable=(noise[:, 0] <= min(_LOST * unit, _PART) * scale) | (precision == QUANTIZED),
+    )
 
 
 def by_row(array: Array) -> Array:

@@ -18,6 +18,7 @@ from engines.base import Array, Outputs, Session, TensorSpec
 from exporters import QUANTIZED
 from pipeline import accuracy, noise
 from pipeline.audit import Audit
+from pipeline.batches import batch_sizes, run_padded, run_rows
 from pipeline.golden import EDGES, Golden
 
 # An engine may add up in another order than PyTorch, and compute an exponential to fewer digits.
@@ -41,7 +42,8 @@ class OutputVerdict:
         scale: Root mean square of r.
         worst: The case on which that happened.
         faults: What is wrong, in words; empty if nothing is.
-        vacuous: The output proves nothing: it is the same for every input in float64 too.
+        vacuous: Why the output proves nothing, in words; empty if it does.
+        incomparable: Golden rows that rounding alone moves too far to compare.
         sqnr: Of a quantized graph: signal to quantization noise in dB, without edge cases.
     """
 
@@ -53,7 +55,8 @@ class OutputVerdict:
     scale: float
     worst: str
     faults: tuple[str, ...] = ()
-    vacuous: bool = False
+    vacuous: str = ""
+    incomparable: int = 0
     sqnr: float | None = None
 
 
@@ -110,55 +113,8 @@ class Verdict:
     facts: dict[str, str] = field(default_factory=dict)
 
 
-def batch_sizes(rows: int, limits: tuple[int, int] | None) -> tuple[int, ...]:
-    """Returns the batch sizes to judge at: 1, 2, an odd one, and the largest there is."""
-    low, high = limits or (1, rows)
-    largest = max(low, min(high, rows))
-    return tuple(size for size in sorted({1, 2, 7, largest}) if low <= size <= largest)
-
-
 def _rms(array: Array) -> float:
     return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
-
-
-def run_rows(session: Session, golden: Golden, size: int) -> tuple[Array, Outputs]:
-    """Runs golden rows through a session in batches of `size`.
-
-    All rows are run at large batches; at small ones enough rows to fill 16 batches, edge
-    cases included, since the question there is whether the batch size matters at all.
-
-    Returns:
-        The row numbers that were run, and the outputs for them.
-    """
-    rows = len(golden.cases)
-    wanted = np.arange(rows)
-    if rows > 16 * size:
-        wanted = np.concatenate([np.arange(8 * size), np.arange(rows - 8 * size, rows)])
-    parts: dict[str, list[Array]] = {}
-    for start in range(0, len(wanted), size):
-        chunk = wanted[start : start + size]
-        feeds = {name: np.ascontiguousarray(a[chunk]) for name, a in golden.inputs.items()}
-        for name, array in _run_padded(session, feeds, len(chunk)).items():
-            parts.setdefault(name, []).append(array)
-    return wanted, {name: _join(arrays) for name, arrays in parts.items()}
-
-
-def _run_padded(session: Session, feeds: dict[str, Array], count: int) -> Outputs:
-    """Runs a batch, with its last row repeated if the session wants more rows than `count`."""
-    low = session.batch[0] if session.batch else 1
-    if count >= low:
-        return session.run(feeds)
-    rows = np.minimum(np.arange(low), count - 1)
-    outputs = session.run({name: np.ascontiguousarray(a[rows]) for name, a in feeds.items()})
-    return {name: array[:count] for name, array in outputs.items()}
-
-
-def _join(arrays: Sequence[Array]) -> Array:
-    """Concatenates along the batch, or stacks what cannot be: the shape check then says so."""
-    try:
-        return np.concatenate(arrays)
-    except ValueError:
-        return np.empty((0,), arrays[0].dtype)
 
 
 def judge(
@@ -191,7 +147,7 @@ def judge(
     status: Status = "mismatch" if faults else "pass"
     if not faults and any(output.vacuous for output in outputs):
         status = "vacuous"
-        faults = ["an output is the same for every input, so comparing it proves nothing"]
+        faults = [f"{output.name} {output.vacuous}" for output in outputs if output.vacuous]
     return Verdict(
         subject=subject,
         status=status,
@@ -240,9 +196,12 @@ def _judge_output(
             faults.append("does not depend on the input")
         error = noise.by_row(actual.astype(np.float64) - expected)
         errors.append(error)
+        judged = floor.comparable[rows]
+        if not judged.any():
+            continue
         each = np.sqrt(np.mean(np.square(error), axis=1))
-        rms_ratio = max(rms_ratio, _rms(_over(each, floor.rms[rows])))
-        largest = _over(np.abs(error).max(axis=1), floor.max[rows])
+        rms_ratio = max(rms_ratio, _rms(_over(each, floor.rms[rows])[judged]))
+        largest = _over(np.abs(error).max(axis=1), floor.max[rows]) * judged
         if largest.max() >= max_ratio:
             max_ratio, worst = float(largest.max()), golden.cases[rows[int(largest.argmax())]]
     if rms_ratio > K:
@@ -262,9 +221,24 @@ def _judge_output(
         scale=_rms(reference),
         worst=worst,
         faults=tuple(dict.fromkeys(faults)),
-        vacuous=_constant(reference),
+        vacuous=_vacuous(reference, floor.comparable & _common(golden)),
+        incomparable=int((~floor.comparable).sum()),
         sqnr=_sqnr(spec, golden, runs) if golden.precision == QUANTIZED and not faults else None,
     )
+
+
+def _vacuous(reference: Array, judged: Array) -> str:
+    """Returns why an output proves nothing."""
+    if _constant(reference):
+        return "is the same for every input, so comparing it proves nothing"
+    if not judged.any():
+        return "is moved so far by rounding alone, on every input, that comparing it proves nothing"
+    return ""
+
+
+def _common(golden: Golden) -> Array:
+    """Returns which rows are no edge cases, `[rows]`."""
+    return ~np.isin(golden.cases, EDGES)
 
 
 def _over(error: Array, floor: Array) -> Array:
@@ -275,7 +249,7 @@ def _over(error: Array, floor: Array) -> Array:
 def _sqnr(spec: TensorSpec, golden: Golden, runs: Sequence[tuple[Array, Outputs]]) -> float:
     signal, noise = [], []
     for rows, outputs in runs:
-        common = np.array([golden.cases[row] not in EDGES for row in rows])
+        common = _common(golden)[rows]
         reference = golden.reference[spec.name][rows][common]
         signal.append(reference.ravel())
         noise.append((outputs[spec.name][common].astype(np.float64) - reference).ravel())
@@ -304,16 +278,14 @@ def _count_flips(
     images, parts = len(reference), []
     for start in range(0, images, size):
         feeds = {key: array[start : start + size] for key, array in inputs.items()}
-        parts.append(_run_padded(session, feeds, min(size, images - start))[output])
+        parts.append(run_padded(session, feeds, min(size, images - start))[output])
     chosen = np.concatenate(parts).argmax(axis=1)
     ranked = np.sort(reference, axis=1)
     margin = ranked[:, -1] - ranked[:, -2]
     best = reference.argmax(axis=1)
     flipped = chosen != best
-    # Each of the two logits may be off by what the verdict allows the golden images.
-    floor = noise.floor(golden.reference[output], golden.noise[output], golden.precision)
-    common = ~np.isin(golden.cases, EDGES)
-    close = margin < 2 * K_MAX * floor.max[common if common.any() else ...].max()
+    # Each of the two logits may be off by what the verdict allows it.
+    close = margin < 2 * K_MAX * _allowed(golden, images, tested=test is not None)
     return Flips(
         images=images,
         explained=int((flipped & close).sum()),
@@ -322,6 +294,21 @@ def _count_flips(
         reference_correct=None if labels is None else int((best == labels).sum()),
         lost=None if labels is None else int(((best == labels) & (chosen != labels)).sum()),
     )
+
+
+def _allowed(golden: Golden, images: int, *, tested: bool) -> Array:
+    """Returns the noise floor of each image's logits, `[images]`.
+
+    Of images that are no golden rows, that of the noisiest golden image that is no edge case.
+    """
+    floor = noise.floor(
+        golden.reference[golden.logits], golden.noise[golden.logits], golden.precision
+    )
+    largest = np.where(floor.comparable, floor.max, np.inf)
+    if not tested:
+        return largest[:images]
+    judged = largest[_common(golden) & floor.comparable]
+    return np.full(images, judged.max(initial=0.0))
 
 
 def _flip_faults(flips: Flips) -> list[str]:

@@ -15,7 +15,7 @@ from engines import machine
 from engines.errors import DeployError
 from exporters import QUANTIZED
 from exporters.served import Served, batch_for, named_outputs
-from pipeline import noise
+from pipeline import noise, rounding
 from pipeline.golden import Golden
 
 if TYPE_CHECKING:
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 # Float64 results of other batch sizes differ by rounding alone.
 _INDEPENDENT = 1e-9
 _SMALLER = (torch.float32, torch.float16, torch.bfloat16)
-# Further runs at the precision, with weights moved by rounding, and the share that is moved.
-_MOVED_RUNS = 4
-_MOVED = 0.25
+# Further runs at the precision, rounded at random.
+_MORE_RUNS = 4
 
 
 def make_golden(
@@ -86,10 +85,7 @@ def make_golden(
         inputs=rows.inputs,
         reference=reference,
         native=native,
-        # What is quantized afterwards has another noise, and is not judged by it.
-        noise=_noise(
-            served, tensors, reference, native, 0 if precision == QUANTIZED else _MOVED_RUNS
-        ),
+        noise=_noise(served, tensors, reference, native, precision),
         cases=rows.cases,
         logits=logits,
         labels=rows.labels,
@@ -113,34 +109,19 @@ def _noise(
     tensors: Sequence[torch.Tensor],
     reference: dict[str, Array],
     native: dict[str, Array],
-    more: int,
+    precision: str,
 ) -> dict[str, Array]:
-    """Returns the noise of each output: that of the run itself, and of more with moved weights.
+    """Returns the noise of each output: that of the run itself, and of more, rounded at random.
 
     Rounding errors of one run may cancel on a row by chance, and an engine that adds up in
-    another order or folds a batch norm would then seem to be far off. Monte Carlo arithmetic
-    (Parker, Pierce and Eggert, 2000) rounds at random instead, several times: here a quarter of
-    all weights move to a neighbouring number of their type, which is what a uniform
-    displacement by up to half a unit comes to.
+    another order or folds a batch norm would then seem to be far off.
     """
-    names = tuple(native)
-    runs = [native]
-    for seed in range(more):
-        moved = copy.deepcopy(served)
-        random = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for tensor in (*moved.parameters(), *moved.buffers()):
-                if tensor.is_floating_point():
-                    _move(tensor, random)
-        runs.append(run_all(moved, tensors, names))
+    names, runs = tuple(native), [native]
+    # What is quantized afterwards has another noise, and is not judged by it.
+    for seed in range(0 if precision == QUANTIZED else _MORE_RUNS):
+        with rounding.at_random(served, seed) as rounded:
+            runs.append(run_all(rounded, tensors, names))
     return {name: noise.measure(reference[name], [run[name] for run in runs]) for name in names}
-
-
-def _move(tensor: torch.Tensor, random: torch.Generator) -> None:
-    drawn = torch.rand(tensor.shape, generator=random)
-    for chosen, limit in ((drawn < _MOVED / 2, torch.inf), (drawn > 1 - _MOVED / 2, -torch.inf)):
-        to = torch.full_like(tensor, limit)
-        tensor.copy_(torch.where(chosen, torch.nextafter(tensor, to), tensor))
 
 
 def _check_rows(

@@ -161,6 +161,12 @@ def show_verdicts(verdicts: list[Verdict]) -> None:
             )
     console.table("Parity with PyTorch", (*columns, *more), rows)
     for verdict in verdicts:
+        for output in verdict.outputs:
+            if output.incomparable:
+                console.result(
+                    f"{verdict.subject}: {output.incomparable} golden rows of {output.name} are not"
+                    " compared, since rounding alone moves them by a large part of their size"
+                )
         if verdict.reason:
             console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
 

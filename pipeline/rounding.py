@@ -1,0 +1,81 @@
+"""Running a model with its rounding errors drawn anew, to learn how large they may be.
+
+Monte Carlo arithmetic (Parker, Pierce and Eggert, 2000) rounds at random instead of to the
+nearest number, several times; the spread of the results is what rounding does to them. Here the
+weights are rounded at random, which moves every sum that they are part of, and the functions
+that libraries approximate are off by what their approximations allow themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from exporters.served import Served
+
+# The share of weights that move to a neighbouring number: what a displacement by up to half a
+# unit, evenly distributed, and rounding at random come to.
+_MOVED = 0.25
+_UNIT = 2.0**-23
+_ATEN = torch.ops.aten
+# Of these, ONNX Runtime's approximations (and the formulas that exporters write out) are right
+# to a unit of the range of the function, 1, not of its value: near zero, all digits may differ.
+_RANGE = {
+    *(_ATEN.sigmoid.default, _ATEN.sigmoid_.default, _ATEN.tanh.default, _ATEN.tanh_.default),
+    *(_ATEN.elu.default, _ATEN.elu_.default, _ATEN.softplus.default),
+}
+# These are the argument times such a function.
+_ARGUMENT = {
+    *(_ATEN.silu.default, _ATEN.silu_.default, _ATEN.gelu.default, _ATEN.gelu_.default),
+    *(_ATEN.mish.default, _ATEN.mish_.default),
+}
+
+
+@contextmanager
+def at_random(served: Served, seed: int) -> Iterator[Served]:
+    """Gives a copy of a module whose rounding errors are drawn at random.
+
+    To be run before the context ends, and without gradients.
+    """
+    moved = copy.deepcopy(served)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in (*moved.parameters(), *moved.buffers()):
+            if tensor.is_floating_point():
+                _move(tensor, random)
+    with _Approximate(random):
+        yield moved
+
+
+def _move(tensor: torch.Tensor, random: torch.Generator) -> None:
+    drawn = torch.rand(tensor.shape, generator=random)
+    for chosen, limit in ((drawn < _MOVED / 2, torch.inf), (drawn > 1 - _MOVED / 2, -torch.inf)):
+        to = torch.full_like(tensor, limit)
+        tensor.copy_(torch.where(chosen, torch.nextafter(tensor, to), tensor))
+
+
+class _Approximate(TorchDispatchMode):
+    """Adds to approximated functions the error they may have; in float32, as all compute them.
+
+    The same way for all numbers of a call, since neighbouring arguments have neighbouring errors,
+    which then add up: on an image of one colour, those of all pixels.
+    """
+
+    def __init__(self, random: torch.Generator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._random = random
+
+    def __torch_dispatch__(
+        self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in _RANGE | _ARGUMENT or args[0].dtype != torch.float32:
+            return func(*args, **(kwargs or {}))
+        size = args[0].abs() if func in _ARGUMENT else torch.ones_like(args[0])
+        way = int(torch.randint(0, 2, (), generator=self._random)) * 2 - 1
+        return func(*args, **(kwargs or {})).add_(size, alpha=way * _UNIT)
