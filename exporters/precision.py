@@ -102,7 +102,10 @@ def _cast_inputs(layer: nn.Module, dtype: torch.dtype) -> None:
     def cast(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
             value.to(dtype)
-            if isinstance(value, torch.Tensor) and value.is_floating_point()
+            # A cast to the type it has would still stand in the graph, and in the way of folds.
+            if isinstance(value, torch.Tensor)
+            and value.is_floating_point()
+            and value.dtype != dtype
             else value
             for value in inputs
         )

@@ -49,7 +49,7 @@ def at_random(served: Served, seed: int) -> Iterator[Served]:
         for tensor in (*moved.parameters(), *moved.buffers()):
             if tensor.is_floating_point():
                 _move(tensor, random)
-    with _Approximate(random):
+    with _Approximate(1 if seed % 2 else -1):
         yield moved
 
 
@@ -63,13 +63,13 @@ def _move(tensor: torch.Tensor, random: torch.Generator) -> None:
 class _Approximate(TorchDispatchMode):
     """Adds to approximated functions the error they may have; in float32, as all compute them.
 
-    The same way for all numbers of a call, since neighbouring arguments have neighbouring errors,
-    which then add up: on an image of one colour, those of all pixels.
+    The same way everywhere, since an approximation errs the same way wherever it is given the
+    same number, and so the errors add up: on an image of one colour, those of all pixels.
     """
 
-    def __init__(self, random: torch.Generator) -> None:
+    def __init__(self, way: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self._random = random
+        self._way = way
 
     def __torch_dispatch__(
         self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -77,5 +77,4 @@ class _Approximate(TorchDispatchMode):
         if func not in _RANGE | _ARGUMENT or args[0].dtype != torch.float32:
             return func(*args, **(kwargs or {}))
         size = args[0].abs() if func in _ARGUMENT else torch.ones_like(args[0])
-        way = int(torch.randint(0, 2, (), generator=self._random)) * 2 - 1
-        return func(*args, **(kwargs or {})).add_(size, alpha=way * _UNIT)
+        return func(*args, **(kwargs or {})).add_(size, alpha=self._way * _UNIT)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from exporters.precision import typed
+from exporters.program import export_program
 from pipeline.runner import Store
 from tests.conftest import Result
 
@@ -79,6 +80,26 @@ def test_layers_that_overflow_stay_in_fp32_and_are_listed() -> None:
     with torch.no_grad():
         assert torch.allclose(small(x.half()).float(), network(x), rtol=1e-2)
         assert not torch.isfinite(network.half()(x.half())).all()
+
+
+def test_beside_a_layer_in_fp32_batch_norms_are_still_folded() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+            self.rest = Steep()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.rest(self.norm(self.conv(x)).mean((2, 3)))
+
+    x = torch.rand(2, 1, 5, 5)
+    small, kept = typed(Mixed().eval(), "fp16", lambda net: net(x))
+    assert kept
+    program = export_program(small, [x.half()])
+    casts = [node for node in program.graph.nodes if "aten.to" in str(node.target)]
+    for node in casts:
+        assert node.meta["val"].dtype != node.args[0].meta["val"].dtype
+    assert len(casts) == 1  # in front of the layers in fp32
 
 
 def test_bf16_has_the_range_of_fp32() -> None:
