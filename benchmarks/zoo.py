@@ -1,13 +1,13 @@
 """Exports and verifies every classification model of torchvision in every precision.
 
-    python benchmarks/zoo.py [--quick] [--models A,B] [--precisions fp32,int8] [--memory GIB]
+    python benchmarks/zoo.py [--quick] [--models A,B] [--precisions fp32,int8] [--memory GIB] [--results FILE]
 
 Weights are random (seeded), with the statistics of batch norms filled by a few batches, so that
 nothing has to be downloaded. Each case is what a user would type, `assay export` and `assay
 verify`, in processes whose time and peak memory are measured. Results are added to
-benchmarks/results/zoo.json case by case, smallest models first: an interrupted sweep goes on
-where it stopped. `--quick` takes two small models and keeps its results to itself; it exits with
-1 if a case failed for another reason than a backend that lacks a type.
+benchmarks/results/zoo.json, and to a table beside it, case by case, smallest models first: an
+interrupted sweep goes on where it stopped. `--quick` takes two small models and keeps its results
+to itself; it exits with 1 if a case failed for another reason than a backend that lacks a type.
 
 Prints a table.
 """
@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def command(words: list[str], limit: float, seconds: float) -> tuple[dict[str, A
                 status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
                 peak = max(peak, int(status.partition("VmHWM:")[2].split()[0]) // 1024)
             if peak > limit:
-                ended = f"takes more than {limit / 1024:.0f} GiB of memory"
+                ended = f"takes more than {limit / 1024:g} GiB of memory"
             elif time.monotonic() - start > seconds:
                 ended = f"takes more than {seconds:.0f} s"
             if ended:
@@ -202,6 +203,23 @@ def table(cases: list[Case]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def page(cases: list[Case]) -> str:
+    """Returns the counts and the table, with what they mean."""
+    lines = [
+        "# torchvision's classification models, exported and verified",
+        "",
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}. Random weights, with"
+        " filled batch-norm statistics; verified in ONNX Runtime on a CPU, whose kernels have no"
+        " bf16 convolution. `python benchmarks/zoo.py` makes this table.",
+        "",
+    ]
+    for precision in PRECISIONS:
+        counts = Counter(c.verdict or "not exported" for c in cases if c.precision == precision)
+        said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+        lines.append(f"- {precision}: {said or 'nothing yet'}")
+    return "\n".join([*lines, "", table(cases)])
+
+
 def main() -> int:
     """Measures the cases that are asked for and not yet known."""
     parser = argparse.ArgumentParser()
@@ -209,11 +227,12 @@ def main() -> int:
     parser.add_argument("--models", type=lambda text: text.split(","))
     parser.add_argument("--precisions", type=lambda text: text.split(","), default=PRECISIONS)
     parser.add_argument("--memory", type=float, default=12.0)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
     wanted = asked.models or (list(QUICK) if asked.quick else names())
     known: list[Case] = []
-    if RESULTS.exists() and not asked.quick:
-        known = [Case(**entry) for entry in json.loads(RESULTS.read_text())["cases"]]
+    if asked.results.exists() and not asked.quick:
+        known = [Case(**entry) for entry in json.loads(asked.results.read_text())["cases"]]
     done = {(case.model, case.precision) for case in known}
     made: list[Case] = []
     for name in wanted:
@@ -228,18 +247,19 @@ def main() -> int:
                 made.append(case)
                 print(table([case]).splitlines()[-1], file=sys.stderr, flush=True)
                 if not asked.quick:
-                    write([*known, *made])
+                    write([*known, *made], asked.results)
     print(table([*known, *made]))
     return int(any(case.verdict not in ("pass", "not run") for case in made)) if asked.quick else 0
 
 
-def write(cases: list[Case]) -> None:
-    """Keeps what is known, whole or not at all."""
+def write(cases: list[Case], path: Path) -> None:
+    """Keeps what is known, whole or not at all, and as a table."""
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     content = {**versions, "cases": [asdict(case) for case in cases]}
-    part = RESULTS.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(RESULTS)
+    for suffix, text in ((".json", json.dumps(content, indent=1)), (".md", page(cases))):
+        part = path.with_suffix(".part")
+        part.write_text(f"{text}\n", encoding="utf-8")
+        part.replace(path.with_suffix(suffix))
 
 
 if __name__ == "__main__":

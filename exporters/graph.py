@@ -64,15 +64,18 @@ def export_graph(
             )
             if translated is None:
                 raise RuntimeError("torch.onnx.export returned no program")
-            plain = translated.model_proto
+            # Of a large graph, a second copy would not fit in memory.
+            large = sum(tensor.nbytes for tensor in program.state_dict.values()) > files.LIMIT
+            plain = None if large else translated.model_proto
             translated.optimize()
         except Exception as error:  # the exporter's errors share no public type
             raise explain.untranslated(error, report, program) from error
     simplified = translated.model_proto
     refold(program, simplified)
     graphs = [finished(simplified, inputs, outputs, metadata)]
-    with contextlib.suppress(DeployError):  # some are valid only once they are simplified
-        graphs.append(finished(plain, inputs, outputs, metadata))
+    if plain is not None:
+        with contextlib.suppress(DeployError):  # some are valid only once they are simplified
+            graphs.append(finished(plain, inputs, outputs, metadata))
     slim = _slimmed(graphs[0])
     if slim is not None:
         with contextlib.suppress(DeployError):

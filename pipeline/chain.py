@@ -44,15 +44,21 @@ def run_stage(
     given = localised(name, given)
     outcomes = []
     asked = _engines(chosen, given)
+    lacking: NotAvailableError | None = None
     for params in _expand(chosen, given, store):
         try:
             outcomes.append((runner.run(chosen, params, store), params))
         except NotAvailableError as error:
-            if name != "build" or ALL not in asked:
+            if name != "build":
                 raise
-            console.say(f"build: without {params.engine}: {error.message}")
+            if ALL in asked:
+                console.say(f"build: without {params.engine}: {error.message}")
+            else:  # the engines named after it may well be had
+                lacking = lacking or error
     try:
         chosen.show([(outcome.outputs, params) for outcome, params in outcomes])
+        if lacking is not None:
+            raise lacking
     except NotAvailableError:
         # The stage has shown what could not be run.
         if not tolerant and ALL not in asked:

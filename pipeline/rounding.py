@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # The share of weights that move to a neighbouring number: what a displacement by up to half a
 # unit, evenly distributed, and rounding at random come to.
 _MOVED = 0.25
+# Weights to move at a time: of a large tensor, the copies that this takes would not fit.
+_AT_ONCE = 1 << 22
 _UNIT = 2.0**-23
 _ATEN = torch.ops.aten
 # Of these, ONNX Runtime's approximations (and the formulas that exporters write out) are right
@@ -54,10 +56,13 @@ def at_random(served: Served, seed: int) -> Iterator[Served]:
 
 
 def _move(tensor: torch.Tensor, random: torch.Generator) -> None:
-    drawn = torch.rand(tensor.shape, generator=random)
-    for chosen, limit in ((drawn < _MOVED / 2, torch.inf), (drawn > 1 - _MOVED / 2, -torch.inf)):
-        to = torch.full_like(tensor, limit)
-        tensor.copy_(torch.where(chosen, torch.nextafter(tensor, to), tensor))
+    rows = tensor.unsqueeze(0) if tensor.ndim == 0 else tensor
+    count = max(1, _AT_ONCE // max(1, rows[:1].numel()))
+    for part in rows.split(count):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        drawn = torch.rand(part.shape, generator=random)
+        for chosen, to in ((drawn < _MOVED / 2, torch.inf), (drawn > 1 - _MOVED / 2, -torch.inf)):
+            moved = torch.nextafter(part, torch.full_like(part, to))
+            part.copy_(torch.where(chosen, moved, part))
 
 
 class _Approximate(TorchDispatchMode):

@@ -88,10 +88,10 @@ class Process:
             **more,
         )
 
-    def run(self, **more: object) -> Result:
+    def run(self, *, timeout: float = 200, **more: object) -> Result:
         """Runs it to its end."""
         process = self.start(**more)
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=timeout)
         return Result(process.returncode, out, err)
 
 
