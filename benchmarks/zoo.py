@@ -1,6 +1,7 @@
 """Exports and verifies every classification model of torchvision in every precision.
 
-    python benchmarks/zoo.py [--quick] [--models A,B] [--precisions fp32,int8] [--memory GIB] [--results FILE]
+    python benchmarks/zoo.py [--quick] [--models A,B] [--precisions fp32,int8]
+                             [--memory GIB] [--results FILE]
 
 Weights are random (seeded), with the statistics of batch norms filled by a few batches, so that
 nothing has to be downloaded. Each case is what a user would type, `assay export` and `assay
