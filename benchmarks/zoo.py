@@ -37,6 +37,7 @@ from safetensors.torch import save_file
 
 from exporters import PRECISIONS
 from pipeline import models, rows
+from pipeline.audit import Audit
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 QUICK = ("squeezenet1_1", "shufflenet_v2_x0_5")
@@ -171,8 +172,7 @@ def measure(name: str, precision: str, folder: Path, limit: float) -> Case:
                 case.ratio = max(o["rms_ratio"] for o in verdict["outputs"])
                 case.largest = max(o["max_ratio"] for o in verdict["outputs"])
             if audit := verdict["audit"]:
-                total = audit["identical"] + len(audit["changed"]) + len(audit["unaudited"])
-                case.audited = f"{audit['identical']} of {total}"
+                case.audited = str(Audit(**audit))
     case.seconds = round(time.monotonic() - start, 1)
     if ended or (not case.reason and "error" in found):
         case.reason = ended or found["error"]["message"]

@@ -7,7 +7,7 @@ comparison of outputs can show it. Comparing the weights themselves does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,25 @@ from engines.base import Array
 from engines.errors import DeployError
 from exporters import files
 
+_NAMED = 5  # how many names a message has
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the weights of a graph have to be, by digests (`digest`).
+
+    Attributes:
+        carried: By the name of each parameter and buffer, the tensor that carries it in the
+            graph (`exporters.carriers`).
+        uncarried: Parameters that no tensor of the graph was found to carry when it was
+            exported, as when an exporter computes something else of them.
+        constants: The graph's other tensors.
+    """
+
+    carried: Mapping[str, str]
+    uncarried: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -27,13 +46,38 @@ class Audit:
         identical: How many are in the graph, bit for bit: themselves, or the weight and bias
             that a batch norm was folded into (`exporters.carriers`).
         changed: Those that are there under their name with other values.
-        unaudited: Those that are not there at all, as when an exporter transposes them:
-            nothing is known of them.
+        missing: Those that are not there, under any name.
+        unaudited: Those that were not there when the graph was exported: nothing is known.
+        unexplained: Tensors of the graph that are neither a parameter nor a constant it was
+            exported with, each with its type, shape and size.
     """
 
     identical: int
-    changed: tuple[str, ...]
-    unaudited: tuple[str, ...]
+    changed: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unaudited: tuple[str, ...] = ()
+    unexplained: tuple[str, ...] = ()
+
+    @property
+    def fault(self) -> str:
+        """What is wrong, in words; "" if nothing is."""
+        faults = []
+        if self.changed:
+            faults.append(f"weights that are not the checkpoint's: {_listed(self.changed)}")
+        if self.missing:
+            faults.append(f"weights that are not in the graph: {_listed(self.missing)}")
+            if self.unexplained:
+                faults.append(f"tensors that nothing explains: {_listed(self.unexplained)}")
+        return "; ".join(faults)
+
+    def __str__(self) -> str:
+        parts = (self.changed, self.missing, self.unaudited)
+        return f"{self.identical} of {self.identical + sum(map(len, parts))}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def digest(array: Array) -> str:
@@ -55,25 +99,57 @@ def _reached(graph: onnx.GraphProto) -> set[str]:
     return reached
 
 
-def audit(graph: Path, weights: Mapping[str, str]) -> Audit:
-    """Compares a graph's initializers with the digests of what carries each parameter.
+def weights_of(carriers: Mapping[str, Array], model: onnx.ModelProto) -> Weights:
+    """Returns what a graph's weights have to be from now on.
+
+    Args:
+        carriers: By the name of each parameter, what carries it (`exporters.carriers`).
+    """
+    digests = {name: digest(array) for name, array in carriers.items()}
+    held = {digest(array) for array in _initializers(model).values()}
+    carried = {name: value for name, value in digests.items() if value in held}
+    return Weights(
+        carried,
+        tuple(sorted(digests.keys() - carried.keys())),
+        tuple(sorted(held - set(carried.values()))),
+    )
+
+
+def _initializers(model: onnx.ModelProto) -> dict[str, Array]:
+    """Returns the tensors that an output depends on: a spare copy of a weight proves nothing."""
+    used = _reached(model.graph)
+    return {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.name in used
+    }
+
+
+def audit(graph: Path, weights: Weights) -> Audit:
+    """Compares a graph's initializers with what its weights have to be.
 
     Raises:
         DeployError: The file is not an ONNX graph.
     """
     model = files.read(graph)
     try:
-        # Only what an output depends on: a spare copy of a weight proves nothing.
-        used = _reached(model.graph)
-        found = {
-            tensor.name: digest(onnx.numpy_helper.to_array(tensor))
-            for tensor in model.graph.initializer
-            if tensor.name in used
-        }
+        arrays = _initializers(model)
+        found = {name: digest(array) for name, array in arrays.items()}
     except Exception as error:  # protobuf, onnx and numpy each raise their own
         raise DeployError(f"{graph} is not an ONNX graph: {error}", "export it again") from error
-    values = set(found.values())
-    changed = sorted(name for name in weights if name in found and found[name] != weights[name])
-    identical = [n for n, value in weights.items() if value in values and n not in changed]
-    missing = set(weights) - set(identical) - set(changed)
-    return Audit(len(identical), tuple(changed), tuple(sorted(missing)))
+    values, carried = set(found.values()), weights.carried
+    changed = sorted(name for name in carried if name in found and found[name] != carried[name])
+    identical = [n for n, value in carried.items() if value in values and n not in changed]
+    missing = set(carried) - set(identical) - set(changed)
+    known = {*carried.values(), *weights.constants}
+    return Audit(
+        identical=len(identical),
+        changed=tuple(changed),
+        missing=tuple(sorted(missing)),
+        unaudited=tuple(sorted(weights.uncarried)),
+        unexplained=tuple(
+            f"{name} {array.dtype}{list(array.shape)}, {array.nbytes:,} bytes"
+            for name, array in arrays.items()
+            if found[name] not in known
+        ),
+    )

@@ -25,7 +25,7 @@ from exporters.program import export_program
 from exporters.quantization import check_rows, quantize
 from exporters.served import Served
 from pipeline import calibration, console, engine_proof, noise, parity
-from pipeline.audit import digest
+from pipeline.audit import weights_of
 from pipeline.golden import Golden
 
 
@@ -81,7 +81,7 @@ def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> 
     found = _program(source) if source.exporter == "dynamo" else _traced(source)
     if source.golden.precision == QUANTIZED:
         found = _quantized(found, source, calibrate())
-    weights = {name: digest(array) for name, array in found.weights.items()}
+    weights = weights_of(found.weights, found.graph)
     return dataclasses.replace(found, golden=dataclasses.replace(found.golden, weights=weights))
 
 

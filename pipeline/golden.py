@@ -5,6 +5,7 @@ With it an engine can be proved on a machine that has neither PyTorch nor the da
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zipfile
 import zlib
@@ -17,6 +18,7 @@ import numpy as np
 from engines.base import Array, TensorSpec
 from engines.errors import DeployError
 from exporters import PRECISIONS
+from pipeline.audit import Weights
 
 SCHEMA = 3
 # Inputs that no test set has. A quantized graph saturates on some of them, as it should.
@@ -52,8 +54,7 @@ class Golden:
             them if there is no test set.
         test_labels: The class of each test image, `[count]`.
         precision: The graph's precision, such as "fp32".
-        weights: By the name of each parameter and buffer, the digest (`pipeline.audit.digest`)
-            of the tensor that carries it in the graph (`exporters.carriers`).
+        weights: What the weights of the graph have to be.
     """
 
     inputs: dict[str, Array]
@@ -66,7 +67,7 @@ class Golden:
     test_reference: Array
     test_labels: Array
     precision: str
-    weights: dict[str, str]
+    weights: Weights
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
@@ -119,7 +120,7 @@ class Golden:
             "cases": self.cases,
             "logits": self.logits,
             "precision": self.precision,
-            "weights": self.weights,
+            "weights": dataclasses.asdict(self.weights),
         }
         arrays = {
             "meta": np.frombuffer(json.dumps(meta, sort_keys=True).encode(), dtype=np.uint8),
@@ -157,7 +158,7 @@ def load(path: Path) -> Golden:
             test_reference=arrays["test_reference"],
             test_labels=arrays["test_labels"],
             precision=meta["precision"],
-            weights=dict(meta["weights"]),
+            weights=_weights(meta["weights"]),
         )
         golden.check()
     except _READ_ERRORS as error:
@@ -172,6 +173,11 @@ def _specs(arrays: dict[str, Array]) -> tuple[TensorSpec, ...]:
         TensorSpec(name, array.dtype.name, (None, *array.shape[1:]))
         for name, array in arrays.items()
     )
+
+
+def _weights(meta: dict[str, Any]) -> Weights:
+    named = {name: tuple(meta[name]) for name in ("uncarried", "constants")}
+    return Weights(dict(meta["carried"]), **named)
 
 
 def _part(arrays: dict[str, Array], part: str) -> dict[str, Array]:

@@ -350,8 +350,8 @@ def from_json(content: dict[str, Any]) -> Verdict:
     flips = None if content["flips"] is None else Flips(**content["flips"])
     audit = None
     if content["audit"] is not None:
-        found = content["audit"]
-        audit = Audit(found["identical"], tuple(found["changed"]), tuple(found["unaudited"]))
+        lists = {k: tuple(v) for k, v in content["audit"].items() if k != "identical"}
+        audit = Audit(content["audit"]["identical"], **lists)
     parts = {"outputs": outputs, "flips": flips, "audit": audit}
     parts |= {name: tuple(content[name]) for name in ("batches", "k")}
     return Verdict(**{**content, **parts})
@@ -359,8 +359,7 @@ def from_json(content: dict[str, Any]) -> Verdict:
 
 def with_audit(verdict: Verdict, audit: Audit) -> Verdict:
     """Returns the verdict with the audit's word added: a changed weight is a mismatch."""
-    if not audit.changed:
+    if not audit.fault:
         return replace(verdict, audit=audit)
-    fault = f"weights that are not the checkpoint's: {', '.join(audit.changed)}"
-    reason = f"{verdict.reason}; {fault}" if verdict.reason else fault
+    reason = f"{verdict.reason}; {audit.fault}" if verdict.reason else audit.fault
     return replace(verdict, audit=audit, status="mismatch", reason=reason)

@@ -16,6 +16,7 @@ from engines.errors import DeployError
 from exporters import QUANTIZED
 from exporters.served import Served, batch_for, named_outputs
 from pipeline import noise, rounding
+from pipeline.audit import Weights
 from pipeline.golden import Golden
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def make_golden(
         test_reference=test_reference,
         test_labels=labels,
         precision=precision,
-        weights={},
+        weights=Weights({}),
     )
     try:
         golden.check()

@@ -155,7 +155,7 @@ def show_verdicts(verdicts: list[Verdict]) -> None:
                     f"{output.max_ratio:.2f}",
                     _flips(verdict),
                     _accuracy(verdict),
-                    _weights(verdict),
+                    "" if verdict.audit is None else str(verdict.audit),
                     *((_lost(verdict), _sqnr(output)) if quantized else ()),
                 )
             )
@@ -190,14 +190,6 @@ def _lost(verdict: Verdict) -> str:
 
 def _sqnr(output: OutputVerdict) -> str:
     return "" if output.sqnr is None else f"{output.sqnr:.1f}"
-
-
-def _weights(verdict: Verdict) -> str:
-    audit = verdict.audit
-    if audit is None:
-        return ""
-    total = audit.identical + len(audit.changed) + len(audit.unaudited)
-    return f"{audit.identical} of {total}"
 
 
 def require(verdicts: list[Verdict]) -> None:

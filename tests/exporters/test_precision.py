@@ -35,7 +35,7 @@ def test_the_chain_of_a_precision(
         assert "build: without onnxruntime" in result.err
     audit = verdicts["graph"]["audit"]
     assert audit["identical"] == 10
-    assert audit["changed"] == audit["unaudited"] == []
+    assert not any(value for key, value in audit.items() if key != "identical")
 
 
 @pytest.mark.parametrize("precision", TYPES)

@@ -91,22 +91,25 @@ def test_the_same_ranges_are_in_both(quantized: Store) -> None:
 def test_everything_in_the_graph_is_audited(quantized: Store, tmp_path: Path) -> None:
     path = quantized.root / "lenet/int8/model.onnx"
     verdict = json.loads((path.parent / "verdict.json").read_text())
-    assert verdict["audit"]["changed"] == verdict["audit"]["unaudited"] == []
+    assert not any(value for key, value in verdict["audit"].items() if key != "identical")
     from pipeline import golden
 
     weights = golden.load(path.parent / "golden.npz").weights
-    assert len([name for name in weights if name.startswith("network.") and "_" not in name]) == 10
+    assert (
+        len([name for name in weights.carried if name.startswith("network.") and "_" not in name])
+        == 10
+    )
     for index, tensor in enumerate(onnx.load(path).graph.initializer):
         model = onnx.load(path)
         altered = numpy_helper.to_array(tensor).copy()
-        if tensor.name not in weights and "quantized" not in tensor.name:
+        if tensor.name not in weights.carried and "quantized" not in tensor.name:
             continue  # a constant of the preprocessing or a shape
         altered.ravel()[0] += 1 if altered.dtype.kind in "iu" else altered.ravel()[0] * 0.05 or 0.1
         model.graph.initializer[index].CopyFrom(numpy_helper.from_array(altered, tensor.name))
         changed = tmp_path / "changed.onnx"
         onnx.save(model, changed)
         found = audit(changed, weights)
-        assert found.changed or found.unaudited, tensor.name
+        assert found.fault, tensor.name
 
 
 def test_a_carrier_is_within_half_a_step(quantized: Store) -> None:

@@ -219,7 +219,7 @@ def test_mobilenet_of_torchvision_passes_with_every_weight_audited(
     folder = tmp_path / "torchvision-mobilenet_v3_small"
     assert json.loads((folder / "training.json").read_text())["epochs"] == 0
     verdict = json.loads((folder / "fp32/verdict.json").read_text())
-    assert verdict["audit"]["changed"] == verdict["audit"]["unaudited"] == []
+    assert not any(value for key, value in verdict["audit"].items() if key != "identical")
     assert verdict["flips"]["correct"] is None
     assert verdict["flips"]["images"] == 38
 

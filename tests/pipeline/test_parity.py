@@ -13,6 +13,7 @@ import pytest
 from engines.base import Array, Feeds, Outputs, TensorSpec
 from pipeline import golden as goldens
 from pipeline import noise, parity
+from pipeline.audit import Weights
 from pipeline.batches import run_rows
 from pipeline.golden import Golden
 from pipeline.rows import edge_images
@@ -46,7 +47,7 @@ def golden() -> Golden:
         test_reference=reference,
         test_labels=reference.argmax(1).astype(np.uint8),
         precision="fp32",
-        weights={},
+        weights=Weights({}),
     )
 
 
@@ -506,12 +507,33 @@ def test_a_renamed_or_spare_weight_does_not_fool_the_audit(built: Store, tmp_pat
     model.graph.initializer[-1].CopyFrom(onnx.numpy_helper.from_array(values, "w"))
     onnx.save(model, path)
     found = audit(path, weights)  # the right one is still there, but no node reads it
-    assert (found.identical, found.unaudited) == (9, ("network.0.weight",))
+    assert (found.identical, found.missing) == (9, ("network.0.weight",))
+    assert found.unexplained == ("w float32[6, 1, 5, 5], 600 bytes",)
 
     # read now, but by a node that no output depends on
     model.graph.node.append(onnx.helper.make_node("Identity", [tensor.name], ["dead"]))
     onnx.save(model, path)
     assert audit(path, weights).identical == 9
+
+
+def test_a_renamed_and_changed_weight_is_a_mismatch(
+    store: Store, assay: Callable[..., Result]
+) -> None:
+    """By its outputs it passes, and under its name nothing is wrong."""
+    model = onnx.load(store.root / "lenet/fp32/model.onnx")
+    (tensor,) = [each for each in model.graph.initializer if each.name == "network.3.weight"]
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.reshape(-1)[7] *= np.float32(1 + 1e-6)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, "w"))
+    for node in model.graph.node:
+        node.input[:] = ["w" if name == "network.3.weight" else name for name in node.input]
+    path = store.root / "renamed.onnx"
+    onnx.save(model, path)
+    result = assay("verify", "lenet", "--root", store.root, "--file", path)
+    assert result.code == 3
+    assert "weights that are not in the graph: network.3.weight" in result.err
+    assert "that nothing explains: w float32[16, 6, 5, 5], 9,600 bytes" in result.err
+    assert "9 of 10" in result.out
 
 
 def altered(store: Store, name: str, index: int, factor: float) -> Path:
@@ -553,7 +575,8 @@ def test_the_graph_itself_passes_as_a_file_too(store: Store, assay: Callable[...
     assert result.code == 0
     found = json.loads(result.out)
     assert found["status"] == "pass"
-    assert found["audit"] == {"identical": 10, "changed": [], "unaudited": []}
+    assert found["audit"].pop("identical") == 10
+    assert not any(found["audit"].values())
     assert sorted(store.root.rglob("*")) == before
 
 
