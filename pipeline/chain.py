@@ -10,9 +10,11 @@ from typing import Any
 
 import engines
 from engines.errors import NotAvailableError, UsageError
+from exporters import QUANTIZED
 from pipeline import console, models, runner
 from pipeline import data as datasets
-from pipeline.artifacts import CHECKPOINT, ENGINE, GOLDEN
+from pipeline.artifacts import CHECKPOINT, ENGINE, GOLDEN, PROGRAM
+from pipeline.artifacts import GRAPH as GRAPH_FILE
 from pipeline.records import load
 from pipeline.runner import Outcome, Store
 from pipeline.stage import Stage, options
@@ -123,6 +125,42 @@ def verify_file(
     verify.show_verdicts([verdict])
     verify.require([verdict])
     return dataclasses.asdict(verdict)
+
+
+def bisect(
+    file: Path | None, golden: Path | None, given: dict[str, Any], store: Store
+) -> dict[str, Any]:
+    """Looks for the first value of a graph that is not the model's; prints, returns its JSON form.
+
+    Args:
+        file: An ONNX graph; None means the one that the export stage made.
+        golden: As for `verify_file`.
+
+    Raises:
+        ParityError: There is such a value.
+        DeployError: See `pipeline.bisection`.
+    """
+    from pipeline import bisection
+    from pipeline import golden as goldens
+    from pipeline.report import growth
+    from pipeline.stages import need_torch, verify
+
+    need_torch("onnxscript")
+    params = verify.STAGE.params(**{**given, "engine": GRAPH})
+    if params.precision == QUANTIZED:
+        raise UsageError(
+            f"there is no PyTorch program in {QUANTIZED} to compare a graph with",
+            "bisect the fp32 graph that it was made of",
+        )
+    graph = file or runner.require(GRAPH_FILE, params, store)
+    program = runner.require(PROGRAM, params, store)
+    golden = golden or runner.require(GOLDEN, params, store)
+    for path in (graph, golden):
+        verify.require_file(path)
+    found = bisection.bisect(program, graph, goldens.load(golden))
+    growth.show(found)
+    growth.require(found, str(graph))
+    return growth.document(found)
 
 
 def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:

@@ -128,6 +128,11 @@ _FILE_OPTIONS: list[click.Parameter] = [
         type=click.Path(path_type=Path),
         help="With --file: the golden file, if not the model's own.",
     ),
+    click.Option(
+        ["--bisect"],
+        is_flag=True,
+        help="Name the first node of the graph whose value is not the model's.",
+    ),
 ]
 
 _WEIGHTS = click.Option(
@@ -143,7 +148,12 @@ def _add_stage(name: str) -> None:
     @storing
     def command(**values: Any) -> None:
         store = make_store(values)
+        looked_into = values.pop("bisect", False)
         given = {key: value for key, value in values.items() if value is not None}
+        if looked_into:
+            paths = given.pop("file", None), given.pop("golden", None)
+            console.document(chain.bisect(*paths, given, store))
+            return
         if "file" in given or "golden" in given:
             golden = given.pop("golden", None)
             if "file" not in given:

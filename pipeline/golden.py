@@ -20,7 +20,7 @@ from engines.errors import DeployError
 from exporters import PRECISIONS
 from pipeline.audit import Weights
 
-SCHEMA = 3
+SCHEMA = 4
 # Inputs that no test set has. A quantized graph saturates on some of them, as it should.
 EDGES = ("all 0", "all 255", "one pixel", "checkerboard", "ramp", "uniform noise")
 # All that numpy, zip and JSON raise on a damaged or foreign file.

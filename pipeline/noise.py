@@ -74,12 +74,13 @@ def pooled(noise: Array) -> Array:
     return np.tile([rms, largest], (len(noise), 1))
 
 
-def floor(reference: Array, noise: Array, precision: str) -> Floor:
+def floor(reference: Array, noise: Array, precision: str, least: float = 1.0) -> Floor:
     """Returns the noise, never below one unit of rounding at the scale of its row.
 
     Args:
         reference: The float64 output, `[rows, ...]`.
         noise: What `measure` gave, `[rows, 2]`.
+        least: Units of rounding that are always allowed for.
     """
     unit, rows = _UNIT[precision], np.abs(by_row(reference))
     scale, peak = np.sqrt(np.mean(np.square(rows), axis=1)), rows.max(axis=1)
@@ -87,8 +88,8 @@ def floor(reference: Array, noise: Array, precision: str) -> Floor:
     scale = np.where(scale > 0, scale, np.sqrt(np.mean(np.square(rows))))
     peak = np.where(peak > 0, peak, rows.max())
     return Floor(
-        rms=np.maximum(noise[:, 0], unit * scale),
-        max=np.maximum(noise[:, 1], unit * peak),
+        rms=np.maximum(noise[:, 0], least * unit * scale),
+        max=np.maximum(noise[:, 1], least * unit * peak),
         comparable=(noise[:, 0] <= min(_LOST * unit, _PART) * scale) | (precision == QUANTIZED),
     )
 

@@ -200,8 +200,8 @@ def _judge_output(
         if not judged.any():
             continue
         each = np.sqrt(np.mean(np.square(error), axis=1))
-        rms_ratio = max(rms_ratio, _rms(_over(each, floor.rms[rows])[judged]))
-        largest = _over(np.abs(error).max(axis=1), floor.max[rows]) * judged
+        rms_ratio = max(rms_ratio, _rms(over(each, floor.rms[rows])[judged]))
+        largest = over(np.abs(error).max(axis=1), floor.max[rows]) * judged
         if largest.max() >= max_ratio:
             max_ratio, worst = float(largest.max()), golden.cases[rows[int(largest.argmax())]]
     if rms_ratio > K:
@@ -241,7 +241,7 @@ def _common(golden: Golden) -> Array:
     return ~np.isin(golden.cases, EDGES)
 
 
-def _over(error: Array, floor: Array) -> Array:
+def over(error: Array, floor: Array) -> Array:
     """Returns errors in units of the floor; where that is zero, any error is too large."""
     return np.where(error > 0, error / np.where(floor > 0, floor, np.finfo(np.float64).tiny), 0.0)
 

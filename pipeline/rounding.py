@@ -50,12 +50,18 @@ def at_random(served: Served, seed: int) -> Iterator[Served]:
     with torch.no_grad():
         for tensor in (*moved.parameters(), *moved.buffers()):
             if tensor.is_floating_point():
-                _move(tensor, random)
-    with _Approximate(1 if seed % 2 else -1):
+                move(tensor, random)
+    with approximate(seed):
         yield moved
 
 
-def _move(tensor: torch.Tensor, random: torch.Generator) -> None:
+def approximate(seed: int) -> TorchDispatchMode:
+    """Returns a mode in which approximated functions are off, one way or the other."""
+    return _Approximate(1 if seed % 2 else -1)
+
+
+def move(tensor: torch.Tensor, random: torch.Generator) -> None:
+    """Moves a share of a tensor's numbers to a neighbouring one of their type, in place."""
     rows = tensor.unsqueeze(0) if tensor.ndim == 0 else tensor
     count = max(1, _AT_ONCE // max(1, rows[:1].numel()))
     for part in rows.split(count):  # type: ignore[no-untyped-call]  # torch leaves it untyped

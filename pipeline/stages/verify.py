@@ -86,9 +86,7 @@ def prove_file(file: Path, golden: Path, params: Params) -> Verdict:
     from pipeline.engine_proof import prove
 
     for path in (file, golden):
-        if not path.is_file():
-            problem = "is not a file" if path.exists() else "does not exist"
-            raise DeployError(f"{path} {problem}", "give the path of a file")
+        require_file(path)
     check(params)
     return prove(
         params.engine,
@@ -98,6 +96,13 @@ def prove_file(file: Path, golden: Path, params: Params) -> Verdict:
         device=params.device,
         threads=params.threads,
     )
+
+
+def require_file(path: Path) -> None:
+    """Raises DeployError unless there is such a file."""
+    if not path.is_file():
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise DeployError(f"{path} {problem}", "give the path of a file")
 
 
 def _subject(params: Params) -> Artifact:
