@@ -1,0 +1,230 @@
+"""How well the verdict tells faults from rounding, beside numpy.allclose and Polygraphy.
+
+    assay run MODEL …            (each model first, in the store that --root names)
+    pip install polygraphy       (its comparator is run, not imitated)
+    python benchmarks/parity.py [--root artifacts] [--places 2] lenet resnet18 vgg11-slim
+
+Into each model's fp32 graph, every kind of fault of tests/faults.py is planted at several places.
+The changed graph is run by ONNX Runtime on the golden inputs and judged three ways: by the verdict
+(numeric part and audit apart), by `numpy.allclose` and by Polygraphy's comparator with its default
+tolerances, both against PyTorch's own fp32 outputs, which is how they are used. What a fault does
+is known from a float64 run of the changed graph by ONNX's reference implementation, on some rows:
+
+- material: it moves an output by more than 8 times the row's noise floor; has to be caught;
+- none: it moves no output by more than a thousandth of the floor; the numeric verdict has to pass;
+- rounding: in between, where outputs alone cannot tell.
+
+The graphs without a fault have to pass. False alarms over torchvision are in zoo.md, whose graphs
+the verdict judges.
+
+Prints a JSON document, and a table to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+from polygraphy.comparator import Comparator, RunResults
+from polygraphy.logger import G_LOGGER
+
+import engines
+from engines.base import Array, OpenOptions
+from pipeline import engine_proof, noise, parity
+from pipeline import golden as goldens
+from pipeline.audit import audit
+from pipeline.golden import EDGES, Golden
+from pipeline.noise import by_row
+from tests.faults import FAULTS
+
+MATERIAL, NOTHING = 8.0, 1e-3
+_HALF = 3  # common rows, and as many edge cases, for the float64 run
+
+
+@dataclass
+class Case:
+    """What became of one planted fault.
+
+    Attributes:
+        moved: How far it moves an output in float64, in units of the row's floor; None where
+            the graph cannot be run any more.
+        effect: "material", "rounding", "none", or "broken" where it cannot be run.
+        numeric: The verdict on the outputs caught it.
+        audit: The audit of the weights caught it.
+        allclose: numpy.allclose(rtol=1e-3, atol=1e-5) caught it.
+        polygraphy: Polygraphy's comparator caught it.
+    """
+
+    model: str
+    fault: str
+    place: int
+    weight: bool
+    moved: float | None
+    effect: str
+    numeric: bool
+    audit: bool
+    allclose: bool
+    polygraphy: bool
+
+
+def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a graph with double for float everywhere."""
+    exact = onnx.ModelProto()
+    exact.CopyFrom(model)
+    del exact.graph.value_info[:]
+
+    def widen(tensor: onnx.TensorProto) -> None:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            value = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+
+    for tensor in exact.graph.initializer:
+        widen(tensor)
+    for node in exact.graph.node:
+        for each in node.attribute:
+            if node.op_type == "Cast" and each.name == "to" and each.i == onnx.TensorProto.FLOAT:
+                each.i = onnx.TensorProto.DOUBLE
+            if each.HasField("t"):
+                widen(each.t)
+    for value in (*exact.graph.input, *exact.graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    return exact
+
+
+def some_rows(golden: Golden) -> Array:
+    """Returns a few common rows and edge cases."""
+    edge = np.isin(golden.cases, EDGES)
+    return np.concatenate([np.flatnonzero(~edge)[:_HALF], np.flatnonzero(edge)[:_HALF]])
+
+
+def float64_outputs(model: onnx.ModelProto, golden: Golden) -> Array:
+    """Returns the graph's first output for some rows, computed in float64."""
+    rows = some_rows(golden)
+    feeds = {name: array[rows] for name, array in golden.inputs.items()}
+    return np.asarray(ReferenceEvaluator(in_float64(model)).run(None, feeds)[0])
+
+
+def by_allclose(found: Array, wanted: Array) -> bool:
+    """Whether numpy.allclose sees a difference, at tolerances in common use."""
+    return not np.allclose(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def by_polygraphy(found: Array, wanted: Array) -> bool:
+    """Whether Polygraphy's comparator sees a difference, at its default tolerances."""
+    results = RunResults()
+    for runner, array in (("graph", found), ("pytorch", wanted)):
+        results.add([{"y": array}], runner_name=runner)
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        return not bool(Comparator.compare_accuracy(results))
+
+
+def plant_all(name: str, root: Path, places: int, say: Callable[[Case], None]) -> list[Case]:
+    """Judges every planted fault of a model."""
+    folder = root / name / "fp32"
+    golden = goldens.load(folder / "golden.npz")
+    clean = onnx.load(folder / "model.onnx")
+    exact = float64_outputs(clean, golden)
+    output = next(iter(golden.native))
+    floor = noise.floor(golden.reference[output], golden.noise[output], "fp32")
+    scale = floor.max[some_rows(golden)]
+    cases = []
+    for fault in FAULTS:
+        seen: set[bytes] = set()
+        for place in range(places):
+            planted = fault.plant(clean, place)
+            content = planted and planted[0].SerializeToString(deterministic=True)
+            if not content or content in seen:
+                continue  # there are no more places
+            seen.add(content)
+            model = planted[0]
+            case = Case(name, fault.name, place, fault.weight, None, "broken", *[True] * 4)
+            try:
+                moved = np.abs(by_row(float64_outputs(model, golden) - exact)).max(axis=1) / scale
+                case.moved = float(moved.max())
+                case.effect = "rounding"
+                if case.moved > MATERIAL:
+                    case.effect = "material"
+                elif case.moved < NOTHING:
+                    case.effect = "none"
+                judge(model, golden, output, case)
+            except Exception as error:  # it cannot be run: every tool notices
+                if case.effect != "broken":
+                    raise
+                del error
+            cases.append(case)
+            say(case)
+    return cases
+
+
+def judge(model: onnx.ModelProto, golden: Golden, output: str, case: Case) -> None:
+    """Fills in who catches a fault."""
+    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
+        path = Path(scratch) / "model.onnx"
+        onnx.save(model, path)
+        options = OpenOptions("cpu", threads=1, optimize=False)
+        with closing(engines.get(engine_proof.GRAPH_RUNNER).open(path, options)) as session:
+            case.numeric = parity.judge("graph", session, golden).status == "mismatch"
+            found = session.run(golden.inputs)[output]
+        case.audit = bool(audit(path, golden.weights).fault)
+    wanted = golden.native[output]
+    case.allclose, case.polygraphy = by_allclose(found, wanted), by_polygraphy(found, wanted)
+
+
+def clean_runs(name: str, root: Path) -> dict[str, Any]:
+    """Judges a model's graph without a fault: what is caught here is a false alarm."""
+    folder = root / name / "fp32"
+    golden = goldens.load(folder / "golden.npz")
+    case = Case(name, "", 0, False, 0.0, "none", *[False] * 4)
+    judge(onnx.load(folder / "model.onnx"), golden, next(iter(golden.native)), case)
+    return asdict(case)
+
+
+def counts(cases: list[Case]) -> list[dict[str, Any]]:
+    """Returns how many faults of each effect each judge catches."""
+    found = []
+    for name in dict.fromkeys(case.model for case in cases):
+        for effect in ("broken", "material", "rounding", "none"):
+            some = [case for case in cases if (case.model, case.effect) == (name, effect)]
+            tools = ("numeric", "audit", "allclose", "polygraphy")
+            caught = {tool: sum(getattr(case, tool) for case in some) for tool in tools}
+            found.append({"model": name, "effect": effect, "faults": len(some), **caught})
+        weights = [case for case in cases if case.model == name and case.weight]
+        caught = sum(case.audit for case in weights)
+        found.append({"model": name, "effect": "weight", "faults": len(weights), "audit": caught})
+    return found
+
+
+def main() -> None:
+    """Measures, and prints what was caught."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--root", type=Path, default=Path("artifacts"))
+    parser.add_argument("--places", type=int, default=2)
+    asked = parser.parse_args()
+
+    def say(case: Case) -> None:
+        print(json.dumps(asdict(case)), file=sys.stderr, flush=True)
+
+    cases = [c for name in asked.models for c in plant_all(name, asked.root, asked.places, say)]
+    document = {
+        "k": [parity.K, parity.K_MAX],
+        "clean": [clean_runs(name, asked.root) for name in asked.models],
+        "counts": counts(cases),
+        "cases": [asdict(case) for case in cases],
+    }
+    print(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()
