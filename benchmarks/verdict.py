@@ -1,0 +1,92 @@
+"""What the full verdict on LeNet takes, beside evaluating its test set twice in PyTorch.
+
+    assay export lenet           (after it was trained)
+    python benchmarks/verdict.py [--root artifacts]
+
+The verdict is that of `assay verify lenet`: golden rows at four batch sizes, the classes of all
+test images, the audit of the weights, opening the graph included. PyTorch runs the module eagerly
+on the same images, in batches of 1000, twice. Both on one thread, in turn.
+
+Prints a JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engines import machine
+from exporters.served import Served
+from pipeline import engine_proof, golden, idx, models, timing
+from pipeline.training.weights import load
+
+ROUNDS = 9
+BATCH, THREADS = 1000, 1
+
+
+def main() -> None:
+    """Measures both in turn."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--root", type=Path, default=Path("artifacts"))
+    root = parser.parse_args().root
+    folder = root / "lenet/fp32"
+    images = idx.read_images(root / "data/fashion-mnist/test-images.idx")
+    if len(golden.load(folder / "golden.npz").test_labels) != len(images):
+        raise SystemExit("the model was judged by a part of the test set; train it without a limit")
+    model = models.get("lenet").build(None)
+    load(model.network, root / "lenet/checkpoint.safetensors", "lenet")
+    served = Served(model.network, model.prepare).eval()
+
+    def verdict() -> None:
+        found = engine_proof.prove(
+            "graph",
+            folder / "model.onnx",
+            folder / "golden.npz",
+            "fp32",
+            device="auto",
+            threads=THREADS,
+            images=images,
+        )
+        if found.status != "pass":
+            raise SystemExit(f"the graph is no pass: {found.reason}")
+
+    def eager() -> None:
+        torch.set_num_threads(THREADS)
+        with torch.inference_mode():
+            for _ in range(2):
+                for batch in torch.from_numpy(images).split(BATCH):
+                    served(batch)
+
+    rounds = []
+    for _ in range(ROUNDS + 1):
+        seconds = []
+        for run in (verdict, eager):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        rounds.append(seconds)
+    verdicts, eagers = np.array(rounds[1:]).T  # the first warms up
+    ratio = timing.bootstrap(verdicts / eagers, seed=0)
+    print(
+        json.dumps(
+            {
+                "torch": torch.__version__,
+                "cpu": machine.cpu_model(),
+                "threads": THREADS,
+                "images": len(images),
+                "verdict_seconds": round(float(np.median(verdicts)), 3),
+                "twice_eager_seconds": round(float(np.median(eagers)), 3),
+                "ratio": {k: round(v, 2) for k, v in vars(ratio).items()},
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
