@@ -214,10 +214,12 @@ def page(cases: list[Case]) -> str:
         " bf16 convolution. `python benchmarks/zoo.py` makes this table.",
         "",
     ]
+    total = len(names())
     for precision in PRECISIONS:
+        known = sum(case.precision == precision for case in cases)
         counts = Counter(c.verdict or "not exported" for c in cases if c.precision == precision)
         said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-        lines.append(f"- {precision}: {said or 'nothing yet'}")
+        lines.append(f"- {precision}, {known} of {total} models so far: {said or 'none'}")
     return "\n".join([*lines, "", table(cases)])
 
 

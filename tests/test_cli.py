@@ -16,6 +16,7 @@ import pytest
 from pipeline import chain, cli
 from pipeline.runner import Store
 from tests.conftest import Process, Result
+from tests.subset import ROOT
 
 Assay = Callable[..., Result]
 
@@ -106,6 +107,22 @@ def test_without_torch_the_stages_that_need_it_exit_4(
     assert result.code == 4
     assert "torch cannot be imported" in result.err
     assert "hint: pip install torch" in result.err
+
+
+def test_a_graph_and_an_engine_are_proved_without_torch(store: Store) -> None:
+    folder = store.root / "lenet/fp32"
+    for engine, file in (("graph", "model.onnx"), ("onnxruntime", "onnxruntime/engine")):
+        words = ["verify", "lenet", "--engine", engine, "--file", str(folder / file)]
+        words += ["--golden", str(folder / "golden.npz"), "--root", str(store.root / "none")]
+        code = (
+            "import sys; sys.modules['torch'] = None\n"
+            f"from pipeline.cli import main\nsys.exit(main({words!r}))"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        assert "pass" in result.stdout
 
 
 def test_a_second_run_skips_every_stage(store: Store, assay: Assay) -> None:
