@@ -82,7 +82,11 @@ def made(model: Model) -> Calibration:
 
 
 def judge(graph: onnx.ModelProto, wanted: Outputs, found: Calibration) -> tuple[float, ...]:
-    """Returns accuracy (0 to 1; 0 if classes are not known) and the least SQNR, in dB.
+    """Returns how good a quantized graph is, the most important first.
+
+    That is whether its SQNR is enough for the verdict (1 or 0), since a model that is not trained
+    well may gain accuracy by noise; its accuracy (0 to 1; 0 if classes are not known); and the
+    least SQNR of an output, in dB.
 
     Args:
         wanted: The float graph's outputs for the selection.
@@ -97,7 +101,7 @@ def judge(graph: onnx.ModelProto, wanted: Outputs, found: Calibration) -> tuple[
         exact = array.astype(np.float64)
         error = outputs[name].astype(np.float64) - exact
         ratios.append(accuracy.sqnr(*(float(np.sqrt(np.mean(x**2))) for x in (exact, error))))
-    return correct, min(ratios)
+    return float(min(ratios) >= accuracy.MIN_SQNR), correct, min(ratios)
 
 
 def run(graph: onnx.ModelProto, feeds: Feeds) -> Outputs:

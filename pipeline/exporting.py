@@ -147,7 +147,7 @@ def _quantized(found: Exported, source: Source, by: calibration.Calibration) -> 
             "method": made.method,
             "scores": {
                 name: {"accuracy": accuracy, "sqnr": sqnr}
-                for name, (accuracy, sqnr) in made.scores.items()
+                for name, (_, accuracy, sqnr) in made.scores.items()
             },
         },
     }

@@ -1,5 +1,6 @@
 """int8: two graphs from one calibration, judged by accuracy, and audited."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +132,23 @@ def test_the_method_that_does_best_is_taken(quantized: Store) -> None:
     assert set(scores) == set(quantization.METHODS)
     assert scores[found["method"]] == max(scores.values())
     assert found["source"] == f"{found['rows']} training images"
+
+
+def test_accuracy_gained_by_noise_is_no_reason(built: Store) -> None:
+    """Of an undertrained model, what is furthest from it may be right more often."""
+    graph = onnx.load(built.root / "lenet/fp32/model.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (8, 1, 28, 28), dtype=np.uint8)
+    rows = {"image": images}
+    wanted = calibration.run(graph, rows)
+    worst = wanted["logits"].argmin(1)
+    found = calibration.Calibration(rows, rows, worst, "random images")
+    faithful = calibration.judge(graph, wanted, found)
+    upside_down = {"logits": -wanted["logits"]}
+    right = dataclasses.replace(found, labels=wanted["logits"].argmax(1))
+    other = calibration.judge(graph, upside_down, right)
+    assert faithful[1] == 0.0
+    assert other[1] == 1.0
+    assert faithful > other
 
 
 def test_calibration_and_selection_share_no_image() -> None:
