@@ -161,8 +161,14 @@ def untranslated(error: Exception, report: Report, program: Any) -> DeployError:
     missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", full)
     text = f"{report.text.getvalue()}\n{full}"
     if missing is None:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter wraps what went wrong, several times
+            cause = cause.__cause__
+        named = re.search(r"translating node %(\w+)", full)
+        at = [_traced(n) for n in program.graph.nodes if named and n.name == named[1]]
         return DeployError(
-            f"torch.onnx cannot translate the model: {_first(str(error))}",
+            f"torch.onnx cannot translate the model{_at(at[0] if at else '')}:"
+            f" {type(cause).__name__}: {_first(str(cause))}",
             "replace what the message names, or try --exporter torchscript",
             report=text,
         )
@@ -181,7 +187,8 @@ def untranslated(error: Exception, report: Report, program: Any) -> DeployError:
 
 def _traced(node: Any) -> str:
     """Returns the line of the model at which a node was traced."""
-    frames = re.findall(r'File "(.+)", line (\d+), in (\w+)\n\s*(.*)', node.meta["stack_trace"])
+    trace = node.meta.get("stack_trace") or ""
+    frames = re.findall(r'File "(.+)", line (\d+), in (\w+)\n\s*(.*)', trace)
     for file, line, name, code in reversed(frames):
         if _own(file):
             return f"{file}:{line} in {name}: {code.strip()}"
@@ -202,7 +209,8 @@ def _short(line: str) -> str:
 
 
 def _first(said: str) -> str:
-    return next((line.strip() for line in said.splitlines() if line.strip()), "no message")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", said)  # colours
+    return next((line.strip() for line in plain.splitlines() if line.strip()), "no message")
 
 
 def guarded(step: str, run: Callable[[], Any], names: Sequence[str] = ()) -> Any:

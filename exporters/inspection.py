@@ -13,6 +13,7 @@ import onnx
 from exporters.graph import spec_of
 
 _INT8 = ("DequantizeLinear",)
+_SMALL = 1024  # elements of a constant that may say a shape
 # They change types or hold values, and compute nothing in a precision of their own.
 _PLUMBING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "Identity")
 
@@ -75,7 +76,7 @@ class Description:
 
 def describe(model: onnx.ModelProto) -> Description:
     """Describes a valid graph, without its subgraphs."""
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    inferred = onnx.shape_inference.infer_shapes(_without_data(model), strict_mode=True)
     graph = model.graph
     types = _types(inferred.graph)
     makers = {name: node for node in graph.node for name in node.output}
@@ -101,6 +102,26 @@ def describe(model: onnx.ModelProto) -> Description:
         ),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
+
+
+def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a graph whose large constants are inputs: with them, it may be too large to pass on.
+
+    Shapes depend on small constants alone.
+    """
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.functions.extend(model.functions)
+    for part in ("node", "input", "output", "value_info"):
+        getattr(light.graph, part).extend(getattr(model.graph, part))
+    light.graph.name = model.graph.name
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _SMALL:
+            light.graph.initializer.append(tensor)
+        else:
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return light
 
 
 _Types = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -133,7 +154,9 @@ def _precision(node: onnx.NodeProto, types: _Types, makers: Mapping[str, onnx.No
 def _multiply_adds(node: onnx.NodeProto, types: _Types) -> int:
     """Returns the multiply-adds of a convolution or matrix product, for one row."""
     shapes = [types.get(name, ("", ()))[1] for name in node.input]
-    out = math.prod(types.get(node.output[0], ("", ()))[1])
+    if () in shapes[:2] or node.output[0] not in types:
+        return 0  # behind an operator that nobody knows, shapes are not known either
+    out = math.prod(types[node.output[0]][1])
     if node.op_type == "Conv":  # weight [out, in / group, *kernel]
         return out * math.prod(shapes[1][1:])
     if node.op_type == "ConvTranspose":  # weight [in, out / group, *kernel]

@@ -117,8 +117,9 @@ def check_rows(graph: onnx.ModelProto, rows: Feeds) -> None:
             or array.ndim != len(spec.shape)
         ):
             raise DeployError(
-                f"calibration data: {spec.name} is {array.dtype}{list(array.shape)}, but the"
-                f" graph takes {spec}"
+                f"calibration data: a row of {spec.name} is {array.dtype}{list(array.shape[1:])},"
+                f" but the graph takes {spec}",
+                "give rows as the model takes them",
             )
         if not len(array):
             raise DeployError(f"calibration data: {spec.name} has no rows", "give 100 or more")

@@ -20,7 +20,9 @@ import torch
 from engines.base import Array
 from engines.errors import DeployError
 from exporters import explain, files
+from exporters.graph import spec_of
 from pipeline import noise, parity, rounding
+from pipeline.audit import audit
 from pipeline.golden import EDGES, Golden
 from pipeline.reference import in_float64
 from pipeline.windows import Windows, values_of
@@ -127,6 +129,22 @@ def bisect(program: Path, graph: Path, golden: Golden) -> Bisection:
         if not {*node.output} & {*known.values()}
     )
     return Bisection(tuple(steps), opinion, unmatched)
+
+
+def other_faults(graph: Path, golden: Golden) -> str:
+    """Returns what is wrong with a graph's weights and signature, which no value may show."""
+    faults = [audit(graph, golden.weights).fault]
+    model = files.read(graph, data=False)
+    sides = (
+        ("inputs", model.graph.input, golden.input_specs),
+        ("outputs", model.graph.output, golden.output_specs),
+    )
+    for side, values, wanted in sides:
+        found = [spec_of(value) for value in values]
+        if set(found) != set(wanted):
+            said = ", ".join(map(str, found))
+            faults.append(f"its {side} are {said}; expected {', '.join(map(str, wanted))}")
+    return "; ".join(fault for fault in faults if fault)
 
 
 def _rows(golden: Golden) -> Array:

@@ -157,9 +157,10 @@ def bisect(
     golden = golden or runner.require(GOLDEN, params, store)
     for path in (graph, golden):
         verify.require_file(path)
-    found = bisection.bisect(program, graph, goldens.load(golden))
+    known = goldens.load(golden)
+    found = bisection.bisect(program, graph, known)
     growth.show(found)
-    growth.require(found, str(graph))
+    growth.require(found, str(graph), bisection.other_faults(graph, known))
     return growth.document(found)
 
 

@@ -208,10 +208,15 @@ def explained(how: str) -> Iterator[None]:
     except DeployError:
         raise
     except Exception as error:  # the user's code may raise anything
-        hint = "check names, dtypes and shapes of the inputs"
+        hint = (
+            "it is run on batches of 2 rows and of others, and has to take any; check names, dtypes"
+            " and shapes of the inputs"
+        )
         if how:
             hint = "it is judged by a float64 run: keep constant tensors in buffers, which follow"
-        raise DeployError(f"the model cannot be run on its inputs{how}: {error}", hint) from error
+        raise DeployError(
+            f"the model cannot be run on its inputs{how}: {type(error).__name__}: {error}", hint
+        ) from error
 
 
 def run_all(

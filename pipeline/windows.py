@@ -11,6 +11,7 @@ import onnx
 
 import engines
 from engines.base import Array, OpenOptions
+from engines.errors import DeployError
 from exporters import files
 from pipeline import engine_proof
 
@@ -57,5 +58,9 @@ def values_of(
         path = Path(folder) / "model.onnx"
         files.write(watched, path)
         options = OpenOptions("cpu", threads=1, optimize=False)
-        with closing(engines.get(engine_proof.GRAPH_RUNNER).open(path, options)) as session:
-            return session.run(feeds)
+        try:
+            with closing(engines.get(engine_proof.GRAPH_RUNNER).open(path, options)) as session:
+                return session.run(feeds)
+        except DeployError as error:  # of a file that the user does not know
+            said = error.message.replace(str(path), "the graph, asked for its inner values")
+            raise type(error)(said, error.hint) from error

@@ -28,20 +28,34 @@ def show(found: Bisection) -> None:
     if len(found.steps) > last:
         console.result(f"{len(found.steps) - last} more values follow")
     if first is None:
-        console.result(f"all {len(found.steps)} values are the model's")
+        console.result(f"all {len(found.steps)} values that could be compared are the model's")
+        if found.unmatched:
+            console.result(
+                f"{len(found.unmatched)} nodes have values that the model does not know by name:"
+                " they are judged by what follows from them, if anything does"
+            )
         return
     where = f" ({first.module})" if first.module else ""
     console.result(f"first: {first.operator} node {first.node!r}{where}: {first.fault}")
     console.result(found.opinion)
 
 
-def require(found: Bisection, graph: str) -> None:
-    """Raises ParityError if a value is not the model's."""
+def require(found: Bisection, graph: str, others: str) -> None:
+    """Raises ParityError if a value is not the model's, or for what no value shows.
+
+    Args:
+        others: Faults of weights and signature, in words.
+    """
     first = found.first
     if first is not None:
         raise ParityError(
             f"{graph} leaves the model at {first.operator} node {first.node!r}: {first.fault}",
             found.opinion,
+        )
+    if others:
+        raise ParityError(
+            f"no value of {graph} is further off than rounding explains, but {others}",
+            "export it again",
         )
 
 

@@ -206,9 +206,14 @@ def require(verdicts: list[Verdict]) -> None:
     """
     for verdict in verdicts:
         if verdict.status in ("mismatch", "vacuous"):
+            hint = "`assay verify MODEL --bisect` names the first node that differs, if one does"
+            if verdict.status == "vacuous":
+                hint = "no engine can be proved by it; look at the model's weights and inputs"
+            elif verdict.precision == QUANTIZED:
+                hint = "calibrate on other data, or deploy another precision"
             raise ParityError(
                 f"{verdict.subject} is not proved equal to the PyTorch model: {verdict.reason}",
-                "export and build it again; if it stays, the backend computes something else",
+                hint,
             )
     for verdict in verdicts:
         if verdict.status == "not run":

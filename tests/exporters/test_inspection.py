@@ -54,6 +54,20 @@ def test_what_is_no_graph_is_an_error(
     assert str(path) in result.err
 
 
+def test_behind_an_unknown_operator_shapes_are_not_known(
+    built: Store, tmp_path: Path, assay: Callable[..., Result]
+) -> None:
+    model = onnx.load(built.root / "lenet/fp32/model.onnx")
+    node = next(each for each in model.graph.node if each.op_type == "Sigmoid")
+    node.domain = "com.example"
+    model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    path = tmp_path / "foreign.onnx"
+    onnx.save(model, path)
+    result = assay("inspect", path, "--nodes")
+    assert result.code == 0, result.err
+    assert "Sigmoid" in result.out
+
+
 def test_an_exported_graph_is_described_in_its_folder(built: Store) -> None:
     found = json.loads((built.root / "lenet/fp32/graph.json").read_text())
     assert found["opset"] == 20

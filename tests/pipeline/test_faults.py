@@ -94,7 +94,7 @@ def test_the_command_says_where_and_exits_3(store: Store, assay: Callable[..., R
     where = ("--root", store.root)
     result = assay("verify", "lenet", "--bisect", *where)
     assert result.code == 0, result.err
-    assert "all 14 values are the model's" in result.out
+    assert "all 14 values that could be compared are the model's" in result.out
     assert "network.3: Conv2d" in result.out
     (fault,) = (each for each in FAULTS if each.name == "a dropped bias")
     planted = fault.plant(onnx.load(store.root / "lenet/fp32/model.onnx"), 1)
@@ -104,6 +104,25 @@ def test_the_command_says_where_and_exits_3(store: Store, assay: Callable[..., R
     assert result.code == 3
     assert "first: Conv node 'node_conv2d_1' (network.3: Conv2d)" in result.out
     assert "leaves the model at Conv node 'node_conv2d_1'" in result.err
+
+
+def test_what_no_value_shows_is_said_too(store: Store, assay: Callable[..., Result]) -> None:
+    where = ("--root", store.root)
+    (fault,) = (each for each in FAULTS if each.name == "one weight off by 1e-06")
+    planted = fault.plant(onnx.load(store.root / "lenet/fp32/model.onnx"), 1)
+    assert planted is not None
+    path = store.root / "planted.onnx"
+    onnx.save(planted[0], path)
+    result = assay("verify", "lenet", "--bisect", "--file", path, *where)
+    assert result.code == 3
+    assert "but weights that are not the checkpoint's: network.3.weight" in result.err
+    renamed = onnx.load(store.root / "lenet/fp32/model.onnx")
+    renamed.graph.output[0].name = renamed.graph.node[-1].output[0] = "scores"
+    onnx.save(renamed, path)
+    result = assay("verify", "lenet", "--bisect", "--file", path, *where)
+    assert result.code == 3
+    assert "its outputs are scores: float32[batch, 10]; expected logits" in result.err
+    assert "1 nodes have values that the model does not know by name" in result.out
 
 
 def test_a_graph_of_another_exporter_has_no_names_to_go_by(

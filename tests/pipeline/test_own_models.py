@@ -259,7 +259,7 @@ def test_a_changed_source_exports_again_and_a_missing_one_is_no_matter(
         ("words", 1, "input 'x' is <U1[2], not rows of numbers"),
         ("greedy", 1, "it is called without arguments"),
         ("stubborn", 1, "cannot be run on its inputs in float64"),
-        ("broken", 1, "the model cannot be run on its inputs: wrong shape"),
+        ("broken", 1, "the model cannot be run on its inputs: ValueError: wrong shape"),
         ("misnamed", 1, "the model has 1 outputs, but 2 names: a, b"),
         ("rows", 1, "different numbers of rows, or none: image 3, token 2"),
     ],
