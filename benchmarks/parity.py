@@ -43,7 +43,7 @@ from engines.base import Array, OpenOptions
 from pipeline import engine_proof, noise, parity
 from pipeline import golden as goldens
 from pipeline.audit import audit
-from pipeline.golden import EDGES, Golden
+from pipeline.golden import Golden
 from pipeline.noise import by_row
 from tests.faults import FAULTS
 
@@ -104,8 +104,8 @@ def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def some_rows(golden: Golden) -> Array:
     """Returns a few common rows and edge cases."""
-    edge = np.isin(golden.cases, EDGES)
-    return np.concatenate([np.flatnonzero(~edge)[:_HALF], np.flatnonzero(edge)[:_HALF]])
+    common = golden.common
+    return np.concatenate([np.flatnonzero(common)[:_HALF], np.flatnonzero(~common)[:_HALF]])
 
 
 def float64_outputs(model: onnx.ModelProto, golden: Golden) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from exporters import explain, files
 from exporters.graph import spec_of
 from pipeline import noise, parity, rounding
 from pipeline.audit import audit
-from pipeline.golden import EDGES, Golden
+from pipeline.golden import Golden
 from pipeline.reference import in_float64
 from pipeline.windows import Windows, values_of
 
@@ -121,36 +121,33 @@ def bisect(program: Path, graph: Path, golden: Golden) -> Bisection:
         steps.append(
             Step(known[node.name], maker.name or node.name, maker.op_type, where, *measured)
         )
-    first = next((step for step in steps if step.fault), None)
-    opinion = "" if first is None else _opinion(model, makers[first.value], first.value, feeds)
     unmatched = tuple(
         node.name or node.output[0]
         for node in model.graph.node
         if not {*node.output} & {*known.values()}
     )
-    return Bisection(tuple(steps), opinion, unmatched)
+    found = Bisection(tuple(steps), unmatched=unmatched)
+    first = found.first
+    if first is None:
+        return found
+    return replace(found, opinion=_opinion(model, makers[first.value], first.value, feeds))
 
 
 def other_faults(graph: Path, golden: Golden) -> str:
     """Returns what is wrong with a graph's weights and signature, which no value may show."""
-    faults = [audit(graph, golden.weights).fault]
     model = files.read(graph, data=False)
-    sides = (
-        ("inputs", model.graph.input, golden.input_specs),
-        ("outputs", model.graph.output, golden.output_specs),
+    inputs, outputs = (
+        tuple(map(spec_of, values)) for values in (model.graph.input, model.graph.output)
     )
-    for side, values, wanted in sides:
-        found = [spec_of(value) for value in values]
-        if set(found) != set(wanted):
-            said = ", ".join(map(str, found))
-            faults.append(f"its {side} are {said}; expected {', '.join(map(str, wanted))}")
+    faults = [audit(graph, golden.weights).fault]
+    faults += [f"its {fault}" for fault in parity.signature_faults(inputs, outputs, golden)]
     return "; ".join(fault for fault in faults if fault)
 
 
 def _rows(golden: Golden) -> Array:
     """Returns the rows to compare: half of them edge cases, where there are some."""
-    edges = np.flatnonzero(np.isin(golden.cases, EDGES))[: _ROWS // 2]
-    common = np.flatnonzero(~np.isin(golden.cases, EDGES))
+    edges = np.flatnonzero(~golden.common)[: _ROWS // 2]
+    common = np.flatnonzero(golden.common)
     return np.concatenate([common[: _ROWS - len(edges)], edges])
 
 
@@ -180,13 +177,11 @@ class _Run:
     Attributes:
         context: Entered around each node.
         convert: Puts the tensors that it starts from, and those of the engine, into its types.
-        exact: It never takes the engine's values.
         values: By node, what is still needed.
     """
 
     context: Callable[[], AbstractContextManager[Any]]
     convert: Callable[[torch.Tensor], torch.Tensor]
-    exact: bool = False
     values: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -220,7 +215,7 @@ def _walk(
         the float64 one that follows from the engine's values before it; and those that
         PyTorch makes of these at the precision, each rounded differently.
     """
-    runs = [_Run(in_float64, _to_float64, exact=True), _Run(in_float64, _to_float64)]
+    runs = [_Run(in_float64, _to_float64) for _ in range(2)]
     for seed in range(1 + _MORE_RUNS):
         convert = _moved(seed) if seed else _as_it_is
         runs.append(_Run(lambda seed=seed: rounding.approximate(seed), convert))  # type: ignore[misc]  # a default binds it

@@ -79,6 +79,11 @@ class Golden:
         """The outputs the graph was exported with; the first axis is the batch."""
         return _specs(self.native)
 
+    @property
+    def common(self) -> Array:
+        """Which rows are no edge cases, `[rows]`."""
+        return ~np.isin(self.cases, EDGES)
+
     def check(self) -> None:
         """Raises ValueError unless the parts fit together and every output is a number.
 
