@@ -8,7 +8,7 @@ ENGINE ?= all
 # More options for the command behind a target, as in: make train ARGS="--epochs 2"
 ARGS ?=
 
-EXTRAS := train,onnxruntime,tensorrt-rtx,dev
+EXTRAS := train,onnxruntime,openvino,tensorrt-rtx,report,dev
 # Named after the content of what it depends on: a fresh clone has fresh file times.
 STAMP := $(VENV)/.assay-$(shell cat pyproject.toml constraints.txt Makefile | sha256sum | cut -c1-12)
 # This checkout, whatever checkout a shared environment was set up from.
