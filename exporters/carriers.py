@@ -8,7 +8,7 @@ its parameters, if they are what the fold gives in float64.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,18 +87,52 @@ def _computed(
 ) -> dict[str, Array]:
     """Returns the tensors of the graph that hold what is computed of parameters alone.
 
-    That is a transposed weight, or a table of which a constant index picks rows. In float64 it
-    would be the same: what moves numbers rounds none, and what rounds is not found here.
+    That is a transposed weight, or a table of which a constant index picks rows: what moves
+    numbers rounds none, and is there bit for bit. Or it is a result, such as attention's bias
+    that a small network makes of the distances: then the tensor has to be what float64 gives.
     """
     by_content = {_content(array): array for array in made.values()}
+    found: dict[str, Array] = {}
+    for value, made_of in _constant_values(program, names, exact=False):
+        forms = [value, value.T] if value.ndim == 2 else [value]  # noqa: PLR2004 - a matrix
+        for form in forms:
+            carrier = by_content.get(_content(form))
+            if carrier is not None:
+                found = dict.fromkeys(made_of & wanted, carrier) | found
+    wanted = wanted - found.keys()
+    if not wanted:
+        return found
+    for value, made_of in _constant_values(program, names, exact=True):
+        # What float32 holds exactly was only moved: it would have been found above.
+        if made_of & wanted and (value.astype(np.float32) != value).any():
+            size = np.broadcast_to(np.abs(value).max(), value.shape)
+            for array in made.values():
+                if array.size == value.size and _close(array.reshape(value.shape), value, size):
+                    found = dict.fromkeys(made_of & wanted, array) | found
+    return found
+
+
+def _constant_values(
+    program: Any, names: Mapping[str, str], *, exact: bool
+) -> Iterator[tuple[Array, set[str]]]:
+    """Computes all that depends on parameters alone.
+
+    Args:
+        exact: In float64, not in the parameters' own types.
+
+    Yields:
+        Values and the names of the parameters they are made of, the last ones first: of a
+        chain of operators, an exporter may fold a part only.
+    """
     state = {**program.state_dict, **program.constants}
     constants = {**names, **program.graph_signature.inputs_to_lifted_tensor_constants}
     values: dict[Any, tuple[torch.Tensor, set[str]]] = {}
-    found: dict[str, Array] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder" and constants.get(node.name) in state:
             name = constants[node.name]
-            values[node] = state[name].detach(), {name}
+            tensor = state[name].detach()
+            wider = exact and tensor.is_floating_point()
+            values[node] = tensor.double() if wider else tensor, {name}
         elif node.op == "call_function" and node.all_input_nodes:
             parts = [values.get(each) for each in node.all_input_nodes]
             if None in parts or not isinstance(node.meta.get("val"), torch.Tensor):
@@ -106,15 +140,8 @@ def _computed(
             value = torch.fx.node.map_arg((node.args, node.kwargs), lambda each: values[each][0])
             made_of = set[str]().union(*(part[1] for part in parts if part))
             values[node] = node.target(*value[0], **value[1]), made_of
-    for tensor, made_of in reversed(values.values()):  # an exporter may fold a part of it only
-        array = _array(tensor)
-        forms = [array, array.T] if array.ndim == 2 else [array]  # noqa: PLR2004 - a matrix
-        for form in forms:
-            carrier = by_content.get(_content(form))
-            if carrier is not None:
-                found = dict.fromkeys(made_of & wanted, carrier) | found
-                break
-    return found
+    for tensor, made_of in reversed(values.values()):
+        yield _array(tensor), made_of
 
 
 def _content(array: Array) -> tuple[str, bytes]:
@@ -208,14 +235,17 @@ def refold(program: Any, graph: onnx.ModelProto) -> None:
             continue  # none, or left as it was
         weight, shift, _ = _in_float64(fold, state)
         dtype = state[fold.weight].dtype
-        for name, value in ((fold.weight, weight), (_bias(fold), shift)):
+        for name, value in ((fold.weight, weight), (_bias(fold, tensors), shift)):
             if name in tensors and list(tensors[name].dims) == list(value.shape):
                 tensors[name].CopyFrom(onnx.numpy_helper.from_array(value.astype(dtype), name))
 
 
-def _bias(fold: _Fold) -> str:
-    """Returns the name that the optimizer gives a folded bias."""
-    return fold.bias or f"{fold.weight}_bias"
+def _bias(fold: _Fold, tensors: Container[str]) -> str:
+    """Returns the name that the optimizer gives a folded bias.
+
+    It makes a new one where there was none, or one of zeros, which it has left out before.
+    """
+    return fold.bias if fold.bias is not None and fold.bias in tensors else f"{fold.weight}_bias"
 
 
 def _in_float64(fold: _Fold, state: Mapping[str, Array]) -> tuple[Array, Array, Array]:
@@ -247,7 +277,7 @@ def _carried(
     rest = [name for name in (fold.bias, fold.gamma, fold.beta, fold.mean, fold.variance) if name]
     if not shift.any():  # a bias of zeros is left out
         return carried | dict.fromkeys(rest, found)
-    bias = made.get(_bias(fold))
+    bias = made.get(_bias(fold, made))
     if bias is None or not _close(bias, shift, size):
         return {}
     return carried | dict.fromkeys(rest, bias)

@@ -57,6 +57,19 @@ class Positions(nn.Module):
         return x.unsqueeze(1) + self.table[self.index].permute(1, 0).unsqueeze(0)
 
 
+class Distances(nn.Module):
+    """Adds what a small network makes of constants, as attention with continuous positions does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 4, bias=False))
+        self.register_buffer("distances", torch.linspace(-1, 1, 12).reshape(6, 2))
+        self.register_buffer("index", torch.tensor([3, 1, 5, 0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unsqueeze(1) + 16 * torch.sigmoid(self.small(self.distances)[self.index])
+
+
 LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "plain": lambda: (nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()), (2, 5, 5)),
     "with bias": lambda: (nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), (2, 5, 5)),
@@ -79,6 +92,7 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
         (5, 8),
     ),
     "picked from a table": lambda: (Positions(), (4,)),
+    "made by a small network": lambda: (Distances(), (4,)),
     "behind an activation": lambda: (
         nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.BatchNorm2d(3)),
         (2, 5, 5),
@@ -91,6 +105,21 @@ def test_every_parameter_is_found_in_the_graph(name: str) -> None:
     module, shape = LAYERS[name]()
     module = filled(module)
     assert not unexplained(module, *exported(module, shape))
+
+
+def test_a_batch_norm_behind_a_bias_of_zeros_is_found() -> None:
+    module, shape = LAYERS["with bias"]()
+    module = filled(module)
+    module[0].bias.data.zero_()
+    assert not unexplained(module, *exported(module, shape))
+
+
+def test_a_result_of_other_weights_explains_nothing() -> None:
+    module = filled(LAYERS["made by a small network"]()[0])
+    _, graph = exported(module, (4,))
+    module.small[0].weight.data[3, 1] *= 1.001
+    program, _ = exported(module, (4,))
+    assert unexplained(module, program, graph) >= {"small.0.weight"}
 
 
 @pytest.mark.parametrize("name", ["transposed for a product", "picked from a table"])
