@@ -219,6 +219,35 @@ def test_a_row_that_rounding_moves_too_far_is_not_compared_and_said_so(golden: G
     assert "by rounding alone, on every input" in verdict.reason
 
 
+def test_sums_are_also_made_one_by_one_as_engines_make_them() -> None:
+    import torch
+
+    from pipeline import rounding
+
+    grey = torch.full((2, 3, 150, 150), 0.3712)
+    mixed = torch.rand(2, 3, 150, 150, generator=torch.Generator().manual_seed(0))
+    for images, least, most in ((grey, 100, 10_000), (mixed, 0.5, 100)):
+        for reduce in (
+            lambda x: x.mean((2, 3)),
+            lambda x: x.sum((-1, -2), keepdim=True),
+            lambda x: torch.nn.functional.adaptive_avg_pool2d(x, 1),
+            lambda x: x.mean((0, 2, 3)),
+        ):
+            exact = reduce(images.double())
+            with rounding.approximate(0):
+                found = reduce(images)
+            assert found.shape == exact.shape
+            assert found.dtype == torch.float32
+            units = (found - exact).abs().max() / exact.abs().max() * 2**23
+            assert least < units < most
+    whole = torch.arange(24.0).reshape(2, 3, 4)
+    with rounding.approximate(0):
+        assert torch.equal(whole.mean(1), whole.double().mean(1).float())
+        assert torch.equal(
+            whole.sum((0, 2), keepdim=True), whole.double().sum((0, 2), True).float()
+        )
+
+
 def test_runs_with_moved_weights_measure_what_rounding_does() -> None:
     """Where one run is right by chance, the others are not."""
     import torch
