@@ -234,7 +234,7 @@ def test_sums_are_also_made_one_by_one_as_engines_make_them() -> None:
             lambda x: x.mean((0, 2, 3)),
         ):
             exact = reduce(images.double())
-            with rounding.approximate(0):
+            with torch.inference_mode(), rounding.approximate(0):
                 found = reduce(images)
             assert found.shape == exact.shape
             assert found.dtype == torch.float32
