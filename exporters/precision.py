@@ -69,21 +69,33 @@ def _layers(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def _peaks(network: nn.Module, run: Callable[[nn.Module], object]) -> dict[str, float]:
-    """Returns the largest magnitude that each layer takes, gives or holds in float32."""
+    """Returns the largest magnitude that each layer takes, gives or holds in float32.
+
+    What a module around layers gives counts for the last of them that ran: it may be a sum with
+    what that layer gave, and is in float32 if one of its terms is.
+    """
     layers = _layers(network)
     peaks = {
         path: max([0.0, *(_peak(tensor) for tensor in layer.state_dict().values())])
         for path, layer in layers.items()
     }
 
+    last = ""
+
     def watch(path: str) -> Callable[..., None]:
-        def hook(_layer: nn.Module, inputs: Any, made: Any) -> None:
-            tensors = [value for value in (*inputs, made) if isinstance(value, torch.Tensor)]
-            peaks[path] = max([peaks[path], *map(_peak, tensors)])
+        def hook(_module: nn.Module, inputs: Any, made: Any) -> None:
+            nonlocal last
+            if path in layers:
+                last = path
+            seen = (*inputs, made) if path in layers else (made,)
+            tensors = [value for value in seen if isinstance(value, torch.Tensor)]
+            if last:
+                peaks[last] = max([peaks[last], *map(_peak, tensors)])
 
         return hook
 
-    hooks = [layer.register_forward_hook(watch(path)) for path, layer in layers.items()]
+    modules = network.named_modules()
+    hooks = [module.register_forward_hook(watch(path)) for path, module in modules]
     try:
         run(network)
     finally:

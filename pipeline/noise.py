@@ -19,6 +19,8 @@ _UNIT = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7}
 # photograph's.
 _LOST = 2.0**10
 _PART = 1 / 8
+# The noise of a row that nothing can be said of: a number, and more than any output.
+_BEYOND = 1e150
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,11 @@ def measure(reference: Array, realisations: Sequence[Array]) -> Array:
     for made in realisations:
         with np.errstate(invalid="ignore"):  # infinities, which make a golden file of no use
             error = by_row(made.astype(np.float64) - reference)
-        squares += np.mean(np.square(error), axis=1)
-        largest = np.maximum(largest, np.abs(error).max(axis=1))
-    return np.stack([np.sqrt(squares / len(realisations)), largest], axis=1)
+            squares += np.mean(np.square(error), axis=1)
+            largest = np.maximum(largest, np.abs(error).max(axis=1))
+    noise = np.stack([np.sqrt(squares / len(realisations)), largest], axis=1)
+    # Rounded otherwise, the row overflows.
+    return np.where(np.isfinite(noise), noise, _BEYOND)
 
 
 def pooled(noise: Array) -> Array:

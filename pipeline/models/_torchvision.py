@@ -52,6 +52,8 @@ def _build(zoo: Any, name: str, contents: Contents | None) -> Model:
     if name in ("googlenet", "inception_v3"):
         # Their auxiliary heads exist for training alone; and they warn unless told to.
         options |= {"aux_logits": False, "init_weights": True}
+    if name.startswith("vit_"):
+        options["image_size"] = size  # else it is made for 224, and its weights may not be
     wanted = (3, size, size)
     return for_images(
         zoo.get_model(name, weights=None, **options),

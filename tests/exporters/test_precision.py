@@ -82,6 +82,38 @@ def test_layers_that_overflow_stay_in_fp32_and_are_listed() -> None:
         assert not torch.isfinite(network.half()(x.half())).all()
 
 
+class Sum(nn.Module):
+    """Its layers give numbers that fp16 holds; their sum is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.flat = (nn.Linear(1, 1, bias=False) for _ in range(3))
+        for layer, weight in ((self.one, 3e4), (self.two, 3e4), (self.flat, 1e-5)):
+            nn.init.constant_(layer.weight, weight)
+        self.block = Both(self.one, self.two)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.flat(torch.tanh(self.block(x) * 1e-6))
+
+
+class Both(nn.Module):
+    def __init__(self, one: nn.Module, two: nn.Module) -> None:
+        super().__init__()
+        self.one, self.two = one, two
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(x) + self.two(x) + self.one(x)
+
+
+def test_what_adds_up_beyond_fp16_is_added_in_fp32() -> None:
+    network, x = Sum().eval(), torch.ones(2, 1)
+    small, kept = typed(network, "fp16", lambda net: net(x))
+    assert kept == ("one",)
+    with torch.no_grad():
+        assert torch.allclose(small(x.half()).float(), network(x), rtol=1e-2)
+        assert not torch.isfinite(network.half().block(x.half())).all()
+
+
 def test_beside_a_layer_in_fp32_batch_norms_are_still_folded() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:

@@ -219,6 +219,16 @@ def test_a_row_that_rounding_moves_too_far_is_not_compared_and_said_so(golden: G
     assert "by rounding alone, on every input" in verdict.reason
 
 
+def test_a_row_that_overflows_when_rounded_otherwise_is_not_compared() -> None:
+    reference = np.ones((3, 4))
+    other = reference.copy()
+    other[1, 2], other[2, 0] = np.inf, np.nan
+    found = noise.measure(reference, [reference + 1e-7, other])
+    floor = noise.floor(reference, found, "fp32")
+    assert floor.comparable.tolist() == [True, False, False]
+    assert np.isfinite(found).all()
+
+
 def test_sums_are_also_made_one_by_one_as_engines_make_them() -> None:
     import torch
 
