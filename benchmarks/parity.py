@@ -2,7 +2,7 @@
 
     assay run MODEL …            (each model first, in the store that --root names)
     pip install polygraphy       (its comparator is run, not imitated)
-    python benchmarks/parity.py [--root artifacts] [--places 2] lenet resnet18 vgg11-slim
+    PYTHONPATH=. python benchmarks/parity.py [--root artifacts] [--places 2] lenet …
 
 Into each model's fp32 graph, every kind of fault of tests/faults.py is planted at several places.
 The changed graph is run by ONNX Runtime on the golden inputs and judged three ways: by the verdict
@@ -15,7 +15,7 @@ is known from a float64 run of the changed graph by ONNX's reference implementat
 - rounding: in between, where outputs alone cannot tell.
 
 The graphs without a fault have to pass. False alarms over torchvision are in zoo.md, whose graphs
-the verdict judges.
+the verdict and the same peers judge.
 
 Prints a JSON document, and a table to stderr.
 """
@@ -35,10 +35,9 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
-from polygraphy.comparator import Comparator, RunResults
-from polygraphy.logger import G_LOGGER
 
 import engines
+from benchmarks import peers
 from engines.base import Array, OpenOptions
 from pipeline import engine_proof, noise, parity
 from pipeline import golden as goldens
@@ -115,20 +114,6 @@ def float64_outputs(model: onnx.ModelProto, golden: Golden) -> Array:
     return np.asarray(ReferenceEvaluator(in_float64(model)).run(None, feeds)[0])
 
 
-def by_allclose(found: Array, wanted: Array) -> bool:
-    """Whether numpy.allclose sees a difference, at tolerances in common use."""
-    return not np.allclose(found, wanted, rtol=1e-3, atol=1e-5)
-
-
-def by_polygraphy(found: Array, wanted: Array) -> bool:
-    """Whether Polygraphy's comparator sees a difference, at its default tolerances."""
-    results = RunResults()
-    for runner, array in (("graph", found), ("pytorch", wanted)):
-        results.add([{"y": array}], runner_name=runner)
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        return not bool(Comparator.compare_accuracy(results))
-
-
 def plant_all(name: str, root: Path, places: int, say: Callable[[Case], None]) -> list[Case]:
     """Judges every planted fault of a model."""
     folder = root / name / "fp32"
@@ -178,7 +163,8 @@ def judge(model: onnx.ModelProto, golden: Golden, output: str, case: Case) -> No
             found = session.run(golden.inputs)[output]
         case.audit = bool(audit(path, golden.weights).fault)
     wanted = golden.native[output]
-    case.allclose, case.polygraphy = by_allclose(found, wanted), by_polygraphy(found, wanted)
+    case.allclose = not peers.allclose(found, wanted)
+    case.polygraphy = not peers.polygraphy(found, wanted)
 
 
 def clean_runs(name: str, root: Path) -> dict[str, Any]:

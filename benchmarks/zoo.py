@@ -1,7 +1,7 @@
 """Exports and verifies every classification model of torchvision in every precision.
 
-    python benchmarks/zoo.py [--quick] [--models A,B] [--precisions fp32,int8]
-                             [--memory GIB] [--results FILE]
+    PYTHONPATH=. python benchmarks/zoo.py [--quick] [--models A,B] [--precisions fp32,int8]
+                                          [--memory GIB] [--results FILE]
 
 Weights are random (seeded), with the statistics of batch norms filled by a few batches, so that
 nothing has to be downloaded. Each case is what a user would type, `assay export` and `assay
@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,11 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from exporters import PRECISIONS
+import engines
+from benchmarks import peers
+from engines.base import OpenOptions
+from exporters import PRECISIONS, QUANTIZED
+from pipeline import golden as goldens
 from pipeline import models, rows
 from pipeline.audit import Audit
 
@@ -50,11 +55,15 @@ class Case:
     """What became of one model at one precision.
 
     Attributes:
-        verdict: Of the graph: "pass", "mismatch", "vacuous", "not run"; "" if not exported.
+        verdict: "pass", "mismatch", "vacuous", "not run"; "" if not exported.
+        runner: What ran it: ONNX Runtime the graph, or OpenVINO where that has no kernels.
         ratio: The rms error, as a multiple of the noise floor; None if it was not run.
         largest: The largest error of a row, as a multiple of that row's.
         audited: Weights found in the graph, of how many.
         seconds: Of export and verify.
+        allclose: Whether numpy.allclose(rtol=1e-3, atol=1e-5) takes the graph's outputs for
+            PyTorch's; None if it was not asked.
+        polygraphy: Whether Polygraphy's comparator does, at its default tolerances.
         peak: The largest memory of the processes, in MiB.
         reason: Why it is no pass, in the first line of the error.
     """
@@ -63,6 +72,9 @@ class Case:
     precision: str
     exported: bool = False
     verdict: str = ""
+    runner: str = ""
+    allclose: bool | None = None
+    polygraphy: bool | None = None
     ratio: float | None = None
     largest: float | None = None
     audited: str = ""
@@ -162,22 +174,56 @@ def measure(name: str, precision: str, folder: Path, limit: float) -> Case:
         case.exported = True
         described = found["outcomes"][-1]["results"]["graph"]
         case.nodes = ", ".join(f"{n} {kind}" for kind, n in described["precisions"].items())
-        found, peak, ended = command([*words, "verify", *model, *where], limit, SECONDS)
-        case.peak = max(case.peak, peak)
-        path = folder / f"artifacts/torchvision-{name}/{precision}/verdict.json"
-        if path.exists():
-            verdict = json.loads(path.read_text(encoding="utf-8"))
-            case.verdict, case.reason = verdict["status"], verdict["reason"]
-            if verdict["outputs"]:
-                case.ratio = max(o["rms_ratio"] for o in verdict["outputs"])
-                case.largest = max(o["max_ratio"] for o in verdict["outputs"])
-            if audit := verdict["audit"]:
-                case.audited = str(Audit(**audit))
+        made = folder / f"artifacts/torchvision-{name}/{precision}"
+        for case.runner in ("onnxruntime", "openvino"):
+            judge = [*words, "verify", *model]
+            verdict_path = made / "verdict.json"
+            if case.runner != "onnxruntime":
+                command([*words, "build", *model, "--engine", case.runner, *where], limit, SECONDS)
+                judge += ["--engine", case.runner]
+                verdict_path = made / case.runner / "verdict.json"
+            found, peak, ended = command([*judge, *where], limit, SECONDS)
+            case.peak = max(case.peak, peak)
+            if verdict_path.exists():
+                read_verdict(case, json.loads(verdict_path.read_text(encoding="utf-8")))
+            if case.verdict != "not run":
+                break
+        if case.runner == "onnxruntime" and case.verdict and precision != QUANTIZED:
+            ask_peers(case, made)
     case.seconds = round(time.monotonic() - start, 1)
     if ended or (not case.reason and "error" in found):
         case.reason = ended or found["error"]["message"]
     case.reason = case.reason.splitlines()[0][:300] if case.reason else ""
     return case
+
+
+def read_verdict(case: Case, verdict: dict[str, Any]) -> None:
+    """Fills in what a verdict says."""
+    case.verdict, case.reason = verdict["status"], verdict["reason"]
+    if verdict["outputs"]:
+        case.ratio = max(o["rms_ratio"] for o in verdict["outputs"])
+        case.largest = max(o["max_ratio"] for o in verdict["outputs"])
+    if audit := verdict["audit"]:
+        case.audited = str(Audit(**audit))
+
+
+def ask_peers(case: Case, made: Path) -> None:
+    """Fills in what the usual comparisons with PyTorch's outputs say of a graph."""
+    golden = goldens.load(made / "golden.npz")
+    options = OpenOptions("cpu", threads=2, optimize=False)
+    with closing(engines.get("onnxruntime").open(made / "model.onnx", options)) as session:
+        size = min(4, len(golden.cases))
+        parts = []
+        for start in range(0, len(golden.cases), size):
+            feeds = {
+                k: np.ascontiguousarray(v[start : start + size]) for k, v in golden.inputs.items()
+            }
+            parts.append(session.run(feeds))
+    for output, wanted in golden.native.items():
+        found = np.concatenate([part[output] for part in parts])
+        case.allclose = case.allclose is not False and peers.allclose(found, wanted)
+        with contextlib.suppress(ImportError):
+            case.polygraphy = case.polygraphy is not False and peers.polygraphy(found, wanted)
 
 
 def table(cases: list[Case]) -> str:
@@ -188,7 +234,10 @@ def table(cases: list[Case]) -> str:
         "verdict",
         "rms x floor",
         "max x floor",
+        "allclose",
+        "Polygraphy",
         "weights",
+        "run by",
         "nodes",
         "s",
         "MiB",
@@ -199,9 +248,14 @@ def table(cases: list[Case]) -> str:
         ratios = ["" if each is None else f"{each:.2f}" for each in (case.ratio, case.largest)]
         verdict = case.verdict or "not exported"
         measured = (f"{case.seconds:.0f}", f"{case.peak:,}")
-        found = (*ratios, case.audited, case.nodes, *measured, case.reason)
+        others = (_said(case.allclose), _said(case.polygraphy))
+        found = (*ratios, *others, case.audited, case.runner, case.nodes, *measured, case.reason)
         lines.append((case.model, case.precision, verdict, *found))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _said(same: bool | None) -> str:
+    return "" if same is None else "same" if same else "differs"
 
 
 def page(cases: list[Case]) -> str:
@@ -210,8 +264,11 @@ def page(cases: list[Case]) -> str:
         "# torchvision's classification models, exported and verified",
         "",
         f"torch {torch.__version__}, torchvision {torchvision.__version__}. Random weights, with"
-        " filled batch-norm statistics; verified in ONNX Runtime on a CPU, whose kernels have no"
-        " bf16 convolution. `python benchmarks/zoo.py` makes this table.",
+        " filled batch-norm statistics; verified in ONNX Runtime on a CPU, or in OpenVINO where"
+        " that has no kernels (bf16 convolutions). `allclose` and `Polygraphy` say what"
+        " numpy.allclose(rtol=1e-3, atol=1e-5) and Polygraphy's comparator at its defaults make of"
+        " the same outputs of the same graph, beside PyTorch's at the same precision: where the"
+        " verdict is a pass, `differs` is a false alarm. `benchmarks/zoo.py` makes this table.",
         "",
     ]
     total = len(names())
@@ -220,6 +277,11 @@ def page(cases: list[Case]) -> str:
         counts = Counter(c.verdict or "not exported" for c in cases if c.precision == precision)
         said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
         lines.append(f"- {precision}, {known} of {total} models so far: {said or 'none'}")
+        passed = [c for c in cases if (c.precision, c.verdict) == (precision, "pass")]
+        for peer in ("allclose", "polygraphy"):
+            asked = [getattr(c, peer) for c in passed if getattr(c, peer) is not None]
+            if asked:
+                lines.append(f"  - of {len(asked)} that pass, {peer} rejects {asked.count(False)}")
     return "\n".join([*lines, "", table(cases)])
 
 
@@ -229,7 +291,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--models", type=lambda text: text.split(","))
     parser.add_argument("--precisions", type=lambda text: text.split(","), default=PRECISIONS)
-    parser.add_argument("--memory", type=float, default=12.0)
+    parser.add_argument("--memory", type=float, default=18.0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
     wanted = asked.models or (list(QUICK) if asked.quick else names())
