@@ -21,11 +21,11 @@ from engines.base import Array
 from engines.errors import DeployError
 from exporters import explain, files
 from exporters.graph import spec_of
-from pipeline import noise, parity, rounding
+from pipeline import engine_proof, noise, parity, rounding
 from pipeline.audit import audit
 from pipeline.golden import Golden
 from pipeline.reference import in_float64
-from pipeline.windows import Windows, values_of
+from pipeline.windows import Prober, Windows
 
 # Rows to compare: a fault that shows on a test set shows on some of these.
 _ROWS = 8
@@ -80,8 +80,8 @@ class Bisection:
         return next((step for step in self.steps if step.fault), None)
 
 
-def bisect(program: Path, graph: Path, golden: Golden) -> Bisection:
-    """Compares all values of a graph, run as it is, with the program's.
+def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = None) -> Bisection:
+    """Compares all values of a graph, as it is or as an engine computes it, with the program's.
 
     Memory is bounded: besides the weights, by the program's own needs for a few rows and some
     hundred MiB of the graph's values, whose number does not matter.
@@ -89,10 +89,14 @@ def bisect(program: Path, graph: Path, golden: Golden) -> Bisection:
     Args:
         program: The torch.export program of the model.
         graph: An ONNX graph that was made of it.
+        prober: Who computes the graph; None means the graph as it is.
 
     Raises:
+        NotAvailableError: The engine cannot be run here.
         DeployError: A file cannot be read, or the graph has no value that the program knows.
     """
+    prober = prober or Prober()
+    prober.check()
     decomposed = _decomposed(program)
     model = files.read(graph)
     rows = _rows(golden)
@@ -112,7 +116,7 @@ def bisect(program: Path, graph: Path, golden: Golden) -> Bisection:
             "bisection needs a graph that torch.onnx exported",
         )
     known = {node.name: names.get(node.name, node.name) for node in nodes}
-    windows = Windows(model, feeds, [(known[n.name], _bytes(n, len(rows))) for n in nodes])
+    windows = Windows(prober, model, feeds, [(known[n.name], _bytes(n, len(rows))) for n in nodes])
     steps = []
     for node, values in _walk(decomposed, feeds, known, windows):
         maker = makers[known[node.name]]
@@ -130,7 +134,7 @@ def bisect(program: Path, graph: Path, golden: Golden) -> Bisection:
     first = found.first
     if first is None:
         return found
-    return replace(found, opinion=_opinion(model, makers[first.value], first.value, feeds))
+    return replace(found, opinion=_opinion(prober, model, makers[first.value], first.value, feeds))
 
 
 def other_faults(graph: Path, golden: Golden) -> str:
@@ -332,7 +336,11 @@ def _judge(
 
 
 def _opinion(
-    model: onnx.ModelProto, node: onnx.NodeProto, value: str, feeds: Mapping[str, Array]
+    prober: Prober,
+    model: onnx.ModelProto,
+    node: onnx.NodeProto,
+    value: str,
+    feeds: Mapping[str, Array],
 ) -> str:
     """Returns what ONNX's own reference says of a node: whose fault its value is.
 
@@ -342,7 +350,7 @@ def _opinion(
 
     constants = {tensor.name for tensor in model.graph.initializer} | {*feeds}
     taken = [name for name in node.input if name and name not in constants]
-    found = values_of(model, feeds, [*dict.fromkeys([*taken, value])])
+    found = prober.values(model, feeds, [*dict.fromkeys([*taken, value])])
     given = {name: found[name] for name in taken} | {k: feeds[k] for k in node.input if k in feeds}
     alone = onnx.helper.make_model(
         onnx.helper.make_graph(
@@ -370,7 +378,8 @@ def _opinion(
     )
     if same:
         return "ONNX's reference gives the same: the graph says something else than the model"
-    return "ONNX's reference gives something else: the runtime does not do what the graph says"
+    who = engine_proof.runner(prober.subject)
+    return f"ONNX's reference gives something else: {who} does not do what the graph says"
 
 
 def _peak(array: Array) -> float:

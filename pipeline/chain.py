@@ -128,39 +128,55 @@ def verify_file(
 
 
 def bisect(
-    file: Path | None, golden: Path | None, given: dict[str, Any], store: Store
+    file: Path | None,
+    golden: Path | None,
+    plot: Path | None,
+    given: dict[str, Any],
+    store: Store,
 ) -> dict[str, Any]:
     """Looks for the first value of a graph that is not the model's; prints, returns its JSON form.
 
     Args:
         file: An ONNX graph; None means the one that the export stage made.
         golden: As for `verify_file`.
+        plot: A picture to draw of how the error grows.
 
     Raises:
         ParityError: There is such a value.
         DeployError: See `pipeline.bisection`.
     """
-    from pipeline import bisection
+    from pipeline import bisection, windows
     from pipeline import golden as goldens
     from pipeline.report import growth
     from pipeline.stages import need_torch, verify
 
     need_torch("onnxscript")
+    subject, *more = given.get("engine") or [GRAPH]
+    if more or subject == ALL:
+        raise UsageError("--bisect follows one engine at a time", "name one --engine")
+    if plot is not None:
+        growth.check_plot(plot)
     params = verify.STAGE.params(**{**given, "engine": GRAPH})
     if params.precision == QUANTIZED:
         raise UsageError(
             f"there is no PyTorch program in {QUANTIZED} to compare a graph with",
             "bisect the fp32 graph that it was made of",
         )
+    prober = windows.Prober(subject, params.device)
+    prober.check()
     graph = file or runner.require(GRAPH_FILE, params, store)
     program = runner.require(PROGRAM, params, store)
     golden = golden or runner.require(GOLDEN, params, store)
     for path in (graph, golden):
         verify.require_file(path)
     known = goldens.load(golden)
-    found = bisection.bisect(program, graph, known)
-    growth.show(found)
-    growth.require(found, str(graph), bisection.other_faults(graph, known))
+    found = bisection.bisect(program, graph, known, prober)
+    growth.show(found, subject)
+    if plot is not None:
+        growth.plot(found, plot)
+    what = str(graph) if subject == GRAPH else subject
+    others = bisection.other_faults(graph, known) if subject == GRAPH else ""
+    growth.require(found, what, others)
     return growth.document(found)
 
 

@@ -131,7 +131,12 @@ _FILE_OPTIONS: list[click.Parameter] = [
     click.Option(
         ["--bisect"],
         is_flag=True,
-        help="Name the first node of the graph whose value is not the model's.",
+        help="Name the first node of the graph, or of --engine, whose value is not the model's.",
+    ),
+    click.Option(
+        ["--plot"],
+        type=click.Path(path_type=Path),
+        help="With --bisect: draw how the error grows into this file (.svg, .png, .pdf).",
     ),
 ]
 
@@ -150,10 +155,13 @@ def _add_stage(name: str) -> None:
         store = make_store(values)
         looked_into = values.pop("bisect", False)
         given = {key: value for key, value in values.items() if value is not None}
+        plot = given.pop("plot", None)
         if looked_into:
-            paths = given.pop("file", None), given.pop("golden", None)
+            paths = given.pop("file", None), given.pop("golden", None), plot
             console.document(chain.bisect(*paths, given, store))
             return
+        if plot is not None:
+            raise UsageError("--plot without --bisect", "add --bisect")
         if "file" in given or "golden" in given:
             golden = given.pop("golden", None)
             if "file" not in given:

@@ -1,20 +1,26 @@
-"""How the error grows along a graph, as a table."""
+"""How the error grows along a graph, as a table and a plot."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.errors import ParityError
+from engines.base import import_vendor
+from engines.errors import DeployError, ParityError, UsageError
 from pipeline import console
+from pipeline.stages.verify import SUBJECT as GRAPH
 
 if TYPE_CHECKING:
     from pipeline.bisection import Bisection
 
+_FORMATS = (".svg", ".png", ".pdf")
+# The same values give the same file.
+_UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 _BAR = 10  # characters for the largest error that is allowed
 
 
-def show(found: Bisection) -> None:
+def show(found: Bisection, subject: str) -> None:
     """Prints a row for each value up to the first that is not the model's, and two more."""
     first = found.first
     last = len(found.steps) if first is None else found.steps.index(first) + 3
@@ -34,10 +40,65 @@ def show(found: Bisection) -> None:
                 f"{len(found.unmatched)} nodes have values that the model does not know by name:"
                 " they are judged by what follows from them, if anything does"
             )
+        if subject != GRAPH:
+            console.result(
+                f"values that are asked for keep {subject} from fusing the operators around them:"
+                " what only a fusion does wrong is not seen here"
+            )
         return
     where = f" ({first.module})" if first.module else ""
     console.result(f"first: {first.operator} node {first.node!r}{where}: {first.fault}")
     console.result(found.opinion)
+
+
+def check_plot(path: Path) -> None:
+    """Raises unless a plot can be drawn into a file of this name.
+
+    Raises:
+        UsageError: matplotlib has no such format, or there is no such folder.
+        NotAvailableError: matplotlib is not installed.
+    """
+    if path.suffix not in _FORMATS:
+        raise UsageError(
+            f"{path}: no plot can be drawn as {path.suffix or 'a file without a suffix'}",
+            f"available: {', '.join(_FORMATS)}",
+        )
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path.absolute().parent} is not a folder", "make it first")
+    import_vendor("matplotlib", "pip install matplotlib")
+
+
+def plot(found: Bisection, path: Path) -> None:
+    """Draws the error so far, and what each node adds of what is allowed, value by value."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    places = range(1, len(found.steps) + 1)
+    above.plot(places, [step.error or None for step in found.steps], ".-", color="tab:blue")
+    above.set_yscale("log")
+    above.set_ylabel("error so far,\nas a part of the value's size")
+    below.plot(places, [step.ratio or None for step in found.steps], ".", color="tab:blue")
+    below.axhline(1, color="tab:red", linewidth=1)
+    below.set_yscale("log")
+    below.set_ylabel("own error of the node,\nin units of what is allowed")
+    below.set_xlabel("values of the graph, in the order in which they are computed")
+    first = found.first
+    if first is not None:
+        for axes in (above, below):
+            axes.axvline(found.steps.index(first) + 1, color="tab:red", linestyle="--")
+        above.set_title(f"first: {first.operator} {first.node!r}, {first.fault}", fontsize=9)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        figure.savefig(part, format=path.suffix[1:], metadata=_UNDATED.get(path.suffix))
+        part.replace(path)
+    except OSError as error:
+        raise DeployError(f"{path} cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    console.result(f"drawn: {path}")
 
 
 def require(found: Bisection, graph: str, others: str) -> None:
