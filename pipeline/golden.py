@@ -22,7 +22,11 @@ from pipeline.audit import Weights
 
 SCHEMA = 4
 # Inputs that no test set has. A quantized graph saturates on some of them, as it should.
-EDGES = ("all 0", "all 255", "one pixel", "checkerboard", "ramp", "uniform noise")
+IMAGE_EDGES = ("all 0", "all 255", "one pixel", "checkerboard", "ramp", "uniform noise")
+# Of inputs that are no images: the first example in other magnitudes, or where the inputs are
+# integers, their least and greatest.
+EXTREMES = ("nothing", "a thousandth", "a thousandfold")
+EDGES = IMAGE_EDGES + EXTREMES
 # All that numpy, zip and JSON raise on a damaged or foreign file.
 _READ_ERRORS = (
     ValueError,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from engines import machine
 from engines.errors import DeployError
 from exporters import QUANTIZED
 from exporters.served import Served, batch_for, named_outputs
-from pipeline import noise, rounding
+from pipeline import console, noise, rounding
 from pipeline.audit import Weights
-from pipeline.golden import Golden
+from pipeline.golden import EDGES, Golden
 
 if TYPE_CHECKING:
     from engines.base import Array
@@ -61,6 +62,19 @@ def make_golden(
     native = run_all(served, tensors, names, "")
     with in_float64():
         reference = run_all(exact, tensors, names, " in float64")
+    kept = _numbers(rows.cases, (native, reference))
+    if not kept.all():
+        left = ", ".join(case for case, good in zip(rows.cases, kept, strict=True) if not good)
+        console.say(f"export: left out of the golden inputs, since {precision} overflows: {left}")
+        rows = replace(
+            rows,
+            inputs={name: array[kept] for name, array in rows.inputs.items()},
+            cases=tuple(np.array(rows.cases)[kept].tolist()),
+        )
+        tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
+        native, reference = (
+            {name: array[kept] for name, array in each.items()} for each in (native, reference)
+        )
     logits = names[0] if model.labels else ""
     for name, array in native.items():
         if (
@@ -103,6 +117,16 @@ def make_golden(
             "look at its weights and inputs; if it was trained here, use a smaller --lr",
         ) from error
     return golden
+
+
+def _numbers(cases: tuple[str, ...], runs: Sequence[dict[str, Array]]) -> Array:
+    """Returns which rows to keep, `[rows]`: all but edge cases whose outputs are no numbers."""
+    kept = np.ones(len(cases), bool)
+    for outputs in runs:
+        for array in outputs.values():
+            if array.dtype.kind == "f":
+                kept &= np.isfinite(noise.by_row(array)).all(axis=1)
+    return kept | ~np.isin(cases, EDGES)
 
 
 def _noise(

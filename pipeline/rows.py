@@ -13,7 +13,7 @@ import numpy as np
 
 from engines.base import Array
 from engines.errors import DeployError
-from pipeline.golden import EDGES
+from pipeline.golden import EXTREMES, IMAGE_EDGES
 from pipeline.models import IMAGE
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def without_test_set(model: Model, given: Mapping[str, Array] | None) -> Rows:
         parts.append(({IMAGE: np.stack(list(edges.values()))}, tuple(edges)))
     else:
         names = tuple(f"made row {index}" for index in range(_MADE_ROWS))
-        parts.append((_made_like(inputs), names))
+        parts += [(_made_like(inputs), names), (_extremes(inputs), EXTREMES)]
     joined = {
         name: np.ascontiguousarray(np.concatenate([part[name] for part, _ in parts]))
         for name in parts[0][0]
@@ -206,6 +206,23 @@ def _made_like(
     return made
 
 
+def _extremes(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Returns a row for each of EXTREMES."""
+    made = {}
+    for name, array in inputs.items():
+        first, last = array[:1], np.zeros_like(array[:1])
+        if array.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                found = [last, first / 1000, first * 1000]
+            rows = [np.nan_to_num(each.astype(array.dtype)) for each in found]
+        elif array.dtype.kind == "b":
+            rows = [last, ~first, ~last]
+        else:
+            rows = [np.full_like(first, array.min()), first, np.full_like(first, array.max())]
+        made[name] = np.concatenate(rows)
+    return made
+
+
 def made_rows(model: Model, count: int, seed: int) -> dict[str, Array]:
     """Returns random inputs of a model, `[count, …]`, by name."""
     if model.image is not None:
@@ -243,4 +260,4 @@ def edge_images(shape: tuple[int, ...], seed: int = 0) -> dict[str, Array]:
     ramp = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8), shape)
     noise = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     black, white = np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8)
-    return dict(zip(EDGES, (black, white, single, checkerboard, ramp, noise), strict=True))
+    return dict(zip(IMAGE_EDGES, (black, white, single, checkerboard, ramp, noise), strict=True))

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import engines
 from pipeline import cli, console, data
 from pipeline.artifacts import CHECKPOINT, TRAINING, Paths
 from pipeline.runner import Store, run
@@ -68,3 +69,9 @@ if __name__ == "__main__":
     if "ASSAY_TEST_PAUSE" in os.environ:
         pause(os.environ["ASSAY_TEST_PAUSE"])
     sys.exit(cli.main())
+
+
+def stages(*, data: bool = True) -> int:
+    """Returns how many stages a whole run has here: of each engine, it builds and verifies one."""
+    built = sum(engines.get(name).available().build for name in engines.names())
+    return 5 + data + 2 * built

@@ -87,6 +87,7 @@ def resolve(params: Params) -> Params:
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Exports the trained model and writes what proves any engine built from it."""
     need_torch("onnxscript")
+    import numpy as np
     import torch
 
     from exporters.files import write
@@ -95,6 +96,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     from exporters.program import save_program
     from exporters.served import Served
     from pipeline.exporting import Source, export
+    from pipeline.golden import EXTREMES
     from pipeline.reference import make_golden, output_names, run_all
 
     # One thread: PyTorch's own rounding, and with it the noise floor, depends on the number.
@@ -112,10 +114,13 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     rows = _rows(model, test, params)
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
     names = output_names(model, [tensor[:2] for tensor in tensors])
+    # Of a thousandfold input, every layer would overflow.
+    tame = ~np.isin(rows.cases, EXTREMES)
+    usual = [torch.from_numpy(array[tame]) for array in rows.inputs.values()]
     network, kept = typed(
         model.network.eval(),
         params.precision,
-        lambda network: run_all(Served(network, model.prepare).eval(), tensors, names),
+        lambda network: run_all(Served(network, model.prepare).eval(), usual, names),
     )
     if kept:
         console.say(f"export: kept in fp32, since {params.precision} overflows: {', '.join(kept)}")

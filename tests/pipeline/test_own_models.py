@@ -15,7 +15,7 @@ from engines.errors import DeployError
 from pipeline import golden as goldens
 from pipeline.training import weights
 from tests.conftest import Process, Result
-from tests.subset import ROOT
+from tests.subset import ROOT, stages
 
 Assay = Callable[..., Result]
 
@@ -55,6 +55,15 @@ def spec():
         "token": random.integers(0, 50, (3, 5)),
     }
     return Model(network=Named(), inputs=inputs)
+
+
+class Square(nn.Module):
+    def forward(self, x):
+        return x * x * x
+
+
+def cube():
+    return Model(network=Square(), inputs={"x": torch.linspace(-3, 4, 24).reshape(4, 6)})
 
 
 class Scale(nn.Module):
@@ -182,9 +191,31 @@ def test_two_inputs_two_outputs_from_a_bare_module(folder: Path, assay: Assay) -
     assert [spec.name for spec in golden.input_specs] == ["image", "token"]
     assert [spec.dtype for spec in golden.input_specs] == ["float32", "int64"]
     assert [spec.name for spec in golden.output_specs] == ["output_0", "output_1"]
-    made = golden.inputs["token"][3:]
+    made = golden.inputs["token"][3:-3]
     assert len(made) == 16
+    assert golden.cases[-3:] == goldens.EXTREMES
+    assert golden.common.tolist() == [True] * 19 + [False] * 3
+    images, tokens = golden.inputs["image"], golden.inputs["token"]
+    assert not images[-3].any()
+    assert np.allclose(images[-2], images[0] / 1000)
+    assert np.allclose(images[-1], images[0] * 1000)
+    assert [set(row.ravel()) for row in tokens[[-3, -1]]] == [
+        {tokens[:3].min()},
+        {tokens[:3].max()},
+    ]
     assert set(made.ravel()) <= set(range(golden.inputs["token"][:3].max() + 1))
+
+
+def test_an_extreme_that_overflows_is_left_out_and_said(folder: Path, assay: Assay) -> None:
+    name = named(folder, "cube")
+    for precision, left in (("fp32", 0), ("fp16", 1)):
+        result = assay("export", name, "--precision", precision)
+        assert result.code == 0, result.err
+        assert ("since fp16 overflows: a thousandfold" in result.err) == bool(left)
+        golden = goldens.load(artifacts(folder, name) / precision / "golden.npz")
+        assert golden.cases[-1] == goldens.EXTREMES[-1 - left]
+        assert assay("verify", name, "--precision", precision).code == 0
+    assert "kept in fp32" not in result.err
 
 
 def test_the_whole_chain_of_a_spec_with_named_outputs(folder: Path, assay: Assay) -> None:
@@ -197,7 +228,9 @@ def test_the_whole_chain_of_a_spec_with_named_outputs(folder: Path, assay: Assay
     bundle = folder / "dist" / f"{name.replace(':', '-')}-fp32.tar.gz"
     assert assay("check", bundle).code == 0
     again = assay("run", name, "--batch", "1", "--budget", "0.1")
-    assert again.err.splitlines()[-1] == "11 stages, 11 skipped"
+    assert (
+        again.err.splitlines()[-1] == f"{stages(data=False)} stages, {stages(data=False)} skipped"
+    )
 
 
 def test_a_classifier_with_its_own_preprocessing_is_trained(folder: Path, assay: Assay) -> None:
