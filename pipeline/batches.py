@@ -17,6 +17,18 @@ def batch_sizes(rows: int, limits: tuple[int, int] | None) -> tuple[int, ...]:
     return tuple(size for size in sorted({1, 2, 7, largest}) if low <= size <= largest)
 
 
+def rows_to_run(golden: Golden, limits: tuple[int, int] | None, tested: int) -> int:
+    """Returns how many rows a verdict takes, beside those that fill up a batch.
+
+    Args:
+        tested: Images of the test set; 0 means that the golden rows take their place.
+    """
+    rows = len(golden.cases)
+    at_sizes = sum(min(rows, 16 * size) for size in batch_sizes(rows, limits))
+    classified = tested or len(golden.labels) or rows
+    return at_sizes + (classified if golden.logits else 0)
+
+
 def run_rows(session: Session, golden: Golden, size: int) -> tuple[Array, Outputs]:
     """Runs golden rows through a session in batches of `size`.
 

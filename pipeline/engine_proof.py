@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from contextlib import closing
 from pathlib import Path
 
 import engines
-from engines.base import Array, OpenOptions, choose_device
+from engines.base import Array, Feeds, OpenOptions, Outputs, Session, choose_device
 from engines.errors import NotAvailableError
 from exporters import files
+from pipeline import console, parity
 from pipeline import golden as goldens
-from pipeline import parity
 from pipeline.audit import audit
+from pipeline.batches import rows_to_run
 
 # The exported graph itself is a subject too. This engine runs it as it is, unoptimised.
 GRAPH = "graph"
@@ -72,11 +75,42 @@ def _judge(
         session = engine.open(path, options)
     except NotAvailableError as error:  # such as a type that it has no kernels for
         return parity.not_run(subject, precision, error.message)
-    try:
+    with closing(session):
         test, count = None, len(golden.test_labels)
         if images is not None and count:
             test = {golden.input_specs[0].name: images[:count]}
-        verdict = parity.judge(subject, session, golden, test)
-    finally:
-        session.close()
+        total = rows_to_run(golden, session.batch, count if test else 0)
+        with console.bar(f"verify {subject}", total) as bar:
+            watched = _Watched(session, bar)
+            verdict = parity.judge(subject, watched, golden, test)
+        console.say(f"verify {subject}: {watched}")
     return dataclasses.replace(verdict, facts={**engine.fingerprint(), "device": session.device})
+
+
+class _Watched:
+    """A session that says how far it has come; see `engines.base.Session`."""
+
+    def __init__(self, session: Session, bar: console.Bar) -> None:
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.device, self.batch, self.stream = session.device, session.batch, session.stream
+        self.bind, self.launch = session.bind, session.launch
+        self.synchronize, self.close = session.synchronize, session.close
+        self._session = session
+        self._bar = bar
+        self._rows = 0
+        self._seconds = 0.0
+
+    def run(self, feeds: Feeds) -> Outputs:
+        start = time.perf_counter()
+        outputs = self._session.run(feeds)
+        self._seconds += time.perf_counter() - start
+        rows = len(next(iter(feeds.values())))
+        self._rows += rows
+        self._bar.advance(rows, f"{self._speed():,.0f} samples/s")
+        return outputs
+
+    def _speed(self) -> float:
+        return self._rows / self._seconds if self._seconds else 0.0
+
+    def __str__(self) -> str:
+        return f"{self._rows:,} samples, {self._speed():,.0f} a second"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from pipeline import chain, cli
 from pipeline.runner import Store
+from tests import bare
 from tests.conftest import Process, Result
 from tests.subset import ROOT, stages
 
@@ -109,20 +111,28 @@ def test_without_torch_the_stages_that_need_it_exit_4(
     assert "hint: pip install torch" in result.err
 
 
-def test_a_graph_and_an_engine_are_proved_without_torch(store: Store) -> None:
-    folder = store.root / "lenet/fp32"
-    for engine, file in (("graph", "model.onnx"), ("onnxruntime", "onnxruntime/engine")):
-        words = ["verify", "lenet", "--engine", engine, "--file", str(folder / file)]
-        words += ["--golden", str(folder / "golden.npz"), "--root", str(store.root / "none")]
-        code = (
-            "import sys; sys.modules['torch'] = None\n"
-            f"from pipeline.cli import main\nsys.exit(main({words!r}))"
-        )
-        result = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+def test_where_there_is_no_torch_everything_else_is_proved(store: Store, tmp_path: Path) -> None:
+    python = bare.environment(tmp_path / "venv", "onnxruntime", "openvino")
+
+    def call(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [python, "-m", "pipeline.cli", *map(str, words)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    missing = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
+    assert b"ModuleNotFoundError" in missing.stderr
+    bundle = store.dist / "lenet-fp32.tar.gz"
+    checked = call("check", bundle)
+    assert checked.returncode == 0, checked.stderr
+    assert "pytorch: not run: torch is not installed" in checked.stdout
+    subprocess.run(["tar", "-xzf", bundle, "-C", tmp_path], check=True)
+    (golden,) = tmp_path.glob("lenet-fp32/**/golden.npz")
+    for engine in ("graph", "onnxruntime", "openvino"):
+        name = "model.onnx" if engine == "graph" else f"{engine}/engine"
+        (file,) = tmp_path.glob(f"lenet-fp32/**/{name}")
+        words = ("verify", "lenet", "--engine", engine, "--file", file, "--golden", golden)
+        result = call(*words)
         assert result.returncode == 0, result.stderr
-        assert "pass" in result.stdout
+        assert re.search(rf"{engine} +pass", result.stdout)
 
 
 def test_a_second_run_skips_every_stage(store: Store, assay: Assay) -> None:
@@ -381,7 +391,6 @@ def test_a_read_only_folder_is_an_error(
 
 
 def _with_prefix(words: Process, prefix: tuple[str, ...]) -> Result:
-    from tests.subset import ROOT
 
     command = [*prefix, sys.executable, "-m", "tests.subset", *map(str, words.words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -14,7 +14,7 @@ from engines.base import Array, Feeds, Outputs, TensorSpec
 from pipeline import golden as goldens
 from pipeline import noise, parity
 from pipeline.audit import Weights
-from pipeline.batches import run_rows
+from pipeline.batches import rows_to_run, run_rows
 from pipeline.golden import Golden
 from pipeline.rows import edge_images
 from pipeline.runner import Store
@@ -217,6 +217,18 @@ def test_a_row_that_rounding_moves_too_far_is_not_compared_and_said_so(golden: G
     verdict = parity.judge("engine", Computed(), infinite)
     assert verdict.status == "vacuous"
     assert "by rounding alone, on every input" in verdict.reason
+
+
+def test_verifying_says_how_many_samples_it_runs_a_second(
+    store: Store, assay: Callable[..., Result]
+) -> None:
+    folder = store.root / "lenet/fp32"
+    golden = goldens.load(folder / "golden.npz")
+    for words, tested in (((), len(golden.test_labels)), (("--file", folder / "model.onnx"), 0)):
+        result = assay("verify", "lenet", "--root", store.root, "--force", *words)
+        assert result.code == 0, result.err
+        (said,) = (line for line in result.err.splitlines() if "a second" in line)
+        assert f"verify graph: {rows_to_run(golden, None, tested):,} samples, " in said
 
 
 def test_a_row_that_overflows_when_rounded_otherwise_is_not_compared() -> None:
