@@ -122,8 +122,8 @@ def main() -> None:
         *fault_table(planted["counts"]),
         "",
         "`material`: in float64 it moves an output by more than 8 times the noise floor."
-        " `rounding`: by less. `none`: not at all. `broken`: the graph cannot be run. `weight`: any of them"
-        " that changes weights, however little. Case by case: parity.json.",
+        " `rounding`: by less. `none`: not at all. `broken`: the graph cannot be run."
+        " `weight`: any of them that changes weights, however little. Case by case: parity.json.",
     ]
     (RESULTS / "calibration.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     draw(clean, planted["cases"], RESULTS / "calibration.svg")
