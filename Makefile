@@ -16,10 +16,10 @@ RUN := PYTHONPATH="$(CURDIR)" $(VENV)/bin/python
 ASSAY := $(RUN) -m pipeline.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-large lint clean
+.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-large test-compilers lint clean
 
 help: ## say what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  MODEL=$(MODEL) PRECISION=$(PRECISION) ENGINE=$(ENGINE) VENV=$(VENV) ARGS='more options'"
 
@@ -71,6 +71,9 @@ test: $(STAMP) ## run all tests
 
 test-large: $(STAMP) ## run the tests that take 16 GiB of memory
 	$(RUN) -m pytest -m large $(ARGS)
+
+test-compilers: $(STAMP) ## run the tests of engines with those that compile for minutes
+	ASSAY_TEST_COMPILERS=1 $(RUN) -m pytest tests/engines $(ARGS)
 
 lint: $(STAMP) ## check style and types
 	$(VENV)/bin/ruff check .

@@ -61,7 +61,7 @@ class PyTorchEngine:
         Returns:
             Its nodes, with the types of what they give.
         """
-        program, *_ = _load(import_vendor(self.module, _INSTALL), source)
+        program, *_ = load_program(import_vendor(self.module, _INSTALL), source)
         shutil.copyfile(source, target)
         return tuple(
             Layer(
@@ -74,6 +74,10 @@ class PyTorchEngine:
         )
 
     def open(self, built: Path, options: OpenOptions) -> PyTorchSession:
+        return PyTorchSession(*self.prepared(built, options))
+
+    def prepared(self, built: Path, options: OpenOptions) -> tuple[Any, Path, str]:
+        """Sets torch up as the options say; returns what a session is made of."""
         torch = import_vendor(self.module, _INSTALL)
         device = choose_device(self, options.device)
         if device != "cpu" and not torch.cuda.is_available():
@@ -83,7 +87,7 @@ class PyTorchEngine:
             )
         exact_fp32(torch)
         torch.set_num_threads(options.threads)
-        return PyTorchSession(torch, built, device)
+        return torch, built, device
 
 
 def exact_fp32(torch: Any) -> None:
@@ -95,7 +99,12 @@ def exact_fp32(torch: Any) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def _load(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
+def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
+    """Returns an exported program, and its inputs and outputs as `specs_of` takes them.
+
+    Raises:
+        DeployError: The file is no such program.
+    """
     extra = {SIGNATURE: ""}
     try:
         if not zipfile.is_zipfile(path):  # asked first: torch would log its whole traceback
@@ -129,25 +138,30 @@ def _eager(torch: Any, program: Any) -> Any:
 class PyTorchSession:
     """An open exported program; see `engines.base.Session`."""
 
+    name = "pytorch"
     batch: tuple[int, int] | None = None
 
     def __init__(self, torch: Any, path: Path, device: str) -> None:
         self._torch = torch
-        program, signature = _load(torch, path)
+        program, signature = load_program(torch, path)
         if device != "cpu":
             from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, device)
         self._module: Any = _eager(torch, program)
-        self._device = torch.device(device)
+        self._set_up(device, specs_of(signature["inputs"]), specs_of(signature["outputs"]))
+
+    def _set_up(
+        self, device: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
+        self._device = self._torch.device(device)
         self.device = device
         self._bound: list[Any] | None = None
-        self.inputs = _specs(signature["inputs"])
-        self.outputs = _specs(signature["outputs"])
+        self.inputs, self.outputs = inputs, outputs
         self._check = FeedCheck(self.inputs)
         self.stream: int | None = None
         if device != "cpu":
-            self.stream = torch.cuda.current_stream(self._device).cuda_stream
+            self.stream = self._torch.cuda.current_stream(self._device).cuda_stream
 
     def run(self, feeds: Feeds) -> Outputs:
         self._require_open()
@@ -181,7 +195,7 @@ class PyTorchSession:
 
     def _require_open(self) -> None:
         if self._module is None:
-            raise closed_error("pytorch")
+            raise closed_error(self.name)
 
     def _tensors(self, feeds: Feeds) -> list[Any]:
         arrays = [feeds[spec.name] for spec in self.inputs]
@@ -192,7 +206,8 @@ class PyTorchSession:
         return [tensor.to(self._device) for tensor in tensors]
 
 
-def _specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+def specs_of(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    """Returns the specs that a program's signature lists."""
     return tuple(
         TensorSpec(entry["name"], entry["dtype"], tuple(entry["shape"])) for entry in entries
     )

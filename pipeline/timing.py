@@ -178,6 +178,7 @@ def _plan(run: Callable[[int], list[float]]) -> tuple[int, int]:
     The first is not counted, since it brings code and data back into the caches, unless one
     takes so long that this is lost in it.
     """
+    run(1)  # which may compile something
     deadline = time.perf_counter() + WARMUP_SECONDS
     times = run(1)
     while time.perf_counter() < deadline:

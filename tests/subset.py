@@ -71,6 +71,11 @@ if __name__ == "__main__":
     sys.exit(cli.main())
 
 
+# They compile for a minute a model: `make test-compilers` runs the tests with them.
+if not os.environ.get("ASSAY_TEST_COMPILERS"):
+    engines._NOT_ENGINES |= {"aot_inductor", "torch_compile"}
+
+
 def stages(*, data: bool = True) -> int:
     """Returns how many stages a whole run has here: of each engine, it builds and verifies one."""
     built = sum(engines.get(name).available().build for name in engines.names())

@@ -1,0 +1,156 @@
+"""PyTorch's compiler ahead of time: the exported program as a package of native code."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+from engines import machine
+from engines.base import (
+    Availability,
+    BuildOptions,
+    OpenOptions,
+    available_on_cpu,
+    choose_device,
+    import_vendor,
+    installed,
+)
+from engines.errors import DeployError, NotAvailableError
+from engines.layers import Layer
+from engines.pytorch import PyTorchSession, exact_fp32, load_program, specs_of
+from engines.torch_compile import missing_compiler
+
+_INSTALL = "pip install torch"
+# What is beside the code in the package: its folder for files that are not torch's own.
+_EXTRA = "model/extra/assay.json"
+
+
+class AOTInductorEngine:
+    """AOTInductor: `torch._inductor.aoti_compile_and_package`, with a dynamic batch.
+
+    The package (.pt2) is compiled for the device and the instruction set at hand, so it is
+    built where it runs: on a CUDA device where torch sees one, otherwise on the CPU. It takes a
+    C++ compiler to build one, and none to open it. The package checks neither shapes nor types
+    of its inputs; the session does. A package is native code, as a TensorRT plan is: open none
+    whose source you do not trust.
+    """
+
+    name = "aot_inductor"
+    module = "torch"
+    source: Literal["graph", "program"] = "program"
+    devices = ("cuda", "cpu")
+
+    def available(self) -> Availability:
+        found = available_on_cpu(("torch",), _INSTALL)
+        why = missing_compiler()
+        if found.build and why:
+            return Availability(False, True, why, "apt install g++")
+        return found
+
+    def fingerprint(self) -> dict[str, str]:
+        return {**installed(("torch",)), **machine.cpu_fingerprint(), **machine.gpu_fingerprint()}
+
+    def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
+        """Compiles the program. No option applies: the batch stays dynamic.
+
+        Returns:
+            Nothing: a package does not tell what its kernels compute.
+
+        Raises:
+            DeployError: The program cannot be read or compiled.
+            NotAvailableError: There is no C++ compiler.
+        """
+        torch = import_vendor(self.module, _INSTALL)
+        if why := missing_compiler():
+            raise NotAvailableError(why, "apt install g++")
+        program, signature = load_program(torch, source)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda":
+            from torch.export.passes import move_to_device_pass
+
+            exact_fp32(torch)
+            program = move_to_device_pass(program, device)
+        with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+            package = Path(folder) / "model.pt2"
+            try:
+                torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+            except Exception as error:  # inductor and the C++ compiler raise what they like
+                raise DeployError(
+                    f"AOTInductor cannot compile {source}: {error}", "build another engine"
+                ) from error
+            facts = {**signature, "device": device, "instructions": _instructions(torch, device)}
+            with zipfile.ZipFile(package, "a") as archive:
+                archive.writestr(_EXTRA, json.dumps(facts))
+            shutil.move(package, target)
+        return ()
+
+    def open(self, built: Path, options: OpenOptions) -> AOTInductorSession:
+        """Opens a package.
+
+        Raises:
+            NotAvailableError: It was compiled for another device or instruction set.
+            DeployError: It is no such package.
+        """
+        torch = import_vendor(self.module, _INSTALL)
+        device = choose_device(self, options.device)
+        facts = _facts(built)
+        kind = device.partition(":")[0]
+        here = _instructions(torch, kind)
+        if (facts["device"], facts["instructions"]) != (kind, here):
+            raise NotAvailableError(
+                f"{built} was compiled for {facts['device']} ({facts['instructions']}), and this is"
+                f" {kind} ({here})",
+                "build it on the machine it is to run on",
+            )
+        exact_fp32(torch)
+        torch.set_num_threads(options.threads)
+        return AOTInductorSession(torch, built, device, facts)
+
+
+def _instructions(torch: Any, kind: str) -> str:
+    """Returns what native code for a device depends on."""
+    if kind == "cuda":
+        return "sm_{}{}".format(*torch.cuda.get_device_capability())
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+def _facts(built: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(built) as archive:
+            facts: dict[str, Any] = json.loads(archive.read(_EXTRA))
+        for key in ("inputs", "outputs", "device", "instructions"):
+            facts[key]
+        return facts
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DeployError(
+            f"AOTInductor does not accept {built}: it is no package of this engine ({error})",
+            "build the engine again",
+        ) from error
+
+
+class AOTInductorSession(PyTorchSession):
+    """An open package; see `engines.base.Session`."""
+
+    name = "aot_inductor"
+
+    def __init__(self, torch: Any, path: Path, device: str, facts: dict[str, Any]) -> None:
+        self._torch = torch
+        index = int(device.partition(":")[2] or 0) if device != "cpu" else -1
+        try:
+            # From memory: a path would have to end in .pt2.
+            content = io.BytesIO(path.read_bytes())
+            self._module = torch._inductor.aoti_load_package(content, device_index=index)
+        except Exception as error:  # torch documents no exception types
+            raise DeployError(
+                f"AOTInductor does not accept {path}: {error}",
+                "build the engine again with this version of torch",
+            ) from error
+        self._set_up(device, specs_of(facts["inputs"]), specs_of(facts["outputs"]))
+
+
+ENGINE = AOTInductorEngine()
