@@ -29,17 +29,20 @@ from engines.layers import Layer, precision
 _INSTALL = "pip install onnxruntime-gpu"
 _DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime")
 _PROVIDERS = ["CPUExecutionProvider"]
+_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (2, 4, 8, 16, 32, 64)]
 # ONNX Runtime names element types its own way.
 _DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(bfloat16)": "bfloat16",
-    "tensor(uint8)": "uint8",
-    "tensor(int8)": "int8",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(bool)": "bool",
+    f"tensor({theirs})": name
+    for theirs, name in {
+        "float": "float32",
+        "double": "float64",
+        "string": "object",
+        "float8e4m3fn": "float8_e4m3fn",
+        "float8e4m3fnuz": "float8_e4m3fnuz",
+        "float8e5m2": "float8_e5m2",
+        "float8e5m2fnuz": "float8_e5m2fnuz",
+        **{name: name for name in ("bool", "float16", "bfloat16", *_INTEGERS)},
+    }.items()
 }
 
 
@@ -153,7 +156,10 @@ class OnnxRuntimeSession:
     def run(self, feeds: Feeds) -> Outputs:
         self._require_open()
         self._check(feeds)
-        outputs: list[Array] = self._session.run(self._names, dict(feeds))
+        try:
+            outputs: list[Array] = self._session.run(self._names, dict(feeds))
+        except Exception as error:  # its exception types share no public base
+            raise _failed(error) from error
         return dict(zip(self._names, outputs, strict=True))
 
     def bind(self, feeds: Feeds) -> None:
@@ -169,7 +175,10 @@ class OnnxRuntimeSession:
         self._require_open()
         if self._binding is None:
             raise DeployError("launch() before bind()", "bind the inputs first")
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # its exception types share no public base
+            raise _failed(error) from error
 
     def synchronize(self) -> None:
         """Nothing to wait for: a CPU launch has completed when it returns."""
@@ -181,6 +190,12 @@ class OnnxRuntimeSession:
     def _require_open(self) -> None:
         if self._session is None:
             raise closed_error("onnxruntime")
+
+
+def _failed(error: Exception) -> DeployError:
+    return DeployError(
+        f"ONNX Runtime failed while it ran the graph: {error}", "the message names the node"
+    )
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -224,8 +224,11 @@ class OpenVINOSession:
         self._require_open()
         if not self._bound:
             raise DeployError("launch() before bind()", "bind the inputs first")
-        self._request.start_async()
-        self._request.wait()
+        try:
+            self._request.start_async()
+            self._request.wait()
+        except RuntimeError as error:
+            raise DeployError(f"OpenVINO failed while it ran the graph: {error}") from error
 
     def synchronize(self) -> None:
         """Nothing to wait for: a CPU launch has completed when it returns."""
