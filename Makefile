@@ -16,7 +16,7 @@ RUN := PYTHONPATH="$(CURDIR)" $(VENV)/bin/python
 ASSAY := $(RUN) -m pipeline.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-large test-compilers lint clean
+.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-large test-engines lint clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,8 +72,8 @@ test: $(STAMP) ## run all tests
 test-large: $(STAMP) ## run the tests that take 16 GiB of memory
 	$(RUN) -m pytest -m large $(ARGS)
 
-test-compilers: $(STAMP) ## run the tests of engines with those that compile for minutes
-	ASSAY_TEST_COMPILERS=1 $(RUN) -m pytest tests/engines $(ARGS)
+test-engines: $(STAMP) ## run the long tests of engines, and all with those that compile
+	ASSAY_TEST_COMPILERS=1 $(RUN) -m pytest -m 'not large' tests/engines $(ARGS)
 
 lint: $(STAMP) ## check style and types
 	$(VENV)/bin/ruff check .

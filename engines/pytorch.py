@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,8 @@ from engines.layers import Layer, precision
 _INSTALL = "pip install torch"
 # The file inside the program's archive that names its inputs and outputs.
 SIGNATURE = "assay_signature.json"
+# torch.export.load keeps what it reads in one place for the whole process.
+_LOADING = threading.Lock()
 
 
 class PyTorchEngine:
@@ -109,7 +112,10 @@ def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         if not zipfile.is_zipfile(path):  # asked first: torch would log its whole traceback
             raise ValueError("it is no zip archive")
-        with path.open("rb") as file:  # an open file, since a path would have to end in .pt2
+        with (
+            _LOADING,
+            path.open("rb") as file,
+        ):  # an open file, since a path would have to end in .pt2
             program = torch.export.load(file, extra_files=extra)
         return program, json.loads(extra[SIGNATURE])
     except Exception as error:  # torch.export.load documents no exception types

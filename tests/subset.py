@@ -71,7 +71,7 @@ if __name__ == "__main__":
     sys.exit(cli.main())
 
 
-# They compile for a minute a model: `make test-compilers` runs the tests with them.
+# They compile for a minute a model: `make test-engines` runs the tests with them.
 if not os.environ.get("ASSAY_TEST_COMPILERS"):
     engines._NOT_ENGINES |= {"aot_inductor", "torch_compile"}
 

@@ -29,6 +29,7 @@ from engines.errors import DeployError
 
 EXPECTED = Path(__file__).parent / "backend"
 _LENGTH = 160
+_IR = 13
 
 
 def cases() -> list[Any]:
@@ -47,6 +48,8 @@ def failure(engine: Engine, case: Any, folder: Path) -> str:
     kinds = {v.type.WhichOneof("value") for v in (*model.graph.input, *model.graph.output)}
     if kinds != {"tensor_type"}:
         return f"takes or gives {', '.join(sorted(map(str, kinds - {'tensor_type'})))}, no tensor"
+    # The tests are in the newest version of the format, which backends take a year to read.
+    model.ir_version = min(model.ir_version, _IR)
     source, built = folder / "model.onnx", folder / "engine"
     source.write_bytes(model.SerializeToString())
     built.unlink(missing_ok=True)

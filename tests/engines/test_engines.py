@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,64 @@ def test_every_batch_gives_the_same_rows(session: Session, images: np.ndarray) -
     for size in (1, 2, 7, 64):
         rows = session.run({"image": np.ascontiguousarray(images[:size])})[spec.name]
         assert np.allclose(rows, whole[:size], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_sessions_of_several_threads_do_not_disturb_each_other(
+    name: str, built: Store, images: np.ndarray
+) -> None:
+    engine = engines.get(name)
+    path = built.root / "lenet/fp32" / name / "engine"
+    options = OpenOptions(device=choose_device(engine, "auto"))
+    sizes = (1, 3, 8, 16)
+
+    def work(size: int) -> list[np.ndarray]:
+        with closing(engine.open(path, options)) as session:
+            feeds = {"image": np.ascontiguousarray(images[size : 2 * size])}
+            return [session.run(feeds)["logits"] for _ in range(20)]
+
+    with closing(engine.open(path, options)) as session:
+        wanted = session.run({"image": images[:32]})["logits"]
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        for size, found in zip(sizes, pool.map(work, sizes), strict=True):
+            for rows in found:
+                assert np.allclose(rows, wanted[size : 2 * size], atol=1e-4)
+
+
+def test_the_batch_beyond_the_largest_is_refused(session: Session, images: np.ndarray) -> None:
+    if session.batch is None:
+        assert session.run({"image": np.tile(images, (4, 1, 1, 1))})
+        return
+    beyond = np.resize(images, (session.batch[1] + 1, *images.shape[1:]))
+    with pytest.raises(DeployError, match="outside the engine's range"):
+        session.run({"image": beyond})
+
+
+def test_numbers_that_are_none_give_none(tmp_path: Path) -> None:
+    """Of NaN in an input, an engine makes NaN, not a number that looks like an answer."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "w"], ["y"])],
+        "g",
+        [value("x", onnx.TensorProto.FLOAT, ["batch", 1, 4, 4])],
+        [value("y", onnx.TensorProto.FLOAT, ["batch", 1, 2, 2])],
+        [onnx.numpy_helper.from_array(np.ones((1, 1, 3, 3), np.float32), "w")],
+    )
+    path = tmp_path / "conv.onnx"
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    images = np.ones((2, 1, 4, 4), np.float32)
+    images[1, 0, 0, 0] = np.nan
+    for name in RUNNABLE:
+        engine = engines.get(name)
+        if engine.source != "graph":
+            continue
+        engine.build(path, tmp_path / name, BuildOptions())
+        options = OpenOptions(device=choose_device(engine, "auto"))
+        with closing(engine.open(tmp_path / name, options)) as session:
+            found = session.run({"x": images})["y"]
+        assert np.isnan(found[1, 0, 0, 0]), name
+        assert np.isfinite(found[0]).all(), name
 
 
 def test_bound_inputs_stay_for_many_launches(session: Session, images: np.ndarray) -> None:

@@ -1,0 +1,60 @@
+"""What takes minutes: a thousand openings, and the ONNX project's own tests."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import engines
+from engines.base import OpenOptions, choose_device
+from pipeline import golden as goldens
+from pipeline.runner import Store
+from tests.engines import backend_suite
+
+RUNNABLE = [name for name in engines.names() if engines.get(name).available().run]
+# Cycles before the first measurement: caches and thread pools fill up.
+WARM, CYCLES = 100, 1000
+# Of which allocators keep some; an engine that keeps a weight of each session takes 250 MiB.
+ROOM = 48 << 20
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_thousand_openings_leave_nothing_behind(name: str, built: Store) -> None:
+    engine = engines.get(name)
+    folder = built.root / "lenet/fp32"
+    images = goldens.load(folder / "golden.npz").inputs["image"][:2]
+    options = OpenOptions(device=choose_device(engine, "auto"))
+    seen = []
+    for cycle in range(WARM + CYCLES):
+        if cycle in (WARM, WARM + CYCLES // 2):
+            seen.append((resident(), open_files()))
+        session = engine.open(folder / name / "engine", options)
+        if name != "torch_compile":  # which would compile a thousand times
+            session.run({"image": images})
+        session.close()
+    seen.append((resident(), open_files()))
+    memory, files = np.array(seen).T
+    assert files.max() == files.min()
+    assert memory[-1] - memory[0] < ROOM, memory
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in backend_suite.EXPECTED.glob("*")))
+def test_the_onnx_projects_own_tests_fail_where_they_are_known_to(name: str) -> None:
+    if not engines.get(name).available().build:
+        pytest.skip(engines.get(name).available().reason)
+    expected = json.loads((backend_suite.EXPECTED / f"{name}.json").read_text(encoding="utf-8"))
+    found = backend_suite.run(name)
+    assert found.keys() == expected.keys()
