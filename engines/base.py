@@ -253,8 +253,7 @@ def pick_device(asked: str, kinds: tuple[str, ...], who: str) -> str:
         UsageError: `asked` is not the name of a device.
         NotAvailableError: `who` does not run on that device, or this machine has none.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", asked):
-        raise UsageError(f"unknown device {asked!r}", "available: auto, cpu, cuda, cuda:N")
+    check_device(asked)
     if asked == "auto":
         here = [kind for kind in kinds if kind == "cpu" or machine.gpus()]
         asked = (here or list(kinds))[0]
@@ -269,6 +268,12 @@ def pick_device(asked: str, kinds: tuple[str, ...], who: str) -> str:
             "install the NVIDIA driver, or use --device auto",
         )
     return asked
+
+
+def check_device(asked: str) -> None:
+    """Raises UsageError unless `asked` is the name of a device."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", asked):
+        raise UsageError(f"unknown device {asked!r}", "available: auto, cpu, cuda, cuda:N")
 
 
 def import_vendor(module: str, install: str) -> Any:

@@ -40,6 +40,10 @@ class NotAvailableError(DeployError):
     exit_code = 4
 
 
+class RefusedError(DeployError):
+    """A graph or program that a backend cannot build; another one may."""
+
+
 def suggestion(word: str, known: list[str]) -> str:
     """Returns "did you mean …? available: …" for a word that is not one of `known`."""
     import difflib

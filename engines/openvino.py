@@ -90,13 +90,13 @@ class OpenVINOEngine:
         choose_device(self, options.device)
         openvino = import_vendor(self.module, _INSTALL)
         try:
-            if zipfile.is_zipfile(built):
-                graph, weights = _unpacked(built)
-                model = openvino.Core().read_model(model=graph, weights=weights)
-            else:
-                model = openvino.Core().read_model(str(built))
+            graph, weights = _unpacked(built)
+            model = openvino.Core().read_model(model=graph, weights=weights)
         except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
-            raise _refused(built, error) from error
+            raise DeployError(
+                f"OpenVINO does not accept {built}: {' '.join(str(error).split())}",
+                "give a file that this engine has built, or build it again",
+            ) from error
         compiled = _compile(openvino, model, options.threads, built)
         return OpenVINOSession(compiled, _specs(model.inputs), _specs(model.outputs), openvino)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,10 +115,8 @@ def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         if not zipfile.is_zipfile(path):  # asked first: torch would log its whole traceback
             raise ValueError("it is no zip archive")
-        with (
-            _LOADING,
-            path.open("rb") as file,
-        ):  # an open file, since a path would have to end in .pt2
+        # An open file, since a path would have to end in .pt2.
+        with _LOADING, _unlogged(), path.open("rb") as file:
             program = torch.export.load(file, extra_files=extra)
         return program, json.loads(extra[SIGNATURE])
     except Exception as error:  # torch.export.load documents no exception types
@@ -123,6 +124,17 @@ def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
             f"torch.export.load does not accept {path}: {error}",
             "build the engine again with this version of torch",
         ) from error
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keeps torch from logging, with its traceback, what it then raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _eager(torch: Any, program: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import engines
-from engines.errors import NotAvailableError, UsageError
+from engines.errors import NotAvailableError, RefusedError, UsageError
 from exporters import QUANTIZED
 from pipeline import console, models, runner
 from pipeline import data as datasets
@@ -46,11 +46,11 @@ def run_stage(
     given = localised(name, given)
     outcomes = []
     asked = _engines(chosen, given)
-    lacking: NotAvailableError | None = None
+    lacking: NotAvailableError | RefusedError | None = None
     for params in _expand(chosen, given, store):
         try:
             outcomes.append((runner.run(chosen, params, store), params))
-        except NotAvailableError as error:
+        except (NotAvailableError, RefusedError) as error:
             if name != "build":
                 raise
             if ALL in asked:
@@ -170,12 +170,14 @@ def bisect(
     for path in (graph, golden):
         verify.require_file(path)
     known = goldens.load(golden)
+    what = str(graph) if subject == GRAPH else subject
+    others = bisection.other_faults(graph, known)
+    if bisection.takes_other_inputs(graph, known):
+        growth.refuse(what, others)
     found = bisection.bisect(program, graph, known, prober)
     growth.show(found, subject)
     if plot is not None:
         growth.plot(found, plot)
-    what = str(graph) if subject == GRAPH else subject
-    others = bisection.other_faults(graph, known) if subject == GRAPH else ""
     growth.require(found, what, others)
     return growth.document(found)
 

@@ -48,8 +48,8 @@ def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None
     members = len(found.manifest["members"])
     console.result(f"{bundle}: {members} members and {found.links} links of the chain are right")
     show_verdicts(found.verdicts)
-    console.document(found.document())
     require([verdict for verdict in found.verdicts if verdict.status != "not run"])
+    console.document(found.document())
 
 
 @click.command()

@@ -8,8 +8,16 @@ from contextlib import closing
 from pathlib import Path
 
 import engines
-from engines.base import Array, Feeds, OpenOptions, Outputs, Session, choose_device
-from engines.errors import NotAvailableError
+from engines.base import (
+    Array,
+    Feeds,
+    OpenOptions,
+    Outputs,
+    Session,
+    check_device,
+    choose_device,
+)
+from engines.errors import NotAvailableError, UsageError
 from exporters import files
 from pipeline import console, parity
 from pipeline import golden as goldens
@@ -44,7 +52,13 @@ def prove(
             compared on the golden file's own images. The first ones are used, as many as the
             golden file has labels for.
     """
+    check_device(device)
     golden = goldens.load(golden_path)
+    if golden.precision != precision:
+        raise UsageError(
+            f"{golden_path} is of {golden.precision}, not of {precision}",
+            f"give --precision {golden.precision}, or another golden file",
+        )
     if runner(subject) == GRAPH_RUNNER:
         files.read(path, data=False)  # nothing may lead out of its folder
     verdict = _judge(subject, path, golden, precision, OpenOptions(device, threads), images)

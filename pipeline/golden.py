@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import lzma
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -36,8 +38,14 @@ _READ_ERRORS = (
     OSError,
     EOFError,
     RecursionError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,  # an encrypted or unknown kind of archive
+    SyntaxError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
 )
 
 
@@ -110,10 +118,17 @@ class Golden:
             if not (np.isfinite(array).all() and np.isfinite(self.native[name]).all()):
                 raise ValueError(f"PyTorch's own output {name!r} has NaN or Inf")
             noise = self.noise[name]
-            if noise.shape != (rows, 2) or not (noise >= 0).all() or np.isinf(noise).any():
+            if (
+                noise.dtype.kind != "f"
+                or noise.shape != (rows, 2)
+                or not (noise >= 0).all()
+                or np.isinf(noise).any()
+            ):
                 raise ValueError(f"the noise of {name!r} is not two numbers a row")
         counts = (self.labels.ndim, self.test_labels.ndim, self.test_reference.ndim)
-        if counts != (1, 1, 2) or len(self.test_labels) != len(self.test_reference):
+        whole = {self.labels.dtype.kind, self.test_labels.dtype.kind} <= {"i", "u"}
+        fits = counts == (1, 1, 2) and len(self.test_labels) == len(self.test_reference)
+        if not whole or not fits:
             raise ValueError("the test set's labels and outputs do not fit together")
         if self.logits and (
             self.logits not in self.native or self.native[self.logits].ndim != 2  # noqa: PLR2004

@@ -60,7 +60,7 @@ def measure(reference: Array, realisations: Sequence[Array]) -> Array:
     largest = np.zeros(len(reference))
     for made in realisations:
         with np.errstate(invalid="ignore"):  # infinities, which make a golden file of no use
-            error = by_row(made.astype(np.float64) - reference)
+            error = difference(made, reference)
             squares += np.mean(np.square(error), axis=1)
             largest = np.maximum(largest, np.abs(error).max(axis=1))
     noise = np.stack([np.sqrt(squares / len(realisations)), largest], axis=1)
@@ -86,7 +86,10 @@ def floor(reference: Array, noise: Array, precision: str, least: float = 1.0) ->
         noise: What `measure` gave, `[rows, 2]`.
         least: Units of rounding that are always allowed for.
     """
-    unit, rows = _UNIT[precision], np.abs(by_row(reference))
+    unit, rows = _UNIT[precision], np.abs(by_row(reference.astype(np.float64)))
+    if reference.dtype.kind in "biu":
+        # Nothing rounds an integer; where it was made of rounded numbers, the noise shows it.
+        unit = 0.0
     scale, peak = np.sqrt(np.mean(np.square(rows), axis=1)), rows.max(axis=1)
     # A row of zeros has no scale of its own.
     scale = np.where(scale > 0, scale, np.sqrt(np.mean(np.square(rows))))
@@ -94,8 +97,18 @@ def floor(reference: Array, noise: Array, precision: str, least: float = 1.0) ->
     return Floor(
         rms=np.maximum(noise[:, 0], least * unit * scale),
         max=np.maximum(noise[:, 1], least * unit * peak),
-        comparable=(noise[:, 0] <= min(_LOST * unit, _PART) * scale) | (precision == QUANTIZED),
+        comparable=(noise[:, 0] <= (min(_LOST * unit, _PART) or _PART) * scale)
+        | (precision == QUANTIZED),
     )
+
+
+def difference(found: Array, reference: Array) -> Array:
+    """Returns found - reference in float64, `[rows, elements]`; never 0 for unequal integers."""
+    error = found.astype(np.float64) - reference.astype(np.float64)
+    if reference.dtype.kind in "biu":
+        # Float64 holds those up to 2^53 only.
+        error = np.where((error == 0) & (found != reference), 1.0, error)
+    return by_row(error)
 
 
 def by_row(array: Array) -> Array:

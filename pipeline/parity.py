@@ -199,7 +199,7 @@ def _judge_output(
             continue
         if _constant(actual) and not _constant(expected):
             faults.append("does not depend on the input")
-        error = noise.by_row(actual.astype(np.float64) - expected)
+        error = noise.difference(actual, expected)
         errors.append(error)
         judged = floor.comparable[rows]
         if not judged.any():
@@ -223,7 +223,7 @@ def _judge_output(
         rms_ratio=rms_ratio,
         max=float(np.abs(every).max()),
         max_ratio=max_ratio,
-        scale=_rms(reference),
+        scale=_rms(reference.astype(np.float64)),
         worst=worst,
         faults=tuple(dict.fromkeys(faults)),
         vacuous=_vacuous(reference, floor.comparable & golden.common),

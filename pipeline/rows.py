@@ -197,7 +197,10 @@ def _made_like(
         shape = (count, *array.shape[1:])
         values: Array
         if array.dtype.kind == "f":
-            values = random.normal(array.mean(), array.std() or 1.0, shape)
+            wide = array.astype(np.float64)  # its own type may not hold the sums
+            scale = float(np.abs(wide).max()) or 1.0
+            mean, deviation = (wide / scale).mean() * scale, (wide / scale).std() * scale
+            values = random.normal(mean, deviation or 1.0, shape)
         elif array.dtype.kind == "b":
             values = random.integers(0, 2, shape)
         else:

@@ -58,7 +58,7 @@ def check_plot(path: Path) -> None:
         UsageError: matplotlib has no such format, or there is no such folder.
         NotAvailableError: matplotlib is not installed.
     """
-    if path.suffix not in _FORMATS:
+    if path.suffix.lower() not in _FORMATS:
         raise UsageError(
             f"{path}: no plot can be drawn as {path.suffix or 'a file without a suffix'}",
             f"available: {', '.join(_FORMATS)}",
@@ -89,16 +89,27 @@ def plot(found: Bisection, path: Path) -> None:
     if first is not None:
         for axes in (above, below):
             axes.axvline(found.steps.index(first) + 1, color="tab:red", linestyle="--")
-        above.set_title(f"first: {first.operator} {first.node!r}, {first.fault}", fontsize=9)
+        above.set_title(
+            f"first: {first.operator} {first.node!r}, {first.fault}", fontsize=9, parse_math=False
+        )
     part = path.with_name(f"{path.name}.part")
     try:
-        figure.savefig(part, format=path.suffix[1:], metadata=_UNDATED.get(path.suffix))
+        figure.savefig(
+            part, format=path.suffix[1:].lower(), metadata=_UNDATED.get(path.suffix.lower())
+        )
         part.replace(path)
     except OSError as error:
         raise DeployError(f"{path} cannot be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
     console.result(f"drawn: {path}")
+
+
+def refuse(graph: str, others: str) -> None:
+    """Raises ParityError for what keeps the values from being computed at all."""
+    raise ParityError(
+        f"{graph} cannot be followed on the golden inputs: {others}", "export it again"
+    )
 
 
 def require(found: Bisection, graph: str, others: str) -> None:

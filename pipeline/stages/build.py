@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import engines
-from engines.errors import NotAvailableError
+from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
 from engines.layers import Layer, counted
 from exporters import QUANTIZED
 from pipeline import console
@@ -80,7 +80,12 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             f"engine {params.engine!r} cannot be built here: {found.reason}", found.install
         )
     source = inputs[source_of(params.engine, params.precision)]
-    layers = engine.build(source, outputs[ENGINE], _options(params))
+    try:
+        layers = engine.build(source, outputs[ENGINE], _options(params))
+    except (NotAvailableError, UsageError):
+        raise
+    except DeployError as error:
+        raise RefusedError(error.message, error.hint, error.report) from error
     write_json(outputs[ENGINE_LAYERS], [dataclasses.asdict(layer) for layer in layers])
 
 
