@@ -236,7 +236,8 @@ def _trains(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
 def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
     """Returns name, dtype and shape of a graph's input or output."""
     tensor = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    untyped = tensor.elem_type == onnx.TensorProto.UNDEFINED
+    dtype = "" if untyped else onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
     return TensorSpec(value.name, dtype, shape)
 

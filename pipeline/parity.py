@@ -27,6 +27,8 @@ from pipeline.golden import Golden
 K = 4.0
 # The largest of many rows lies further out than their mean.
 K_MAX = 6.0
+# Where no error is allowed, this many times as much.
+_FAR = 1e100
 
 Status = Literal["pass", "mismatch", "vacuous", "not run"]
 
@@ -243,7 +245,9 @@ def _vacuous(reference: Array, judged: Array) -> str:
 
 def over(error: Array, floor: Array) -> Array:
     """Returns errors in units of the floor; where that is zero, any error is too large."""
-    return np.where(error > 0, error / np.where(floor > 0, floor, np.finfo(np.float64).tiny), 0.0)
+    # The square of the result has to be a number, too.
+    least = np.maximum(error / _FAR, np.finfo(np.float64).tiny)
+    return error / np.maximum(floor, least)
 
 
 def _sqnr(spec: TensorSpec, golden: Golden, runs: Sequence[tuple[Array, Outputs]]) -> float:

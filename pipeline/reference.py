@@ -164,8 +164,8 @@ def _check_rows(
                 f"{name} is not the same for the same inputs twice: the model is random",
                 "nothing can be proved equal to it; take the random numbers out for inference",
             )
-        size = np.abs(together[name][:1]).max(initial=0.0)
-        error = np.abs(together[name][:1] - alone[name]).max(initial=0.0)
+        size = np.abs(together[name][:1].astype(np.float64)).max(initial=0.0)
+        error = np.abs(noise.difference(together[name][:1], alone[name])).max(initial=0.0)
         if error > _INDEPENDENT * size:
             raise DeployError(
                 f"{name} of one row depends on the other rows of its batch",
