@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 
 from engines.base import Array
 from engines.errors import DeployError
 from exporters import explain, files
 from exporters.graph import spec_of
-from pipeline import engine_proof, noise, parity, rounding
+from pipeline import noise, opinion, parity, rounding
 from pipeline.audit import audit
 from pipeline.golden import Golden
 from pipeline.reference import in_float64
@@ -30,8 +29,6 @@ from pipeline.windows import Prober, Windows
 # Rows to compare: a fault that shows on a test set shows on some of these.
 _ROWS = 8
 _MORE_RUNS = 3
-# What stands by a value is at least this much nearer to it than what does not.
-_NEARER = 4
 # They assert types, which are not those of a run in float64.
 _CHECKS = ("aten._assert", "sym_constrain")
 
@@ -147,7 +144,8 @@ def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = N
     if first is None or wanted is None:
         return found
     return replace(
-        found, opinion=_opinion(prober, model, makers[first.value], first.value, feeds, wanted)
+        found,
+        opinion=opinion.of_node(prober, model, makers[first.value], first.value, feeds, wanted),
     )
 
 
@@ -354,58 +352,3 @@ def _judge(
     ratio = max(float(np.sqrt(np.mean(np.square(rms)))) / parity.K, float(largest) / parity.K_MAX)
     fault = f"its error is {ratio:.1f} times what rounding explains" if ratio > 1 else ""
     return grown, ratio, fault
-
-
-def _opinion(
-    prober: Prober,
-    model: onnx.ModelProto,
-    node: onnx.NodeProto,
-    value: str,
-    feeds: Mapping[str, Array],
-    wanted: Array,
-) -> str:
-    """Returns what ONNX's own reference says of a node: whose fault its value is.
-
-    The node alone is computed from what the runtime gave it, so this takes no time. It stands
-    by the runtime if it is much nearer to its value than to the model's.
-    """
-    from onnx.reference import ReferenceEvaluator
-
-    constants = {tensor.name for tensor in model.graph.initializer} | {*feeds}
-    taken = [name for name in node.input if name and name not in constants]
-    found = prober.values(model, feeds, [*dict.fromkeys([*taken, value])])
-    given = {name: found[name] for name in taken} | {k: feeds[k] for k in node.input if k in feeds}
-    alone = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            [node],
-            "node",
-            [
-                onnx.helper.make_tensor_value_info(
-                    name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), None
-                )
-                for name, array in given.items()
-            ],
-            [onnx.ValueInfoProto(name=value)],
-            [tensor for tensor in model.graph.initializer if tensor.name in node.input],
-        ),
-        opset_imports=model.opset_import,
-        ir_version=model.ir_version,
-    )
-    try:
-        (made,) = ReferenceEvaluator(alone).run([value], given)
-    except Exception as error:  # it lacks operators, and raises whatever it stumbles over
-        return f"ONNX's reference cannot compute it: {error}"
-    said, runtimes = np.asarray(made).astype(np.float64), found[value].astype(np.float64)
-    near, far = (_distance(each.astype(np.float64), runtimes) for each in (said, wanted))
-    if near <= far / _NEARER and np.isfinite(near):
-        return "ONNX's reference gives the same: the graph says something else than the model"
-    who = engine_proof.runner(prober.subject)
-    return f"ONNX's reference gives something else: {who} does not do what the graph says"
-
-
-def _distance(one: Array, other: Array) -> float:
-    """Returns the largest difference of two arrays; infinite if one has numbers the other lacks."""
-    if one.shape != other.shape or (np.isfinite(one) != np.isfinite(other)).any():
-        return float("inf")
-    with np.errstate(invalid="ignore"):  # the difference of two infinities
-        return float(np.nan_to_num(np.abs(one - other), nan=0.0).max(initial=0.0))

@@ -281,14 +281,11 @@ def test_an_unknown_engine_gets_the_nearest_suggested() -> None:
 
 DUMMY = '''"""The graph again, as another engine."""
 
+import dataclasses
+
 from engines import onnxruntime
 
-
-class Dummy(onnxruntime.OnnxRuntimeEngine):
-    name = "dummy"
-
-
-ENGINE = Dummy()
+ENGINE = dataclasses.replace(onnxruntime.ENGINE, name="dummy")
 '''
 
 

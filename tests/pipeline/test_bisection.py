@@ -14,12 +14,10 @@ FAULTY = '''"""ONNX Runtime, wrong in average pooling."""
 
 import onnx
 
-from engines import onnxruntime
+from engines._onnxruntime import OnnxRuntimeEngine
 
 
-class Faulty(onnxruntime.OnnxRuntimeEngine):
-    name = "faulty"
-
+class Faulty(OnnxRuntimeEngine):
     def build(self, source, target, options):
         model = onnx.load(source)
         for node in model.graph.node:
@@ -32,7 +30,7 @@ class Faulty(onnxruntime.OnnxRuntimeEngine):
         return super().build(target.with_name("changed"), target, options)
 
 
-ENGINE = Faulty()
+ENGINE = Faulty("faulty", "CPUExecutionProvider", ("cpu",))
 '''
 
 

@@ -258,7 +258,7 @@ def test_where_nothing_can_be_run_nothing_is_proved(
 def test_an_engine_that_fails_on_the_target_exits_3(
     built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engines.onnxruntime import OnnxRuntimeSession
+    from engines._onnxruntime import OnnxRuntimeSession
 
     run = OnnxRuntimeSession.run
 
