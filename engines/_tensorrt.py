@@ -6,6 +6,7 @@ Networks are strongly typed: the types in the ONNX graph are the types that run.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +26,19 @@ from engines.base import (
     import_vendor,
     installed,
 )
-from engines.errors import DeployError, NotAvailableError
-from engines.layers import Layer, of_tensorrt
+from engines.errors import DeployError, NotAvailableError, UsageError
+from engines.layers import Layer, of_tensorrt, precision
+
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_SPECIAL_WORDS = {
+    "target_sm": "it builds for the GPU at hand",
+    "version_compatible": "its plans are bound to its version",
+    "hardware_compatible": "its plans are for a range of GPUs already (--target-sm)",
+    "refit": "its plans keep the weights that they were built with",
+    "strip_weights": "its plans hold their weights",
+}
+_SPECIAL = frozenset(_SPECIAL_WORDS)
+_CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class TensorRTEngine:
         distributions: Its distribution names, best first.
         install: The command that installs it.
         builds_without_gpu: Whether this flavour builds on a machine without a GPU.
+        special: The fields of BuildOptions that only some flavours have, and this one has.
     """
 
     name: str
@@ -45,6 +58,7 @@ class TensorRTEngine:
     distributions: tuple[str, ...]
     install: str
     builds_without_gpu: bool
+    special: frozenset[str] = frozenset()
     source: Literal["graph", "program"] = "graph"
     devices: tuple[str, ...] = ("cuda",)
 
@@ -69,9 +83,11 @@ class TensorRTEngine:
         Raises:
             DeployError: The parser or the builder refuses the graph; the message names the
                 nodes. Also for a dynamic axis other than the first.
-            NotAvailableError: The library is missing, or this flavour needs a GPU to build.
+            NotAvailableError: The library is missing, or this flavour needs a GPU to build, or
+                does not have an option that was asked for.
             KeyboardInterrupt: The build was cancelled.
         """
+        self._check(options)
         vendor = import_vendor(self.module, self.install)
         if not self.builds_without_gpu and not machine.gpus():
             raise NotAvailableError(
@@ -88,15 +104,26 @@ class TensorRTEngine:
         if not options.tf32:
             # On by default, and a hundred times less precise than the fp32 it stands in for.
             config.clear_flag(vendor.BuilderFlag.TF32)
+        _configure(vendor, config, options)
         config.add_optimization_profile(_profile(builder, network, options))
+        monitor = monitor_of(vendor, options.progress)
+        config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
+        if monitor.ended_by is not None:
+            raise monitor.ended_by
         if plan is None:
             raise DeployError(
                 f"{self.name} could not build {source}: {'; '.join(logger.errors)}",
                 "the message names the layer at fault",
             )
+        layers = of_tensorrt(logger.said)
+        if missed := unrealised(source, layers):
+            raise DeployError(
+                f"{self.name} does not compute as {source} says: {'; '.join(missed)}",
+                "export another precision, or build for a GPU that has this one",
+            )
         target.write_bytes(plan)
-        return of_tensorrt(logger.said)
+        return layers
 
     def open(self, built: Path, options: OpenOptions) -> TensorRTSession:
         """Opens a plan. A plan is native code: the caller has checked its digest.
@@ -112,6 +139,93 @@ class TensorRTEngine:
                 "copy the bundle to the target and run `assay check` there",
             )
         return TensorRTSession(vendor, built, self.name, choose_device(self, options.device))
+
+    def _check(self, options: BuildOptions) -> None:
+        """Raises for what was asked for and this flavour does not have."""
+        for name in _SPECIAL - self.special:
+            if getattr(options, name):
+                raise NotAvailableError(
+                    f"{self.name} has no {name.replace('_', ' ')}: {_SPECIAL_WORDS[name]}",
+                    "leave the option out, or build another engine",
+                )
+        known = {int(sm[2:]) for sm in _CAPABILITIES}
+        for sm in options.target_sm:
+            if sm not in known:
+                raise UsageError(
+                    f"no target of TensorRT for RTX has compute capability {sm}",
+                    f"available: {', '.join(map(str, sorted(known)))}",
+                )
+
+
+def _configure(vendor: Any, config: Any, options: BuildOptions) -> None:
+    """Sets what was asked for beyond the defaults."""
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    flags = {
+        "version_compatible": "VERSION_COMPATIBLE",
+        "refit": "REFIT",
+        "strip_weights": "STRIP_PLAN",
+    }
+    for name, flag in flags.items():
+        if getattr(options, name):
+            config.set_flag(getattr(vendor.BuilderFlag, flag))
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = vendor.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.target_sm:
+        config.num_compute_capabilities = len(options.target_sm)
+        for index, sm in enumerate(options.target_sm):
+            config.set_compute_capability(getattr(vendor.ComputeCapability, f"SM{sm}"), index)
+
+
+def monitor_of(vendor: Any, tell: Callable[[str, float], None]) -> Any:
+    """Returns a progress monitor, which ends the build when telling raises, as on Ctrl-C."""
+
+    class Monitor(vendor.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.ended_by: BaseException | None = None
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, name: str, _parent: str | None, steps: int) -> None:
+            self._steps[name] = max(steps, 1)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            try:
+                tell(name, min(1.0, (step + 1) / self._steps.get(name, 1)))
+            except BaseException as error:  # an interrupt too: it must not pass through C++
+                self.ended_by = self.ended_by or error
+            return self.ended_by is None
+
+        def phase_finish(self, name: str) -> None:
+            self._steps.pop(name, None)
+
+    return Monitor()
+
+
+def unrealised(source: Path, layers: Iterable[Layer]) -> list[str]:
+    """Returns the products of a graph that no layer computes in the type of their weights.
+
+    Products are what a precision is chosen for; what lies between them may be fused.
+    """
+    onnx = import_vendor("onnx", "pip install onnx")
+    graph = onnx.load(source, load_external_data=False).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in types:
+            types[node.output[0]] = types[node.input[0]]
+    done: dict[str, set[str]] = {}
+    for layer in layers:
+        for name in layer.nodes:
+            done.setdefault(name, set()).add(layer.precision)
+    missed = []
+    for node in graph.node:
+        if node.op_type not in _PRODUCTS or types.get(node.input[1]) is None:
+            continue
+        wanted = precision(onnx.helper.tensor_dtype_to_np_dtype(types[node.input[1]]).name)
+        found = done.get(node.name)
+        if found and wanted not in found:
+            missed.append(f"{node.op_type} {node.name!r} in {', '.join(sorted(found))}")
+    return missed
 
 
 def _logger(vendor: Any) -> Any:

@@ -70,6 +70,15 @@ class BuildOptions:
         batch_max: Largest batch the engine has to accept.
         workspace_mib: Scratch memory that TensorRT may use while it runs, in MiB.
         tf32: Let TensorRT compute fp32 matrix products in TF32 (10-bit mantissa).
+        optimization_level: Of TensorRT, 0 (built fast) to 5 (runs fast); None is its own, 3.
+        target_sm: Compute capabilities to build for, such as 89, where that is not the GPU at
+            hand (TensorRT for RTX); none means its own choice.
+        version_compatible: The plan may be run by later minor versions (TensorRT).
+        hardware_compatible: The plan may be run on any GPU from Ampere on (TensorRT).
+        refit: Weights may be replaced in the built plan (TensorRT).
+        strip_weights: The plan holds no weights: they are put in when it is opened (TensorRT).
+        progress: Called with what is being done and how far it is, from 0 to 1; raises to end
+            the build.
     """
 
     batch_min: int = 1
@@ -77,6 +86,13 @@ class BuildOptions:
     batch_max: int = 256
     workspace_mib: int = 1024
     tf32: bool = False
+    optimization_level: int | None = None
+    target_sm: tuple[int, ...] = ()
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    refit: bool = False
+    strip_weights: bool = False
+    progress: Callable[[str, float], None] = field(default=lambda _text, _part: None, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_min <= self.batch_opt <= self.batch_max:
@@ -85,6 +101,8 @@ class BuildOptions:
                 " are not in rising order from 1",
                 "give --batch-min <= --batch-opt <= --batch-max, all at least 1",
             )
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:  # noqa: PLR2004
+            raise UsageError(f"optimization level {self.optimization_level}", "give 0 to 5")
         if self.workspace_mib < 1:
             raise UsageError(f"workspace of {self.workspace_mib} MiB", "give at least 1 MiB")
 

@@ -10,4 +10,5 @@ ENGINE = TensorRTEngine(
     distributions=("tensorrt-cu13", "tensorrt"),
     install="pip install 'tensorrt-cu13>=10.14'",
     builds_without_gpu=False,
+    special=frozenset({"version_compatible", "hardware_compatible", "refit", "strip_weights"}),
 )

@@ -11,4 +11,5 @@ ENGINE = TensorRTEngine(
     distributions=("tensorrt-rtx-cu13",),
     install="pip install tensorrt-rtx-cu13",
     builds_without_gpu=True,
+    special=frozenset({"target_sm"}),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,18 @@ class Params:
     batch_max: int = option(256, text="Largest batch (TensorRT).")
     workspace: int = option(1024, text="Scratch memory that TensorRT may use, in MiB.", high=2**20)
     tf32: bool = option(False, text="Let TensorRT compute fp32 products in TF32.")
+    optimization_level: int | None = option(
+        None, text="TensorRT's, 0 (built fast) to 5 (runs fast).", low=0, high=5
+    )
+    target_sm: tuple[int, ...] = option(
+        (), text="Compute capabilities to build for, as in 75,86,89,120 (TensorRT for RTX)."
+    )
+    version_compatible: bool = option(
+        False, text="A plan that later minor versions of TensorRT run."
+    )
+    hardware_compatible: bool = option(False, text="A plan for any GPU from Ampere on (TensorRT).")
+    refit: bool = option(False, text="A plan whose weights may be replaced (TensorRT).")
+    strip_weights: bool = option(False, text="A plan without its weights (TensorRT).")
 
 
 def resolve(params: Params) -> Params:
@@ -59,7 +72,11 @@ def resolve(params: Params) -> Params:
     return params
 
 
-def _options(params: Params) -> BuildOptions:
+def _quiet(_text: str, _part: float) -> None:
+    pass
+
+
+def _options(params: Params, progress: Callable[[str, float], None] = _quiet) -> BuildOptions:
     from engines.base import BuildOptions
 
     return BuildOptions(
@@ -68,6 +85,13 @@ def _options(params: Params) -> BuildOptions:
         batch_max=params.batch_max,
         workspace_mib=params.workspace,
         tf32=params.tf32,
+        optimization_level=params.optimization_level,
+        target_sm=params.target_sm,
+        version_compatible=params.version_compatible,
+        hardware_compatible=params.hardware_compatible,
+        refit=params.refit,
+        strip_weights=params.strip_weights,
+        progress=progress,
     )
 
 
@@ -80,8 +104,16 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             f"engine {params.engine!r} cannot be built here: {found.reason}", found.install
         )
     source = inputs[source_of(params.engine, params.precision)]
+    done = 0.0
+
+    def tell(text: str, part: float) -> None:
+        nonlocal done
+        bar.advance(max(0.0, part - done), text)
+        done = max(done, part)
+
     try:
-        layers = engine.build(source, outputs[ENGINE], _options(params))
+        with console.bar(f"build {params.engine}", 1) as bar:
+            layers = engine.build(source, outputs[ENGINE], _options(params, tell))
     except (NotAvailableError, UsageError):
         raise
     except DeployError as error:

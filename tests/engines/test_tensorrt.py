@@ -1,0 +1,81 @@
+"""Plans of TensorRT for RTX, built here without a GPU: options, refusals, progress."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+import engines
+from engines._tensorrt import unrealised
+from engines.base import BuildOptions
+from engines.errors import DeployError, NotAvailableError, UsageError
+from engines.layers import Layer
+from pipeline.runner import Store
+
+pytestmark = pytest.mark.skipif(
+    not engines.get("tensorrt_rtx").available().build,
+    reason=engines.get("tensorrt_rtx").available().reason,
+)
+
+
+def build(built: Store, tmp_path: Path, **more: object) -> tuple[Path, tuple[Layer, ...]]:
+    target = tmp_path / "engine"
+    graph = built.root / "lenet/fp32/model.onnx"
+    return target, engines.get("tensorrt_rtx").build(graph, target, BuildOptions(**more))
+
+
+def test_a_plan_is_built_for_the_gpus_that_are_named(built: Store, tmp_path: Path) -> None:
+    one, _ = build(built, tmp_path, target_sm=(89,))
+    size = one.stat().st_size
+    three, layers = build(built, tmp_path, target_sm=(86, 89, 120))
+    assert three.stat().st_size > size  # it holds kernels for each
+    assert {layer.precision for layer in layers if layer.kind == "correlation"} == {"fp32"}
+
+
+def test_what_a_gpu_lacks_is_said_in_the_vendors_words(built: Store, tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match=r"(?i)turing|sm75"):
+        build(built, tmp_path, target_sm=(75,))  # it has no fp32 matrix products here
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["refit", "strip_weights", "version_compatible", "hardware_compatible"]
+)
+def test_options_of_other_flavours_are_not_available(
+    name: str, built: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(NotAvailableError, match=f"has no {name.replace('_', ' ')}"):
+        build(built, tmp_path, **{name: True})
+    with pytest.raises(NotAvailableError, match="has no target sm"):
+        engines.get("tensorrt").build(Path("graph"), tmp_path / "x", BuildOptions(target_sm=(89,)))
+
+
+def test_values_that_do_not_exist_are_wrong_usage(built: Store, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="compute capability 90"):
+        build(built, tmp_path, target_sm=(90,))
+    with pytest.raises(UsageError, match="optimization level 6"):
+        BuildOptions(optimization_level=6)
+
+
+def test_a_build_says_how_far_it_is_and_can_be_ended(built: Store, tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    build(built, tmp_path, optimization_level=0, progress=lambda *each: told.append(each))
+    assert told
+    assert all(text and 0 < part <= 1 for text, part in told)
+    (tmp_path / "engine").unlink()
+
+    def interrupt(_text: str, _part: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(built, tmp_path, progress=interrupt)
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_product_in_another_type_than_its_weights_is_named(built: Store) -> None:
+    source = built.root / "lenet/fp32/model.onnx"
+    names = [n.name for n in onnx.load(source).graph.node if n.op_type in ("Conv", "Gemm")]
+    right = [Layer(name, "correlation", "fp32", (name,)) for name in names]
+    assert unrealised(source, right) == []
+    wrong = [*right[1:], Layer(names[0], "correlation", "fp16", (names[0],))]
+    assert unrealised(source, wrong) == [f"Conv {names[0]!r} in fp16"]
