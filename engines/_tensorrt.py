@@ -6,7 +6,7 @@ Networks are strongly typed: the types in the ONNX graph are the types that run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -139,6 +139,28 @@ class TensorRTEngine:
                 "copy the bundle to the target and run `assay check` there",
             )
         return TensorRTSession(vendor, built, self.name, choose_device(self, options.device))
+
+    def refusal(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
+        """Returns why a plan must not be loaded here, whatever it holds; "" if it may be.
+
+        Args:
+            built_by: The fingerprint where it was built.
+            params: The options it was built with.
+        """
+        here = self.fingerprint()
+        facts = [name for name in self.distributions if name in {**built_by, **here}]
+        if params.get("version_compatible"):
+            facts = []
+        if not self.builds_without_gpu and not params.get("hardware_compatible"):
+            facts.append("gpu_compute_capability")
+        differ = [name for name in facts if built_by.get(name) != here.get(name)]
+        if not differ:
+            return ""
+        there, now = (
+            ", ".join(f"{name} {each.get(name, 'none')}" for name in differ)
+            for each in (built_by, here)
+        )
+        return f"it was built with {there}, and here is {now}"
 
     def _check(self, options: BuildOptions) -> None:
         """Raises for what was asked for and this flavour does not have."""

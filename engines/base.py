@@ -190,7 +190,11 @@ class Engine(Protocol):
         """Builds `source` into the file `target`; returns its layers, where they are told."""
 
     def open(self, built: Path, options: OpenOptions) -> Session:
-        """Opens what `build` wrote."""
+        """Opens what `build` wrote.
+
+        An engine whose files are bound to a version or a GPU has a method `refusal`, too, by
+        which a caller that knows where a file was built asks first.
+        """
 
 
 @dataclass

@@ -10,6 +10,7 @@ from pathlib import Path
 import engines
 from engines.base import (
     Array,
+    Engine,
     Feeds,
     OpenOptions,
     Outputs,
@@ -19,10 +20,11 @@ from engines.base import (
 )
 from engines.errors import NotAvailableError, UsageError
 from exporters import files
-from pipeline import console, parity
+from pipeline import console, parity, records
 from pipeline import golden as goldens
 from pipeline.audit import audit
 from pipeline.batches import rows_to_run
+from pipeline.digests import sha256_file
 
 # The exported graph itself is a subject too. This engine runs it as it is, unoptimised.
 GRAPH = "graph"
@@ -65,6 +67,28 @@ def prove(
     return parity.with_audit(verdict, audit(path, golden.weights)) if subject == GRAPH else verdict
 
 
+def require_fit(engine: Engine, path: Path) -> None:
+    """Looks at the record beside what an engine has built, before anything of it is loaded.
+
+    Raises:
+        NotAvailableError: It was built for another version or GPU than is here, or is not what
+            was built.
+    """
+    record = records.load(path.with_name("build.json"))
+    refusal = getattr(engine, "refusal", None)
+    if record is None or refusal is None:
+        return
+    digests = [each["sha256"] for name, each in record.outputs.items() if name.endswith("/engine")]
+    found = sha256_file(path)
+    why = refusal(record.facts, record.params)
+    if digests and found not in digests:
+        why = f"its SHA-256 is {found}, and {digests[0]} was built"
+    if why:
+        raise NotAvailableError(
+            f"{path} is not loaded: {why}", f"build it here with `--engine {engine.name}`"
+        )
+
+
 def _judge(
     subject: str,
     path: Path,
@@ -86,6 +110,7 @@ def _judge(
         asked, device=choose_device(engine, device), optimize=subject != GRAPH
     )
     try:
+        require_fit(engine, path)
         session = engine.open(path, options)
     except NotAvailableError as error:  # such as a type that it has no kernels for
         return parity.not_run(subject, precision, error.message)

@@ -115,12 +115,14 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
 def _open(name: str, built: Path, params: Params) -> Session:
     from engines.base import OpenOptions, choose_device
+    from pipeline.engine_proof import require_fit
 
     engine = engines.get(name)
     found = engine.available()
     if not found.run:
         raise NotAvailableError(f"engine {name!r} cannot run here: {found.reason}", found.install)
     options = OpenOptions(device=choose_device(engine, params.device), threads=params.threads)
+    require_fit(engine, built)
     return engine.open(built, options)
 
 

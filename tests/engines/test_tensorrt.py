@@ -1,5 +1,6 @@
 """Plans of TensorRT for RTX, built here without a GPU: options, refusals, progress."""
 
+import json
 from pathlib import Path
 
 import onnx
@@ -10,6 +11,7 @@ from engines._tensorrt import unrealised
 from engines.base import BuildOptions
 from engines.errors import DeployError, NotAvailableError, UsageError
 from engines.layers import Layer
+from pipeline import engine_proof
 from pipeline.runner import Store
 
 pytestmark = pytest.mark.skipif(
@@ -79,3 +81,31 @@ def test_a_product_in_another_type_than_its_weights_is_named(built: Store) -> No
     assert unrealised(source, right) == []
     wrong = [*right[1:], Layer(names[0], "correlation", "fp16", (names[0],))]
     assert unrealised(source, wrong) == [f"Conv {names[0]!r} in fp16"]
+
+
+def test_a_plan_of_another_version_or_gpu_is_refused_unread(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rtx, path = engines.get("tensorrt_rtx"), store.root / "lenet/fp32/tensorrt_rtx/engine"
+    engine_proof.require_fit(rtx, path)
+    record = path.with_name("build.json")
+    content = json.loads(record.read_text())
+    content["facts"]["tensorrt-rtx-cu13"] = "1.0"
+    record.write_text(json.dumps(content))
+    with pytest.raises(NotAvailableError, match=r"built with tensorrt-rtx-cu13 1\.0, and here is"):
+        engine_proof.require_fit(rtx, path)
+    content["facts"] = rtx.fingerprint()
+    record.write_text(json.dumps(content))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(NotAvailableError, match="its SHA-256 is"):
+        engine_proof.require_fit(rtx, path)
+    full = engines.get("tensorrt")
+    facts = {"tensorrt-cu13": "10.14", "gpu_compute_capability": "8.9"}
+    here = {"tensorrt-cu13": "10.14", "gpu_compute_capability": "12.0"}
+    monkeypatch.setattr(type(full), "fingerprint", lambda _self: here)
+    assert "gpu_compute_capability 8.9, and here is gpu_compute_capability 12.0" in full.refusal(
+        facts, {}
+    )
+    assert full.refusal(facts, {"hardware_compatible": True}) == ""
+    assert "10.13" in full.refusal({**here, "tensorrt-cu13": "10.13"}, {})
+    assert full.refusal({**here, "tensorrt-cu13": "10.13"}, {"version_compatible": True}) == ""
