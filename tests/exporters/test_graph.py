@@ -160,14 +160,19 @@ def test_the_report_of_a_failure_is_kept_beside_where_the_graph_would_be(
     assert str(report) in result.err
     assert "Constraints violated" in report.read_text()
     assert not (root / "mine-fixed/fp32/model.onnx").exists()
-    # What torch.export cannot trace, TorchScript does; the verdict then finds it frozen.
-    result = assay("export", "mine:branch", "--root", root, "--exporter", "torchscript")
+    # What torch.export cannot trace, TorchScript does, and says what may be frozen.
+    assert assay("export", "mine:switch", "--root", root).code == 1
+    result = assay("export", "mine:switch", "--root", root, "--exporter", "torchscript")
     assert result.code == 0, result.err
     assert "frozen by tracing?" in result.out
-    assert not (root / "mine-branch/fp32/model.pt2").exists()
-    found = json.loads((root / "mine-branch/fp32/graph.json").read_text())
+    assert not (root / "mine-switch/fp32/model.pt2").exists()
+    found = json.loads((root / "mine-switch/fp32/graph.json").read_text())
     assert found["metadata"]["assay.exporter"] == "torchscript"
-    assert assay("verify", "mine:branch", "--root", root).code == 3
+    assert assay("verify", "mine:switch", "--root", root).code == 0
+    # One that goes by its inputs would be frozen to the way of the examples.
+    result = assay("export", "mine:branch", "--root", root, "--exporter", "torchscript")
+    assert result.code == 1
+    assert "depends on the other rows of its batch" in result.err
 
 
 OWN = """
@@ -182,6 +187,18 @@ class Branch(nn.Linear):
     def forward(self, x):
         y = super().forward(x)
         return y if y.mean() > 0 else -y
+
+class Switch(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+        self.register_buffer("on", torch.ones(1))
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if self.on.sum() > 0 else -y
+
+def switch():
+    return Model(network=Switch(), inputs={"x": torch.ones(2, 4).numpy()})
 
 def fixed():
     return Model(network=Fixed(4, 3), inputs={"x": torch.ones(2, 4).numpy()})

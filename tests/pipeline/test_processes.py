@@ -20,7 +20,7 @@ from pipeline import data
 from pipeline.training import __main__
 
 data.DATASETS["fashion-mnist"] = tests.subset.SUBSET
-sys.exit(__main__.main(sys.argv[1:]))
+__main__.end(__main__.main(sys.argv[1:]))
 """
 
 
