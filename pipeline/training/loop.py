@@ -151,7 +151,8 @@ class _Run:
         self.prepare = None if prepare is None else prepare.to(self.device)
         self.inputs = samples.inputs.to(self.device)
         self.targets = samples.targets.to(self.device)
-        self.optimizer = torch.optim.SGD(network.parameters(), lr=settings.lr)
+        # All parameters in one call: on a CPU a small network spends 4 % of its time between them.
+        self.optimizer = torch.optim.SGD(network.parameters(), lr=settings.lr, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
         self.module = _wrapped(self.network, settings, self.group, self.device)
         self.order = torch.Generator().manual_seed(settings.seed)
