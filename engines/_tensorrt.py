@@ -6,28 +6,26 @@ Networks are strongly typed: the types in the ONNX graph are the types that run.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from engines import machine
+from engines import _turing, machine
+from engines._tensorrt_session import TensorRTSession, inspected
 from engines.base import (
     Availability,
     BuildOptions,
-    FeedCheck,
-    Feeds,
     OpenOptions,
-    Outputs,
-    TensorSpec,
     available_on_cpu,
     choose_device,
-    closed_error,
     import_vendor,
     installed,
 )
 from engines.errors import DeployError, NotAvailableError, UsageError
-from engines.layers import Layer, of_tensorrt, precision
+from engines.layers import Layer, of_inspector, of_tensorrt, precision
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SPECIAL_WORDS = {
@@ -61,6 +59,7 @@ class TensorRTEngine:
     special: frozenset[str] = frozenset()
     source: Literal["graph", "program"] = "graph"
     devices: tuple[str, ...] = ("cuda",)
+    cuda_graphs: bool = True
 
     def available(self) -> Availability:
         library = available_on_cpu(self.distributions, self.install)
@@ -97,7 +96,11 @@ class TensorRTEngine:
         logger = _logger(vendor)
         builder = vendor.Builder(logger)
         network = builder.create_network(_strongly_typed(vendor))
-        _parse(vendor, network, logger, source)
+        on_turing = _turing.CAPABILITY in options.target_sm
+        rewritten = _turing.with_convolutions(source) if on_turing else None
+        if rewritten is not None:
+            options.note("rewritten", "Gemm as 1x1 Conv, for SM75")
+        _parse(vendor, network, logger, source, rewritten)
         config = builder.create_builder_config()
         config.set_memory_pool_limit(vendor.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
         config.profiling_verbosity = vendor.ProfilingVerbosity.DETAILED
@@ -108,6 +111,9 @@ class TensorRTEngine:
         config.add_optimization_profile(_profile(builder, network, options))
         monitor = monitor_of(vendor, options.progress)
         config.progress_monitor = monitor
+        timings = None if self.builds_without_gpu else self._timings()
+        if timings is not None:
+            _use(config, timings, options)
         plan = builder.build_serialized_network(network, config)
         if monitor.ended_by is not None:
             raise monitor.ended_by
@@ -116,21 +122,34 @@ class TensorRTEngine:
                 f"{self.name} could not build {source}: {'; '.join(logger.errors)}",
                 "the message names the layer at fault",
             )
-        layers = of_tensorrt(logger.said)
+        if self.builds_without_gpu:
+            layers = of_tensorrt(logger.said)
+        else:
+            said = inspected(vendor, vendor.Runtime(logger).deserialize_cuda_engine(plan))
+            options.note("inspector", json.loads(said))
+            layers = of_inspector(said)
         if missed := unrealised(source, layers):
             raise DeployError(
                 f"{self.name} does not compute as {source} says: {'; '.join(missed)}",
                 "export another precision, or build for a GPU that has this one",
             )
         target.write_bytes(plan)
+        if timings is not None:
+            machine.write_whole(timings, bytes(config.get_timing_cache().serialize()))
         return layers
+
+    def _timings(self) -> Path:
+        """Returns where the timings of tactics are kept, for this version and GPU."""
+        facts = "-".join((*installed(self.distributions).values(), *machine.gpus()[0].values()))
+        return machine.cache_folder() / self.name / f"{machine.as_name(facts)}.timings"
 
     def open(self, built: Path, options: OpenOptions) -> TensorRTSession:
         """Opens a plan. A plan is native code: the caller has checked its digest.
 
         Raises:
-            NotAvailableError: No GPU, or no torch for the device buffers.
-            DeployError: TensorRT does not accept the plan here.
+            NotAvailableError: No GPU, or no bindings of the CUDA runtime.
+            DeployError: TensorRT does not accept the plan here, the GPU has too little memory, or
+                the plan was built without weights and `options.weights` names none.
         """
         vendor = import_vendor(self.module, self.install)
         if not machine.gpus():
@@ -138,7 +157,8 @@ class TensorRTEngine:
                 f"a {self.name} plan runs on an NVIDIA GPU, and this machine has none",
                 "copy the bundle to the target and run `assay check` there",
             )
-        return TensorRTSession(vendor, built, self.name, choose_device(self, options.device))
+        options = replace(options, device=choose_device(self, options.device))
+        return TensorRTSession(vendor, self.name, built, options, _logger(vendor))
 
     def refusal(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
         """Returns why a plan must not be loaded here, whatever it holds; "" if it may be.
@@ -197,6 +217,16 @@ def _configure(vendor: Any, config: Any, options: BuildOptions) -> None:
         config.num_compute_capabilities = len(options.target_sm)
         for index, sm in enumerate(options.target_sm):
             config.set_compute_capability(getattr(vendor.ComputeCapability, f"SM{sm}"), index)
+
+
+def _use(config: Any, path: Path, options: BuildOptions) -> None:
+    """Gives the builder the timings of earlier builds, which make this one faster."""
+    kept = path.read_bytes() if path.is_file() else b""
+    if kept and config.set_timing_cache(config.create_timing_cache(kept), False):
+        options.note("timing_cache", hashlib.sha256(kept).hexdigest())
+        return
+    config.set_timing_cache(config.create_timing_cache(b""), False)
+    options.note("timing_cache", "empty")
 
 
 def monitor_of(vendor: Any, tell: Callable[[str, float], None]) -> Any:
@@ -277,9 +307,9 @@ def _strongly_typed(vendor: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _parse(vendor: Any, network: Any, logger: Any, source: Path) -> None:
+def _parse(vendor: Any, network: Any, logger: Any, source: Path, rewritten: bytes | None) -> None:
     parser = vendor.OnnxParser(network, logger)
-    if parser.parse_from_file(str(source)):
+    if parser.parse(rewritten) if rewritten else parser.parse_from_file(str(source)):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     causes = [
@@ -306,87 +336,3 @@ def _profile(builder: Any, network: Any, options: BuildOptions) -> Any:
             sizes = (options.batch_min, options.batch_opt, options.batch_max)
             profile.set_shape(tensor.name, *((size, *rest) for size in sizes))
     return profile
-
-
-class TensorRTSession:
-    """An open plan on one GPU, with torch CUDA tensors as buffers."""
-
-    def __init__(self, vendor: Any, path: Path, name: str, device: str) -> None:
-        torch = import_vendor("torch", "pip install torch")  # for the device buffers
-        self._torch = torch
-        self._name = name
-        self._device = torch.device(device)
-        self.device = device
-        logger = _logger(vendor)
-        with torch.cuda.device(self._device):
-            self._runtime = vendor.Runtime(logger)
-            self._engine: Any = self._runtime.deserialize_cuda_engine(path.read_bytes())
-            if self._engine is None:
-                raise DeployError(
-                    f"{name} does not accept {path}: {'; '.join(logger.errors)}",
-                    "build it again with this version and for this GPU",
-                )
-            self._context: Any = self._engine.create_execution_context()
-            # Not the default stream: that one would synchronise with everything else.
-            self._stream = torch.cuda.Stream(self._device)
-        self._vendor = vendor
-        self.stream: int | None = self._stream.cuda_stream
-        self._buffers: dict[str, Any] = {}
-        specs = [self._spec(index) for index in range(self._engine.num_io_tensors)]
-        self.inputs = tuple(spec for spec in specs if self._is_input(spec.name))
-        self.outputs = tuple(spec for spec in specs if not self._is_input(spec.name))
-        first = self.inputs[0].name
-        low, _, high = self._engine.get_tensor_profile_shape(first, 0)
-        self.batch: tuple[int, int] | None = (low[0], high[0])
-        self._check = FeedCheck(self.inputs, self.batch)
-
-    def run(self, feeds: Feeds) -> Outputs:
-        self.bind(feeds)
-        self.launch()
-        with self._torch.cuda.stream(self._stream):
-            return {spec.name: self._buffers[spec.name].cpu().numpy() for spec in self.outputs}
-
-    def bind(self, feeds: Feeds) -> None:
-        self._require_open()
-        self._check(feeds)
-        with self._torch.cuda.stream(self._stream):
-            for spec in self.inputs:
-                tensor = self._torch.from_numpy(feeds[spec.name]).to(self._device)
-                self._buffers[spec.name] = tensor.contiguous()
-                self._context.set_input_shape(spec.name, tuple(tensor.shape))
-            for spec in self.outputs:
-                shape = tuple(self._context.get_tensor_shape(spec.name))
-                kind = getattr(self._torch, spec.dtype)
-                self._buffers[spec.name] = self._torch.empty(shape, dtype=kind, device=self._device)
-        for name, tensor in self._buffers.items():
-            self._context.set_tensor_address(name, tensor.data_ptr())
-        self.synchronize()
-
-    def launch(self) -> None:
-        self._require_open()
-        if not self._buffers:
-            raise DeployError("launch() before bind()", "bind the inputs first")
-        if not self._context.execute_async_v3(self.stream):
-            raise DeployError(f"{self._name} could not enqueue the inference")
-
-    def synchronize(self) -> None:
-        self._stream.synchronize()
-
-    def close(self) -> None:
-        self._buffers = {}
-        self._context = None
-        self._engine = None
-
-    def _require_open(self) -> None:
-        if self._context is None:
-            raise closed_error(self._name)
-
-    def _is_input(self, name: str) -> bool:
-        mode = self._engine.get_tensor_mode(name)
-        return bool(mode == self._vendor.TensorIOMode.INPUT)
-
-    def _spec(self, index: int) -> TensorSpec:
-        name = self._engine.get_tensor_name(index)
-        shape = tuple(None if axis == -1 else axis for axis in self._engine.get_tensor_shape(name))
-        dtype = str(self._vendor.nptype(self._engine.get_tensor_dtype(name)).__name__)
-        return TensorSpec(name, dtype, shape)

@@ -79,6 +79,7 @@ class BuildOptions:
         strip_weights: The plan holds no weights: they are put in when it is opened (TensorRT).
         progress: Called with what is being done and how far it is, from 0 to 1; raises to end
             the build.
+        note: Called with a name and a value, for what the record of the build should keep.
     """
 
     batch_min: int = 1
@@ -93,6 +94,7 @@ class BuildOptions:
     refit: bool = False
     strip_weights: bool = False
     progress: Callable[[str, float], None] = field(default=lambda _text, _part: None, compare=False)
+    note: Callable[[str, object], None] = field(default=lambda _name, _value: None, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_min <= self.batch_opt <= self.batch_max:
@@ -116,11 +118,16 @@ class OpenOptions:
         threads: CPU threads for one inference.
         optimize: False asks for the graph as it is, without the runtime's own rewrites
             (only engines that open an ONNX graph have a choice).
+        cuda_graph: Launches replay a CUDA graph, captured once for each shape, on engines whose
+            `cuda_graphs` is true. Others refuse it.
+        weights: The ONNX graph whose weights a plan takes that was built without its own.
     """
 
     device: str = "cpu"
     threads: int = 1
     optimize: bool = True
+    cuda_graph: bool = False
+    weights: Path | None = None
 
 
 class Session(Protocol):

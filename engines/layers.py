@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -36,6 +37,10 @@ _PRECISIONS = {
     "double": "fp64",
     "fp8": "fp8",
 }
+# As in "Thirty-two wide channel vectorized row major Int8 format".
+_FORMAT = re.compile(
+    r"\b(FP32|FP16|BF16|INT8|UINT8|FP8|INT32|INT64|Float|Half|BFloat16)\b", re.IGNORECASE
+)
 _LAYER = re.compile(r"^Name: (.*?), LayerType: (.*?), Inputs: \[(.*?)\], Constants: ", re.MULTILINE)
 
 
@@ -60,6 +65,23 @@ def of_tensorrt(log: Iterable[str]) -> tuple[Layer, ...]:
         types = re.findall(r"Datatype: (\w+)", inputs)
         nodes = re.findall(r"\[ONNX Layer: ([^\]]+)\]", line)
         layers.append(Layer(name, kind, precision(types[0]) if types else "", tuple(nodes)))
+    return tuple(layers)
+
+
+def of_inspector(said: str) -> tuple[Layer, ...]:
+    """Reads the layers from what TensorRT's engine inspector gives as JSON, at full verbosity."""
+    layers = []
+    for entry in json.loads(said).get("Layers", []):
+        if not isinstance(entry, dict):  # names alone: the plan was built with less verbosity
+            continue
+        types = [
+            found.group(0)
+            for tensor in entry.get("Inputs", [])
+            if (found := _FORMAT.search(tensor.get("Format/Datatype", "")))
+        ]
+        nodes = re.findall(r"\[ONNX Layer: ([^\]]+)\]", entry.get("Metadata", ""))
+        kind = precision(types[0]) if types else ""
+        layers.append(Layer(entry["Name"], entry.get("LayerType", ""), kind, tuple(nodes)))
     return tuple(layers)
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +20,50 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # pragma: no cover - systems without affinity
+
+
+def affinity() -> list[int]:
+    """Returns the numbers of the CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(available_cpus()))  # pragma: no cover - systems without affinity
+
+
+@contextmanager
+def keeping_to(cpus: Iterable[int]) -> Iterator[None]:
+    """Keeps this thread, and those that it starts, to some CPUs; with none, changes nothing."""
+    before, wanted = affinity(), set(cpus)
+    if wanted:
+        os.sched_setaffinity(0, wanted)
+    try:
+        yield
+    finally:
+        if wanted:
+            os.sched_setaffinity(0, before)
+
+
+def cache_folder() -> Path:
+    """Returns where what can be made again is kept between runs: ASSAY_CACHE, or the user's.
+
+    Of the user's there is one a machine: XDG Base Directory Specification, version 0.8.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("ASSAY_CACHE") or f"{base}/assay").expanduser()
+
+
+def as_name(text: str) -> str:
+    """Returns a text as it can stand in the name of a file."""
+    return re.sub(r"[^0-9A-Za-z.]+", "-", text)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Keeps bytes in the cache folder, whole or not at all; that it cannot is no failure."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(part).replace(path)
 
 
 def version(distribution: str) -> str:

@@ -89,6 +89,14 @@ def require_fit(engine: Engine, path: Path) -> None:
         )
 
 
+def weights_for(path: Path) -> Path | None:
+    """Returns the graph whose weights an engine needs that was built without, by its record."""
+    record = records.load(path.with_name("build.json"))
+    if record is None or not record.params.get("strip_weights"):
+        return None
+    return path.parents[1] / "model.onnx"
+
+
 def _judge(
     subject: str,
     path: Path,
@@ -107,7 +115,10 @@ def _judge(
     elif kind in ("cpu", "cuda") and kind not in engine.devices:
         return parity.not_run(subject, precision, f"it does not run on {device!r}")
     options = dataclasses.replace(
-        asked, device=choose_device(engine, device), optimize=subject != GRAPH
+        asked,
+        device=choose_device(engine, device),
+        optimize=subject != GRAPH,
+        weights=weights_for(path),
     )
     try:
         require_fit(engine, path)

@@ -193,8 +193,8 @@ def _clocked(candidate: Candidate, boundary: Boundary) -> Callable[[int], list[f
     if boundary == "end to end":
         return lambda count: _wall(count, lambda: session.run(feeds))
     session.bind(feeds)
-    if session.stream is not None:
-        return lambda count: _events(count, session)
+    if (stream := session.stream) is not None:
+        return lambda count: _events(count, session, stream)
 
     def launch() -> None:
         session.launch()
@@ -213,20 +213,8 @@ def _wall(count: int, action: Callable[[], object]) -> list[float]:
     return times
 
 
-def _events(count: int, session: Session) -> list[float]:
+def _events(count: int, session: Session, stream: int) -> list[float]:
     """Times launches with CUDA events on the session's own stream."""
-    import torch
+    from engines._cuda import Cuda
 
-    stream = torch.cuda.ExternalStream(  # type: ignore[no-untyped-call]
-        session.stream, device=session.device
-    )
-    pairs = [
-        [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
-        for _ in range(count)
-    ]
-    for start, end in pairs:
-        start.record(stream)
-        session.launch()
-        end.record(stream)
-    session.synchronize()
-    return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+    return Cuda(session.device).timed(stream, count, session.launch)

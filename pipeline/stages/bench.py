@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import engines
 from engines import machine
-from engines.errors import DeployError, NotAvailableError
+from engines.errors import DeployError, NotAvailableError, UsageError
 from exporters import PRECISIONS
 from pipeline import console, models
 from pipeline.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
@@ -46,7 +46,13 @@ class Params:
     threads: int = option(
         factory=machine.available_cpus, text="CPU threads of one inference.", high=1024
     )
+    affinity: tuple[int, ...] = option(
+        (), text="CPUs to keep to, by number, as in 0,1 [all that the process may use].", low=0
+    )
     device: str = option("auto", text="Where the engines run: auto, cpu, cuda or cuda:N.")
+    cuda_graph: bool = option(
+        False, text="Measure TensorRT replaying CUDA graphs, too, beside itself without."
+    )
     budget: float | None = option(None, text="Seconds to spend on a batch size [8; edge: 0.5].")
     seed: int = option(0, text="Seed of the order within rounds and of the bootstrap.", low=0)
 
@@ -63,25 +69,60 @@ def resolve(params: Params) -> Params:
     if budget is None:
         spec = models.in_zoo(params.model)
         budget = (spec.recipe if spec else models.Recipe()).bench_seconds
+    threads = params.threads
+    if params.affinity:
+        allowed = machine.affinity()
+        if not set(params.affinity) <= set(allowed):
+            raise UsageError(
+                f"--affinity {','.join(map(str, params.affinity))}: this process may use the CPUs"
+                f" {','.join(map(str, allowed))}",
+                "give some of them",
+            )
+        if threads == len(allowed):  # nobody asked for so many
+            threads = len(set(params.affinity))
+    if params.cuda_graph and not any(map(_has_graphs, params.engine)):
+        raise NotAvailableError(
+            f"none of {', '.join(params.engine)} has CUDA graphs here",
+            "leave --cuda-graph out, or run it where a TensorRT engine runs",
+        )
     against = tuple(each for each in dict.fromkeys(params.against) if each != params.precision)
     batch = tuple(sorted(set(params.batch)))
     return dataclasses.replace(
-        params, engine=tuple(ordered), against=against, batch=batch, budget=budget
+        params,
+        engine=tuple(ordered),
+        against=against,
+        batch=batch,
+        budget=budget,
+        threads=threads,
+        affinity=tuple(sorted(set(params.affinity))),
     )
 
 
-def _candidates(params: Params) -> dict[str, Artifact]:
+def _has_graphs(name: str) -> bool:
+    engine = engines.get(name)
+    return getattr(engine, "cuda_graphs", False) and engine.available().run
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A built engine, and how it is to launch."""
+
+    engine: str
+    built: Artifact
+    cuda_graph: bool
+
+
+def _subjects(params: Params) -> dict[str, _Subject]:
     """Returns what is measured, by the name it has in the table; the baseline first."""
-    engines_of = {
-        precision: {
-            name if precision == params.precision else f"{name} {precision}": ENGINE.at(
-                engine=name, precision=precision
-            )
-            for name in params.engine
-        }
-        for precision in (*params.against, params.precision)
-    }
-    return {name: engine for each in engines_of.values() for name, engine in each.items()}
+    found = {}
+    for precision in (*params.against, params.precision):
+        for engine in params.engine:
+            name = engine if precision == params.precision else f"{engine} {precision}"
+            built = ENGINE.at(engine=engine, precision=precision)
+            found[name] = _Subject(engine, built, cuda_graph=False)
+            if params.cuda_graph and _has_graphs(engine):
+                found[f"{name} graph"] = _Subject(engine, built, cuda_graph=True)
+    return found
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
@@ -90,11 +131,12 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
     golden = goldens.load(inputs[GOLDEN])
     with ExitStack() as stack:
+        stack.enter_context(machine.keeping_to(params.affinity))
         sessions = {
-            name: stack.enter_context(closing(_open(name.partition(" ")[0], inputs[built], params)))
-            for name, built in _candidates(params).items()
+            name: stack.enter_context(closing(_open(subject, inputs[subject.built], params)))
+            for name, subject in _subjects(params).items()
         }
-        load = os.getloadavg()[0]
+        load, affinity = os.getloadavg()[0], machine.affinity()
         results = _measure_all(sessions, golden.inputs, params)
         devices = {name: session.device for name, session in sessions.items()}
     write_json(
@@ -105,6 +147,8 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             "machine": {
                 "cpu": machine.cpu_model(),
                 "cpus": machine.available_cpus(),
+                "threads": params.threads,
+                "affinity": affinity,
                 "load_average_before": load,
                 "gpus": list(machine.gpus()),
             },
@@ -113,15 +157,22 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     )
 
 
-def _open(name: str, built: Path, params: Params) -> Session:
+def _open(subject: _Subject, built: Path, params: Params) -> Session:
     from engines.base import OpenOptions, choose_device
-    from pipeline.engine_proof import require_fit
+    from pipeline.engine_proof import require_fit, weights_for
 
-    engine = engines.get(name)
+    engine = engines.get(subject.engine)
     found = engine.available()
     if not found.run:
-        raise NotAvailableError(f"engine {name!r} cannot run here: {found.reason}", found.install)
-    options = OpenOptions(device=choose_device(engine, params.device), threads=params.threads)
+        raise NotAvailableError(
+            f"engine {subject.engine!r} cannot run here: {found.reason}", found.install
+        )
+    options = OpenOptions(
+        device=choose_device(engine, params.device),
+        threads=params.threads,
+        cuda_graph=subject.cuda_graph,
+        weights=weights_for(built),
+    )
     require_fit(engine, built)
     return engine.open(built, options)
 
@@ -205,7 +256,7 @@ def _ratio(ratio: dict[str, float]) -> str:
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
-    return (GOLDEN, *_candidates(params).values())
+    return (GOLDEN, *dict.fromkeys(each.built for each in _subjects(params).values()))
 
 
 STAGE = Stage(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,11 +71,7 @@ def resolve(params: Params) -> Params:
     return params
 
 
-def _quiet(_text: str, _part: float) -> None:
-    pass
-
-
-def _options(params: Params, progress: Callable[[str, float], None] = _quiet) -> BuildOptions:
+def _options(params: Params) -> BuildOptions:
     from engines.base import BuildOptions
 
     return BuildOptions(
@@ -91,7 +86,6 @@ def _options(params: Params, progress: Callable[[str, float], None] = _quiet) ->
         hardware_compatible=params.hardware_compatible,
         refit=params.refit,
         strip_weights=params.strip_weights,
-        progress=progress,
     )
 
 
@@ -104,7 +98,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             f"engine {params.engine!r} cannot be built here: {found.reason}", found.install
         )
     source = inputs[source_of(params.engine, params.precision)]
-    done = 0.0
+    done, notes = 0.0, dict[str, object]()
 
     def tell(text: str, part: float) -> None:
         nonlocal done
@@ -113,12 +107,14 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
     try:
         with console.bar(f"build {params.engine}", 1) as bar:
-            layers = engine.build(source, outputs[ENGINE], _options(params, tell))
+            options = dataclasses.replace(_options(params), progress=tell, note=notes.__setitem__)
+            layers = engine.build(source, outputs[ENGINE], options)
     except (NotAvailableError, UsageError):
         raise
     except DeployError as error:
         raise RefusedError(error.message, error.hint, error.report) from error
-    write_json(outputs[ENGINE_LAYERS], [dataclasses.asdict(layer) for layer in layers])
+    described = [dataclasses.asdict(layer) for layer in layers]
+    write_json(outputs[ENGINE_LAYERS], {"layers": described, "notes": notes})
 
 
 def source_of(name: str, precision: str) -> Artifact:
@@ -144,12 +140,16 @@ def show(made: Made[Params]) -> None:
     """Prints where each engine is and whether it can run here."""
     for outputs, params in made:
         path = outputs[ENGINE]
-        layers = [Layer(**entry) for entry in read_json(outputs[ENGINE_LAYERS])]
+        built = read_json(outputs[ENGINE_LAYERS])
+        layers = [Layer(**entry) for entry in built["layers"]]
         found = engines.get(params.engine).available()
         here = "" if found.run else f"; not run on this machine: {found.reason}"
         console.result(f"{params.engine}: {path} ({path.stat().st_size:,} bytes){here}")
         if layers:
             console.result(f"  layers: {counted(layers)}")
+        for name, value in built["notes"].items():
+            if isinstance(value, str):
+                console.result(f"  {name}: {value}")
 
 
 STAGE = Stage(
@@ -159,7 +159,7 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=lambda _params: (ENGINE, ENGINE_LAYERS),
     run=run,
-    revision=2,
+    revision=3,
     facts=facts,
     resolve=resolve,
     show=show,

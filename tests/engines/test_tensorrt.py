@@ -1,16 +1,20 @@
 """Plans of TensorRT for RTX, built here without a GPU: options, refusals, progress."""
 
 import json
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 import engines
+from engines import _turing
 from engines._tensorrt import unrealised
-from engines.base import BuildOptions
+from engines.base import BuildOptions, OpenOptions
 from engines.errors import DeployError, NotAvailableError, UsageError
-from engines.layers import Layer
+from engines.layers import Layer, of_inspector
 from pipeline import engine_proof
 from pipeline.runner import Store
 
@@ -34,10 +38,96 @@ def test_a_plan_is_built_for_the_gpus_that_are_named(built: Store, tmp_path: Pat
     assert {layer.precision for layer in layers if layer.kind == "correlation"} == {"fp32"}
 
 
-def test_what_a_gpu_lacks_is_said_in_the_vendors_words(built: Store, tmp_path: Path) -> None:
-    with pytest.raises(DeployError, match=r"(?i)turing|sm75"):
-        build(built, tmp_path, target_sm=(75,))  # it has no fp32 matrix products here
-    assert not (tmp_path / "engine").exists()
+def test_turing_gets_its_products_as_convolutions(built: Store, tmp_path: Path) -> None:
+    notes: dict[str, object] = {}
+    _, layers = build(built, tmp_path, target_sm=(75,), note=notes.__setitem__)
+    assert notes == {"rewritten": "Gemm as 1x1 Conv, for SM75"}
+    products = {name for layer in layers if layer.kind == "correlation" for name in layer.nodes}
+    graph = onnx.load(built.root / "lenet/fp32/model.onnx").graph
+    wanted = {node.name for node in graph.node if node.op_type in ("Conv", "Gemm")}
+    assert wanted <= products
+    notes.clear()
+    build(built, tmp_path, target_sm=(86,), note=notes.__setitem__)
+    assert notes == {}
+
+
+def test_a_graph_with_convolutions_for_products_gives_the_same(
+    built: Store, tmp_path: Path
+) -> None:
+    source = built.root / "lenet/fp32/model.onnx"
+    rewritten = _turing.with_convolutions(source)
+    assert rewritten is not None
+    target = tmp_path / "model.onnx"
+    target.write_bytes(rewritten)
+    onnx.checker.check_model(str(target), full_check=True)
+    assert not any(node.op_type == "Gemm" for node in onnx.load(target).graph.node)
+    runtime, rows = engines.get("onnxruntime"), np.random.default_rng(0)
+    images = rows.integers(0, 256, (5, 1, 28, 28), dtype=np.uint8)
+    found = []
+    for path in (source, target):
+        with closing(runtime.open(path, OpenOptions(optimize=False))) as session:
+            found.append(session.run({"image": images})["logits"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("node", "weights", "bias"),
+    [
+        ({"transB": 1, "alpha": 0.5}, (3, 4), (3,)),
+        ({"transA": 1}, (4, 3), (3,)),
+        ({}, (4, 3), (1, 3)),
+        ({}, None, (3,)),
+    ],
+)
+def test_products_that_are_no_such_convolution_stay(
+    node: dict[str, Any], weights: tuple[int, int] | None, bias: tuple[int, ...], tmp_path: Path
+) -> None:
+    make, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    inputs = [make("x", kind, [4, 4])]
+    constants = [onnx.numpy_helper.from_array(np.ones(bias, np.float32), "b")]
+    if weights is None:
+        inputs.append(make("w", kind, [4, 3]))
+    else:
+        constants.append(onnx.numpy_helper.from_array(np.ones(weights, np.float32), "w"))
+    gemm = onnx.helper.make_node("Gemm", ["x", "w", "b"], ["y"], "gemm", **node)
+    graph = onnx.helper.make_graph([gemm], "g", inputs, [make("y", kind, [4, 3])], constants)
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph), path)
+    assert _turing.with_convolutions(path) is None
+
+
+def test_what_a_gpu_lacks_is_said(tmp_path: Path) -> None:
+    make, half = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    nodes = [onnx.helper.make_node("MatMul", ["x", "x"], ["y"], "product")]
+    shape = ["batch", 8, 8]
+    graph = onnx.helper.make_graph(nodes, "g", [make("x", half, shape)], [make("y", half, shape)])
+    path, target = tmp_path / "model.onnx", tmp_path / "engine"
+    onnx.save(onnx.helper.make_model(graph, ir_version=10), path)
+    with pytest.raises(DeployError, match=r"'product' for Turing \(SM75\)"):
+        engines.get("tensorrt_rtx").build(path, target, BuildOptions(target_sm=(75,)))
+    assert not target.exists()
+
+
+def test_layers_are_read_from_the_inspector_of_the_full_tensorrt() -> None:
+    said = {
+        "Layers": [
+            {
+                "Name": "conv + relu",
+                "LayerType": "CaskConvolution",
+                "Inputs": [
+                    {
+                        "Name": "x",
+                        "Format/Datatype": "Thirty-two wide channel vectorized row major Int8"
+                        " format",
+                    }
+                ],
+                "Metadata": "[ONNX Layer: conv]\x1f[ONNX Layer: relu]",
+            },
+            {"Name": "cast", "LayerType": "Reformat", "Inputs": []},
+        ]
+    }
+    conv = Layer("conv + relu", "CaskConvolution", "int8", ("conv", "relu"))
+    assert of_inspector(json.dumps(said)) == (conv, Layer("cast", "Reformat", ""))
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,9 @@ def test_two_folders_and_two_processes_give_the_same_bytes(
 
 
 def test_tensorrt_computes_every_layer_in_int8(quantized: Store) -> None:
-    layers = json.loads((quantized.root / "lenet/int8/tensorrt_rtx/layers.json").read_text())
+    layers = json.loads((quantized.root / "lenet/int8/tensorrt_rtx/layers.json").read_text())[
+        "layers"
+    ]
     products = [each for each in layers if each["kind"] in ("correlation", "gemm")]
     assert [each["precision"] for each in products] == ["int8"] * 5
     assert {node for each in products for node in each["nodes"]} >= {"node_conv2d", "node_linear"}
