@@ -56,6 +56,8 @@ def _parameter(option: Option, with_defaults: bool) -> click.Parameter:
     """Returns the click parameter of one field; MODEL is an argument, the rest options."""
 
     def check(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+        if isinstance(value, tuple):  # a list may come in parts: --batch 1,8 --batch 64
+            value = ",".join(value) if value else None
         return None if value is None else _check(option, value)
 
     if option.required:
@@ -77,7 +79,9 @@ def _parameter(option: Option, with_defaults: bool) -> click.Parameter:
     if option.type is Path:
         kind = click.Path(path_type=Path)
     metavar = "LIST" if listed else None
-    return click.Option([flag], type=kind, help=help_text, callback=check, metavar=metavar)
+    return click.Option(
+        [flag], type=kind, help=help_text, callback=check, metavar=metavar, multiple=listed
+    )
 
 
 def _check(option: Option, value: Any) -> Any:

@@ -1,0 +1,298 @@
+"""What a machine's GPU makes of LeNet, ResNet18 and VGG-11, with every engine that runs there.
+
+    PYTHONPATH=. python benchmarks/gpu_report.py [--seconds 600] [--models A,B] [--precisions A,B]
+                                                 [--batch 1,8,64,256] [--output FOLDER]
+
+Needs torch and what `assay` itself imports; every other engine is measured where it is installed.
+The networks have random weights and made images, so that nothing has to be downloaded: speed and
+parity do not depend on what a network has learned. Each case is what a user would type: `assay
+export`, `build`, `verify` and `bench`. Beside the times stands what part they reach of the card's
+own copy bandwidth and matrix rate, measured in the same run by torch. A machine without a GPU
+gets the same report of its CPU.
+
+Writes report-NAME.json and report-NAME.md after every case, so that what was measured is kept
+when time is up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from engines import machine
+from pipeline import models, rows
+
+MODELS = ("lenet", "resnet18", "vgg11")
+PRECISIONS = ("fp32", "fp16", "int8")
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+GOLDEN, CALIBRATION = 8, 32  # images
+WARM_UP = 3  # calls that do not count
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+
+
+def _factory(name: str) -> Callable[[], models.Model]:
+    def make() -> models.Model:
+        torch.manual_seed(0)
+        built = models.get(name).build(None)
+        network = built.network.train()
+        with torch.no_grad():  # fills the statistics of batch norms
+            images = torch.from_numpy(rows.made_images(models.get(name).image_shape, 8, seed=2))
+            network(images if built.prepare is None else built.prepare(images))
+        return dataclasses.replace(built, network=network.eval(), dataset=None)
+
+    return make
+
+
+lenet, resnet18, vgg11 = map(_factory, MODELS)
+
+
+def seconds_of(action: Callable[[], object], device: str) -> float:
+    """Returns the median time of an action, with what it enqueued."""
+
+    def wait() -> None:
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    times = []
+    for _ in range(WARM_UP + 10):
+        wait()
+        start = time.perf_counter()
+        action()
+        wait()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[WARM_UP:])
+
+
+def peaks(device: str) -> dict[str, float]:
+    """Measures the device: bytes copied a second (read and written), and flop/s of products."""
+    on_gpu = device != "cpu"
+    source = torch.ones(2**28 if on_gpu else 2**25, device=device)
+    target = torch.empty_like(source)
+    found = {"copy": 2 * source.nbytes / seconds_of(lambda: target.copy_(source), device)}
+    torch.backends.cuda.matmul.allow_tf32 = False
+    size = 8192 if on_gpu else 1024
+    for name, kind in {"fp32": torch.float32, "fp16": torch.float16}.items():
+        matrix = torch.ones(size, size, dtype=kind, device=device)
+        found[name] = 2 * size**3 / seconds_of(lambda each=matrix: each @ each, device)
+    if on_gpu:
+        whole = torch.ones(size, size, dtype=torch.int8, device=device)
+        found["int8"] = 2 * size**3 / seconds_of(lambda: torch._int_mm(whole, whole), device)
+    return found
+
+
+def work(name: str) -> dict[str, float]:
+    """Returns floating-point operations a row, parameters, and bytes in and out a row."""
+    model = globals()[name]()
+    images = torch.from_numpy(rows.made_images(models.get(name).image_shape, 1, seed=1))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        outputs = model.network(model.prepare(images))
+    return {
+        "flop": counter.get_total_flops(),
+        "parameters": sum(each.numel() for each in model.network.parameters()),
+        "bytes": images.nbytes + outputs.nbytes,
+    }
+
+
+def assay(words: list[str], seconds: float) -> dict[str, Any]:
+    """Runs a command; returns its JSON document, or one with an "error"."""
+    command = [sys.executable, "-m", "pipeline.cli", *words, "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=max(seconds, 1),
+            env=environment,
+        )
+        return dict(json.loads(done.stdout))
+    except subprocess.TimeoutExpired:
+        return {"error": {"message": "out of time"}}
+    except json.JSONDecodeError:
+        return {"error": {"message": (done.stderr.strip().splitlines() or ["no answer"])[-1]}}
+
+
+class Report:
+    """The report under way."""
+
+    def __init__(self, asked: argparse.Namespace, folder: Path) -> None:
+        self.asked, self.folder = asked, folder
+        self.end = time.monotonic() + asked.seconds
+        gpus = machine.gpus()
+        self.device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
+        self.batch = asked.batch or ("1,8,64,256" if self.device == "cuda" else "1,8")
+        name = machine.as_name(gpus[0]["name"] if gpus else "cpu").lower()
+        self.path = asked.output / f"report-{name}.json"
+        doctor = assay(["doctor"], self.left())
+        self.engines = [e for e, found in doctor.get("engines", {}).items() if found["run"]]
+        self.content: dict[str, Any] = {
+            "torch": torch.__version__,
+            "doctor": doctor,
+            "device": self.device,
+            "peaks": peaks(self.device),
+            "work": {model: work(model) for model in asked.models},
+            "cases": [],
+        }
+
+    def left(self) -> float:
+        """Returns the seconds left."""
+        return self.end - time.monotonic()
+
+    def run(self) -> None:
+        """Exports all cases side by side, then builds, proves and measures one after the other."""
+        cases = [(m, p) for m in self.asked.models for p in self.asked.precisions]
+        for model in self.asked.models:
+            shape = models.get(model).image_shape
+            for name, count in {"golden": GOLDEN, "calibration": CALIBRATION}.items():
+                images = rows.made_images(shape, count, seed=count)
+                np.savez(self.folder / f"{model}-{name}.npz", image=images)
+        with ThreadPoolExecutor(max(1, machine.available_cpus() // 4)) as pool:
+            exported = dict(zip(cases, pool.map(self.export, cases), strict=True))
+        for case in cases:
+            self.content["cases"].append(self.measure(*case, exported[case]))
+            self.write()
+
+    def words(self, model: str, precision: str) -> list[str]:
+        """Returns what says which case a command is about."""
+        where = ["--root", str(self.folder / "artifacts")]
+        return [f"benchmarks.gpu_report:{model}", "--precision", precision, *where]
+
+    def export(self, case: tuple[str, str]) -> dict[str, Any]:
+        """Exports one case."""
+        model, precision = case
+        words = ["export", *self.words(*case), "--inputs", str(self.folder / f"{model}-golden.npz")]
+        if precision == "int8":
+            words += ["--calibration", str(self.folder / f"{model}-calibration.npz")]
+        return assay(words, self.left())
+
+    def measure(self, model: str, precision: str, exported: dict[str, Any]) -> dict[str, Any]:
+        """Builds, proves and measures one case, as far as the time goes."""
+        case: dict[str, Any] = {"model": model, "precision": precision}
+        if "error" in exported:
+            return {**case, "error": exported["error"]["message"]}
+        words, said = self.words(model, precision), []
+        proved = []
+        for engine in self.engines:
+            for stage in ("build", "verify"):
+                found = assay([stage, *words, "--engine", engine], self.left())
+                if "error" in found:
+                    said.append(f"{engine} {stage}: {found['error']['message']}")
+                    break
+            else:
+                proved.append(engine)
+        case |= {"passed": proved, "said": said}
+        if not proved:
+            return case
+        more = ["--batch", self.batch, "--budget", str(self.asked.budget)]
+        if {"tensorrt", "tensorrt_rtx"} & set(proved):
+            more.append("--cuda-graph")
+        more += ["--engine", ",".join(proved)]
+        found = assay(["bench", *words, *more], self.left())
+        if "error" in found:
+            return {**case, "error": f"bench: {found['error']['message']}"}
+        measured = found["outcomes"][-1]["results"]["measurements"]
+        return {**case, "measurements": measured}
+
+    def write(self) -> None:
+        """Keeps what is known, as JSON and as a table."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        self.path.with_suffix(".md").write_text(page(self.content), encoding="utf-8")
+
+
+def page(content: dict[str, Any]) -> str:
+    """Returns the report as Markdown."""
+    doctor, known = content["doctor"], content["peaks"]
+    card = ", ".join(" ".join(gpu.values()) for gpu in doctor.get("gpus", [])) or "none"
+    rates = ", ".join(f"{n} {v / 1e12:,.3g}" for n, v in known.items() if n != "copy")
+    lines = [
+        "# LeNet, ResNet18 and VGG-11 on this machine",
+        "",
+        f"GPU: {card}. CPU: {doctor.get('cpu')}, {doctor.get('cpus')} available. torch"
+        f" {content['torch']}. Made by `make gpu-report`.",
+        "",
+        f"Measured by torch in the same run: copies of {known['copy'] / 1e9:,.1f} GB/s, read and"
+        f" written; products in Tflop/s: {rates}. The last columns are the part of these that the"
+        " device boundary reaches: floating-point operations of the network, and the bytes of its"
+        " weights, inputs and outputs, which have to be moved at least.",
+        "",
+        "| model | precision | engine | batch | device µs | end to end µs | images/s | speed |"
+        " of matrix rate | of copy rate |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    rest = []
+    for case in content["cases"]:
+        named = f"{case['model']} {case['precision']}"
+        if "error" in case:
+            rest.append(f"- {named}: {case['error']}")
+        rest += [f"- {named}: {text}" for text in case.get("said", [])]
+        if "measurements" not in case:
+            continue
+        lines += _lines(case, content["work"][case["model"]], known)
+    return "\n".join([*lines, "", *rest]).rstrip() + "\n"
+
+
+def _lines(case: dict[str, Any], needed: dict[str, float], known: dict[str, float]) -> list[str]:
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for entry in case["measurements"]["results"]:
+        found.setdefault((entry["name"], entry["batch"]), {})[entry["boundary"]] = entry
+    lines = []
+    for (name, batch), each in sorted(found.items(), key=lambda item: item[0][1]):
+        device, whole = each["device"], each["end to end"]
+        seconds = device["seconds"]["value"]
+        rate = known.get(case["precision"])
+        of_rate = f"{needed['flop'] * batch / seconds / rate:.1%}" if rate else ""
+        moved = needed["parameters"] * BYTES[case["precision"]] + needed["bytes"] * batch
+        ratio = device["ratio"]
+        cells = (
+            case["model"],
+            case["precision"],
+            name,
+            str(batch),
+            f"{seconds * 1e6:,.1f}{'' if device['settled'] else ' (unstable)'}",
+            f"{whole['seconds']['value'] * 1e6:,.1f}",
+            f"{batch / seconds:,.0f}",
+            f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+            of_rate,
+            f"{moved / seconds / known['copy']:.1%}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> int:
+    """Makes the report; returns 1 if no case was measured."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--budget", type=float, default=4.0, help="seconds a batch size")
+    parser.add_argument("--batch")
+    parser.add_argument("--models", type=lambda text: text.split(","), default=MODELS)
+    parser.add_argument("--precisions", type=lambda text: text.split(","), default=PRECISIONS)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="gpu-report-") as folder:
+        report = Report(asked, Path(folder))
+        report.run()
+    print(page(report.content))
+    return int(not any("measurements" in case for case in report.content["cases"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
