@@ -129,10 +129,13 @@ class TensorRTEngine:
             options.note("inspector", json.loads(said))
             layers = of_inspector(said)
         if missed := unrealised(source, layers):
-            raise DeployError(
-                f"{self.name} does not compute as {source} says: {'; '.join(missed)}",
-                "export another precision, or build for a GPU that has this one",
-            )
+            if not options.other_types:
+                raise DeployError(
+                    f"{self.name} does not compute as {source} says: {'; '.join(missed)}",
+                    "export another precision, build for a GPU that has this one, or accept it"
+                    " with --other-types",
+                )
+            options.note("other_types", missed)
         target.write_bytes(plan)
         if timings is not None:
             machine.write_whole(timings, bytes(config.get_timing_cache().serialize()))

@@ -18,8 +18,8 @@ _SPATIAL = "assay_spatial_axes"
 def with_convolutions(source: Path) -> bytes | None:
     """Returns an ONNX graph with a classifier's products as convolutions of the same names.
 
-    Products are `Gemm` by a constant, plain or dequantized, without a factor or a transposed
-    input. Others stay as they are.
+    Products are `Gemm` by a float32 constant, plain or dequantized, without a factor or a
+    transposed input. Others stay as they are.
 
     Returns:
         The serialized graph, or None if it has no such product or keeps its weights elsewhere.
@@ -55,6 +55,9 @@ def _convolution(
     if maker is not None and maker.op_type != "DequantizeLinear":
         return []
     held = constants.get(maker.input[0] if maker else node.input[1])
+    kind = constants.get(maker.input[1]) if maker else held  # a scale is what is dequantized to
+    if kind is None or kind.data_type != onnx.TensorProto.FLOAT:
+        return []
     bias = list(node.input[2:3])
     # The bias of a convolution is one number an output, where that of a product may be any shape.
     if held is None or not all(len(shape) == 1 for shape in _shapes(bias, constants, makers)):

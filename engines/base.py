@@ -76,6 +76,8 @@ class BuildOptions:
         version_compatible: The plan may be run by later minor versions (TensorRT).
         hardware_compatible: The plan may be run on any GPU from Ampere on (TensorRT).
         refit: Weights may be replaced in the built plan (TensorRT).
+        other_types: Accept a plan in which products compute in other types than the graph asks
+            for, and note which (TensorRT).
         strip_weights: The plan holds no weights: they are put in when it is opened (TensorRT).
         progress: Called with what is being done and how far it is, from 0 to 1; raises to end
             the build.
@@ -93,6 +95,7 @@ class BuildOptions:
     hardware_compatible: bool = False
     refit: bool = False
     strip_weights: bool = False
+    other_types: bool = False
     progress: Callable[[str, float], None] = field(default=lambda _text, _part: None, compare=False)
     note: Callable[[str, object], None] = field(default=lambda _name, _value: None, compare=False)
 

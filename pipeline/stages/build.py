@@ -57,6 +57,9 @@ class Params:
     hardware_compatible: bool = option(False, text="A plan for any GPU from Ampere on (TensorRT).")
     refit: bool = option(False, text="A plan whose weights may be replaced (TensorRT).")
     strip_weights: bool = option(False, text="A plan without its weights (TensorRT).")
+    other_types: bool = option(
+        False, text="Accept a plan that computes in other types than the graph asks for (TensorRT)."
+    )
 
 
 def resolve(params: Params) -> Params:
@@ -86,6 +89,7 @@ def _options(params: Params) -> BuildOptions:
         hardware_compatible=params.hardware_compatible,
         refit=params.refit,
         strip_weights=params.strip_weights,
+        other_types=params.other_types,
     )
 
 
@@ -150,6 +154,8 @@ def show(made: Made[Params]) -> None:
         for name, value in built["notes"].items():
             if isinstance(value, str):
                 console.result(f"  {name}: {value}")
+        if missed := built["notes"].get("other_types"):
+            console.result(f"  not in the graph's type: {'; '.join(missed)}")
 
 
 STAGE = Stage(

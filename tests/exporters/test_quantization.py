@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +23,6 @@ from tests.conftest import Process, Result
 @pytest.fixture(scope="session")
 def quantized(built: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """LeNet in int8, through the whole chain. Not to be changed."""
-    import shutil
-
     from pipeline import chain
 
     folder = tmp_path_factory.mktemp("quantized")
@@ -174,6 +174,27 @@ def test_two_folders_and_two_processes_give_the_same_bytes(
     for name in ("model.onnx", "model-cpu.onnx", "golden.npz", "graph.json"):
         again = (folder / "artifacts/lenet/int8" / name).read_bytes()
         assert again == (quantized.root / "lenet/int8" / name).read_bytes(), name
+
+
+def test_other_types_than_asked_for_are_an_error_unless_accepted(
+    quantized: Store, tmp_path: Path, assay: Callable[..., Result]
+) -> None:
+    root = tmp_path / "artifacts"
+    shutil.copytree(quantized.root, root)
+    words = ("build", "lenet", "--precision", "int8", "--engine", "tensorrt_rtx", "--force")
+    words = (*words, "--root", root, "--target-sm", "75,86")  # Turing has no int8 here
+    engine = root / "lenet/int8/tensorrt_rtx/engine"
+    before = engine.read_bytes()
+    result = assay(*words)
+    assert result.code == 1
+    assert "does not compute as" in result.err
+    assert "Conv 'node_conv2d'" in result.err
+    assert engine.read_bytes() == before
+    result = assay(*words, "--other-types")
+    assert result.code == 0, result.err
+    assert re.search(r"not in the graph's type: Conv 'node_conv2d' in fp32", result.out)
+    notes = json.loads((engine.with_name("layers.json")).read_text())["notes"]
+    assert len(notes["other_types"]) == 5
 
 
 def test_tensorrt_computes_every_layer_in_int8(quantized: Store) -> None:
