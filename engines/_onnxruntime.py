@@ -112,7 +112,7 @@ class OnnxRuntimeEngine:
         settings = runtime.SessionOptions()
         settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         settings.optimized_model_filepath = str(target)
-        settings.log_severity_level = 3
+        settings.log_severity_level = 4  # what it says of an error, it raises as well
         _session(runtime, source, settings, [_CPU])
         return _layers(onnx, target)
 
@@ -135,7 +135,7 @@ class OnnxRuntimeEngine:
         # Idle workers must not spin on after a run: they would slow down whatever runs next,
         # which in a benchmark is a competitor.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
-        settings.log_severity_level = 3
+        settings.log_severity_level = 4  # what it says of an error, it raises as well
         chosen: list[Any] = [_CPU]
         if not self._on_cpu:
             self._require_gpu()

@@ -315,27 +315,33 @@ def _parse(vendor: Any, network: Any, logger: Any, source: Path, rewritten: byte
     if parser.parse(rewritten) if rewritten else parser.parse_from_file(str(source)):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    causes = [
-        f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors
-    ]
+    causes = dict.fromkeys(map(_cause, errors))
     raise DeployError(
         f"{vendor.__name__} cannot parse {source}: " + "; ".join(causes),
         "export with operators it supports, or build another engine",
     )
 
 
+def _cause(error: Any) -> str:
+    """Returns an error of the parser with its node, operator and reason."""
+    reason = error.desc() if error.desc() != "false" else "not supported"
+    where = f"node {error.node_name()!r} ({error.node_operator()})"
+    if not error.node_operator():
+        where = "an input, output or weight"
+    return f"{where}: {error.code().name}: {reason}"
+
+
 def _profile(builder: Any, network: Any, options: BuildOptions) -> Any:
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        batch, *rest = tensor.shape
-        if -1 in rest:
+        shape = tuple(tensor.shape)
+        if -1 in shape[1:]:
             raise DeployError(
-                f"input {tensor.name!r} has shape {tuple(tensor.shape)}: an axis other than the"
-                " batch is dynamic",
+                f"input {tensor.name!r} has shape {shape}: an axis other than the batch is dynamic",
                 "export with only the batch dynamic",
             )
-        if batch == -1:
+        if -1 in shape:
             sizes = (options.batch_min, options.batch_opt, options.batch_max)
-            profile.set_shape(tensor.name, *((size, *rest) for size in sizes))
+            profile.set_shape(tensor.name, *((size, *shape[1:]) for size in sizes))
     return profile

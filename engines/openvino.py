@@ -25,7 +25,7 @@ from engines.base import (
     import_vendor,
     installed,
 )
-from engines.errors import DeployError
+from engines.errors import DeployError, NotAvailableError
 from engines.layers import Layer, precision
 
 _INSTALL = "pip install openvino"
@@ -35,6 +35,10 @@ _FILES = ("model.xml", "model.bin")
 _TIME = (1980, 1, 1, 0, 0, 0)
 # What moves data and computes nothing.
 _STILL = frozenset({"Input", "Output", "Const", "Reorder", "Reshape"})
+# What numpy has, too; others, such as bf16, would be handed over as what they are not.
+_NUMPY = frozenset(
+    {"boolean", "f16", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "string"}
+)
 _PRODUCTS = frozenset({"Convolution", "FullyConnected", "MatMul"})
 
 
@@ -102,11 +106,31 @@ class OpenVINOEngine:
 
 
 def _keep_names(model: Any, source: Path) -> None:
-    """Leaves the inputs and outputs only those of their names that the ONNX graph gives them."""
+    """Leaves the inputs and outputs only those of their names that the ONNX graph gives them.
+
+    Raises:
+        DeployError: OpenVINO has no input or output of a name, since nothing depends on it, or
+            since an output is an input.
+    """
     graph = import_vendor("onnx", "pip install onnx").load(source, load_external_data=False).graph
-    for ports, values in ((model.inputs, graph.input), (model.outputs, graph.output)):
-        for port, value in zip(ports, values, strict=True):
-            port.get_tensor().set_names({value.name})
+    constants = {tensor.name for tensor in graph.initializer}
+    wanted = [value.name for value in graph.input if value.name not in constants]
+    for what, ports, names in (
+        ("input", model.inputs, wanted),
+        ("output", model.outputs, [value.name for value in graph.output]),
+    ):
+        for port in ports:
+            for name in [name for name in names if name in port.get_names()][:1]:
+                names.remove(name)
+                port.get_tensor().set_names({name})
+        if names:
+            raise DeployError(
+                f"OpenVINO drops {what} {', '.join(names)} of {source}: no value depends on it, or"
+                " it is passed on as it is",
+                f"export without that {what}, or build another engine",
+            )
+    _specs(model.inputs)  # whether a session could hand them over
+    _specs(model.outputs)
 
 
 def _unpacked(path: Path) -> list[bytes]:
@@ -242,12 +266,23 @@ class OpenVINOSession:
 
 
 def _specs(ports: Any) -> tuple[TensorSpec, ...]:
+    """Returns names, dtypes and shapes.
+
+    Raises:
+        NotAvailableError: A type that OpenVINO's arrays have only under the name of another.
+    """
     specs = []
     for port in ports:
         axes = port.get_partial_shape()
         shape = tuple(None if axis.is_dynamic else axis.get_length() for axis in axes)
-        dtype = port.get_element_type().to_dtype().name
-        specs.append(TensorSpec(port.get_any_name(), dtype, shape))
+        kind, name = port.get_element_type(), port.get_any_name()
+        dtype = kind.to_dtype().name
+        if kind.get_type_name() not in _NUMPY:
+            raise NotAvailableError(
+                f"OpenVINO has no numpy array for {name}, of {kind.get_type_name()}",
+                "export it with inputs and outputs of another type, or build another engine",
+            )
+        specs.append(TensorSpec(name, dtype, shape))
     return tuple(specs)
 
 

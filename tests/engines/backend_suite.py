@@ -99,8 +99,10 @@ def _array(value: Any) -> Any:
 def _line(text: str, folder: Path) -> str:
     """Returns the gist of a message: its first line, without what differs from run to run."""
     text = text.replace(str(folder), "").replace("\n", " ")
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ (failed:)?", "", text)
+    # Where in the vendor's source it was said: a file and a line, and perhaps a signature.
     text = re.sub(
-        r"\S+\.(?:cc|cpp|h|hpp):\d+(?: [\w:<>]+::.*?\)(?: const)?(?= [A-Z]))?:?", "", text
+        r"\S+\.(?:cc|cpp|h|hpp):\d+:?(?: [\w:<>& ]+::.*?\)(?: const)?(?= [A-Z]))?", "", text
     )
     return re.sub(r"\s+", " ", text)[:_LENGTH]
 

@@ -57,4 +57,6 @@ def test_the_onnx_projects_own_tests_fail_where_they_are_known_to(name: str) -> 
         pytest.skip(engines.get(name).available().reason)
     expected = json.loads((backend_suite.EXPECTED / f"{name}.json").read_text(encoding="utf-8"))
     found = backend_suite.run(name)
-    assert found.keys() == expected.keys()
+    # Some need a language that is installed on one machine and not on another.
+    differ = found.keys() ^ expected.keys()
+    assert not {test for test in differ if "locale" not in expected.get(test, "")}
