@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
 import tempfile
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +30,9 @@ from engines.torch_compile import missing_compiler
 _INSTALL = "pip install torch"
 # What is beside the code in the package: its folder for files that are not torch's own.
 _EXTRA = "model/extra/assay.json"
+# Packages that this process has opened, by the digest of their bytes and the device.
+_LOADED: dict[tuple[str, int], Any] = {}
+_LOADING = threading.Lock()
 
 
 class AOTInductorEngine:
@@ -133,6 +138,30 @@ def _facts(built: Path) -> dict[str, Any]:
         ) from error
 
 
+def _loaded(torch: Any, path: Path, device: str) -> Any:
+    """Returns the package as a function, the same for all sessions on the same bytes.
+
+    The library in a package is never unmapped, nor are its weights freed: a process that opens
+    one again and again would grow by it every time. Calls wait for each other.
+    """
+    content = path.read_bytes()
+    index = int(device.partition(":")[2] or 0) if device != "cpu" else -1
+    key = hashlib.sha256(content).hexdigest(), index
+    with _LOADING:
+        if key not in _LOADED:
+            try:
+                # From memory: a path would have to end in .pt2.
+                _LOADED[key] = torch._inductor.aoti_load_package(
+                    io.BytesIO(content), device_index=index
+                )
+            except Exception as error:  # torch documents no exception types
+                raise DeployError(
+                    f"AOTInductor does not accept {path}: {error}",
+                    "build the engine again with this version of torch",
+                ) from error
+        return _LOADED[key]
+
+
 class AOTInductorSession(PyTorchSession):
     """An open package; see `engines.base.Session`."""
 
@@ -140,16 +169,7 @@ class AOTInductorSession(PyTorchSession):
 
     def __init__(self, torch: Any, path: Path, device: str, facts: dict[str, Any]) -> None:
         self._torch = torch
-        index = int(device.partition(":")[2] or 0) if device != "cpu" else -1
-        try:
-            # From memory: a path would have to end in .pt2.
-            content = io.BytesIO(path.read_bytes())
-            self._module = torch._inductor.aoti_load_package(content, device_index=index)
-        except Exception as error:  # torch documents no exception types
-            raise DeployError(
-                f"AOTInductor does not accept {path}: {error}",
-                "build the engine again with this version of torch",
-            ) from error
+        self._module = _loaded(torch, path, device)
         self._set_up(device, specs_of(facts["inputs"]), specs_of(facts["outputs"]))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import linecache
 import logging
 import shutil
 import threading
@@ -116,7 +118,7 @@ def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
         if not zipfile.is_zipfile(path):  # asked first: torch would log its whole traceback
             raise ValueError("it is no zip archive")
         # An open file, since a path would have to end in .pt2.
-        with _LOADING, _unlogged(), path.open("rb") as file:
+        with _LOADING, _unlogged(), _forgotten(torch), path.open("rb") as file:
             program = torch.export.load(file, extra_files=extra)
         return program, json.loads(extra[SIGNATURE])
     except Exception as error:  # torch.export.load documents no exception types
@@ -124,6 +126,25 @@ def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
             f"torch.export.load does not accept {path}: {error}",
             "build the engine again with this version of torch",
         ) from error
+
+
+@contextmanager
+def _forgotten(torch: Any) -> Iterator[None]:
+    """Frees what torch keeps of every program for the rest of the process, 40 kB of LeNet's.
+
+    That is the source of the generated code, for tracebacks, and the symbols of its shapes.
+    """
+    sources = getattr(torch.fx.graph_module._loader, "eval_cache", {})
+    before = set(sources)
+    try:
+        yield
+    finally:
+        for name in set(sources) - before:
+            sources.pop(name, None)
+            linecache.cache.pop(name, None)
+        shapes = importlib.import_module("torch.fx.experimental.symbolic_shapes")
+        if clear := getattr(shapes.ShapeEnv.constrain_symbol_range, "cache_clear", None):
+            clear()
 
 
 @contextmanager
@@ -166,7 +187,8 @@ class PyTorchSession:
             from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, device)
-        self._module: Any = _eager(torch, program)
+        with _LOADING, _forgotten(torch):
+            self._module: Any = _eager(torch, program)
         self._set_up(device, specs_of(signature["inputs"]), specs_of(signature["outputs"]))
 
     def _set_up(

@@ -17,7 +17,7 @@ RUNNABLE = [name for name in engines.names() if engines.get(name).available().ru
 # Cycles before the first measurement: caches and thread pools fill up.
 WARM, CYCLES = 100, 1000
 # Of which allocators keep some; an engine that keeps a weight of each session takes 250 MiB.
-ROOM = 48 << 20
+ROOM = 24 << 20
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
