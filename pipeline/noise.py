@@ -21,6 +21,8 @@ _LOST = 2.0**10
 _PART = 1 / 8
 # The noise of a row that nothing can be said of: a number, and more than any output.
 _BEYOND = 1e150
+# How far a row's noise is raised towards the usual at most: its few runs are not off by more.
+_RAISED = 2.0
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,34 @@ def floor(reference: Array, noise: Array, precision: str, least: float = 1.0) ->
     # A row of zeros has no scale of its own.
     scale = np.where(scale > 0, scale, np.sqrt(np.mean(np.square(rows))))
     peak = np.where(peak > 0, peak, rows.max())
+    comparable = noise[:, 0] <= (min(_LOST * unit, _PART) or _PART) * scale
+    comparable |= precision == QUANTIZED
     return Floor(
-        rms=np.maximum(noise[:, 0], least * unit * scale),
-        max=np.maximum(noise[:, 1], least * unit * peak),
-        comparable=(noise[:, 0] <= (min(_LOST * unit, _PART) or _PART) * scale)
-        | (precision == QUANTIZED),
+        rms=np.maximum(_steadied(noise[:, 0], scale, comparable), least * unit * scale),
+        max=np.maximum(_steadied(noise[:, 1], peak, comparable), least * unit * peak),
+        comparable=comparable,
     )
+
+
+def _steadied(noise: Array, scale: Array, comparable: Array) -> Array:
+    """Returns the noise of rows, raised where it is less than is usual among them.
+
+    A few runs tell the noise of a row only roughly, since rounding moves the elements of a row
+    together: one that seems quiet may be so by chance, and an engine that rounds another way then
+    seems far off. So the variance of such a row is the mean of its own and the usual one at its
+    scale, as far as that at most doubles its noise.
+
+    Args:
+        noise: Of each row, `[rows]`.
+        scale: Of each row's outputs, `[rows]`.
+        comparable: The rows among which the usual noise is the median.
+    """
+    known = comparable & (scale > 0)
+    if not known.any():
+        return noise
+    usual = np.median(noise[known] / scale[known]) * scale
+    mixed = np.minimum(np.sqrt((np.square(noise) + np.square(usual)) / 2), _RAISED * noise)
+    return np.maximum(noise, mixed)
 
 
 def difference(found: Array, reference: Array) -> Array:

@@ -672,3 +672,21 @@ def test_an_engine_that_cannot_run_here_is_never_a_pass(
     verdict = json.loads((store.root / "lenet/fp32/tensorrt_rtx/verdict.json").read_text())
     assert verdict["status"] == "not run"
     assert "no NVIDIA GPU" in verdict["reason"]
+
+
+def test_a_row_that_seems_quiet_is_not_taken_for_as_quiet_as_that() -> None:
+    reference = np.ones((5, 4))
+    measured = np.tile([4e-6, 8e-6], (5, 1))
+    measured[0] = [2e-6, 4e-6]  # half of what is usual
+    measured[1] = [2e-7, 4e-7]  # so little that it is no chance
+    measured[2] = [4e-5, 8e-5]  # more than is usual is what it is
+    floor = noise.floor(reference, measured, "fp32")
+    assert floor.rms == pytest.approx([np.sqrt(10) * 1e-6, 4e-7, 4e-5, 4e-6, 4e-6])
+    assert floor.max == pytest.approx(2 * floor.rms)
+    # The usual noise is at the scale of the row.
+    assert noise.floor(100 * reference, 100 * measured, "fp32").rms == pytest.approx(
+        100 * floor.rms
+    )
+    # Rows that cannot be compared say nothing of what is usual.
+    measured[2:4] = 1.0
+    assert noise.floor(reference, measured, "fp32").rms[4] == pytest.approx(4e-6)
