@@ -6,8 +6,9 @@ The notebook's way: torchvision's data set, each image resized and converted by 
 four workers of a DataLoader, the network in plain layout. Both ways train the same network with
 the same batch size and number of threads, in turn, so that a drift of the machine hits both.
 Each runs in a process of its own, since settings of the process (such as how it keeps memory)
-are part of the way. The workers start anew in every epoch, so what they take to start counts;
-LeNet is measured over whole epochs, in which that is little.
+are part of the way. Compiling takes half a minute once and does not count: it belongs to the
+first round, which warms up. The workers start anew in every epoch, so what they take to start
+counts; LeNet is measured over whole epochs, in which that is little.
 
 Prints a JSON document. Needs the data set: `assay data` gets it.
 """
@@ -19,8 +20,9 @@ import multiprocessing
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +86,8 @@ def notebook(name: str, folder: Path, threads: int) -> float:
     return IMAGES[name] / (time.perf_counter() - start)
 
 
-def ours(name: str, folder: Path, threads: int) -> float:
-    """Trains an epoch as `assay train` does and returns images/s."""
+def ours(name: str, folder: Path, threads: int, *, compiled: bool = False) -> float:
+    """Trains an epoch as `assay train` does, or with `--compile`, and returns images/s."""
     dataset = images_of(folder)
     recipe = models.get(name).recipe
     settings = loop.Settings(
@@ -95,6 +97,7 @@ def ours(name: str, folder: Path, threads: int) -> float:
         seed=0,
         threads=threads,
         device="cpu",
+        compile=compiled,
     )
     loop.seed(settings)
     model = models.get(name).build(None)
@@ -105,7 +108,11 @@ def ours(name: str, folder: Path, threads: int) -> float:
 
 def measure(name: str, folder: Path, threads: int) -> dict[str, Any]:
     """Measures both ways in turn."""
-    ways = {"notebook": notebook, "assay": ours}
+    ways: dict[str, Callable[[str, Path, int], float]] = {
+        "notebook": notebook,
+        "assay": ours,
+        "assay --compile": partial(ours, compiled=True),
+    }
     context = multiprocessing.get_context("spawn")
     pools = {way: ProcessPoolExecutor(1, mp_context=context) for way in ways}
     rounds = []
