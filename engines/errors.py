@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class DeployError(Exception):
     """Something the user, the files or the machine got wrong; never a bug of ours.
@@ -10,6 +12,7 @@ class DeployError(Exception):
         message: What failed, with the offending value.
         hint: What to do about it; may be empty.
         report: What another tool said of it at length; may be empty.
+        details: What was found, for programs that read it; plain values of JSON.
         exit_code: The process exit code this error leads to.
     """
 
@@ -20,6 +23,7 @@ class DeployError(Exception):
         self.message = message
         self.hint = hint
         self.report = report
+        self.details: dict[str, Any] = {}
 
 
 class UsageError(DeployError):
@@ -32,6 +36,10 @@ class ParityError(DeployError):
     """An engine or graph whose outputs are not those of the PyTorch model."""
 
     exit_code = 3
+
+    def __init__(self, message: str, hint: str = "", details: dict[str, Any] | None = None) -> None:
+        super().__init__(message, hint)
+        self.details = details or {}
 
 
 class NotAvailableError(DeployError):

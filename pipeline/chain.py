@@ -123,7 +123,7 @@ def verify_file(
         golden = runner.require(GOLDEN, params, store)
     verdict = verify.prove_file(file, golden, params)
     verify.show_verdicts([verdict])
-    verify.require([verdict])
+    verify.require([verdict], file)
     return dataclasses.asdict(verdict)
 
 

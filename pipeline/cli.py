@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         cli.main(words, prog_name="assay", standalone_mode=False)
     except DeployError as error:
-        _fail(error.message, error.hint, error.exit_code)
+        _fail(error.message, error.hint, error.exit_code, error.details)
         return error.exit_code
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx is not None else "assay"
@@ -260,9 +260,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _fail(message: str, hint: str, exit_code: int) -> None:
+def _fail(message: str, hint: str, exit_code: int, details: dict[str, Any] | None = None) -> None:
     console.error(message, hint)
-    console.document({"error": {"message": message, "hint": hint, "exit_code": exit_code}})
+    error = {"message": message, "hint": hint, "exit_code": exit_code}
+    console.document({"error": error, **(details or {})})
 
 
 if __name__ == "__main__":

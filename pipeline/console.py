@@ -6,6 +6,7 @@ rich is imported only when something is drawn, so that `assay --help` stays inst
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,9 +72,20 @@ def only_on_failure() -> Iterator[None]:
 
 
 def document(content: Any) -> None:
-    """Prints the one JSON document, if it was asked for."""
+    """Prints the one JSON document, if it was asked for; null for what is no finite number."""
     if settings.json:
-        print(json.dumps(content, indent=2, sort_keys=True, allow_nan=False), flush=True)
+        text = json.dumps(_finite(content), indent=2, sort_keys=True, allow_nan=False)
+        print(text, flush=True)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content
 
 
 def error(message: str, hint: str = "") -> None:

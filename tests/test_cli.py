@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import chain, cli
+from pipeline import chain, cli, console
 from pipeline.runner import Store
 from tests import bare
 from tests.conftest import Process, Result
@@ -220,6 +220,14 @@ def test_an_error_is_a_document_too(assay: Assay, tmp_path: Path) -> None:
         found = json.loads(result.out)["error"]
         assert (result.code, found["exit_code"]) == (code, code)
         assert found["message"] in result.err
+
+
+def test_what_is_no_number_is_null_in_a_document(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console.settings, "json", True)
+    console.document({"a": [float("nan"), 1.5], "b": (float("inf"), None)})
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": [None, None]}
 
 
 def test_quiet_prints_results_only(store: Store, assay: Assay) -> None:

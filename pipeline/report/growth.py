@@ -123,11 +123,13 @@ def require(found: Bisection, graph: str, others: str) -> None:
         raise ParityError(
             f"{graph} leaves the model at {first.operator} node {first.node!r}: {first.fault}",
             found.opinion,
+            document(found),
         )
     if others:
         raise ParityError(
             f"no value of {graph} is further off than rounding explains, but {others}",
             "export it again",
+            document(found),
         )
 
 

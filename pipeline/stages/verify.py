@@ -197,8 +197,11 @@ def _sqnr(output: OutputVerdict) -> str:
     return "" if output.sqnr is None else f"{output.sqnr:.1f}"
 
 
-def require(verdicts: list[Verdict]) -> None:
+def require(verdicts: list[Verdict], file: Path | None = None) -> None:
     """Raises unless every verdict is a pass.
+
+    Args:
+        file: What was judged, if no stage made it.
 
     Raises:
         ParityError: A mismatch, or a comparison that proves nothing.
@@ -206,7 +209,8 @@ def require(verdicts: list[Verdict]) -> None:
     """
     for verdict in verdicts:
         if verdict.status in ("mismatch", "vacuous"):
-            hint = "`assay verify MODEL --bisect` names the first node that differs, if one does"
+            words = f" --file {file}" if file else ""
+            hint = f"`assay verify MODEL{words} --bisect` names the first node that differs, if any"
             if verdict.status == "vacuous":
                 hint = "no engine can be proved by it; look at the model's weights and inputs"
             elif verdict.precision == QUANTIZED:
@@ -214,6 +218,7 @@ def require(verdicts: list[Verdict]) -> None:
             raise ParityError(
                 f"{verdict.subject} is not proved equal to the PyTorch model: {verdict.reason}",
                 hint,
+                {"verdicts": [dataclasses.asdict(each) for each in verdicts]},
             )
     for verdict in verdicts:
         if verdict.status == "not run":

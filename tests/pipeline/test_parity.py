@@ -607,6 +607,20 @@ def test_one_convolution_weight_off_by_a_thousandth_exits_3(
     assert result.code == 3
     assert "mismatch" in result.out
     assert "network.0.weight" in result.err
+    assert f"`assay verify MODEL --file {path} --bisect`" in result.err
+
+
+def test_a_mismatch_is_told_to_programs_too(store: Store, assay: Callable[..., Result]) -> None:
+    path = altered(store, "network.0.weight", 7, 2.0)
+    words = ("verify", "lenet", "--root", store.root, "--file", path, "--json")
+    found = json.loads(assay(*words).out)
+    assert found["error"]["exit_code"] == 3
+    (verdict,) = found["verdicts"]
+    assert (verdict["status"], verdict["outputs"][0]["name"]) == ("mismatch", "logits")
+    assert verdict["outputs"][0]["max_ratio"] > parity.K_MAX
+    found = json.loads(assay(*words, "--bisect").out)
+    assert found["error"]["exit_code"] == 3
+    assert found["first"]["operator"] == "Conv"
 
 
 def test_the_smallest_change_of_a_weight_is_found(
