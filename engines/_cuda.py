@@ -89,8 +89,12 @@ class Cuda:
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
             enqueue()
-        finally:  # a stream left capturing refuses everything after
-            graph = self._call("cudaStreamEndCapture", stream)
+        except BaseException:  # a stream left capturing would refuse everything after
+            _, graph = self._runtime.cudaStreamEndCapture(stream)
+            if graph:
+                self._runtime.cudaGraphDestroy(graph)
+            raise
+        graph = self._call("cudaStreamEndCapture", stream)
         try:
             return self._call("cudaGraphInstantiate", graph, 0)
         finally:

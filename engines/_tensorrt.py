@@ -32,8 +32,8 @@ _SPECIAL_WORDS = {
     "target_sm": "it builds for the GPU at hand",
     "version_compatible": "its plans are bound to its version",
     "hardware_compatible": "its plans are for a range of GPUs already (--target-sm)",
-    "refit": "its plans keep the weights that they were built with",
-    "strip_weights": "its plans hold their weights",
+    "refit": "without a GPU, its builder fails with it",
+    "strip_weights": "without a GPU, its builder fails with it",
 }
 _SPECIAL = frozenset(_SPECIAL_WORDS)
 _CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
@@ -118,16 +118,19 @@ class TensorRTEngine:
         if monitor.ended_by is not None:
             raise monitor.ended_by
         if plan is None:
+            on_turing = any("Turing" in error for error in logger.errors)
             raise DeployError(
                 f"{self.name} could not build {source}: {'; '.join(logger.errors)}",
-                "the message names the layer at fault",
+                "build the fp16 graph for that GPU, or this one for newer GPUs"
+                if on_turing
+                else "the message names the layer at fault",
             )
         if self.builds_without_gpu:
             layers = of_tensorrt(logger.said)
         else:
             said = inspected(vendor, vendor.Runtime(logger).deserialize_cuda_engine(plan))
             options.note("inspector", json.loads(said))
-            layers = of_inspector(said)
+            layers = of_inspector(said) or of_tensorrt(logger.said)
         if missed := unrealised(source, layers):
             if not options.other_types:
                 raise DeployError(
@@ -172,7 +175,9 @@ class TensorRTEngine:
         """
         here = self.fingerprint()
         facts = [name for name in self.distributions if name in {**built_by, **here}]
-        if params.get("version_compatible"):
+        if params.get("version_compatible") and all(
+            _runs(built_by.get(name, ""), here.get(name, "")) for name in facts
+        ):
             facts = []
         if not self.builds_without_gpu and not params.get("hardware_compatible"):
             facts.append("gpu_compute_capability")
@@ -190,9 +195,14 @@ class TensorRTEngine:
         for name in _SPECIAL - self.special:
             if getattr(options, name):
                 raise NotAvailableError(
-                    f"{self.name} has no {name.replace('_', ' ')}: {_SPECIAL_WORDS[name]}",
+                    f"{self.name} does not take --{name.replace('_', '-')}: {_SPECIAL_WORDS[name]}",
                     "leave the option out, or build another engine",
                 )
+        if options.version_compatible and (options.refit or options.strip_weights):
+            raise UsageError(
+                "the runtime that runs plans of other versions puts no weights into a plan",
+                "leave out --version-compatible, or --refit and --strip-weights",
+            )
         known = {int(sm[2:]) for sm in _CAPABILITIES}
         for sm in options.target_sm:
             if sm not in known:
@@ -207,12 +217,14 @@ def _configure(vendor: Any, config: Any, options: BuildOptions) -> None:
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     flags = {
-        "version_compatible": "VERSION_COMPATIBLE",
-        "refit": "REFIT",
-        "strip_weights": "STRIP_PLAN",
+        # A plan with the runtime inside would be code of the host, which no session runs.
+        "version_compatible": ("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"),
+        "refit": ("REFIT",),
+        # With the very weights of the graph, for which it may be optimised.
+        "strip_weights": ("STRIP_PLAN", "REFIT_IDENTICAL"),
     }
-    for name, flag in flags.items():
-        if getattr(options, name):
+    for name, each in flags.items():
+        for flag in each if getattr(options, name) else ():
             config.set_flag(getattr(vendor.BuilderFlag, flag))
     if options.hardware_compatible:
         config.hardware_compatibility_level = vendor.HardwareCompatibilityLevel.AMPERE_PLUS
@@ -220,6 +232,14 @@ def _configure(vendor: Any, config: Any, options: BuildOptions) -> None:
         config.num_compute_capabilities = len(options.target_sm)
         for index, sm in enumerate(options.target_sm):
             config.set_compute_capability(getattr(vendor.ComputeCapability, f"SM{sm}"), index)
+
+
+def _runs(built_by: str, here: str) -> bool:
+    """Whether a plan for other versions, built by one, runs here: of the same major, and newer."""
+    there, now = (
+        [int(part) for part in version.split(".") if part.isdigit()] for version in (built_by, here)
+    )
+    return bool(there and now) and there[0] == now[0] and there <= now
 
 
 def _use(config: Any, path: Path, options: BuildOptions) -> None:

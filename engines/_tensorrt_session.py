@@ -13,7 +13,7 @@ import numpy as np
 from engines import machine
 from engines._cuda import Cuda
 from engines.base import Array, FeedCheck, Feeds, OpenOptions, Outputs, TensorSpec, closed_error
-from engines.errors import DeployError
+from engines.errors import DeployError, NotAvailableError
 
 
 @dataclass
@@ -42,7 +42,7 @@ class TensorRTSession:
     """An open plan on one GPU, on a stream of its own; see `engines.base.Session`.
 
     Inputs and outputs go through pinned memory. With `OpenOptions.cuda_graph`, launches replay
-    a CUDA graph, captured once for each shape.
+    a CUDA graph, captured anew when the shape changes: a context's state is that of its shape.
     """
 
     def __init__(
@@ -75,24 +75,29 @@ class TensorRTSession:
         self._kept: Any = None
         # What TensorRT for RTX compiles of a plan depends on the GPU and its driver.
         facts = (hashlib.sha256(plan).hexdigest()[:16], *machine.gpu_fingerprint().values())
-        self._cache: Path | None = machine.cache_folder() / name / machine.as_name("-".join(facts))
+        self._cache = machine.cache_folder() / name / machine.as_name("-".join(facts))
+        self._keeps = True
+        specs = [self._spec(index) for index in range(self._engine.num_io_tensors)]
+        self.inputs = tuple(spec for spec in specs if self._is_input(spec.name))
+        self.outputs = tuple(spec for spec in specs if not self._is_input(spec.name))
+        self.batch: tuple[int, int] | None = None
+        for spec in self.inputs:
+            if None in spec.shape[:1]:
+                low, _, high = self._engine.get_tensor_profile_shape(spec.name, 0)
+                self.batch = (low[0], high[0])
+        self._check = FeedCheck(self.inputs, self.batch)
         self._start()
 
     def _start(self) -> None:
+        self._graph: Any = None
+        self._graph_shapes: tuple[tuple[int, ...], ...] = ()
+        self._buffers: list[_Buffer] = []
+        self._bound = False
         self._context: Any = self._new_context()
         if self._context is None:
             raise DeployError(f"{self._name} has no memory on the GPU for the plan's activations")
         self._stream = self._cuda.stream()
         self.stream: int | None = self._stream
-        self._graphs: dict[tuple[tuple[int, ...], ...], Any] = {}
-        self._buffers: list[_Buffer] = []
-        specs = [self._spec(index) for index in range(self._engine.num_io_tensors)]
-        self.inputs = tuple(spec for spec in specs if self._is_input(spec.name))
-        self.outputs = tuple(spec for spec in specs if not self._is_input(spec.name))
-        low, _, high = self._engine.get_tensor_profile_shape(self.inputs[0].name, 0)
-        self.batch: tuple[int, int] | None = (low[0], high[0])
-        self._check = FeedCheck(self.inputs, self.batch)
-        self._bound = False
         try:
             self._reserve()
         except BaseException:
@@ -104,7 +109,7 @@ class TensorRTSession:
         self._require_open()
         other = object.__new__(TensorRTSession)
         other.__dict__.update(self.__dict__)
-        other._cache = None  # this one keeps it
+        other._keeps = False  # what is compiled is written down by this one
         other._start()
         return other
 
@@ -129,12 +134,14 @@ class TensorRTSession:
             self._enqueue()
             return
         shapes = tuple(each.shape for each in self._buffers)
-        if shapes not in self._graphs:
+        if shapes != self._graph_shapes:
+            self._drop_graph()
             # TensorRT does what a new shape needs in the first launch, which is no part of it.
             self._enqueue()
             self.synchronize()
-            self._graphs[shapes] = self._cuda.captured(self._stream, self._enqueue)
-        self._cuda.launch(self._graphs[shapes], self._stream)
+            self._graph = self._cuda.captured(self._stream, self._enqueue)
+            self._graph_shapes = shapes
+        self._cuda.launch(self._graph, self._stream)
 
     def synchronize(self) -> None:
         self._require_open()
@@ -143,16 +150,22 @@ class TensorRTSession:
     def close(self) -> None:
         if self._context is None:
             return
-        self._cuda.synchronize(self._stream)
-        self._keep()
-        for graph in self._graphs.values():
+        try:
+            self._cuda.synchronize(self._stream)
+            self._keep()
+            self._drop_graph()
+        finally:  # after an error of the device too, which every later call would repeat
+            self._context = self._engine = self._kept = None
+            buffers, self._buffers = self._buffers, []
+            for each in buffers:
+                self._cuda.free(each.device)
+                self._cuda.free_host(each.host)
+            self._cuda.destroy_stream(self._stream)
+
+    def _drop_graph(self) -> None:
+        graph, self._graph, self._graph_shapes = self._graph, None, ()
+        if graph is not None:
             self._cuda.destroy_graph(graph)
-        self._context = self._engine = self._kept = None
-        for each in self._buffers:
-            self._cuda.free(each.device)
-            self._cuda.free_host(each.host)
-        self._cuda.destroy_stream(self._stream)
-        self._graphs, self._buffers = {}, []
 
     def _fill(self, path: Path, weights: Path | None, logger: Any) -> None:
         """Puts the weights of an ONNX graph into a plan that was built without."""
@@ -175,6 +188,7 @@ class TensorRTSession:
             )
 
     def _new_context(self) -> Any:
+        self._cuda.use()
         if not hasattr(self._engine, "create_runtime_config"):
             return self._engine.create_execution_context()
         config = self._engine.create_runtime_config()
@@ -183,7 +197,7 @@ class TensorRTSession:
             kinds = self._vendor.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
             self._kept = config.create_runtime_cache()
-            if self._cache is not None and self._cache.is_file():
+            if self._cache.is_file():
                 # One of another driver or version is not taken; then all is compiled anew.
                 self._kept.deserialize(self._cache.read_bytes())
             config.set_runtime_cache(self._kept)
@@ -191,7 +205,7 @@ class TensorRTSession:
 
     def _keep(self) -> None:
         """Writes down what was compiled, for the next that opens the plan on this GPU."""
-        if self._kept is None or self._cache is None:
+        if self._kept is None or not self._keeps:
             return
         machine.write_whole(self._cache, bytes(self._kept.serialize()))
 
@@ -199,7 +213,7 @@ class TensorRTSession:
         """Allocates every tensor at its largest, and tells the plan where."""
         for spec in self.inputs:
             *_, high = self._engine.get_tensor_profile_shape(spec.name, 0)
-            self._context.set_input_shape(spec.name, tuple(high))
+            self._set_shape(spec.name, tuple(high))
         for spec in (*self.inputs, *self.outputs):
             shape = tuple(self._context.get_tensor_shape(spec.name))
             if min(shape, default=0) < 0:
@@ -226,18 +240,23 @@ class TensorRTSession:
             feed = feeds[each.spec.name]
             if each.shape != feed.shape or not self._bound:
                 each.shape = feed.shape
-                self._context.set_input_shape(each.spec.name, each.shape)
+                self._set_shape(each.spec.name, each.shape)
             np.copyto(each.view, feed)
             self._cuda.to_device(each.device, each.host, each.size, self._stream)
         for each in outputs:
             each.shape = tuple(self._context.get_tensor_shape(each.spec.name))
         self._bound = True
 
+    def _set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if not self._context.set_input_shape(name, shape):
+            raise DeployError(f"{self._name} does not take {name} of shape {shape}")
+
     def _split(self) -> tuple[list[_Buffer], list[_Buffer]]:
         count = len(self.inputs)
         return self._buffers[:count], self._buffers[count:]
 
     def _enqueue(self) -> None:
+        self._cuda.use()
         if not self._context.execute_async_v3(self._stream):
             raise DeployError(f"{self._name} could not enqueue the inference")
 
@@ -252,8 +271,14 @@ class TensorRTSession:
     def _spec(self, index: int) -> TensorSpec:
         name = self._engine.get_tensor_name(index)
         shape = tuple(None if axis == -1 else axis for axis in self._engine.get_tensor_shape(name))
-        dtype = np.dtype(self._vendor.nptype(self._engine.get_tensor_dtype(name))).name
-        return TensorSpec(name, dtype, shape)
+        kind = self._engine.get_tensor_dtype(name)
+        try:
+            return TensorSpec(name, np.dtype(self._vendor.nptype(kind)).name, shape)
+        except TypeError as error:
+            raise NotAvailableError(
+                f"numpy has no type for {name}, which is {kind.name}",
+                "export it with inputs and outputs of another type",
+            ) from error
 
 
 def inspected(vendor: Any, engine: Any) -> str:

@@ -245,11 +245,19 @@ class FeedCheck:
             )
         for spec in self.inputs:
             self._check_one(spec, feeds[spec.name])
+        with_batch = [spec.name for spec in self.inputs if None in spec.shape[:1]]
+        counts = {name: len(feeds[name]) for name in with_batch}
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise DeployError(
+                f"the inputs have batches of different sizes: {said}", "give as many rows of each"
+            )
 
     def _check_one(self, spec: TensorSpec, array: Array) -> None:
-        if array.dtype.name != spec.dtype:
+        if array.dtype.name != spec.dtype or not array.dtype.isnative:
+            order = "" if array.dtype.isnative else " in the byte order of another machine"
             raise DeployError(
-                f"input {spec.name!r} has dtype {array.dtype.name}, expected {spec.dtype}",
+                f"input {spec.name!r} has dtype {array.dtype.name}{order}, expected {spec.dtype}",
                 "convert it before the call; nothing is cast silently",
             )
         fits = len(array.shape) == len(spec.shape) and all(
@@ -296,8 +304,8 @@ def pick_device(asked: str, kinds: tuple[str, ...], who: str) -> str:
         )
     if kind == "cuda" and int(index or 0) >= len(machine.gpus()):
         raise NotAvailableError(
-            f"device {asked!r} is not here: nvidia-smi finds {len(machine.gpus())} GPUs",
-            "install the NVIDIA driver, or use --device auto",
+            f"device {asked!r} is not here: nvidia-smi finds {len(machine.gpus()) or 'no'} GPUs",
+            "count from cuda:0; without a GPU, use --device auto",
         )
     return asked
 

@@ -60,10 +60,14 @@ def write_whole(path: Path, content: bytes) -> None:
     """Keeps bytes in the cache folder, whole or not at all; that it cannot is no failure."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(part).replace(path)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        part = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def version(distribution: str) -> str:
@@ -114,7 +118,7 @@ def gpus() -> tuple[dict[str, str], ...]:
     Asks nvidia-smi, since it comes with the driver and needs no CUDA library.
     """
     tool = shutil.which("nvidia-smi")
-    if tool is None:
+    if tool is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return ()
     query = "name,driver_version,compute_cap"
     command = [tool, f"--query-gpu={query}", "--format=csv,noheader"]
@@ -124,8 +128,9 @@ def gpus() -> tuple[dict[str, str], ...]:
         return ()
     found = []
     for line in answer.stdout.splitlines():
-        name, driver, capability = (part.strip() for part in line.split(","))
-        found.append({"name": name, "driver": driver, "compute_capability": capability})
+        name, *facts = (part.strip() for part in line.rsplit(",", 2))
+        if len(facts) == 2:  # noqa: PLR2004 - else it says that there is none, in words
+            found.append({"name": name, "driver": facts[0], "compute_capability": facts[1]})
     return tuple(found)
 
 

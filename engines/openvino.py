@@ -221,6 +221,7 @@ class OpenVINOSession:
         self.device = str(where).lower()  # what really runs it
         self._request: Any = compiled.create_infer_request()
         self._bound = False
+        self._given: list[Any] = []
         # A compiled model may give them the names of values that were merged with them.
         self.inputs, self.outputs = inputs, outputs
         self._check = FeedCheck(self.inputs)
@@ -236,11 +237,13 @@ class OpenVINOSession:
     def bind(self, feeds: Feeds) -> None:
         self._require_open()
         self._check(feeds)
+        self._given = []
         for index, spec in enumerate(self.inputs):
             array = feeds[spec.name]
             # It takes no memory that it must not write to, though it never writes to an input.
             shared = array.flags.c_contiguous and array.flags.writeable
             given = array if shared else np.array(array, order="C")
+            self._given.append(given)  # a tensor that shares memory does not keep it
             self._request.set_input_tensor(index, self._openvino.Tensor(given, shared_memory=True))
         self._bound = True
 
@@ -259,6 +262,7 @@ class OpenVINOSession:
 
     def close(self) -> None:
         self._request = None
+        self._given = []
 
     def _require_open(self) -> None:
         if self._request is None:

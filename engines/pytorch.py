@@ -206,12 +206,11 @@ class PyTorchSession:
     def run(self, feeds: Feeds) -> Outputs:
         self._require_open()
         self._check(feeds)
-        with self._torch.inference_mode():
-            outputs = self._module(*self._tensors(feeds))
-            return {
-                spec.name: value.cpu().numpy()
-                for spec, value in zip(self.outputs, outputs, strict=True)
-            }
+        outputs = self._call(self._tensors(feeds))
+        return {
+            spec.name: value.cpu().numpy()
+            for spec, value in zip(self.outputs, outputs, strict=True)
+        }
 
     def bind(self, feeds: Feeds) -> None:
         self._require_open()
@@ -222,8 +221,7 @@ class PyTorchSession:
         self._require_open()
         if self._bound is None:
             raise DeployError("launch() before bind()", "bind the inputs first")
-        with self._torch.inference_mode():
-            self._module(*self._bound)
+        self._call(self._bound)
 
     def synchronize(self) -> None:
         if self.stream is not None:
@@ -238,12 +236,23 @@ class PyTorchSession:
             raise closed_error(self.name)
 
     def _tensors(self, feeds: Feeds) -> list[Any]:
-        arrays = [feeds[spec.name] for spec in self.inputs]
-        tensors = [
-            self._torch.from_numpy(array if array.flags.writeable else array.copy())
-            for array in arrays
-        ]
+        tensors = []
+        for spec in self.inputs:
+            array = feeds[spec.name]
+            # torch takes no memory that it must not write to, and none that runs backwards.
+            shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+            tensors.append(self._torch.from_numpy(array if shared else array.copy()))
         return [tensor.to(self._device) for tensor in tensors]
+
+    def _call(self, tensors: list[Any]) -> Any:
+        try:
+            with self._torch.inference_mode():
+                return self._module(*tensors)
+        except (RuntimeError, ValueError) as error:
+            raise DeployError(
+                f"{self.name} failed while it ran the program: {error}",
+                "the message names the operator",
+            ) from error
 
 
 def specs_of(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

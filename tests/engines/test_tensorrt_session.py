@@ -125,8 +125,9 @@ class Context:
         self.addresses: dict[str, int] = {}
         self.enqueued = 0
 
-    def set_input_shape(self, _name: str, shape: tuple[int, ...]) -> None:
+    def set_input_shape(self, _name: str, shape: tuple[int, ...]) -> bool:
         self.shape = shape
+        return True
 
     def get_tensor_shape(self, _name: str) -> tuple[int, ...]:
         return self.shape
@@ -227,7 +228,7 @@ def test_every_batch_gives_its_own_outputs(
     assert (runtime.free_bytes, runtime.streams, runtime.graphs) == (before, 0, 0)
 
 
-def test_a_graph_is_captured_once_for_each_shape(runtime: Runtime, tmp_path: Path) -> None:
+def test_a_graph_is_captured_once_until_the_shape_changes(runtime: Runtime, tmp_path: Path) -> None:
     vendor = Vendor(runtime)
     session = opened(vendor, tmp_path, cuda_graph=True)
     session.bind(rows(2))
@@ -235,8 +236,25 @@ def test_a_graph_is_captured_once_for_each_shape(runtime: Runtime, tmp_path: Pat
         session.launch()
     assert (runtime.graphs, vendor.contexts[0].enqueued) == (1, 2)  # one to warm up, one captured
     session.run(rows(3))
-    session.run(rows(2))
-    assert (runtime.graphs, vendor.contexts[0].enqueued) == (2, 4)
+    session.run(rows(3))
+    assert (runtime.graphs, vendor.contexts[0].enqueued) == (1, 4)
+    np.testing.assert_array_equal(session.run(rows(2, 5))["y"], 2 * rows(2, 5)["x"])
+    assert (runtime.graphs, vendor.contexts[0].enqueued) == (1, 6)
+
+
+def test_what_is_not_enqueued_leaves_no_capture_behind(runtime: Runtime, tmp_path: Path) -> None:
+    vendor = Vendor(runtime)
+    session = opened(vendor, tmp_path, cuda_graph=True)
+    context = vendor.contexts[0]
+    enqueue = context.execute_async_v3
+    context.execute_async_v3 = lambda stream: runtime.recording is None and enqueue(stream)  # type: ignore[method-assign]
+    session.bind(rows(2))
+    with pytest.raises(DeployError, match="could not enqueue"):
+        session.launch()
+    assert runtime.recording is None
+    context.execute_async_v3 = enqueue  # type: ignore[method-assign]
+    session.launch()
+    session.close()
 
 
 def test_launching_what_is_bound_copies_nothing(runtime: Runtime, tmp_path: Path) -> None:
