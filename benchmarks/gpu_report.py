@@ -42,6 +42,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 GOLDEN, CALIBRATION = 8, 32  # images
+_PROVING = 0.6  # the part of a case's time that building and proving may take
 WARM_UP = 3  # calls that do not count
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
@@ -134,6 +135,7 @@ class Report:
 
     def __init__(self, asked: argparse.Namespace, folder: Path) -> None:
         self.asked, self.folder = asked, folder
+        self.cases = [(m, p) for m in asked.models for p in asked.precisions]
         self.end = time.monotonic() + asked.seconds
         gpus = machine.gpus()
         self.device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
@@ -157,7 +159,7 @@ class Report:
 
     def run(self) -> None:
         """Exports all cases side by side, then builds, proves and measures one after the other."""
-        cases = [(m, p) for m in self.asked.models for p in self.asked.precisions]
+        cases = self.cases
         for model in self.asked.models:
             shape = models.get(model).image_shape
             for name, count in {"golden": GOLDEN, "calibration": CALIBRATION}.items():
@@ -189,9 +191,13 @@ class Report:
             return {**case, "error": exported["error"]["message"]}
         words, said = self.words(model, precision), []
         proved = []
+        # So that what is proved is measured, too, and the last case as well as the first.
+        share = self.left() / (len(self.cases) - len(self.content["cases"]))
+        end = time.monotonic() + share * _PROVING
         for engine in self.engines:
             for stage in ("build", "verify"):
-                found = assay([stage, *words, "--engine", engine], self.left())
+                left = end - time.monotonic()
+                found = assay([stage, *words, "--engine", engine], left)
                 if "error" in found:
                     said.append(f"{engine} {stage}: {found['error']['message']}")
                     break
@@ -212,7 +218,6 @@ class Report:
 
     def write(self) -> None:
         """Keeps what is known, as JSON and as a table."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
         self.path.with_suffix(".md").write_text(page(self.content), encoding="utf-8")
 
@@ -223,7 +228,7 @@ def page(content: dict[str, Any]) -> str:
     card = ", ".join(" ".join(gpu.values()) for gpu in doctor.get("gpus", [])) or "none"
     rates = ", ".join(f"{n} {v / 1e12:,.3g}" for n, v in known.items() if n != "copy")
     lines = [
-        "# LeNet, ResNet18 and VGG-11 on this machine",
+        f"# {', '.join(content['work'])} on this machine",
         "",
         f"GPU: {card}. CPU: {doctor.get('cpu')}, {doctor.get('cpus')} available. torch"
         f" {content['torch']}. Made by `make gpu-report`.",
@@ -277,16 +282,33 @@ def _lines(case: dict[str, Any], needed: dict[str, float], known: dict[str, floa
     return lines
 
 
+def _some(known: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if wrong := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(
+                f"unknown: {', '.join(wrong)}; available: {', '.join(known)}"
+            )
+        return names
+
+    return parse
+
+
 def main() -> int:
     """Makes the report; returns 1 if no case was measured."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--budget", type=float, default=4.0, help="seconds a batch size")
     parser.add_argument("--batch")
-    parser.add_argument("--models", type=lambda text: text.split(","), default=MODELS)
-    parser.add_argument("--precisions", type=lambda text: text.split(","), default=PRECISIONS)
+    parser.add_argument("--models", type=_some(MODELS), default=MODELS)
+    parser.add_argument("--precisions", type=_some(PRECISIONS), default=PRECISIONS)
     parser.add_argument("--output", type=Path, default=RESULTS)
     asked = parser.parse_args()
+    try:  # asked before minutes are spent
+        asked.output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=asked.output).close()
+    except OSError as error:
+        parser.error(f"argument --output: {error}")
     with tempfile.TemporaryDirectory(prefix="gpu-report-") as folder:
         report = Report(asked, Path(folder))
         report.run()

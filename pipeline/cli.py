@@ -86,10 +86,12 @@ def _parameter(option: Option, with_defaults: bool) -> click.Parameter:
 
 def _check(option: Option, value: Any) -> Any:
     """Returns a value in the field's type; an unknown name gets the nearest suggested."""
-    listed = option.many or option.name == "engine"
+    listed, flag = option.many or option.name == "engine", f"--{option.name.replace('_', '-')}"
     values = [part.strip() for part in value.split(",") if part.strip()] if listed else [value]
     if listed and not values:
-        raise UsageError(f"--{option.name} is empty", "give at least one")
+        raise UsageError(f"{flag} is empty", "give at least one")
+    if option.name == "engine" and "all" in values and len(set(values)) > 1:
+        raise UsageError(f"{flag} {value}: all, and some by name", "give one or the other")
     if option.names is not None:
         known = option.names() + (["all"] if option.name == "engine" else [])
         for each in values:
@@ -102,7 +104,7 @@ def _check(option: Option, value: Any) -> Any:
         converted = [option.type(each) for each in values]
     except ValueError as error:
         raise UsageError(
-            f"--{option.name} {value!r} is not a list of {option.type.__name__}",
+            f"{flag} {value!r} is not a list of {option.type.__name__}",
             "give values with commas between them",
         ) from error
     if option.many:

@@ -63,8 +63,15 @@ class Params:
 
 
 def resolve(params: Params) -> Params:
-    """Checks the batch sizes, and that the engine has the precision, before anything is locked."""
+    """Checks the batch sizes, and that the engine has the precision, before anything is locked.
+
+    What only TensorRT can be told does not count for another engine.
+    """
     _options(params)
+    if not hasattr(engines.get(params.engine), "special"):
+        params = Params(params.model, params.precision, params.engine)
+    else:
+        params = dataclasses.replace(params, target_sm=tuple(sorted(set(params.target_sm))))
     if params.precision == QUANTIZED and engines.get(params.engine).source == "program":
         raise NotAvailableError(
             f"engine {params.engine!r} has no {QUANTIZED}: it runs the PyTorch program, and"
