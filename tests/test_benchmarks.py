@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks import gpu_report
 from tests.subset import ROOT
 
 pytestmark = pytest.mark.timeout(300)
@@ -44,3 +46,35 @@ def test_the_sweep_goes_on_where_it_stopped_and_keeps_within_its_memory(tmp_path
     assert (second["precision"], second["exported"]) == ("fp16", False)
     assert "takes more than 0.2 GiB of memory" in second["reason"]
     assert "- fp16, 1 of 80 models so far: 1 not exported" in path.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet18"])
+def test_a_machines_report_counts_the_work_of_the_image_that_a_network_takes(name: str) -> None:
+    needed = gpu_report.work(name)
+    pixels = int(np.prod(gpu_report.__dict__[name]().image))
+    assert needed["bytes"] == pixels + 10 * 4
+    assert needed["flop"] > 2 * needed["parameters"]  # each weight multiplies once at least
+
+
+def test_a_machines_report_says_what_part_of_its_rates_is_reached() -> None:
+    def timed(boundary: str, seconds: float) -> dict[str, object]:
+        interval = {"value": seconds, "low": seconds, "high": seconds}
+        ratio = {"value": 1.0, "low": 1.0, "high": 1.0}
+        entry = {"name": "pytorch", "batch": 2, "boundary": boundary, "settled": True}
+        return {**entry, "seconds": interval, "ratio": ratio}
+
+    results = [timed("device", 1e-3), timed("end to end", 2e-3)]
+    content = {
+        "doctor": {"cpu": "a CPU", "cpus": 2, "gpus": []},
+        "torch": "2",
+        "peaks": {"copy": 1e9, "fp32": 1e10},
+        "work": {"lenet": {"flop": 1e6, "parameters": 1000, "bytes": 3000}},
+        "cases": [
+            {"model": "lenet", "precision": "fp32", "measurements": {"results": results}},
+            {"model": "lenet", "precision": "int8", "error": "out of time"},
+        ],
+    }
+    page = gpu_report.page(content)
+    # 2e6 flop in 1 ms of 1e10 flop/s; 4000 + 6000 bytes in 1 ms of 1e9 bytes/s.
+    assert "| 1,000.0 | 2,000.0 | 2,000 | 1.00 (1.00 to 1.00) | 20.0% | 1.0% |" in page
+    assert "- lenet int8: out of time" in page
