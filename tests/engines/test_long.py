@@ -57,6 +57,10 @@ def test_the_onnx_projects_own_tests_fail_where_they_are_known_to(name: str) -> 
         pytest.skip(engines.get(name).available().reason)
     expected = json.loads((backend_suite.EXPECTED / f"{name}.json").read_text(encoding="utf-8"))
     found = backend_suite.run(name)
-    # Some need a language that is installed on one machine and not on another.
-    differ = found.keys() ^ expected.keys()
-    assert not {test for test in differ if "locale" not in expected.get(test, "")}
+    assert found.keys() <= expected.keys()
+    # Some need a language that is installed on one machine and not on another, or are given
+    # numbers from memory that nobody wrote to.
+    passing = {test: why for test, why in expected.items() if test not in found}
+    assert not [
+        why for why in passing.values() if "locale" not in why and "other numbers" not in why
+    ]
