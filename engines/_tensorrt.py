@@ -118,12 +118,12 @@ class TensorRTEngine:
         if monitor.ended_by is not None:
             raise monitor.ended_by
         if plan is None:
-            on_turing = any("Turing" in error for error in logger.errors)
+            hint = "the message names the layer at fault"
+            if any("Turing" in error for error in logger.errors):
+                hint = "build the fp16 graph for that GPU, or this one for newer GPUs"
             raise DeployError(
                 f"{self.name} could not build {source}: {'; '.join(logger.errors)}",
-                "build the fp16 graph for that GPU, or this one for newer GPUs"
-                if on_turing
-                else "the message names the layer at fault",
+                hint,
             )
         if self.builds_without_gpu:
             layers = of_tensorrt(logger.said)

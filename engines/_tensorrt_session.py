@@ -116,7 +116,7 @@ class TensorRTSession:
     def run(self, feeds: Feeds) -> Outputs:
         self._put(feeds)
         self.launch()
-        outputs = self._buffers[len(self.inputs) :]
+        _, outputs = self._split()
         for each in outputs:
             self._cuda.to_host(each.host, each.device, each.size, self._stream)
         self.synchronize()

@@ -121,8 +121,8 @@ class OpenOptions:
         threads: CPU threads for one inference.
         optimize: False asks for the graph as it is, without the runtime's own rewrites
             (only engines that open an ONNX graph have a choice).
-        cuda_graph: Launches replay a CUDA graph, captured once for each shape, on engines whose
-            `cuda_graphs` is true. Others refuse it.
+        cuda_graph: Launches replay a CUDA graph, captured anew when the shape changes. Only
+            engines whose `cuda_graphs` is true look at it.
         weights: The ONNX graph whose weights a plan takes that was built without its own.
     """
 

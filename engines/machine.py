@@ -17,16 +17,14 @@ from pathlib import Path
 
 def available_cpus() -> int:
     """Returns the number of CPUs this process may use (affinity respected)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # pragma: no cover - systems without affinity
+    return len(affinity())
 
 
 def affinity() -> list[int]:
     """Returns the numbers of the CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
-    return list(range(available_cpus()))  # pragma: no cover - systems without affinity
+    return list(range(os.cpu_count() or 1))  # pragma: no cover - systems without affinity
 
 
 @contextmanager
