@@ -26,6 +26,7 @@ from exporters.quantization import check_rows, quantize
 from exporters.served import Served
 from pipeline import calibration, console, engine_proof, noise, parity
 from pipeline.audit import weights_of
+from pipeline.batches import batch_sizes
 from pipeline.golden import Golden
 
 
@@ -155,7 +156,10 @@ def _quantized(found: Exported, source: Source, by: calibration.Calibration) -> 
 
 
 def _verdict(graph: onnx.ModelProto, source: Source) -> parity.Status:
-    """Judges a graph as it is on the golden inputs; "not run" where nothing can run it."""
+    """Judges a graph as it is on the golden inputs; "not run" where nothing can run it.
+
+    At one batch size: whether that matters is the verdict's question, not one of rewriting.
+    """
     options = OpenOptions("cpu", threads=1, optimize=False)
     with tempfile.TemporaryDirectory(prefix="assay-") as folder:
         path = Path(folder) / "model.onnx"
@@ -165,7 +169,8 @@ def _verdict(graph: onnx.ModelProto, source: Source) -> parity.Status:
         except NotAvailableError:
             return "not run"
         with closing(session):
-            return parity.judge("graph", session, source.golden).status
+            sizes = batch_sizes(len(source.golden.cases), session.batch)[-1:]
+            return parity.judge("graph", session, source.golden, sizes=sizes).status
 
 
 def _removed(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, int]:

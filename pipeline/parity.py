@@ -126,14 +126,17 @@ def judge(
     session: Session,
     golden: Golden,
     test: dict[str, Array] | None = None,
+    *,
+    sizes: tuple[int, ...] = (),
 ) -> Verdict:
     """Judges a session against a golden file.
 
     Args:
+        sizes: The batch sizes to run the golden rows at; those of `batch_sizes` if not given.
         test: The inputs of the whole test set, by name. Without them top-1 is compared on
             the golden file's own images.
     """
-    sizes = batch_sizes(len(golden.cases), session.batch)
+    sizes = sizes or batch_sizes(len(golden.cases), session.batch)
     faults = signature_faults(session.inputs, session.outputs, golden)
     wanted = golden.output_specs
     outputs: tuple[OutputVerdict, ...] = ()

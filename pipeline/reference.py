@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -281,7 +281,8 @@ def run_all(
         how: Words for an error message, such as " in float64".
     """
     rows, parts = len(inputs[0]), []
-    with torch.inference_mode(), explained(how):
+    mode = rounding.half_products() if served.dtype == torch.float16 else nullcontext()
+    with torch.inference_mode(), explained(how), mode:
         for start in range(0, rows, size := batch_for(served, inputs)):
             parts.append(served(*(tensor[start : start + size] for tensor in inputs)))
     outputs = {}

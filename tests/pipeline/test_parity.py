@@ -1,5 +1,6 @@
 """The verdict: faithful engines pass, and every planted fault is found and named."""
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable
@@ -317,6 +318,31 @@ def test_an_approximated_function_may_be_off_by_a_unit_of_its_range() -> None:
         assert {round(error / (size * 2**-23), 1) for error in errors} == {-1.0, 1.0}
     with at_random(Served(nn.ReLU(), None), 0) as exactly, torch.inference_mode():
         assert (exactly(x)[0] == 0).all()
+
+
+def test_products_of_float16_are_as_exact_as_pytorchs_own() -> None:
+    import torch
+    from torch import nn
+
+    from exporters.served import Served
+    from pipeline.reference import run_all
+
+    torch.manual_seed(0)
+    for module, shape in (
+        (nn.Conv2d(16, 8, 3, padding=1), (4, 16, 9, 9)),
+        (nn.Conv2d(16, 16, 3, groups=16), (4, 16, 9, 9)),
+        (nn.Linear(300, 40), (6, 300)),
+    ):
+        half, x = Served(module.half(), None, torch.float16), torch.randn(shape).half()
+        with torch.inference_mode():
+            (own,) = half(x)
+            exact = copy.deepcopy(module).double()(x.double())
+        found = torch.from_numpy(run_all(half, [x], ("y",))["y"])
+        assert torch.equal(found, found.half().float())
+        errors = [(made.double() - exact).pow(2).mean().sqrt().item() for made in (own, found)]
+        assert errors[1] == pytest.approx(errors[0], rel=0.05)
+        # What is computed in float32 and not rounded would be a thousand times as exact.
+        assert errors[1] > 1e-5
 
 
 @pytest.mark.parametrize("size", [1, 2])
