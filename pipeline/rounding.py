@@ -118,7 +118,7 @@ class _Approximate(TorchDispatchMode):
         return func(*args, **(kwargs or {})).add_(size, alpha=self._way * _UNIT)
 
 
-class _HalfProducts(TorchDispatchMode):
+class _HalfProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     def __torch_dispatch__(
         self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
