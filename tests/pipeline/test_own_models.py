@@ -1,19 +1,13 @@
 """Models of the user's own: named by package.module:factory, with weights and inputs."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
-from torch import nn
 
-from engines.errors import DeployError
 from pipeline import golden as goldens
-from pipeline.training import weights
 from tests.conftest import Process, Result
 from tests.subset import ROOT, stages
 
@@ -394,93 +388,6 @@ def test_a_file_of_inputs_that_is_none(folder: Path, assay: Assay) -> None:
         result = assay("export", named(folder, "spec"), "--inputs", path)
         assert result.code == 1
         assert message in result.err
-
-
-def linear(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Linear(3, 2)
-
-
-@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_weights_from_a_torch_file(tmp_path: Path, wrap: str | None, prefix: str) -> None:
-    state = {prefix + name: value for name, value in linear(1).state_dict().items()}
-    torch.save(state if wrap is None else {wrap: state, "epoch": 3}, tmp_path / "w.pt")
-    net = linear()
-    weights.load(net, tmp_path / "w.pt", "linear")
-    assert torch.equal(net.weight, linear(1).weight)
-
-
-def test_a_module_that_wants_the_version_of_its_state_gets_it(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    from pipeline import models
-    from pipeline.training.weights import load
-
-    network = models.get("torchvision:mnasnet0_5").build(None).network
-    save_file(network.state_dict(), tmp_path / "weights.safetensors")
-    load(network, tmp_path / "weights.safetensors", "mnasnet0_5")
-
-
-def test_weights_that_run_code_are_refused_and_do_not_run(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.system, (f"touch {tmp_path}/ran",)
-
-    torch.save({"weight": Evil()}, tmp_path / "w.pt")
-    with pytest.raises(DeployError, match="neither a safetensors file nor a torch file"):
-        weights.load(linear(), tmp_path / "w.pt", "linear")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
-    state = linear().state_dict()
-    state["bias"][0] = float("nan")
-    save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(DeployError, match="1 tensors have NaN or Inf, as bias"):
-        weights.load(linear(), tmp_path / "w.safetensors", "linear")
-
-
-@pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 100, b"PK\x03\x04", b"\x80\x04K\x05."])
-@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
-def test_a_file_without_weights_is_refused(tmp_path: Path, content: bytes, name: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DeployError, match=r"w\.(pt|safetensors)"):
-        weights.load(linear(), tmp_path / name, "linear")
-
-
-def test_all_mismatches_are_counted_and_the_first_named(tmp_path: Path, assay: Assay) -> None:
-    state = {f"{index}.weight": torch.zeros(1) for index in range(20, 30)}
-    save_file({**state, "0.weight": torch.zeros(6, 1, 3, 3)}, tmp_path / "w.safetensors")
-    assert assay("data", "--root", tmp_path).code == 0
-    words = ("--weights", tmp_path / "w.safetensors", "--root", tmp_path)
-    result = assay("train", "lenet", *words)
-    assert result.code == 1
-    assert "20 of 20 tensors do not fit" in result.err
-    assert "0.bias is missing" in result.err
-    assert "and 15 more" in result.err
-    assert not (tmp_path / "lenet/checkpoint.safetensors").exists()
-
-
-def test_given_weights_are_taken_as_they_are(tmp_path: Path, assay: Assay) -> None:
-    from pipeline import models
-
-    torch.manual_seed(5)
-    state = models.get("lenet").build(None).network.state_dict()
-    torch.save(state, tmp_path / "w.pt")
-    where = ("--root", tmp_path)
-    assert assay("data", *where).code == 0
-    result = assay("export", "lenet", "--weights", tmp_path / "w.pt", *where)
-    assert result.code == 0, result.err
-    assert "with the weights given" in result.out
-    kept = weights.read(tmp_path / "lenet/checkpoint.safetensors")
-    assert all(torch.equal(kept[name], state[name]) for name in state)
-    training = json.loads((tmp_path / "lenet/training.json").read_text())
-    assert training["epochs"] == 0
-    assert training["curve"] == []
-    # a later export without the option keeps them
-    again = assay("export", "lenet", *where)
-    assert "train" not in again.err
 
 
 def test_a_model_without_data_cannot_be_trained(tmp_path: Path, assay: Assay) -> None:
