@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from pipeline.golden import EDGES, Golden
 
 if TYPE_CHECKING:
     from engines.base import Array
+    from pipeline.memo import Memo
     from pipeline.models import Model
     from pipeline.rows import Rows
 
@@ -40,6 +41,7 @@ def make_golden(
     rows: Rows,
     precision: str,
     test: tuple[Array, Array] | None,
+    memo: Memo | None = None,
 ) -> Golden:
     """Runs a model in float64 and at the precision; knows nothing yet of a graph's weights.
 
@@ -48,6 +50,7 @@ def make_golden(
         names: Of its outputs.
         rows: The golden inputs.
         test: The test images, uint8 `[count, channels, height, width]`, and their classes.
+        memo: Where the outputs in float64 of this model and these inputs are kept.
 
     Raises:
         DeployError: The model does not run on the inputs, or in float64; or its outputs have
@@ -56,13 +59,20 @@ def make_golden(
     exact = Served(copy.deepcopy(model.network), copy.deepcopy(model.prepare), torch.float64)
     exact.eval()
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
+
+    def in_full(part: str, inputs: Sequence[torch.Tensor]) -> dict[str, Array]:
+        def compute() -> dict[str, Array]:
+            with in_float64():
+                return run_all(exact, inputs, names, " in float64")
+
+        return compute() if memo is None else memo.outputs(part, compute)
+
     if served.dtype.itemsize < torch.float32.itemsize:
         # Convolutions of small types on a CPU are four times as fast in this order.
         served = copy.deepcopy(served).to(memory_format=torch.channels_last)
     _check_repeats(served, tensors, names)
     native = run_all(served, tensors, names, "")
-    with in_float64():
-        reference = run_all(exact, tensors, names, " in float64")
+    reference = in_full("golden", tensors)
     kept = _numbers(rows.cases, (native, reference))
     if not kept.all():
         left = ", ".join(case for case, good in zip(rows.cases, kept, strict=True) if not good)
@@ -94,11 +104,14 @@ def make_golden(
     images, labels = test or (None, np.zeros(0, np.int64))
     test_reference = np.zeros((0, len(model.labels)))
     if images is not None:
-        with in_float64():
-            found = run_all(exact, [torch.from_numpy(images)], names, " in float64")
-        test_reference = found[names[0]]
+        test_reference = in_full("test", [torch.from_numpy(images)])[names[0]]
     measured = _noise(served, tensors, reference, native, precision)
-    _check_alone(exact, tensors, reference, measured, precision)
+    _check_alone(
+        lambda row: in_full(f"alone/{rows.cases[row]}", [x[row : row + 1] for x in tensors]),
+        reference,
+        measured,
+        precision,
+    )
     golden = Golden(
         inputs=rows.inputs,
         reference=reference,
@@ -165,8 +178,7 @@ def _check_repeats(served: Served, tensors: Sequence[torch.Tensor], names: tuple
 
 
 def _check_alone(
-    exact: Served,
-    tensors: Sequence[torch.Tensor],
+    alone: Callable[[int], dict[str, Array]],
     reference: dict[str, Array],
     measured: dict[str, Array],
     precision: str,
@@ -178,23 +190,23 @@ def _check_alone(
     what blows rounding up that far does so in float64, too, which rounds another way alone.
 
     Args:
+        alone: Computes a row alone, in float64.
         measured: The noise of each output, `[rows, 2]`.
     """
     made_of = "fp32" if precision == QUANTIZED else precision
     comparable = {
         name: noise.floor(reference[name], measured[name], made_of).comparable for name in reference
     }
-    chosen = np.unique(np.linspace(0, len(tensors[0]) - 1, _ALONE).astype(np.int64))
-    for row in chosen:
-        with in_float64():
-            one = [tensor[row : row + 1] for tensor in tensors]
-            alone = run_all(exact, one, tuple(reference), " in float64")
+    count = len(next(iter(reference.values())))
+    chosen = np.unique(np.linspace(0, count - 1, _ALONE).astype(np.int64))
+    for row in map(int, chosen):
+        found = alone(row)
         for name, whole in reference.items():
             if not comparable[name][row]:
                 continue
             wanted = whole[row : row + 1]
             size = np.abs(wanted.astype(np.float64)).max(initial=0.0)
-            error = np.abs(noise.difference(wanted, alone[name])).max(initial=0.0)
+            error = np.abs(noise.difference(wanted, found[name])).max(initial=0.0)
             if error > _INDEPENDENT * size:
                 raise DeployError(
                     f"{name} of one row depends on the other rows of its batch",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines import machine
 from engines.errors import DeployError, UsageError
 from exporters import QUANTIZED
 from pipeline import console, models
@@ -27,6 +28,7 @@ from pipeline.artifacts import (
     TRAINING,
     Artifact,
     Paths,
+    slug,
 )
 from pipeline.digests import read_json, sha256_file, write_json
 from pipeline.stage import Made, Stage, option
@@ -37,6 +39,7 @@ from pipeline.training.weights import load
 if TYPE_CHECKING:
     from engines.base import Array
     from pipeline.calibration import Calibration
+    from pipeline.memo import Memo
     from pipeline.models import Model
     from pipeline.rows import Rows
 
@@ -125,7 +128,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     if kept:
         console.say(f"export: kept in fp32, since {params.precision} overflows: {', '.join(kept)}")
     served = Served(network, model.prepare, DTYPES[params.precision]).eval()
-    golden = make_golden(model, served, names, rows, params.precision, test)
+    golden = make_golden(
+        model, served, names, rows, params.precision, test, _memo(inputs, params, rows, test)
+    )
     metadata = {
         "assay.model": params.model,
         "assay.precision": params.precision,
@@ -176,6 +181,24 @@ def _rows(model: Model, test: tuple[Array, Array] | None, params: Params) -> Row
     if params.inputs is not None:
         return rows.without_test_set(model, rows.read(params.inputs))
     return rows.without_test_set(model, None) if test is None else rows.of_test_set(*test)
+
+
+def _memo(inputs: Paths, params: Params, rows: Rows, test: tuple[Array, Array] | None) -> Memo:
+    """Returns where the outputs in float64 are kept, for the next precision."""
+    import torch
+
+    from pipeline.memo import Memo, key_of
+
+    said = {
+        "checkpoint": sha256_file(inputs[CHECKPOINT]),
+        "model": models.get(params.model).facts(),
+        "revision": STAGE.revision,
+        "torch": torch.__version__,
+        # How many share a sum moves its last digits: a golden file is the same in any two runs.
+        "cpus": machine.available_cpus(),
+    }
+    arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
+    return Memo(inputs.root / ".reference" / f"{slug(params.model)}.npz", key_of(said, arrays))
 
 
 def _test_set(
@@ -236,7 +259,7 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=_outputs,
     run=run,
-    revision=7,
+    revision=8,
     tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime-gpu", "numpy"),
     facts=facts,
     resolve=resolve,
