@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import shutil
 import tempfile
 import threading
@@ -75,6 +76,8 @@ class AOTInductorEngine:
             raise NotAvailableError(why, "apt install g++")
         program, signature = load_program(torch, source)
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        # It would warn on a CPU machine that there is no CUDA runtime.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         if device == "cuda":
             from torch.export.passes import move_to_device_pass
 
