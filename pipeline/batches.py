@@ -24,9 +24,11 @@ def rows_to_run(golden: Golden, limits: tuple[int, int] | None, tested: int) -> 
         tested: Images of the test set; 0 means that the golden rows take their place.
     """
     rows = len(golden.cases)
-    at_sizes = sum(min(rows, 16 * size) for size in batch_sizes(rows, limits))
-    classified = tested or len(golden.labels) or rows
-    return at_sizes + (classified if golden.logits else 0)
+    at_sizes = [min(rows, 16 * size) for size in batch_sizes(rows, limits)]
+    classified = tested
+    if not tested and at_sizes[-1] < rows:  # else they have been run
+        classified = len(golden.labels) or rows
+    return sum(at_sizes) + (classified if golden.logits else 0)
 
 
 def run_rows(session: Session, golden: Golden, size: int) -> tuple[Array, Outputs]:

@@ -220,6 +220,28 @@ def test_verifying_says_how_many_samples_it_runs_a_second(
         assert f"verify graph: {rows_to_run(golden, None, tested):,} samples, " in said
 
 
+@pytest.mark.parametrize("limits", [None, (1, 2)])
+@pytest.mark.parametrize("tested", [0, 25])
+@pytest.mark.parametrize("labelled", [0, 30])
+def test_the_rows_that_a_verdict_runs_are_as_many_as_it_says(
+    golden: Golden, limits: tuple[int, int] | None, tested: int, labelled: int
+) -> None:
+    session = Computed(batch=limits)
+    more = dataclasses.replace(
+        golden,
+        labels=golden.labels[:labelled],
+        test_reference=golden.test_reference[:tested],
+        test_labels=golden.test_labels[:tested],
+    )
+    test = {"image": golden.inputs["image"][:tested]} if tested else None
+    verdict = parity.judge("engine", session, more, test)
+    assert verdict.status == "pass"
+    assert verdict.flips is not None
+    assert verdict.flips.images == (tested or labelled or ROWS)
+    assert verdict.flips.correct == ((tested or labelled) or None)
+    assert sum(session.sizes) == rows_to_run(more, limits, tested)
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_the_edge_cases_at_the_end_are_run_at_small_batches_too(golden: Golden, size: int) -> None:
     many = {
