@@ -323,7 +323,11 @@ def main() -> int:
 def write(cases: list[Case], path: Path) -> None:
     """Keeps what is known, whole or not at all, and as a table; the cheapest models first."""
     order = {name: place for place, name in enumerate(names())}
-    cases = sorted(cases, key=lambda case: (order[case.model], PRECISIONS.index(case.precision)))
+    # Of a model that this torchvision lacks, the results stay.
+    cases = sorted(
+        cases,
+        key=lambda case: (order.get(case.model, len(order)), PRECISIONS.index(case.precision)),
+    )
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     content = {**versions, "cases": [asdict(case) for case in cases]}
     for suffix, text in ((".json", json.dumps(content, indent=1)), (".md", page(cases))):

@@ -167,7 +167,8 @@ def load(path: Path) -> Golden:
     try:
         # Opened here, since np.load leaves the file open if it is no archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            # By the member's name: numpy would take "x.npy" for the member of "x".
+            arrays = {name: archive[f"{name}.npy"] for name in archive.files}
         meta: dict[str, Any] = json.loads(arrays["meta"].tobytes())
         if meta["schema"] != SCHEMA:
             raise ValueError(f"schema {meta['schema']}, this version reads {SCHEMA}")

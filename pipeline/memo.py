@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import zipfile
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,58 +15,80 @@ from typing import Any
 import numpy as np
 
 from engines.base import Array
+from pipeline import console
 from pipeline.digests import sha256_json
 
 
 class Memo:
-    """Outputs by name, in one file, good for one key alone."""
+    """Outputs by part and name, in one file, good for one key alone.
+
+    Nothing depends on the file but time: of another key, damaged, or not to be written, it is as
+    good as none.
+    """
 
     def __init__(self, path: Path, key: str) -> None:
-        """Reads what is there. A file of another key, or a damaged one, is as good as none."""
-        self._path = path
-        self._kept: dict[str, Any] = {"key": np.array(key)}
-        with (
-            contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
-            path.open("rb") as file,  # of a damaged one, numpy would leave its own open
-            np.load(file, allow_pickle=False) as archive,
-        ):
-            if str(archive["key"]) == key:
-                self._kept = {name: archive[name] for name in archive.files}
+        self._path, self._key = path, key
+        self._kept: dict[str, dict[str, Array]] = {}
+        self._new = False
+        # zipfile, zlib and numpy raise what they like at a damaged file.
+        with contextlib.suppress(Exception):
+            if path.is_file():
+                self._kept = _read(path, key)
 
-    def outputs(self, part: str, compute: Callable[[], dict[str, Array]]) -> dict[str, Array]:
-        """Returns the outputs of a part: kept ones, or what `compute` gives, which is then kept."""
-        prefix = f"{part}/"
-        found = {
-            name.removeprefix(prefix): array
-            for name, array in self._kept.items()
-            if name.startswith(prefix)
-        }
-        if not found:
-            found = compute()
-            self._kept |= {prefix + name: array for name, array in found.items()}
-            self._save()
-        return found
+    def outputs(
+        self,
+        part: str,
+        compute: Callable[[], dict[str, Array]],
+        holds: Callable[[dict[str, Array]], bool] = lambda _: True,
+    ) -> dict[str, Array]:
+        """Returns the outputs of a part: kept ones, or what `compute` gives, which is then kept.
 
-    def _save(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        Args:
+            holds: Says whether kept outputs are what the model gives; if not, all are forgotten.
+        """
+        if part in self._kept and not holds(self._kept[part]):
+            self._kept = {}
+        if part not in self._kept:
+            self._kept[part] = compute()
+            self._new = True
+        return self._kept[part]
+
+    def save(self, beside: Path) -> None:
+        """Replaces the file at once, if there is anything new.
+
+        Args:
+            beside: A place for what is half-written, in the same file system.
+        """
+        if not self._new:
+            return
+        names = [(part, name) for part, outputs in self._kept.items() for name in outputs]
+        arrays = {str(index): self._kept[part][name] for index, (part, name) in enumerate(names)}
+        index = json.dumps({"key": self._key, "names": names}).encode()
         try:
+            self._path.parent.mkdir(exist_ok=True)
             with beside.open("wb") as file:
-                np.savez(file, **self._kept)
+                np.savez(file, index=np.frombuffer(index, np.uint8), **arrays)  # type: ignore[arg-type]  # its stub is too narrow
             beside.replace(self._path)
-        finally:
-            beside.unlink(missing_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            console.say(f"export: float64 outputs not kept in {self._path}: {reason}")
+
+
+def _read(path: Path, key: str) -> dict[str, dict[str, Array]]:
+    kept: dict[str, dict[str, Array]] = {}
+    # Opened here, since np.load leaves the file open if it is no archive.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        index = json.loads(archive["index"].tobytes())
+        if index["key"] == key:
+            for position, (part, name) in enumerate(index["names"]):
+                kept.setdefault(part, {})[name] = archive[str(position)]
+    return kept
 
 
 def key_of(said: Any, arrays: Iterable[tuple[str, Array]]) -> str:
     """Returns the digest of a JSON value and of named arrays."""
     digests = [
-        (
-            name,
-            str(array.dtype),
-            array.shape,
-            hashlib.sha256(array.tobytes()).hexdigest(),
-        )
+        (name, str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest())
         for name, array in arrays
     ]
     return sha256_json([said, digests])

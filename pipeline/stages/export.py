@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,9 +129,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     if kept:
         console.say(f"export: kept in fp32, since {params.precision} overflows: {', '.join(kept)}")
     served = Served(network, model.prepare, DTYPES[params.precision]).eval()
-    golden = make_golden(
-        model, served, names, rows, params.precision, test, _memo(inputs, params, rows, test)
-    )
+    memo = _memo(inputs, params, names, rows, test)
+    golden = make_golden(model, served, names, rows, params.precision, test, memo)
+    memo.save(outputs[GOLDEN].with_suffix(".kept"))
     metadata = {
         "assay.model": params.model,
         "assay.precision": params.precision,
@@ -183,19 +184,26 @@ def _rows(model: Model, test: tuple[Array, Array] | None, params: Params) -> Row
     return rows.without_test_set(model, None) if test is None else rows.of_test_set(*test)
 
 
-def _memo(inputs: Paths, params: Params, rows: Rows, test: tuple[Array, Array] | None) -> Memo:
+def _memo(
+    inputs: Paths,
+    params: Params,
+    outputs: Sequence[str],
+    rows: Rows,
+    test: tuple[Array, Array] | None,
+) -> Memo:
     """Returns where the outputs in float64 are kept, for the next precision."""
-    import torch
-
     from pipeline.memo import Memo, key_of
 
     said = {
         "checkpoint": sha256_file(inputs[CHECKPOINT]),
         "model": models.get(params.model).facts(),
+        "outputs": [*outputs],
         "revision": STAGE.revision,
-        "torch": torch.__version__,
-        # How many share a sum moves its last digits: a golden file is the same in any two runs.
+        # The CPU, and how many share a sum, move its last digits: a golden file is the same in
+        # any two runs.
+        **machine.cpu_fingerprint(),
         "cpus": machine.available_cpus(),
+        **{name: machine.version(name) for name in ("torch", "torchvision", "timm")},
     }
     arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
     return Memo(inputs.root / ".reference" / f"{slug(params.model)}.npz", key_of(said, arrays))

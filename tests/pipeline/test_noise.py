@@ -1,6 +1,7 @@
 """How far rounding moves a row: measured by runs that are rounded otherwise."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,12 +57,13 @@ def test_sums_are_also_made_one_by_one_as_engines_make_them() -> None:
         )
 
 
-def test_runs_with_moved_weights_measure_what_rounding_does() -> None:
+def test_runs_with_moved_weights_measure_what_rounding_does(tmp_path: Path) -> None:
     """Where one run is right by chance, the others are not."""
     import torch
     from torch import nn
 
     from exporters.served import Served
+    from pipeline.memo import Memo
     from pipeline.models import Model
     from pipeline.reference import make_golden
     from pipeline.rows import Rows
@@ -73,9 +75,9 @@ def test_runs_with_moved_weights_measure_what_rounding_does() -> None:
     image[:, 0] = 1.0  # a single product, and a sum of two: nearly nothing to round
     model = Model(network=network, inputs={"x": image})
     cases = tuple(f"row {index}" for index in range(8))
-    found = make_golden(
-        model, served, ("y",), Rows({"x": image}, cases, np.zeros(0, np.int64)), "fp32", None
-    )
+    rows = Rows({"x": image}, cases, np.zeros(0, np.int64))
+    memo = Memo(tmp_path / "kept.npz", "")
+    found = make_golden(model, served, ("y",), rows, "fp32", None, memo)
     alone = noise.measure(found.reference["y"], [found.native["y"]])
     assert (found.noise["y"][:, 0] > alone[:, 0]).all()
     unit = 2.0**-23 * np.abs(found.reference["y"]).max()
@@ -128,6 +130,19 @@ def test_products_of_float16_are_as_exact_as_pytorchs_own() -> None:
         assert errors[1] == pytest.approx(errors[0], rel=0.05)
         # What is computed in float32 and not rounded would be a thousand times as exact.
         assert errors[1] > 1e-5
+
+
+def test_what_pytorch_refuses_of_mixed_types_is_refused() -> None:
+    import torch
+
+    from pipeline.rounding import half_products
+
+    half, single = torch.ones(2, 2).half(), torch.ones(2, 2)
+    with torch.inference_mode(), half_products():
+        assert (half @ half).dtype == torch.float16
+        for weight in (single, single.double(), single.int()):
+            with pytest.raises(RuntimeError, match="dtype"):
+                torch.mm(half, weight)
 
 
 def test_a_row_that_seems_quiet_is_not_taken_for_as_quiet_as_that() -> None:
