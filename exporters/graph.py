@@ -54,7 +54,7 @@ def export_graph(
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             translated = torch.onnx.export(
-                program,
+                _without_bf16_einsum(program),
                 dynamo=True,
                 input_names=[spec.name for spec in inputs],
                 output_names=[spec.name for spec in outputs],
@@ -81,6 +81,20 @@ def export_graph(
         with contextlib.suppress(DeployError):
             graphs.insert(0, finished(slim, inputs, outputs, metadata))
     return tuple(graphs)
+
+
+def _without_bf16_einsum(program: Any) -> Any:
+    """Returns a program with products in the place of einsums, if those are of bfloat16.
+
+    ONNX's Einsum does not take that type; its MatMul does.
+    """
+    einsum = torch.ops.aten.einsum.default
+    if not any(
+        node.target is einsum and node.meta["val"].dtype == torch.bfloat16
+        for node in program.graph.nodes
+    ):
+        return program
+    return program.run_decompositions({einsum: torch.export.default_decompositions()[einsum]})
 
 
 def _slimmed(model: onnx.ModelProto) -> onnx.ModelProto | None:

@@ -109,9 +109,22 @@ class Served(nn.Module):
             prepared = self.prepare(*inputs)
             inputs = prepared if isinstance(prepared, tuple) else (prepared,)
         if self.dtype.itemsize >= torch.float32.itemsize:
-            return tuple(named_outputs(self.network(*inputs)).values())
-        made = named_outputs(self.network(*_cast(inputs, self.dtype)))
-        return _cast(tuple(made.values()), torch.float32)
+            return _apart(inputs, tuple(named_outputs(self.network(*inputs)).values()))
+        inputs = _cast(inputs, self.dtype)
+        made = _apart(inputs, tuple(named_outputs(self.network(*inputs)).values()))
+        return _cast(made, torch.float32)
+
+
+def _apart(
+    inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Returns outputs of which none is an input, or another one: a graph has one name for each."""
+    known = [*inputs]
+    made = []
+    for output in outputs:
+        made.append(output.clone() if any(output is each for each in known) else output)
+        known.append(output)
+    return tuple(made)
 
 
 def _cast(tensors: tuple[torch.Tensor, ...], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

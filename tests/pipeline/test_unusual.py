@@ -48,6 +48,26 @@ class Determinant(nn.Module):
         return torch.linalg.det(x.reshape(-1, 2, 4)[:, :, :2] + torch.eye(2))
 
 
+class Einsum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        made = self.linear(x).reshape(-1, 2, 4)
+        return torch.einsum("b i d, b j d -> b i j", made, made)
+
+
+class Repeated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 4)
+
+    def forward(self, x):
+        made = self.linear(x)
+        return {"given": x, "first": made, "second": made}
+
+
 def numbers(dtype, size=1):
     return {"x": (np.random.default_rng(0).normal(size=(4, 8)) * size).astype(dtype)}
 
@@ -63,6 +83,14 @@ def truth():
 
 def spectrum():
     return Model(network=Spectrum(), inputs=numbers(np.float32))
+
+
+def einsum():
+    return Model(network=Einsum(), inputs=numbers("float32"))
+
+
+def repeated():
+    return Model(network=Repeated(), inputs=numbers("float32"))
 
 
 def determinant():
@@ -124,6 +152,32 @@ def test_complex_values_inside_are_passed_over(own: Callable[[str], str], assay:
     result = assay("verify", name, "--bisect")
     assert result.code == 0, result.err
     assert "could be compared are the model's" in result.out
+
+
+def test_bf16_has_products_in_the_place_of_einsum(own: Callable[[str], str], assay: Assay) -> None:
+    name = own("einsum")
+    for precision, operator in (("fp32", "Einsum"), ("bf16", "MatMul")):
+        words = ("--precision", precision)
+        result = assay("export", name, *words)
+        assert result.code == 0, result.err
+        graph = onnx.load(graph_of(name).parent.with_name(precision) / "model.onnx").graph
+        assert operator in {node.op_type for node in graph.node}
+        assert assay("build", name, *words, "--engine", "pytorch,openvino").code == 0
+        result = assay("verify", name, *words, "--engine", "pytorch,openvino")
+        assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_input_or_one_tensor_twice_are_outputs_too(
+    own: Callable[[str], str], assay: Assay, precision: str
+) -> None:
+    name, words = own("repeated"), ("--precision", precision)
+    result = assay("export", name, *words)
+    assert result.code == 0, result.err
+    graph = onnx.load(graph_of(name).parent.with_name(precision) / "model.onnx").graph
+    assert [each.name for each in graph.output] == ["given", "first", "second"]
+    result = assay("verify", name, *words)
+    assert result.code == 0, result.err
 
 
 def test_large_examples_of_a_small_type_are_taken(own: Callable[[str], str], assay: Assay) -> None:
