@@ -205,9 +205,9 @@ def _check_alone(
     for row in map(int, chosen):
         found = alone(row)
         known = {name: whole for name, whole in reference.items() if comparable[name][row]}
-        for name in _differ(known, row, found):
+        if differing := _differ(known, row, found):
             raise DeployError(
-                f"{name} of one row depends on the other rows of its batch",
+                f"{differing[0]} of one row depends on the other rows of its batch",
                 "a server puts any rows into a batch; compute each from its own inputs alone",
             )
 

@@ -124,13 +124,17 @@ class _HalfProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
     def __torch_dispatch__(
         self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        tensors = [x for x in args if isinstance(x, torch.Tensor)]
         # What is of several types, PyTorch may refuse; so be it.
-        halves = all(
-            (x.dtype, x.layout, x.device.type) == (torch.float16, torch.strided, "cpu")
-            for x in tensors
-        )
-        if func not in _PRODUCTS or kwargs or not halves:
+        halves = (torch.float16, torch.strided, "cpu")
+        if (
+            func not in _PRODUCTS
+            or kwargs
+            or not all(
+                (x.dtype, x.layout, x.device.type) == halves
+                for x in args
+                if isinstance(x, torch.Tensor)
+            )
+        ):
             return func(*args, **(kwargs or {}))
         return func(*[x.float() if isinstance(x, torch.Tensor) else x for x in args]).half()
 

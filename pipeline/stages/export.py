@@ -129,7 +129,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     if kept:
         console.say(f"export: kept in fp32, since {params.precision} overflows: {', '.join(kept)}")
     served = Served(network, model.prepare, DTYPES[params.precision]).eval()
-    memo = _memo(inputs, params, names, rows, test)
+    checkpoint = sha256_file(inputs[CHECKPOINT])
+    arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
+    memo = _memo(inputs, params, {"checkpoint": checkpoint, "outputs": [*names]}, arrays)
     golden = make_golden(model, served, names, rows, params.precision, test, memo)
     memo.save(outputs[GOLDEN].with_suffix(".kept"))
     metadata = {
@@ -138,7 +140,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         "assay.kept_in_fp32": json.dumps(kept),
         "assay.labels": json.dumps(model.labels),
         "assay.preprocessing": _preprocessing(model),
-        "assay.checkpoint": sha256_file(inputs[CHECKPOINT]),
+        "assay.checkpoint": checkpoint,
         "assay.dataset": params.data or "",
         "assay.exporter": params.exporter,
     }
@@ -185,19 +187,19 @@ def _rows(model: Model, test: tuple[Array, Array] | None, params: Params) -> Row
 
 
 def _memo(
-    inputs: Paths,
-    params: Params,
-    outputs: Sequence[str],
-    rows: Rows,
-    test: tuple[Array, Array] | None,
+    inputs: Paths, params: Params, facts: dict[str, Any], arrays: Sequence[tuple[str, Array]]
 ) -> Memo:
-    """Returns where the outputs in float64 are kept, for the next precision."""
+    """Returns where the outputs in float64 are kept, for the next precision.
+
+    Args:
+        facts: What they depend on, besides the model's source, the machine and the libraries.
+        arrays: What they are computed of, by name.
+    """
     from pipeline.memo import Memo, key_of
 
     said = {
-        "checkpoint": sha256_file(inputs[CHECKPOINT]),
+        **facts,
         "model": models.get(params.model).facts(),
-        "outputs": [*outputs],
         "revision": STAGE.revision,
         # The CPU, and how many share a sum, move its last digits: a golden file is the same in
         # any two runs.
@@ -205,7 +207,6 @@ def _memo(
         "cpus": machine.available_cpus(),
         **{name: machine.version(name) for name in ("torch", "torchvision", "timm")},
     }
-    arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
     return Memo(inputs.root / ".reference" / f"{slug(params.model)}.npz", key_of(said, arrays))
 
 

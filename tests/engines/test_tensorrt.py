@@ -200,11 +200,7 @@ def test_a_plan_of_another_version_or_gpu_is_refused_unread(
     assert full.refusal(facts, {"hardware_compatible": True}) == ""
     assert "10.13" in full.refusal({**here, "tensorrt-cu13": "10.13"}, {})
     assert full.refusal({**here, "tensorrt-cu13": "10.13"}, {"version_compatible": True}) == ""
-    for other in (
-        "10.15",
-        "9.9",
-        "11.0",
-        "not installed",
-    ):  # no later one runs here, no other major
+    # No later one runs here, and no other major.
+    for other in ("10.15", "9.9", "11.0", "not installed"):
         refused = full.refusal({**here, "tensorrt-cu13": other}, {"version_compatible": True})
         assert other in refused
