@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import Message
 
 from engines.errors import DeployError
 
@@ -41,25 +42,43 @@ def write(model: onnx.ModelProto, path: Path, limit: int = LIMIT) -> None:
     if size(model) <= limit:
         path.write_bytes(model.SerializeToString(deterministic=True))
         return
+    # Not a copy of all, from which the tensors are taken: of a large graph, that is too much.
     outside = onnx.ModelProto()
-    outside.CopyFrom(model)
+    _copy(model, outside, but="graph")
+    _copy(model.graph, outside.graph, but="initializer")
     with path.with_name(data_name(path)).open("wb") as file:
-        for tensor in outside.graph.initializer:
-            if len(tensor.raw_data) < _THRESHOLD:
+        for tensor in model.graph.initializer:
+            raw = tensor.raw_data
+            copied = outside.graph.initializer.add()
+            if len(raw) < _THRESHOLD:
+                copied.CopyFrom(tensor)
                 continue
             file.write(bytes(-file.tell() % _ALIGNMENT))
             entries = {
                 "location": data_name(path),
                 "offset": str(file.tell()),
-                "length": str(len(tensor.raw_data)),
+                "length": str(len(raw)),
             }
-            file.write(tensor.raw_data)
-            tensor.ClearField("raw_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            del tensor.external_data[:]
+            file.write(raw)
+            _copy(tensor, copied, but="raw_data")
+            copied.data_location = onnx.TensorProto.EXTERNAL
+            del copied.external_data[:]
             for key, value in entries.items():
-                tensor.external_data.add(key=key, value=value)
+                copied.external_data.add(key=key, value=value)
     path.write_bytes(outside.SerializeToString(deterministic=True))
+
+
+def _copy(source: Message, target: Message, *, but: str) -> None:
+    """Copies a message into an empty one of its type, except for one field."""
+    for field, value in source.ListFields():
+        if field.name == but:
+            continue
+        if field.is_repeated:
+            getattr(target, field.name).MergeFrom(value)
+        elif field.type == field.TYPE_MESSAGE:
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
 
 
 def size(model: onnx.ModelProto) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,29 @@ _STANDARD_DOMAINS = ("", "ai.onnx")
 _TORCHSCRIPT_OPSET = 17
 
 
+@dataclass(frozen=True)
+class Translation:
+    """What a program comes to in ONNX.
+
+    Attributes:
+        nodes: How many of each operator there were before anything was simplified.
+        graphs: Graphs of the program, the simplest first, each made when it is asked for:
+            slimmed by onnxslim, where that finds something; with constants and batch norms
+            folded, and without what changes nothing, by onnxscript's optimizer; and as it was
+            translated, if that is valid too.
+    """
+
+    nodes: Counter[str]
+    graphs: Iterator[onnx.ModelProto]
+
+
 def export_graph(
     program: Any,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     metadata: Mapping[str, str],
     opset: int | None = None,
-) -> tuple[onnx.ModelProto, ...]:
+) -> Translation:
     """Translates a program to ONNX.
 
     The graph depends on the program, the names and the metadata alone: not on the folder, the
@@ -42,45 +61,45 @@ def export_graph(
     Args:
         opset: Of the standard domain; None means the exporter's default.
 
-    Returns:
-        Graphs of the program, the simplest first: slimmed by onnxslim, where that finds
-        something; with constants and batch norms folded, and without what changes nothing, by
-        onnxscript's optimizer; and as it was translated, if that is valid too.
-
     Raises:
         DeployError: An operator has no translation, or the graph is not the one asked for.
     """
-    with explain.recorded() as report, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            translated = torch.onnx.export(
-                _without_bf16_einsum(program),
-                dynamo=True,
-                input_names=[spec.name for spec in inputs],
-                output_names=[spec.name for spec in outputs],
-                opset_version=opset,
-                optimize=False,
-                verbose=False,
-            )
-            if translated is None:
-                raise RuntimeError("torch.onnx.export returned no program")
-            # Of a large graph, a second copy would not fit in memory.
-            large = sum(tensor.nbytes for tensor in program.state_dict.values()) > files.LIMIT
-            plain = None if large else translated.model_proto
-            translated.optimize()
-        except Exception as error:  # the exporter's errors share no public type
-            raise explain.untranslated(error, report, program) from error
-    simplified = translated.model_proto
-    refold(program, simplified)
-    graphs = [finished(simplified, inputs, outputs, metadata)]
-    if plain is not None:
+
+    def translate(*, simplify: bool) -> tuple[Counter[str], onnx.ModelProto]:
+        with explain.recorded() as report, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            try:
+                translated = torch.onnx.export(
+                    _without_bf16_einsum(program),
+                    dynamo=True,
+                    input_names=[spec.name for spec in inputs],
+                    output_names=[spec.name for spec in outputs],
+                    opset_version=opset,
+                    optimize=False,
+                    verbose=False,
+                )
+                if translated is None:
+                    raise RuntimeError("torch.onnx.export returned no program")
+                nodes = Counter(node.op_type for node in translated.model.graph)
+                if simplify:
+                    translated.optimize()
+                return nodes, translated.model_proto
+            except Exception as error:  # the exporter's errors share no public type
+                raise explain.untranslated(error, report, program) from error
+
+    def graphs(simplified: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
+        slim = _slimmed(simplified)
+        if slim is not None:
+            with contextlib.suppress(DeployError):
+                yield finished(slim, inputs, outputs, metadata)
+        yield simplified
+        # Translated again, since few need it and a second copy of a large graph may not fit.
         with contextlib.suppress(DeployError):  # some are valid only once they are simplified
-            graphs.append(finished(plain, inputs, outputs, metadata))
-    slim = _slimmed(graphs[0])
-    if slim is not None:
-        with contextlib.suppress(DeployError):
-            graphs.insert(0, finished(slim, inputs, outputs, metadata))
-    return tuple(graphs)
+            yield finished(translate(simplify=False)[1], inputs, outputs, metadata)
+
+    nodes, simplified = translate(simplify=True)
+    refold(program, simplified)
+    return Translation(nodes, graphs(finished(simplified, inputs, outputs, metadata)))
 
 
 def _without_bf16_einsum(program: Any) -> Any:
@@ -114,7 +133,15 @@ def _slimmed(model: onnx.ModelProto) -> onnx.ModelProto | None:
             made: onnx.ModelProto = onnxslim.slim(copied)
         except Exception:  # it is a bonus: whatever it stumbles over is no failure of ours
             return None
-    return made if len(made.graph.node) < len(model.graph.node) else None
+    if len(made.graph.node) >= len(model.graph.node):
+        return None
+    # What a message was made of lives as long as it does, and what made it until it is collected:
+    # four copies of all weights.
+    fresh = onnx.ModelProto()
+    fresh.CopyFrom(made)
+    del copied, made
+    gc.collect()
+    return fresh
 
 
 def trace_graph(
@@ -209,10 +236,11 @@ def check_graph(
             inputs or outputs differ from `inputs` and `outputs` in name, dtype or shape.
     """
     try:
-        # From a file, since one message cannot hold a large graph.
+        # From a file, since one message cannot hold a large graph; and its tensors from another,
+        # which are then not copied into the checker.
         with tempfile.TemporaryDirectory(prefix="assay-") as folder:
             path = Path(folder) / "model.onnx"
-            files.write(model, path)
+            files.write(model, path, limit=0)
             onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise DeployError(f"the exported graph is not valid ONNX: {error}") from error

@@ -30,20 +30,20 @@ _HEADROOM = 0.5
 def typed(
     network: nn.Module, precision: str, run: Callable[[nn.Module], object]
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """Returns a copy of a network at a precision.
+    """Returns a network at a precision: a copy, or in fp32 itself.
 
     Args:
         network: In float32, in evaluation mode.
         run: Runs a network on representative inputs.
 
     Returns:
-        The copy, and the layers that are kept in float32, since on those inputs they give or
+        The network, and the layers that are kept in float32, since on those inputs they give or
         take values near the largest of the type, or hold weights beyond it.
     """
     dtype = DTYPES[precision]
-    copied = copy.deepcopy(network)
     if dtype == torch.float32:
-        return copied, ()
+        return network, ()
+    copied = copy.deepcopy(network)
     limit = torch.finfo(dtype).max * _HEADROOM
     kept = tuple(path for path, peak in _peaks(network, run).items() if peak > limit)
     copied = copied.to(dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +83,9 @@ def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> 
     if source.golden.precision == QUANTIZED:
         found = _quantized(found, source, calibrate())
     weights = weights_of(found.weights, found.graph)
-    return dataclasses.replace(found, golden=dataclasses.replace(found.golden, weights=weights))
+    golden = dataclasses.replace(found.golden, weights=weights)
+    # Of no use any more, and another copy of every weight.
+    return dataclasses.replace(found, golden=golden, weights={})
 
 
 def _opset(source: Source) -> int | None:
@@ -98,24 +100,27 @@ def _program(source: Source) -> Exported:
     """Exports by torch.export, as the simplest graph that is still the model."""
     program = export_program(source.served, _examples(source), list(source.golden.inputs))
     specs = source.golden.input_specs, source.golden.output_specs
-    graphs = export_graph(program, *specs, source.metadata, _opset(source))
-    chosen = _simplest(graphs, source)
+    translated = export_graph(program, *specs, source.metadata, _opset(source))
+    chosen = _simplest(translated.graphs, source)
     weights = carriers.carriers(program, chosen)
-    notes: dict[str, Any] = {"warnings": [], "removed": _removed(graphs[-1], chosen)}
+    notes: dict[str, Any] = {"warnings": [], "removed": _removed(translated.nodes, chosen)}
     return Exported(chosen, program, source.golden, weights, notes=notes)
 
 
-def _simplest(graphs: Sequence[onnx.ModelProto], source: Source) -> onnx.ModelProto:
+def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> onnx.ModelProto:
     """Returns the first of graphs, the simplest one first, that is not a mismatch.
 
     If all are, nothing is gained by a plainer one, and the simplest is returned.
     """
-    for count, graph in enumerate(graphs):
-        if len(graphs) == 1 or _verdict(graph, source) != "mismatch":
-            if count:
-                console.say("export: simplified further, the graph would not be the model any more")
-            return graph
-    return graphs[0]
+    simplest = found = next(graphs)
+    while _verdict(found, source) == "mismatch":
+        plainer = next(graphs, None)
+        if plainer is None:
+            return simplest
+        found = plainer
+    if found is not simplest:
+        console.say("export: simplified further, the graph would not be the model any more")
+    return found
 
 
 def _traced(source: Source) -> Exported:
@@ -163,7 +168,7 @@ def _verdict(graph: onnx.ModelProto, source: Source) -> parity.Status:
     options = OpenOptions("cpu", threads=1, optimize=False)
     with tempfile.TemporaryDirectory(prefix="assay-") as folder:
         path = Path(folder) / "model.onnx"
-        write(graph, path)
+        write(graph, path, limit=0)
         try:
             session = engines.get(engine_proof.GRAPH_RUNNER).open(path, options)
         except NotAvailableError:
@@ -173,8 +178,8 @@ def _verdict(graph: onnx.ModelProto, source: Source) -> parity.Status:
             return parity.judge("graph", session, source.golden, sizes=sizes).status
 
 
-def _removed(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, int]:
+def _removed(before: Counter[str], after: onnx.ModelProto) -> dict[str, int]:
     """Returns how many nodes of each operator are gone."""
-    counts = Counter(node.op_type for node in before.graph.node)
+    counts = Counter(before)
     counts.subtract(node.op_type for node in after.graph.node)
     return {name: count for name, count in sorted(counts.items()) if count > 0}

@@ -214,7 +214,7 @@ def export(module: nn.Module, outputs: tuple[TensorSpec, ...], folder: Path) -> 
     program = export_program(module, [torch.zeros(2, *SHAPE[1:])])
     paths = {"program": folder / "model.pt2", "graph": folder / "model.onnx"}
     save_program(program, paths["program"], inputs, outputs)
-    files.write(export_graph(program, inputs, outputs, {})[0], paths["graph"])
+    files.write(next(export_graph(program, inputs, outputs, {}).graphs), paths["graph"])
     return paths
 
 

@@ -30,7 +30,7 @@ def exported(module: nn.Module, shape: tuple[int, ...]) -> tuple[object, onnx.Mo
     program = export_program(module, [example])
     inputs = (TensorSpec("x", "float32", (None, *shape)),)
     specs = (TensorSpec("y", "float32", (None, *outputs.shape[1:])),)
-    return program, export_graph(program, inputs, specs, {})[0]
+    return program, next(export_graph(program, inputs, specs, {}).graphs)
 
 
 def unexplained(module: nn.Module, program: object, graph: onnx.ModelProto) -> set[str]:
