@@ -137,9 +137,15 @@ def _constant_values(
             parts = [values.get(each) for each in node.all_input_nodes]
             if None in parts or not isinstance(node.meta.get("val"), torch.Tensor):
                 continue
-            value = torch.fx.node.map_arg((node.args, node.kwargs), lambda each: values[each][0])
+            args, kwargs = torch.fx.node.map_arg(
+                (node.args, node.kwargs), lambda each: values[each][0]
+            )
             made_of = set[str]().union(*(part[1] for part in parts if part))
-            values[node] = node.target(*value[0], **value[1]), made_of
+            if node.target is torch.ops.aten.linear.default and args[2:]:
+                # A product and a sum in ONNX, of which an exporter may fold the first alone.
+                product = {name for part in parts[:2] if part for name in part[1]}
+                values[node, "product"] = node.target(*args[:2]), product
+            values[node] = node.target(*args, **kwargs), made_of
     for tensor, made_of in reversed(values.values()):
         yield _array(tensor), made_of
 

@@ -23,14 +23,16 @@ def filled(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def exported(module: nn.Module, shape: tuple[int, ...]) -> tuple[object, onnx.ModelProto]:
+def exported(
+    module: nn.Module, shape: tuple[int, ...], opset: int | None = None
+) -> tuple[object, onnx.ModelProto]:
     example = torch.zeros(2, *shape)
     with torch.no_grad():
         outputs = module(example)
     program = export_program(module, [example])
     inputs = (TensorSpec("x", "float32", (None, *shape)),)
     specs = (TensorSpec("y", "float32", (None, *outputs.shape[1:])),)
-    return program, next(export_graph(program, inputs, specs, {}).graphs)
+    return program, next(export_graph(program, inputs, specs, {}, opset).graphs)
 
 
 def unexplained(module: nn.Module, program: object, graph: onnx.ModelProto) -> set[str]:
@@ -68,6 +70,18 @@ class Distances(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.unsqueeze(1) + 16 * torch.sigmoid(self.small(self.distances)[self.index])
+
+
+class Table(nn.Module):
+    """Distances so many that in bfloat16 the first product alone is folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, 4, bias=False))
+        self.register_buffer("distances", torch.linspace(-1, 1, 162).reshape(1, 9, 9, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.bfloat16() + self.small(self.distances).mean((0, 1, 2))).float()
 
 
 LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
@@ -120,6 +134,15 @@ def test_a_result_of_other_weights_explains_nothing() -> None:
     module.small[0].weight.data[3, 1] *= 1.001
     program, _ = exported(module, (4,))
     assert unexplained(module, program, graph) >= {"small.0.weight"}
+
+
+def test_a_product_folded_without_its_bias_is_found() -> None:
+    module = filled(Table()).bfloat16()
+    program, graph = exported(module, (4,), opset=22)
+    names = {tensor.name for tensor in graph.graph.initializer}
+    assert "small.0.bias" in names
+    assert not names & {"small.0.weight", "distances"}
+    assert not unexplained(module, program, graph)
 
 
 @pytest.mark.parametrize("name", ["transposed for a product", "picked from a table"])

@@ -38,7 +38,8 @@ def test_the_simplest_graph_that_is_the_model_is_taken(built: Store, source: Sou
     assert _simplest(iter([graph, wrong]), source) is graph
     assert _simplest(iter([wrong, graph]), source) is graph
     assert _simplest(iter([wrong, wrong, graph]), source) is graph
-    assert _simplest(iter([wrong]), source) is wrong  # the verdict of the next stage says what it is
+    # The verdict of the next stage says what it is.
+    assert _simplest(iter([wrong]), source) is wrong
 
 
 def test_a_mismatch_everywhere_is_the_simplest_graphs(built: Store, source: Source) -> None:
