@@ -143,7 +143,7 @@ def _constant_values(
             made_of = set[str]().union(*(part[1] for part in parts if part))
             if node.target is torch.ops.aten.linear.default and args[2:]:
                 # A product and a sum in ONNX, of which an exporter may fold the first alone.
-                product = {name for part in parts[:2] if part for name in part[1]}
+                product = values[node.args[0]][1] | values[node.args[1]][1]
                 values[node, "product"] = node.target(*args[:2]), product
             values[node] = node.target(*args, **kwargs), made_of
     for tensor, made_of in reversed(values.values()):

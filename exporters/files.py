@@ -13,7 +13,8 @@ from engines.errors import DeployError
 
 # What protobuf can hold in one message, less some room for all that is no tensor.
 LIMIT = 2**31 - 2**24
-# Smaller tensors stay in the graph, where shape inference needs some of them.
+# Smaller tensors stay in the graph, and int64: they may be shapes, sizes or axes, which neither
+# shape inference nor ONNX Runtime reads from another file.
 _THRESHOLD = 1024
 # Where a tensor may hold its numbers, if not as raw bytes.
 _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
@@ -50,7 +51,7 @@ def write(model: onnx.ModelProto, path: Path, limit: int = LIMIT) -> None:
         for tensor in model.graph.initializer:
             raw = tensor.raw_data
             copied = outside.graph.initializer.add()
-            if len(raw) < _THRESHOLD:
+            if len(raw) < _THRESHOLD or tensor.data_type == onnx.TensorProto.INT64:
                 copied.CopyFrom(tensor)
                 continue
             file.write(bytes(-file.tell() % _ALIGNMENT))

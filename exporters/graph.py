@@ -236,11 +236,10 @@ def check_graph(
             inputs or outputs differ from `inputs` and `outputs` in name, dtype or shape.
     """
     try:
-        # From a file, since one message cannot hold a large graph; and its tensors from another,
-        # which are then not copied into the checker.
+        # From a file, since one message cannot hold a large graph.
         with tempfile.TemporaryDirectory(prefix="assay-") as folder:
             path = Path(folder) / "model.onnx"
-            files.write(model, path, limit=0)
+            files.write(model, path)
             onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise DeployError(f"the exported graph is not valid ONNX: {error}") from error

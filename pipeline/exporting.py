@@ -168,7 +168,7 @@ def _verdict(graph: onnx.ModelProto, source: Source) -> parity.Status:
     options = OpenOptions("cpu", threads=1, optimize=False)
     with tempfile.TemporaryDirectory(prefix="assay-") as folder:
         path = Path(folder) / "model.onnx"
-        write(graph, path, limit=0)
+        write(graph, path)
         try:
             session = engines.get(engine_proof.GRAPH_RUNNER).open(path, options)
         except NotAvailableError:

@@ -64,6 +64,28 @@ def test_onnx_runtime_reads_external_data(graph: Path) -> None:
     assert np.allclose(session.run(None, {"x": x})[0], x @ weight + bias, atol=1e-5)
 
 
+def test_what_says_shapes_stays_in_the_graph(tmp_path: Path) -> None:
+    import onnxruntime
+
+    sizes = np.full(260, 2)
+    names = [f"y{index}" for index in range(len(sizes))]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Split", ["x", "sizes"], names, axis=1)],
+        "graph",
+        [value("x", TensorProto.FLOAT, ["batch", 520])],
+        [value(name, TensorProto.FLOAT, ["batch", 2]) for name in names],
+        [numpy_helper.from_array(sizes, "sizes")],
+    )
+    imports = [helper.make_opsetid("", 20)]
+    path = tmp_path / "model.onnx"
+    files.write(helper.make_model(graph, opset_imports=imports, ir_version=10), path, limit=0)
+    onnx.checker.check_model(path, full_check=True)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    x = np.arange(520, dtype=np.float32).reshape(1, 520)
+    assert np.array_equal(session.run(None, {"x": x})[-1], [[518, 519]])
+
+
 def test_the_same_graph_gives_the_same_bytes(graph: Path, tmp_path: Path) -> None:
     again = tmp_path / "elsewhere" / "model.onnx"
     again.parent.mkdir()
