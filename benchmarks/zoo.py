@@ -149,6 +149,9 @@ def command(words: list[str], limit: float, seconds: float) -> tuple[dict[str, A
     out, _ = process.communicate()
     done.set()
     watcher.join()
+    if process.returncode < 0 and not ended:
+        name = signal.Signals(-process.returncode).name
+        ended = f"ended by {name} at {peak / 1024:.1f} GiB; the machine may be out of memory"
     document: dict[str, Any] = {}
     with contextlib.suppress(json.JSONDecodeError):
         document = json.loads(out)
@@ -278,7 +281,8 @@ def page(cases: list[Case]) -> str:
         known = sum(case.precision == precision for case in cases)
         counts = Counter(c.verdict or "not exported" for c in cases if c.precision == precision)
         said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-        lines.append(f"- {precision}, {known} of {total} models so far: {said or 'none'}")
+        so_far = " so far" if known < total else ""
+        lines.append(f"- {precision}, {known} of {total} models{so_far}: {said or 'none'}")
         passed = [c for c in cases if (c.precision, c.verdict) == (precision, "pass")]
         for peer in ("allclose", "polygraphy"):
             asked = [getattr(c, peer) for c in passed if getattr(c, peer) is not None]

@@ -48,6 +48,15 @@ def test_the_sweep_goes_on_where_it_stopped_and_keeps_within_its_memory(tmp_path
     assert "- fp16, 1 of 80 models so far: 1 not exported" in path.with_suffix(".md").read_text()
 
 
+def test_the_sweep_says_that_a_process_was_killed() -> None:
+    from benchmarks.zoo import command
+
+    killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    found, _, ended = command(killed, limit=1000, seconds=60)
+    assert found == {}
+    assert ended.startswith("ended by SIGKILL at ")
+
+
 @pytest.mark.parametrize("name", ["lenet", "resnet18"])
 def test_a_machines_report_counts_the_work_of_the_image_that_a_network_takes(name: str) -> None:
     needed = gpu_report.work(name)
