@@ -55,7 +55,8 @@ class Exported:
         cpu_graph: The form of a quantized graph for CPUs.
         program: The torch.export program; None where TorchScript traced the model.
         golden: With the digests of the weights in `graph`.
-        weights: By the name of each parameter, the tensor that carries it in `graph`.
+        weights: By the name of each parameter, the tensor that carries it in `graph`; none once
+            `golden` has the digests.
         notes: For the graph's description.
     """
 
