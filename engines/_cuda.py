@@ -31,12 +31,12 @@ class Cuda:
             NotAvailableError: No bindings, no driver, or no such device.
         """
         self._runtime = import_vendor("cuda.bindings.runtime", INSTALL)
-        self._index = int(device.partition(":")[2] or 0)
+        self.index = int(device.partition(":")[2] or 0)
         self.use()
 
     def use(self) -> None:
         """Makes this the calling thread's device."""
-        self._call("cudaSetDevice", self._index)
+        self._call("cudaSetDevice", self.index)
 
     def allocate(self, size: int) -> int:
         """Returns the address of `size` bytes on the device.
@@ -158,7 +158,7 @@ class Cuda:
         )
         if error in absent:
             raise NotAvailableError(
-                f"no CUDA device {self._index} to be had here: {said}",
+                f"no CUDA device {self.index} to be had here: {said}",
                 "install the NVIDIA driver, or use --device cpu",
             )
         raise DeployError(f"CUDA: {said}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engines import machine
+from engines._torch_cuda import channels_last
 from engines.base import (
     Availability,
     BuildOptions,
@@ -25,14 +26,14 @@ from engines.base import (
 )
 from engines.errors import DeployError, NotAvailableError
 from engines.layers import Layer
-from engines.pytorch import PyTorchSession, exact_fp32, load_program, specs_of
+from engines.pytorch import PyTorchSession, exact_fp32, load_program, moved, specs_of
 from engines.torch_compile import missing_compiler
 
 _INSTALL = "pip install torch"
 # What is beside the code in the package: its folder for files that are not torch's own.
 _EXTRA = "model/extra/assay.json"
 # Packages that this process has opened, by the digest of their bytes and the device.
-_LOADED: dict[tuple[str, int], Any] = {}
+_LOADED: dict[tuple[str, int, bool], Any] = {}
 _LOADING = threading.Lock()
 
 
@@ -50,6 +51,7 @@ class AOTInductorEngine:
     module = "torch"
     source: Literal["graph", "program"] = "program"
     devices = ("cuda", "cpu")
+    cuda_graphs = True
 
     def available(self) -> Availability:
         found = available_on_cpu(("torch",), _INSTALL)
@@ -79,10 +81,10 @@ class AOTInductorEngine:
         # It would warn on a CPU machine that there is no CUDA runtime.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         if device == "cuda":
-            from torch.export.passes import move_to_device_pass
-
             exact_fp32(torch)
-            program = move_to_device_pass(program, device)
+            program = moved(program, device)
+            for tensor in program.state_dict.values():
+                channels_last(torch, tensor)
         with tempfile.TemporaryDirectory(prefix="assay-") as folder:
             package = Path(folder) / "model.pt2"
             try:
@@ -117,7 +119,7 @@ class AOTInductorEngine:
             )
         exact_fp32(torch)
         torch.set_num_threads(options.threads)
-        return AOTInductorSession(torch, built, device, facts)
+        return AOTInductorSession(torch, built, device, facts, cuda_graph=options.cuda_graph)
 
 
 def _instructions(torch: Any, kind: str) -> str:
@@ -141,21 +143,24 @@ def _facts(built: Path) -> dict[str, Any]:
         ) from error
 
 
-def _loaded(torch: Any, path: Path, device: str) -> Any:
+def _loaded(torch: Any, path: Path, device: str, *, cuda_graph: bool) -> Any:
     """Returns the package as a function, the same for all sessions on the same bytes.
+
+    A package that is captured runs without the events by which threads share it: asking for the
+    state of an event is no operation of a graph.
 
     The library in a package is never unmapped, nor are its weights freed: a process that opens
     one again and again would grow by it every time. Calls wait for each other.
     """
     content = path.read_bytes()
     index = int(device.partition(":")[2] or 0) if device != "cpu" else -1
-    key = hashlib.sha256(content).hexdigest(), index
+    key = hashlib.sha256(content).hexdigest(), index, cuda_graph
     with _LOADING:
         if key not in _LOADED:
             try:
                 # From memory: a path would have to end in .pt2.
                 _LOADED[key] = torch._inductor.aoti_load_package(
-                    io.BytesIO(content), device_index=index
+                    io.BytesIO(content), run_single_threaded=cuda_graph, device_index=index
                 )
             except Exception as error:  # torch documents no exception types
                 raise DeployError(
@@ -170,10 +175,23 @@ class AOTInductorSession(PyTorchSession):
 
     name = "aot_inductor"
 
-    def __init__(self, torch: Any, path: Path, device: str, facts: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        torch: Any,
+        path: Path,
+        device: str,
+        facts: dict[str, Any],
+        *,
+        cuda_graph: bool,
+    ) -> None:
         self._torch = torch
-        self._module = _loaded(torch, path, device)
-        self._set_up(device, specs_of(facts["inputs"]), specs_of(facts["outputs"]))
+        self._set_up(
+            _loaded(torch, path, device, cuda_graph=cuda_graph),
+            device,
+            specs_of(facts["inputs"]),
+            specs_of(facts["outputs"]),
+            cuda_graph=cuda_graph,
+        )
 
 
 ENGINE = AOTInductorEngine()

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engines import machine
+from engines._torch_cuda import CudaRunner, channels_last
 from engines.base import (
+    Array,
     Availability,
     BuildOptions,
     FeedCheck,
@@ -52,6 +54,7 @@ class PyTorchEngine:
     module = "torch"
     source: Literal["graph", "program"] = "program"
     devices = ("cuda", "cpu")
+    cuda_graphs = True
 
     def available(self) -> Availability:
         return available_on_cpu(("torch",), _INSTALL)
@@ -82,7 +85,7 @@ class PyTorchEngine:
         )
 
     def open(self, built: Path, options: OpenOptions) -> PyTorchSession:
-        return PyTorchSession(*self.prepared(built, options))
+        return PyTorchSession(*self.prepared(built, options), cuda_graph=options.cuda_graph)
 
     def prepared(self, built: Path, options: OpenOptions) -> tuple[Any, Path, str]:
         """Sets torch up as the options say; returns what a session is made of."""
@@ -96,6 +99,18 @@ class PyTorchEngine:
         exact_fp32(torch)
         torch.set_num_threads(options.threads)
         return torch, built, device
+
+
+def moved(program: Any, device: str) -> Any:
+    """Returns a program on a CUDA device.
+
+    Args:
+        device: "cuda" or "cuda:N". A program has to name the index: torch checks it against that
+            of its inputs, and takes "cuda" and "cuda:0" for two devices.
+    """
+    from torch.export.passes import move_to_device_pass
+
+    return move_to_device_pass(program, device if ":" in device else f"{device}:0")
 
 
 def exact_fp32(torch: Any) -> None:
@@ -180,74 +195,115 @@ class PyTorchSession:
     name = "pytorch"
     batch: tuple[int, int] | None = None
 
-    def __init__(self, torch: Any, path: Path, device: str) -> None:
+    def __init__(self, torch: Any, path: Path, device: str, *, cuda_graph: bool = False) -> None:
         self._torch = torch
         program, signature = load_program(torch, path)
         if device != "cpu":
-            from torch.export.passes import move_to_device_pass
-
-            program = move_to_device_pass(program, device)
+            program = moved(program, device)
         with _LOADING, _forgotten(torch):
-            self._module: Any = _eager(torch, program)
-        self._set_up(device, specs_of(signature["inputs"]), specs_of(signature["outputs"]))
+            module = _eager(torch, program)
+        if device != "cpu" and (cuda_graph or self.name != "pytorch"):
+            # Not for plain eager launches: the baseline is what a user has.
+            for tensor in module.parameters():
+                channels_last(torch, tensor)
+        self._set_up(
+            self._compiled(module),
+            device,
+            specs_of(signature["inputs"]),
+            specs_of(signature["outputs"]),
+            cuda_graph=cuda_graph,
+        )
+
+    def _compiled(self, module: Any) -> Any:
+        """Returns the function that is called with the inputs."""
+        return module
 
     def _set_up(
-        self, device: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+        self,
+        function: Any,
+        device: str,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        cuda_graph: bool,
     ) -> None:
-        self._device = self._torch.device(device)
+        self._function = function
         self.device = device
         self._bound: list[Any] | None = None
         self.inputs, self.outputs = inputs, outputs
         self._check = FeedCheck(self.inputs)
+        self._cuda: CudaRunner | None = None
         self.stream: int | None = None
         if device != "cpu":
-            self.stream = self._torch.cuda.current_stream(self._device).cuda_stream
+            self._cuda = CudaRunner(self._torch, device, function, cuda_graph=cuda_graph)
+            self.stream = self._cuda.stream
 
     def run(self, feeds: Feeds) -> Outputs:
         self._require_open()
         self._check(feeds)
-        outputs = self._call(self._tensors(feeds))
-        return {
-            spec.name: value.cpu().numpy()
-            for spec, value in zip(self.outputs, outputs, strict=True)
-        }
+        arrays = [feeds[spec.name] for spec in self.inputs]
+        with self._errors():
+            if self._cuda is not None:
+                values = self._cuda.run(arrays)
+            else:
+                values = [value.numpy() for value in self._call(self._tensors(arrays))]
+        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
 
     def bind(self, feeds: Feeds) -> None:
         self._require_open()
         self._check(feeds)
-        self._bound = self._tensors(feeds)
+        arrays = [feeds[spec.name] for spec in self.inputs]
+        with self._errors():
+            if self._cuda is not None:
+                self._cuda.bind(arrays)
+            else:
+                self._bound = self._tensors(arrays)
 
     def launch(self) -> None:
         self._require_open()
-        if self._bound is None:
+        if self._bound is None and not (self._cuda and self._cuda.is_bound):
             raise DeployError("launch() before bind()", "bind the inputs first")
-        self._call(self._bound)
+        with self._errors():
+            if self._cuda is not None:
+                self._cuda.launch()
+            elif self._bound is not None:
+                self._call(self._bound)
 
     def synchronize(self) -> None:
-        if self.stream is not None:
-            self._torch.cuda.synchronize(self._device)
+        if self._cuda is not None:
+            with self._errors():
+                self._cuda.synchronize()
 
     def close(self) -> None:
-        self._module = None
+        self._function = None
         self._bound = None
+        if self._cuda is not None:
+            self._cuda.close()
+            self._cuda = None
 
     def _require_open(self) -> None:
-        if self._module is None:
+        if self._function is None:
             raise closed_error(self.name)
 
-    def _tensors(self, feeds: Feeds) -> list[Any]:
-        tensors = []
-        for spec in self.inputs:
-            array = feeds[spec.name]
-            # torch takes no memory that it must not write to, and none that runs backwards.
-            shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
-            tensors.append(self._torch.from_numpy(array if shared else array.copy()))
-        return [tensor.to(self._device) for tensor in tensors]
+    def _tensors(self, arrays: list[Array]) -> list[Any]:
+        # torch takes no memory that it must not write to, and none that runs backwards.
+        return [
+            self._torch.from_numpy(
+                array
+                if array.flags.writeable and all(stride >= 0 for stride in array.strides)
+                else array.copy()
+            )
+            for array in arrays
+        ]
 
     def _call(self, tensors: list[Any]) -> Any:
+        with self._torch.inference_mode():
+            return self._function(*tensors)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            with self._torch.inference_mode():
-                return self._module(*tensors)
+            yield
         except (RuntimeError, ValueError) as error:
             raise DeployError(
                 f"{self.name} failed while it ran the program: {error}",

@@ -50,7 +50,7 @@ class TorchCompileEngine(PyTorchEngine):
     def open(self, built: Path, options: OpenOptions) -> PyTorchSession:
         if why := missing_compiler():
             raise NotAvailableError(why, "apt install g++")
-        return TorchCompileSession(*self.prepared(built, options))
+        return TorchCompileSession(*self.prepared(built, options), cuda_graph=options.cuda_graph)
 
 
 class TorchCompileSession(PyTorchSession):
@@ -58,9 +58,8 @@ class TorchCompileSession(PyTorchSession):
 
     name = "torch_compile"
 
-    def __init__(self, torch: Any, path: Path, device: str) -> None:
-        super().__init__(torch, path, device)
-        self._module = torch.compile(self._module, dynamic=True)
+    def _compiled(self, module: Any) -> Any:
+        return self._torch.compile(module, dynamic=True)
 
 
 ENGINE = TorchCompileEngine()

@@ -299,16 +299,19 @@ def explained(how: str) -> Iterator[None]:
 def run_all(
     served: Served, inputs: Sequence[torch.Tensor], names: tuple[str, ...], how: str = ""
 ) -> dict[str, Array]:
-    """Returns the outputs for all rows, computed in batches without gradients.
+    """Returns the outputs for all rows, computed in batches on the device of the network.
 
     Args:
         how: Words for an error message, such as " in float64".
     """
     rows, parts = len(inputs[0]), []
+    tensors = (*served.parameters(), *served.buffers())
+    device = tensors[0].device if tensors else inputs[0].device
     mode = rounding.half_products() if served.dtype == torch.float16 else nullcontext()
     with torch.inference_mode(), explained(how), mode:
         for start in range(0, rows, size := batch_for(served, inputs)):
-            parts.append(served(*(tensor[start : start + size] for tensor in inputs)))
+            batch = [tensor[start : start + size].to(device) for tensor in inputs]
+            parts.append([output.cpu() for output in served(*batch)])
     outputs = {}
     for name, pieces in zip(names, zip(*parts, strict=True), strict=True):
         if any(piece.ndim == 0 for piece in pieces) or sum(map(len, pieces)) != rows:

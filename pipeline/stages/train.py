@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
+import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +67,12 @@ class Params:
     seed: int = option(0, text="Seed of the initial weights and of the order of images.", low=0)
     threads: int = option(factory=machine.available_cpus, text="CPU threads.", high=1024)
     device: str = option("auto", text="Device to train on: auto, cpu, cuda or cuda:N.")
-    compile: bool = option(False, text="Compile the network with torch.compile.")
+    compile: bool | None = option(
+        None, text="Compile the network with torch.compile [where the recipe gains by it on a GPU]."
+    )
+    tf32: bool = option(
+        True, text="On a GPU, compute convolutions and products in TF32; never when proving."
+    )
     amp: str = option(
         "none",
         text="Mixed precision; for GPUs, as it makes most CPUs slower.",
@@ -102,7 +110,24 @@ def resolve(params: Params) -> Params:
             "name one with --data, or leave --epochs out to take its weights as they are",
         )
     device = pick_device(params.device, ("cuda", "cpu"), "training")
-    return dataclasses.replace(params, **chosen, data=data, device=device)
+    on_gpu = device != "cpu"
+    compile_ = params.compile
+    if compile_ is None:
+        compile_ = on_gpu and spec.recipe.compile_on_gpu and _can_compile_for_gpu()
+    return dataclasses.replace(
+        params,
+        **chosen,
+        data=data,
+        device=device,
+        compile=compile_,
+        tf32=params.tf32 and on_gpu,
+    )
+
+
+def _can_compile_for_gpu() -> bool:
+    """Whether torch.compile finds Triton, and the C compiler that Triton needs."""
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    return find_spec("triton") is not None and any(map(shutil.which, filter(None, compilers)))
 
 
 def inputs_of(data: str | None, artifacts: tuple[Artifact, ...] = DATA) -> tuple[Artifact, ...]:
@@ -277,7 +302,10 @@ def _tested(model: Model, inputs: Paths, params: Params) -> dict[str, Any]:
     served = Served(model.network, model.prepare).cpu().eval()
     tensor, labels = torch.from_numpy(images[part]), labels[part]
     names = output_names(model, [tensor[:2]])
+    # Where it was trained: VGG-11 on 10,000 images takes half a minute on a CPU.
+    served.to(params.device)
     chosen = run_all(served, [tensor], names)[names[0]].argmax(axis=1)
+    served.cpu()
     correct = int((chosen == labels).sum())
     return {
         "test_images": len(labels),
