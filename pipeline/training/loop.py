@@ -11,12 +11,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engines.backends.pytorch import exact_fp32
 from engines.errors import DeployError, NotAvailableError
-from engines.pytorch import exact_fp32
-from pipeline import console, signals
+from pipeline.cli import console, signals
 from pipeline.training import memory
-from pipeline.training.processes import Group, group, shared
-from pipeline.training.state import Keeper, Progress
+from pipeline.training.checkpoint import Keeper, Progress
+from pipeline.training.distributed import Group, group, shared
 
 if TYPE_CHECKING:
     import torch
@@ -371,7 +371,7 @@ def _autocast(settings: Settings, device: torch.device) -> AbstractContextManage
 
 def _logits(outputs: Any) -> torch.Tensor:
     """Returns the first output, which for a classifier is its logits."""
-    from exporters.served import named_outputs
+    from exporters.module import named_outputs
 
     return next(iter(named_outputs(outputs).values()))
 

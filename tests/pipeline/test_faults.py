@@ -6,10 +6,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from pipeline import engine_proof, parity
-from pipeline import golden as goldens
-from pipeline.bisection import bisect
-from pipeline.runner import Store
+from pipeline.golden import file as goldens
+from pipeline.verification import engine_proof
+from pipeline.verification.bisection.search import bisect
+from pipeline.verification.verdict import Verdict
+from pipeline.workflow.runner import Store
 from tests.conftest import Result
 from tests.faults import FAULTS, Fault
 
@@ -23,7 +24,7 @@ ELSEWHERE = {
 }
 
 
-def judged(model: onnx.ModelProto, store: Store, folder: Path) -> parity.Verdict:
+def judged(model: onnx.ModelProto, store: Store, folder: Path) -> Verdict:
     path = folder / "planted.onnx"
     onnx.save(model, path)
     golden = store.root / "lenet/fp32/golden.npz"

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from engines.errors import DeployError
-from pipeline import golden as goldens
-from pipeline.runner import Store
+from pipeline.golden import file as goldens
+from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
 Assay = Callable[..., Result]

@@ -1,0 +1,164 @@
+"""How far rounding moves a row: measured by runs that are rounded otherwise."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.golden import noise
+from pipeline.verification import noise_floor
+
+
+def test_the_floor_is_never_below_one_unit_of_rounding_at_the_rows_scale() -> None:
+    reference = np.array([[1.0, -3.0], [100.0, -300.0], [0.0, 0.0]])
+    found = noise_floor.floor(reference, np.zeros((3, 2)), "fp32")
+    assert found.rms[:2] == pytest.approx(2**-23 * np.sqrt(5) * np.array([1, 100]))
+    assert found.max[:2] == pytest.approx(2**-23 * 3 * np.array([1, 100]))
+    assert found.rms[2] > 0
+    assert found.max[2] > 0
+
+
+def test_a_row_that_overflows_when_rounded_otherwise_is_not_compared() -> None:
+    reference = np.ones((3, 4))
+    other = reference.copy()
+    other[1, 2], other[2, 0] = np.inf, np.nan
+    found = noise.measure(reference, [reference + 1e-7, other])
+    floor = noise_floor.floor(reference, found, "fp32")
+    assert floor.comparable.tolist() == [True, False, False]
+    assert np.isfinite(found).all()
+
+
+def test_sums_are_also_made_one_by_one_as_engines_make_them() -> None:
+    import torch
+
+    from pipeline.golden import rounding
+
+    grey = torch.full((2, 3, 150, 150), 0.3712)
+    mixed = torch.rand(2, 3, 150, 150, generator=torch.Generator().manual_seed(0))
+    for images, least, most in ((grey, 100, 10_000), (mixed, 0.5, 100)):
+        for reduce in (
+            lambda x: x.mean((2, 3)),
+            lambda x: x.sum((-1, -2), keepdim=True),
+            lambda x: torch.nn.functional.adaptive_avg_pool2d(x, 1),
+            lambda x: x.mean((0, 2, 3)),
+        ):
+            exact = reduce(images.double())
+            with torch.inference_mode(), rounding.approximate(0):
+                found = reduce(images)
+            assert found.shape == exact.shape
+            assert found.dtype == torch.float32
+            units = (found - exact).abs().max() / exact.abs().max() * 2**23
+            assert least < units < most
+    whole = torch.arange(24.0).reshape(2, 3, 4)
+    with rounding.approximate(0):
+        assert torch.equal(whole.mean(1), whole.double().mean(1).float())
+        assert torch.equal(
+            whole.sum((0, 2), keepdim=True), whole.double().sum((0, 2), True).float()
+        )
+
+
+def test_runs_with_moved_weights_measure_what_rounding_does(tmp_path: Path) -> None:
+    """Where one run is right by chance, the others are not."""
+    import torch
+    from torch import nn
+
+    from exporters.module import Served
+    from pipeline.golden.reference import make_golden
+    from pipeline.golden.reference_cache import Memo
+    from pipeline.golden.rows import Rows
+    from pipeline.models import Model
+
+    torch.manual_seed(0)
+    network = nn.Linear(4, 3).eval()
+    served = Served(network, None).eval()
+    image = np.zeros((8, 4), np.float32)
+    image[:, 0] = 1.0  # a single product, and a sum of two: nearly nothing to round
+    model = Model(network=network, inputs={"x": image})
+    cases = tuple(f"row {index}" for index in range(8))
+    rows = Rows({"x": image}, cases, np.zeros(0, np.int64))
+    memo = Memo(tmp_path / "kept.npz", "")
+    found = make_golden(model, served, ("y",), rows, "fp32", None, memo)
+    alone = noise.measure(found.reference["y"], [found.native["y"]])
+    assert (found.noise["y"][:, 0] > alone[:, 0]).all()
+    unit = 2.0**-23 * np.abs(found.reference["y"]).max()
+    assert (found.noise["y"][:, 1] < 3 * unit).all()
+
+
+def test_an_approximated_function_may_be_off_by_a_unit_of_its_range() -> None:
+    """Far out, a sigmoid is next to nothing, and its approximations have no right digit there."""
+    import torch
+    from torch import nn
+
+    from exporters.module import Served
+    from pipeline.golden.rounding import at_random
+
+    x = torch.full((1, 4), -12.0)
+    for module, size in ((nn.Sigmoid(), 1.0), (nn.SiLU(), 12.0), (nn.SiLU(inplace=True), 12.0)):
+        served = Served(module, None)
+        with torch.inference_mode():
+            (exact,) = served(x.clone())
+            errors = []
+            for seed in range(8):
+                with at_random(served, seed) as rounded_at_random:
+                    (made,) = rounded_at_random(x.clone())
+                errors += (made - exact).ravel().tolist()
+        assert {round(error / (size * 2**-23), 1) for error in errors} == {-1.0, 1.0}
+    with at_random(Served(nn.ReLU(), None), 0) as exactly, torch.inference_mode():
+        assert (exactly(x)[0] == 0).all()
+
+
+def test_products_of_float16_are_as_exact_as_pytorchs_own() -> None:
+    import torch
+    from torch import nn
+
+    from exporters.module import Served
+    from pipeline.golden.reference import run_all
+
+    torch.manual_seed(0)
+    for module, shape in (
+        (nn.Conv2d(16, 8, 3, padding=1), (4, 16, 9, 9)),
+        (nn.Conv2d(16, 16, 3, groups=16), (4, 16, 9, 9)),
+        (nn.Linear(300, 40), (6, 300)),
+    ):
+        half, x = Served(module.half(), None, torch.float16), torch.randn(shape).half()
+        with torch.inference_mode():
+            (own,) = half(x)
+            exact = copy.deepcopy(module).double()(x.double())
+        found = torch.from_numpy(run_all(half, [x], ("y",))["y"])
+        assert torch.equal(found, found.half().float())
+        errors = [(made.double() - exact).pow(2).mean().sqrt().item() for made in (own, found)]
+        assert errors[1] == pytest.approx(errors[0], rel=0.05)
+        # What is computed in float32 and not rounded would be a thousand times as exact.
+        assert errors[1] > 1e-5
+
+
+def test_what_pytorch_refuses_of_mixed_types_is_refused() -> None:
+    import torch
+
+    from pipeline.golden.rounding import half_products
+
+    half, single = torch.ones(2, 2).half(), torch.ones(2, 2)
+    with torch.inference_mode(), half_products():
+        assert (half @ half).dtype == torch.float16
+        for weight in (single, single.double(), single.int()):
+            with pytest.raises(RuntimeError, match="dtype"):
+                torch.mm(half, weight)
+
+
+def test_a_row_that_seems_quiet_is_not_taken_for_as_quiet_as_that() -> None:
+    reference = np.ones((5, 4))
+    measured = np.tile([4e-6, 8e-6], (5, 1))
+    measured[0] = [2e-6, 4e-6]  # half of what is usual
+    measured[1] = [2e-7, 4e-7]  # so little that it is no chance
+    measured[2] = [4e-5, 8e-5]  # more than is usual is what it is
+    floor = noise_floor.floor(reference, measured, "fp32")
+    assert floor.rms == pytest.approx([np.sqrt(10) * 1e-6, 4e-7, 4e-5, 4e-6, 4e-6])
+    assert floor.max == pytest.approx(2 * floor.rms)
+    # The usual noise is at the scale of the row.
+    assert noise_floor.floor(100 * reference, 100 * measured, "fp32").rms == pytest.approx(
+        100 * floor.rms
+    )
+    # Rows that cannot be compared say nothing of what is usual.
+    measured[2:4] = 1.0
+    assert noise_floor.floor(reference, measured, "fp32").rms[4] == pytest.approx(4e-6)
