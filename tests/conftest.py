@@ -15,6 +15,7 @@ from pipeline.cli import console, main, stage_runs
 from pipeline.data import registry
 from pipeline.workflow.runner import Store
 from tests.subset import ROOT, SUBSET, install_trained
+from tests.unusual import SOURCE
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -104,3 +105,12 @@ def process(tmp_path: Path) -> Callable[..., Process]:
         return Process(words, cwd)
 
     return make
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    name = f"unusual_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return lambda factory: f"{name}:{factory}"

@@ -11,10 +11,10 @@ import onnx
 import pytest
 
 import engines
-from engines import backends, hardware
+from engines import backends
 from engines.checks import choose_device
 from engines.contract import BuildOptions, Engine, OpenOptions, Session
-from engines.errors import DeployError, NotAvailableError, UsageError
+from engines.errors import DeployError, UsageError
 from pipeline.golden import file as goldens
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
@@ -233,84 +233,12 @@ def test_a_source_that_is_none_is_an_error(name: str, tmp_path: Path) -> None:
         engines.get(name).build(source, tmp_path / "engine", BuildOptions())
 
 
-def rtx_on_cpu() -> Engine:
-    if hardware.gpus():
-        pytest.skip("this machine has a GPU")
-    return engines.get("tensorrt_rtx")
-
-
-def test_a_plan_is_built_without_a_gpu(built: Store) -> None:
-    rtx_on_cpu()
-    plan = (built.root / "lenet/fp32/tensorrt_rtx/engine").read_bytes()
-    weights = (built.root / "lenet/checkpoint.safetensors").stat().st_size
-    assert len(plan) > weights  # it holds the weights, and kernels for them
-    record = json.loads((built.root / "lenet/fp32/tensorrt_rtx/build.json").read_text())
-    assert record["params"]["batch_max"] == 256
-
-
-def test_a_plan_cannot_be_opened_without_a_gpu_and_says_so(built: Store) -> None:
-    engine = rtx_on_cpu()
-    with pytest.raises(NotAvailableError, match="runs on an NVIDIA GPU"):
-        engine.open(built.root / "lenet/fp32/tensorrt_rtx/engine", OpenOptions(device="cuda"))
-
-
-def test_tensorrt_needs_its_library_or_a_gpu() -> None:
-    engine = engines.get("tensorrt")
-    if engine.available().build:
-        pytest.skip("this machine has TensorRT and a GPU")
-    with pytest.raises(NotAvailableError) as caught:
-        engine.build(Path("graph"), Path("engine"), BuildOptions())
-    assert "pip install" in caught.value.hint or "tensorrt_rtx" in caught.value.hint
-
-
-def test_an_operator_tensorrt_lacks_is_named_with_its_node(tmp_path: Path) -> None:
-    node = onnx.helper.make_node("Det", ["x"], ["y"], name="determinant")
-    shape = ["batch", 3, 3]
-    graph = onnx.helper.make_graph(
-        [node],
-        "g",
-        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
-        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape[:1])],
-    )
-    path = tmp_path / "det.onnx"
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), path)
-    with pytest.raises(DeployError, match=r"node 'determinant' \(Det\)"):
-        engines.get("tensorrt_rtx").build(path, tmp_path / "engine", BuildOptions())
-    assert not (tmp_path / "engine").exists()
-
-
-def test_a_second_dynamic_axis_needs_a_profile_it_does_not_get(tmp_path: Path) -> None:
-    shape = ["batch", 3, "height"]
-    value = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Relu", ["x"], ["y"])],
-        "g",
-        [value("x", onnx.TensorProto.FLOAT, shape)],
-        [value("y", onnx.TensorProto.FLOAT, shape)],
-    )
-    path = tmp_path / "two.onnx"
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), path)
-    with pytest.raises(DeployError, match="an axis other than the batch is dynamic"):
-        engines.get("tensorrt_rtx").build(path, tmp_path / "engine", BuildOptions())
-
-
 @pytest.mark.parametrize(
     ("sizes", "words"), [((0, 1, 2), "rising order"), ((4, 2, 8), "rising"), ((1, 9, 8), "rising")]
 )
 def test_batch_sizes_out_of_order_are_wrong_usage(sizes: tuple[int, ...], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         BuildOptions(*sizes)
-
-
-def test_no_device_falls_back_to_another() -> None:
-    ort = engines.get("onnxruntime")
-    with pytest.raises(NotAvailableError, match="runs on cpu, not on 'cuda'"):
-        choose_device(ort, "cuda")
-    with pytest.raises(NotAvailableError, match="'cuda:99' is not here"):
-        choose_device(engines.get("pytorch"), "cuda:99")
-    for word in ("gpu", "cpu:1", "cuda:x"):
-        with pytest.raises(UsageError, match="unknown device"):
-            choose_device(ort, word)
 
 
 def test_an_unknown_engine_gets_the_nearest_suggested() -> None:

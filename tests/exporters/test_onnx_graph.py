@@ -18,6 +18,9 @@ from exporters.onnx_graph import check_graph, export_graph, spec_of
 from exporters.program import export_program
 from pipeline.workflow.runner import Store
 from tests.conftest import Process, Result
+from tests.unusual import graph_of
+
+Assay = Callable[..., Result]
 
 IMAGE = TensorSpec("image", "uint8", (None, 1, 28, 28))
 LOGITS = TensorSpec("logits", "float32", (None, 10))
@@ -274,3 +277,29 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not safetensors")
     with pytest.raises(DeployError, match="is not a safetensors file"):
         load(network, path, "lenet")
+
+
+def test_bf16_has_products_in_the_place_of_einsum(own: Callable[[str], str], assay: Assay) -> None:
+    name = own("einsum")
+    for precision, operator in (("fp32", "Einsum"), ("bf16", "MatMul")):
+        words = ("--precision", precision)
+        result = assay("export", name, *words)
+        assert result.code == 0, result.err
+        graph = onnx.load(graph_of(name).parent.with_name(precision) / "model.onnx").graph
+        assert operator in {node.op_type for node in graph.node}
+        assert assay("build", name, *words, "--engine", "pytorch,openvino").code == 0
+        result = assay("verify", name, *words, "--engine", "pytorch,openvino")
+        assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_input_or_one_tensor_twice_are_outputs_too(
+    own: Callable[[str], str], assay: Assay, precision: str
+) -> None:
+    name, words = own("repeated"), ("--precision", precision)
+    result = assay("export", name, *words)
+    assert result.code == 0, result.err
+    graph = onnx.load(graph_of(name).parent.with_name(precision) / "model.onnx").graph
+    assert [each.name for each in graph.output] == ["given", "first", "second"]
+    result = assay("verify", name, *words)
+    assert result.code == 0, result.err

@@ -10,9 +10,10 @@ import onnx
 import pytest
 
 import engines
+from engines import hardware
 from engines.backends import _turing
 from engines.backends._tensorrt import unrealised
-from engines.contract import BuildOptions, OpenOptions
+from engines.contract import BuildOptions, Engine, OpenOptions
 from engines.errors import DeployError, NotAvailableError, UsageError
 from engines.layer_report import Layer, of_inspector
 from pipeline.verification import engine_proof
@@ -204,3 +205,64 @@ def test_a_plan_of_another_version_or_gpu_is_refused_unread(
     for other in ("10.15", "9.9", "11.0", "not installed"):
         refused = full.refusal({**here, "tensorrt-cu13": other}, {"version_compatible": True})
         assert other in refused
+
+
+def rtx_on_cpu() -> Engine:
+    if hardware.gpus():
+        pytest.skip("this machine has a GPU")
+    return engines.get("tensorrt_rtx")
+
+
+def test_a_plan_is_built_without_a_gpu(built: Store) -> None:
+    rtx_on_cpu()
+    plan = (built.root / "lenet/fp32/tensorrt_rtx/engine").read_bytes()
+    weights = (built.root / "lenet/checkpoint.safetensors").stat().st_size
+    assert len(plan) > weights  # it holds the weights, and kernels for them
+    record = json.loads((built.root / "lenet/fp32/tensorrt_rtx/build.json").read_text())
+    assert record["params"]["batch_max"] == 256
+
+
+def test_a_plan_cannot_be_opened_without_a_gpu_and_says_so(built: Store) -> None:
+    engine = rtx_on_cpu()
+    with pytest.raises(NotAvailableError, match="runs on an NVIDIA GPU"):
+        engine.open(built.root / "lenet/fp32/tensorrt_rtx/engine", OpenOptions(device="cuda"))
+
+
+def test_tensorrt_needs_its_library_or_a_gpu() -> None:
+    engine = engines.get("tensorrt")
+    if engine.available().build:
+        pytest.skip("this machine has TensorRT and a GPU")
+    with pytest.raises(NotAvailableError) as caught:
+        engine.build(Path("graph"), Path("engine"), BuildOptions())
+    assert "pip install" in caught.value.hint or "tensorrt_rtx" in caught.value.hint
+
+
+def test_an_operator_tensorrt_lacks_is_named_with_its_node(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Det", ["x"], ["y"], name="determinant")
+    shape = ["batch", 3, 3]
+    graph = onnx.helper.make_graph(
+        [node],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape[:1])],
+    )
+    path = tmp_path / "det.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), path)
+    with pytest.raises(DeployError, match=r"node 'determinant' \(Det\)"):
+        engines.get("tensorrt_rtx").build(path, tmp_path / "engine", BuildOptions())
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_second_dynamic_axis_needs_a_profile_it_does_not_get(tmp_path: Path) -> None:
+    shape = ["batch", 3, "height"]
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [value("x", onnx.TensorProto.FLOAT, shape)],
+        [value("y", onnx.TensorProto.FLOAT, shape)],
+    )
+    path = tmp_path / "two.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), path)
+    with pytest.raises(DeployError, match="an axis other than the batch is dynamic"):
+        engines.get("tensorrt_rtx").build(path, tmp_path / "engine", BuildOptions())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import console, main, stage_runs
+from pipeline.cli import main, stage_runs
 from pipeline.workflow import chain
 from pipeline.workflow.runner import Store
 from tests import bare
@@ -225,14 +225,6 @@ def test_an_error_is_a_document_too(assay: Assay, tmp_path: Path) -> None:
         assert found["message"] in result.err
 
 
-def test_what_is_no_number_is_null_in_a_document(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(console.settings, "json", True)
-    console.document({"a": [float("nan"), 1.5], "b": (float("inf"), None)})
-    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": [None, None]}
-
-
 def test_quiet_prints_results_only(store: Store, assay: Assay) -> None:
     result = assay("verify", "lenet", *where(store), "--quiet")
     assert result.err == ""
@@ -245,33 +237,6 @@ def test_a_bug_of_ours_shows_its_traceback(assay: Assay, monkeypatch: pytest.Mon
     assert result.code == 1
     assert "Traceback" in result.err
     assert "this is a bug in assay" in result.err
-
-
-def test_doctor_says_what_each_engine_lacks(assay: Assay) -> None:
-    import engines
-    from engines import hardware
-
-    result = assay("doctor", "--json")
-    found = json.loads(result.out)
-    assert set(found["engines"]) == set(engines.names())
-    if not hardware.gpus():
-        assert "no NVIDIA GPU and driver here" in found["engines"]["tensorrt_rtx"]["reason"]
-        assert not found["engines"]["tensorrt_rtx"]["run"]
-        assert "none (nvidia-smi finds" in result.err
-    for state in found["engines"].values():
-        assert state["run"] or state["reason"]
-
-
-def test_doctor_finds_a_library_that_does_not_load(
-    assay: Assay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libgone.so.1: not found')")
-    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    state = json.loads(assay("doctor", "--json").out)["engines"]["onnxruntime"]
-    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
-    assert (state["build"], state["run"]) == (False, False)
-    assert "libgone.so.1" in state["reason"]
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ import pytest
 from engines.errors import DeployError
 from pipeline.data import download, idx, registry
 from tests.conftest import Result
-from tests.subset import FOLDER, FULL, SUBSET
+from tests.subset import FOLDER, SUBSET
 
 NOWHERE = dataclasses.replace(SUBSET, debian_folder=Path("/nowhere"), debian_package="nothing-here")
 
@@ -171,25 +171,6 @@ def test_a_package_that_cannot_be_downloaded_says_so(packaged: registry.DataSet)
         download.fetch(dataclasses.replace(packaged, debian_package="other"), None)
 
 
-def test_the_published_digests_are_those_of_fashion_mnist() -> None:
-    # Each pair was found to belong together: with the name and time that Debian's package
-    # leaves out put back into the header, its .gz files have torchvision's md5 sums.
-    assert {file.name: file.md5_gz for file in FULL.files} == {
-        "train-images-idx3-ubyte": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-        "train-labels-idx1-ubyte": "25c81989df183df01b3e8a0aad5dffbe",
-        "t10k-images-idx3-ubyte": "bef4ecab320f06d8554ea6380940ec79",
-        "t10k-labels-idx1-ubyte": "bb300cfdad3c16e7a12a480ee83cd310",
-    }
-
-
-def test_torchvision_names_the_same_md5_sums_and_mirrors() -> None:
-    from torchvision.datasets import FashionMNIST
-
-    ours = {f"{file.name}.gz": file.md5_gz for file in FULL.files}
-    assert dict(FashionMNIST.resources) == ours
-    assert list(FULL.mirrors) == FashionMNIST.mirrors
-
-
 def test_reading_gives_the_shapes_of_the_set(folder: Path) -> None:
     for name, plain in download.fetch(NOWHERE, folder).items():
         (folder / name).write_bytes(plain)
@@ -198,36 +179,6 @@ def test_reading_gives_the_shapes_of_the_set(folder: Path) -> None:
     assert (images.dtype, images.shape) == (np.uint8, (512, 1, 28, 28))
     assert (labels.dtype, labels.shape) == (np.int64, (512,))
     assert set(labels.tolist()) == set(range(10))
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2),
-        np.array([0, 255, 256, 70_000], np.int64),
-    ],
-)
-def test_what_is_written_is_read(tmp_path: Path, array: np.ndarray) -> None:
-    idx.write(tmp_path / "file", array)
-    read = idx.read_images if array.ndim == 4 else idx.read_labels
-    assert np.array_equal(read(tmp_path / "file"), array)
-
-
-def test_reading_refuses_what_is_no_idx_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    for content, fault in (
-        (b"", "is not an IDX file"),
-        (b"\1\0\x08\x01", "is not an IDX file"),
-        (b"\0\0\x07\x01", "is not an IDX file"),
-        (b"\0\0\x08\x01", "is truncated"),
-        (b"\0\0\x08\x03" + b"\0" * 12, "has 3 axes"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(DeployError, match=fault):
-            idx.read_labels(path)
-    path.write_bytes(b"\0\0\x08\x01\0\0\0\x05abc")
-    with pytest.raises(DeployError, match="truncated"):
-        idx.read_labels(path)
 
 
 def test_the_command_refuses_a_folder_that_is_none(

@@ -8,97 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from pipeline.golden import file as goldens
-from pipeline.golden.rows import edge_images
 from pipeline.verification import limits
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
-
-
-def test_the_golden_file_has_real_images_and_edge_cases(built: Store) -> None:
-    found = goldens.load(built.root / "lenet/fp32/golden.npz")
-    assert len(found.labels) == 256
-    assert found.cases[256:] == tuple(edge_images((1, 28, 28)))
-    assert found.inputs["image"].shape == (262, 1, 28, 28)
-    assert found.reference["logits"].dtype == np.float64
-    assert found.native["logits"].dtype == np.float32
-    assert found.test_reference.shape == (300, 10)
-
-
-@pytest.mark.parametrize("length", [0, 10, 5000])
-def test_a_truncated_golden_file_is_an_error(built: Store, tmp_path: Path, length: int) -> None:
-    from engines.errors import DeployError
-
-    path = tmp_path / "golden.npz"
-    path.write_bytes((built.root / "lenet/fp32/golden.npz").read_bytes()[:length])
-    with pytest.raises(DeployError, match="is not a golden file"):
-        goldens.load(path)
-
-
-def test_no_damage_to_a_golden_file_is_a_bug(built: Store, tmp_path: Path) -> None:
-    from engines.errors import DeployError
-
-    content = (built.root / "lenet/fp32/golden.npz").read_bytes()
-    generator = np.random.default_rng(0)
-    path = tmp_path / "golden.npz"
-    refused = 0
-    for position in generator.integers(0, len(content), 100):
-        damaged = bytearray(content)
-        damaged[position] ^= 1 << int(generator.integers(8))
-        path.write_bytes(damaged)
-        try:
-            goldens.load(path)
-        except DeployError:
-            refused += 1
-    assert refused > 90  # the rest are times and flags that zip files carry
-
-
-def test_a_renamed_or_spare_weight_does_not_fool_the_audit(built: Store, tmp_path: Path) -> None:
-    from pipeline.verification.weight_audit import audit
-
-    weights = goldens.load(built.root / "lenet/fp32/golden.npz").weights
-    model = onnx.load(built.root / "lenet/fp32/model.onnx")
-    (tensor,) = [each for each in model.graph.initializer if each.name == "network.0.weight"]
-    values = onnx.numpy_helper.to_array(tensor).copy()
-    path = tmp_path / "graph.onnx"
-    for node in model.graph.node:
-        node.input[:] = ["w" if name == tensor.name else name for name in node.input]
-
-    model.graph.initializer.append(onnx.numpy_helper.from_array(values, "w"))
-    onnx.save(model, path)
-    assert audit(path, weights).identical == 10  # another name, the same values
-
-    values.reshape(-1)[0] *= np.float32(1.001)
-    model.graph.initializer[-1].CopyFrom(onnx.numpy_helper.from_array(values, "w"))
-    onnx.save(model, path)
-    found = audit(path, weights)  # the right one is still there, but no node reads it
-    assert (found.identical, found.missing) == (9, ("network.0.weight",))
-    assert found.unexplained == ("w float32[6, 1, 5, 5], 600 bytes",)
-
-    # read now, but by a node that no output depends on
-    model.graph.node.append(onnx.helper.make_node("Identity", [tensor.name], ["dead"]))
-    onnx.save(model, path)
-    assert audit(path, weights).identical == 9
-
-
-def test_a_renamed_and_changed_weight_is_a_mismatch(
-    store: Store, assay: Callable[..., Result]
-) -> None:
-    """By its outputs it passes, and under its name nothing is wrong."""
-    model = onnx.load(store.root / "lenet/fp32/model.onnx")
-    (tensor,) = [each for each in model.graph.initializer if each.name == "network.3.weight"]
-    values = onnx.numpy_helper.to_array(tensor).copy()
-    values.reshape(-1)[7] *= np.float32(1 + 1e-6)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(values, "w"))
-    for node in model.graph.node:
-        node.input[:] = ["w" if name == "network.3.weight" else name for name in node.input]
-    path = store.root / "renamed.onnx"
-    onnx.save(model, path)
-    result = assay("verify", "lenet", "--root", store.root, "--file", path)
-    assert result.code == 3
-    assert "weights that are not in the graph: network.3.weight" in result.err
-    assert "that nothing explains: w float32[16, 6, 5, 5], 9,600 bytes" in result.err
-    assert "9 of 10" in result.out
 
 
 def altered(store: Store, name: str, index: int, factor: float) -> Path:

@@ -1,7 +1,6 @@
 """Training that survives: killed, interrupted, diverged, out of memory."""
 
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -15,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from engines import hardware
 from engines.errors import DeployError, NotAvailableError
 from pipeline.cli import console
 from pipeline.training import loop
@@ -220,17 +218,6 @@ def test_a_signal_keeps_the_very_step(tmp_path: Path, process: Callable[..., Pro
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
 
 
-def test_a_batch_larger_than_memory_is_refused_before_it_is_tried(
-    store: object, assay: Assay, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hardware, "free_memory", lambda: 10 << 20)
-    words = ("--batch-size", 512, "--root", store.root)
-    result = assay("train", "lenet", *words)
-    assert result.code == 1
-    assert "a batch of 512 needs about" in result.err
-    assert "--batch-size" in result.err
-
-
 def test_the_memory_counted_is_what_training_takes() -> None:
     from pipeline.training import memory
 
@@ -276,28 +263,3 @@ def test_without_a_compiler_compiling_is_not_available(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotAvailableError, match="needs a C\\+\\+ compiler"):
         trained(dataclasses.replace(SETTINGS, compile=True), Prepare(), keeper(tmp_path))
-
-
-def test_the_quick_preset_is_said_everywhere(store: object, assay: Assay) -> None:
-    where = ("--root", store.root, "--dist", store.dist)
-    words = ("--preset", "quick", "--epochs", 1, "--limit", 100, "--test-limit", 50)
-    result = assay("run", "lenet", *where, *words, "--batch", "1", "--budget", "0.1")
-    assert result.code == 0, result.err
-    said = "on 50 of 300 test images, after 1 epoch on 100 of 512 training images (preset quick)"
-    assert said in result.out
-    training = json.loads((store.root / "lenet/training.json").read_text())
-    assert (training["preset"], training["images"], training["test_images"]) == ("quick", 100, 50)
-    assert json.loads((store.root / "lenet/train.json").read_text())["params"]["preset"] == "quick"
-    verdict = json.loads((store.root / "lenet/fp32/verdict.json").read_text())
-    assert verdict["flips"]["images"] == 50
-
-
-def test_the_early_look_at_the_data(store: object, assay: Assay) -> None:
-    result = assay("train", "lenet", "--root", store.root, "--epochs", 1, "--limit", 10)
-    assert result.code == 0
-    look = json.loads((store.root / "lenet/training.json").read_text())["look"]
-    assert sum(look["classes"].values()) == 10
-    assert look["min"] == 0
-    assert 200 < look["max"] <= 255
-    assert 20 < look["mean"] < 120
-    assert "no image at all of class" in result.err
