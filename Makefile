@@ -16,7 +16,7 @@ RUN := PYTHONPATH="$(CURDIR)" $(VENV)/bin/python
 ASSAY := $(RUN) -m pipeline.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-large test-engines gpu-report lint clean
+.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-large test-engines test-gpu gpu-report lint clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,8 +75,11 @@ test-large: $(STAMP) ## run the tests that take 16 GiB of memory
 test-engines: $(STAMP) ## run the long tests of engines, and all with those that compile
 	ASSAY_TEST_COMPILERS=1 $(RUN) -m pytest -m 'not large' tests/engines $(ARGS)
 
+test-gpu: ## run the tests that need an NVIDIA GPU
+	PYTHONPATH="$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))" $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -m pytest -m gpu tests/gpu $(ARGS)
+
 gpu-report: ## measure LeNet, ResNet18 and VGG-11 on this machine's GPU with every engine it has
-	PYTHONPATH="$(CURDIR)" $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) benchmarks/gpu_report.py $(ARGS)
+	PYTHONPATH="$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))" $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) benchmarks/gpu_report.py $(ARGS)
 
 lint: $(STAMP) ## check style and types
 	$(VENV)/bin/ruff check .

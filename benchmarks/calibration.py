@@ -5,7 +5,7 @@
 Reads what benchmarks/zoo.py and benchmarks/parity.py have measured (results/zoo.json,
 results/parity.json), draws both on one axis, in units of the model's own rounding noise, and
 writes results/calibration.md and results/calibration.svg. The limits K and K_MAX of
-pipeline/parity.py have to lie between the two.
+pipeline/verification/verdict.py have to lie between the two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pipeline import parity
+from pipeline.verification import limits
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("allclose", "polygraphy")
@@ -89,8 +89,8 @@ def draw(clean: Sequence[dict[str, Any]], faults: Sequence[dict[str, Any]], path
     moved = [case["moved"] for case in faults if case["moved"]]
     label = f"planted faults, in float64 ({len(moved)})"
     axes.hist(np.clip(moved, bins[0], bins[-1]), bins, alpha=0.6, color="tab:red", label=label)
-    axes.axvline(parity.K_MAX, color="black", linewidth=1)
-    axes.text(parity.K_MAX * 1.1, axes.get_ylim()[1] * 0.93, f"allowed: {parity.K_MAX:g}")
+    axes.axvline(limits.K_MAX, color="black", linewidth=1)
+    axes.text(limits.K_MAX * 1.1, axes.get_ylim()[1] * 0.93, f"allowed: {limits.K_MAX:g}")
     axes.set_xscale("log")
     axes.set_xlabel("largest error of a row, in units of its rounding noise")
     axes.set_ylabel("cases")
@@ -105,8 +105,8 @@ def main() -> None:
     lines = [
         "# What the verdict's limits rest on",
         "",
-        f"A graph or engine passes if its error is at most {parity.K:g} times the noise floor in"
-        f" the root mean square over the rows, and at most {parity.K_MAX:g} times on any one row.",
+        f"A graph or engine passes if its error is at most {limits.K:g} times the noise floor in"
+        f" the root mean square over the rows, and at most {limits.K_MAX:g} times on any one row.",
         "",
         "![distributions](calibration.svg)",
         "",

@@ -37,8 +37,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from engines import machine
-from pipeline import models, rows
+from engines import cache, hardware
+from pipeline import models
+from pipeline.golden import rows
 
 MODELS = ("lenet", "resnet18", "vgg11")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -140,10 +141,10 @@ def assay(words: list[str], seconds: float) -> dict[str, Any]:
 
 def _call(words: list[str]) -> str:
     """Runs a command in this process; returns what it prints on stdout."""
-    from pipeline import cli
+    from pipeline.cli.main import main as assay
 
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        cli.main([*words, "--json"])
+        assay([*words, "--json"])
     return out.getvalue()
 
 
@@ -186,10 +187,10 @@ class Report:
         self.worker = Worker()
         self.cases = [(m, p) for m in asked.models for p in asked.precisions]
         self.end = time.monotonic() + asked.seconds
-        gpus = machine.gpus()
+        gpus = hardware.gpus()
         self.device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
         self.batch = asked.batch or ("1,8,64,256" if self.device == "cuda" else "1,8")
-        name = machine.as_name(gpus[0]["name"] if gpus else "cpu").lower()
+        name = cache.as_name(gpus[0]["name"] if gpus else "cpu").lower()
         self.path = asked.output / f"report-{name}.json"
         doctor = assay(["doctor"], self.left())
         runs = [e for e, found in doctor.get("engines", {}).items() if found["run"]]
@@ -217,7 +218,7 @@ class Report:
                 images = rows.made_images(shape, count, seed=count)
                 np.savez(self.folder / f"{model}-{name}.npz", image=images)
         exported = {}
-        if (at_once := machine.available_cpus() // _CPUS) > 1:
+        if (at_once := hardware.available_cpus() // _CPUS) > 1:
             with ThreadPoolExecutor(at_once) as pool:
                 exported = dict(zip(cases, pool.map(self.export, cases), strict=True))
         for case in cases:

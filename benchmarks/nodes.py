@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/nodes.py > benchmarks/results/nodes.md
 
-Reads what the tests of the engines expect (tests/engines/backend/ENGINE.json), which
+Reads what the tests of the engines expect (tests/engines/expected/ENGINE.json), which
 `python -m tests.engines.backend_suite --update ENGINE …` has found and `make test-engines` holds.
 """
 

@@ -38,12 +38,12 @@ from onnx.reference import ReferenceEvaluator
 
 import engines
 from benchmarks import peers
-from engines.base import Array, OpenOptions
-from pipeline import engine_proof, noise, parity
-from pipeline import golden as goldens
-from pipeline.audit import audit
-from pipeline.golden import Golden
-from pipeline.noise import by_row
+from engines.contract import Array, OpenOptions
+from pipeline.golden import file as goldens
+from pipeline.golden.file import Golden
+from pipeline.golden.noise import by_row
+from pipeline.verification import engine_proof, limits, noise_floor, verdict
+from pipeline.verification.weight_audit import audit
 from tests.faults import FAULTS
 
 MATERIAL, NOTHING = 8.0, 1e-3
@@ -121,7 +121,7 @@ def plant_all(name: str, root: Path, places: int, say: Callable[[Case], None]) -
     clean = onnx.load(folder / "model.onnx")
     exact = float64_outputs(clean, golden)
     output = next(iter(golden.native))
-    floor = noise.floor(golden.reference[output], golden.noise[output], "fp32")
+    floor = noise_floor.floor(golden.reference[output], golden.noise[output], "fp32")
     scale = floor.max[some_rows(golden)]
     cases = []
     for fault in FAULTS:
@@ -159,7 +159,7 @@ def judge(model: onnx.ModelProto, golden: Golden, output: str, case: Case) -> No
         onnx.save(model, path)
         options = OpenOptions("cpu", threads=1, optimize=False)
         with closing(engines.get(engine_proof.GRAPH_RUNNER).open(path, options)) as session:
-            case.numeric = parity.judge("graph", session, golden).status == "mismatch"
+            case.numeric = verdict.judge("graph", session, golden).status == "mismatch"
             found = session.run(golden.inputs)[output]
         case.audit = bool(audit(path, golden.weights).fault)
     wanted = golden.native[output]
@@ -204,7 +204,7 @@ def main() -> None:
 
     cases = [c for name in asked.models for c in plant_all(name, asked.root, asked.places, say)]
     document = {
-        "k": [parity.K, parity.K_MAX],
+        "k": [limits.K, limits.K_MAX],
         "clean": [clean_runs(name, asked.root) for name in asked.models],
         "counts": counts(cases),
         "cases": [asdict(case) for case in cases],

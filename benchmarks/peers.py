@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engines.base import Array
+from engines.contract import Array
 
 
 def allclose(found: Array, wanted: Array) -> bool:

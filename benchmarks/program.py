@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 import engines
-from engines import machine
-from engines.base import Feeds, OpenOptions, Outputs, TensorSpec
+from engines import hardware
+from engines.contract import Feeds, OpenOptions, Outputs, TensorSpec
+from exporters.module import Served
 from exporters.program import export_program, save_program
-from exporters.served import Served
-from pipeline import models, timing
+from pipeline import models
+from pipeline.benchmarking import clock
 
 IMAGE = TensorSpec("image", "uint8", (None, 1, 28, 28))
 LOGITS = TensorSpec("logits", "float32", (None, 10))
@@ -64,14 +65,14 @@ def main() -> None:
     for batch in (1, 8, 64):
         images = np.random.default_rng(0).integers(0, 256, (batch, 1, 28, 28), dtype=np.uint8)
         candidates = [
-            timing.Candidate("module", Eager(module), {"image": images}),
-            timing.Candidate("program", program, {"image": images}),
+            clock.Candidate("module", Eager(module), {"image": images}),
+            clock.Candidate("program", program, {"image": images}),
         ]
-        for entry in timing.measure(candidates, budget=10, seed=0):
+        for entry in clock.measure(candidates, budget=10, seed=0):
             if entry.name == "program":
                 ratio = {key: round(value, 3) for key, value in vars(entry.ratio).items()}
                 results.append({"batch": batch, "boundary": entry.boundary, **ratio})
-    facts = {"torch": torch.__version__, "cpu": machine.cpu_model(), "threads": 1}
+    facts = {"torch": torch.__version__, "cpu": hardware.cpu_model(), "threads": 1}
     print(json.dumps({**facts, "module_over_program": results}, indent=2))
 
 

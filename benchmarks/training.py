@@ -33,8 +33,10 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import FashionMNIST
 
-from engines import machine
-from pipeline import data, models, timing
+from engines import hardware
+from pipeline import models
+from pipeline.benchmarking import clock
+from pipeline.data import download, registry
 from pipeline.training import loop
 
 ROUNDS = 9
@@ -47,7 +49,7 @@ def unpack(folder: Path) -> None:
     """Writes the data set to where torchvision looks for it."""
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
-    for name, content in data.fetch(data.FASHION_MNIST, None).items():
+    for name, content in download.fetch(registry.FASHION_MNIST, None).items():
         (raw / name).write_bytes(content)
 
 
@@ -126,7 +128,7 @@ def measure(name: str, folder: Path, threads: int) -> dict[str, Any]:
     speeds = dict(zip(ways, np.array(rounds[1:]).T, strict=True))  # the first warms up
     found: dict[str, Any] = {"model": name, "images_a_round": IMAGES[name], "rounds": ROUNDS}
     for way, each in speeds.items():
-        ratio = timing.bootstrap(each / speeds["notebook"], seed=0)
+        ratio = clock.bootstrap(each / speeds["notebook"], seed=0)
         found[way] = {
             "images_per_second": round(float(np.median(each)), 1),
             "ratio": {key: round(value, 2) for key, value in vars(ratio).items()},
@@ -137,11 +139,11 @@ def measure(name: str, folder: Path, threads: int) -> dict[str, Any]:
 def main() -> None:
     """Measures the models named on the command line, or all of them."""
     names = sys.argv[1:] or list(IMAGES)
-    threads = machine.available_cpus()
+    threads = hardware.available_cpus()
     with tempfile.TemporaryDirectory() as folder:
         unpack(Path(folder))
         results = [measure(name, Path(folder), threads) for name in names]
-    facts = {"torch": torch.__version__, "cpu": machine.cpu_model(), "threads": threads}
+    facts = {"torch": torch.__version__, "cpu": hardware.cpu_model(), "threads": threads}
     print(json.dumps({**facts, "workers": WORKERS, "results": results}, indent=2))
 
 

@@ -20,10 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engines import machine
-from exporters.served import Served
-from pipeline import engine_proof, golden, idx, models, timing
+from engines import hardware
+from exporters.module import Served
+from pipeline import models
+from pipeline.benchmarking import clock
+from pipeline.data import idx
+from pipeline.golden import file
 from pipeline.training.weights import load
+from pipeline.verification import engine_proof
 
 ROUNDS = 9
 BATCH, THREADS = 1000, 1
@@ -36,7 +40,7 @@ def main() -> None:
     root = parser.parse_args().root
     folder = root / "lenet/fp32"
     images = idx.read_images(root / "data/fashion-mnist/test-images.idx")
-    if len(golden.load(folder / "golden.npz").test_labels) != len(images):
+    if len(file.load(folder / "golden.npz").test_labels) != len(images):
         raise SystemExit("the model was judged by a part of the test set; train it without a limit")
     model = models.get("lenet").build(None)
     load(model.network, root / "lenet/checkpoint.safetensors", "lenet")
@@ -71,12 +75,12 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
         rounds.append(seconds)
     verdicts, eagers = np.array(rounds[1:]).T  # the first warms up
-    ratio = timing.bootstrap(verdicts / eagers, seed=0)
+    ratio = clock.bootstrap(verdicts / eagers, seed=0)
     print(
         json.dumps(
             {
                 "torch": torch.__version__,
-                "cpu": machine.cpu_model(),
+                "cpu": hardware.cpu_model(),
                 "threads": THREADS,
                 "images": len(images),
                 "verdict_seconds": round(float(np.median(verdicts)), 3),

@@ -40,11 +40,12 @@ from safetensors.torch import save_file
 
 import engines
 from benchmarks import peers
-from engines.base import OpenOptions
+from engines.contract import OpenOptions
 from exporters import PRECISIONS, QUANTIZED
-from pipeline import golden as goldens
-from pipeline import models, rows
-from pipeline.audit import Audit
+from pipeline import models
+from pipeline.golden import file as goldens
+from pipeline.golden import rows
+from pipeline.verification.weight_audit import Audit
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 QUICK = ("squeezenet1_1", "shufflenet_v2_x0_5")

@@ -6,18 +6,17 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
+from engines import backends
 from engines.errors import UsageError, suggestion
 
 if TYPE_CHECKING:
-    from engines.base import Engine
-
-_NOT_ENGINES = frozenset({"base", "errors", "layers", "machine"})
+    from engines.contract import Engine
 
 
 def names() -> list[str]:
     """Returns the names of all engines, without importing any of them."""
-    found = {module.name for module in pkgutil.iter_modules(__path__)}
-    return sorted(name for name in found - _NOT_ENGINES if not name.startswith("_"))
+    found = {module.name for module in pkgutil.iter_modules(backends.__path__)}
+    return sorted(name for name in found if not name.startswith("_"))
 
 
 def get(name: str) -> Engine:
@@ -30,5 +29,5 @@ def get(name: str) -> Engine:
     """
     if name not in names():
         raise UsageError(f"unknown engine {name!r}", suggestion(name, names()))
-    engine: Engine = importlib.import_module(f"{__name__}.{name}").ENGINE
+    engine: Engine = importlib.import_module(f"{backends.__name__}.{name}").ENGINE
     return engine

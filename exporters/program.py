@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from engines.base import TensorSpec
-from engines.pytorch import SIGNATURE
-from exporters.explain import guarded
+from engines.backends.pytorch import SIGNATURE
+from engines.contract import TensorSpec
+from exporters.trace_errors import guarded
 
 
 def export_program(

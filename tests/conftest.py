@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import chain, cli, console, data
-from pipeline.runner import Store
+from pipeline.cli import console, main, stage_runs
+from pipeline.data import registry
+from pipeline.workflow.runner import Store
 from tests.subset import ROOT, SUBSET, install_trained
+from tests.unusual import SOURCE
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _small_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(data.DATASETS, "fashion-mnist", SUBSET)
+        patch.setitem(registry.DATASETS, "fashion-mnist", SUBSET)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -29,9 +31,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The whole chain for a trained LeNet. Not to be changed: use `store` for that."""
     folder = tmp_path_factory.mktemp("built")
     store = Store(folder / "artifacts", folder / "dist")
-    chain.run_stage("data", {}, store)
+    stage_runs.run_stage("data", {}, store)
     install_trained(store)
-    chain.run_all({"model": "lenet", "batch": (1, 4), "budget": 0.1}, store)
+    stage_runs.run_all({"model": "lenet", "batch": (1, 4), "budget": 0.1}, store)
     return store
 
 
@@ -59,7 +61,7 @@ def assay(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]
 
     def call(*words: object) -> Result:
         capsys.readouterr()
-        code = cli.main([str(word) for word in words])
+        code = main.main([str(word) for word in words])
         out, err = capsys.readouterr()
         return Result(code, out, err)
 
@@ -103,3 +105,12 @@ def process(tmp_path: Path) -> Callable[..., Process]:
         return Process(words, cwd)
 
     return make
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    name = f"unusual_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return lambda factory: f"{name}:{factory}"

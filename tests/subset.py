@@ -8,29 +8,33 @@ import gzip
 import hashlib
 import importlib
 import os
+import pkgutil
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import engines
-from pipeline import cli, console, data
-from pipeline.artifacts import CHECKPOINT, TRAINING, Paths
-from pipeline.runner import Store, run
+from pipeline.cli import console, main
+from pipeline.data import registry
 from pipeline.stages import train
+from pipeline.workflow.artifacts import CHECKPOINT, TRAINING, Paths
+from pipeline.workflow.runner import Store, run
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tests" / "data" / "fashion-mnist-subset"
 TRAINED = ROOT / "tests" / "data" / "lenet"
 
 
-def _described(file: data.DataFile) -> data.DataFile:
+def _described(file: registry.DataFile) -> registry.DataFile:
     packed = (FOLDER / f"{file.name}.gz").read_bytes()
     sha256 = hashlib.sha256(gzip.decompress(packed)).hexdigest()
-    return data.DataFile(file.name, sha256, hashlib.md5(packed).hexdigest())  # noqa: S324
+    return registry.DataFile(file.name, sha256, hashlib.md5(packed).hexdigest())  # noqa: S324
 
 
-FULL = data.DATASETS["fashion-mnist"]
+FULL = registry.DATASETS["fashion-mnist"]
 SUBSET = dataclasses.replace(
     FULL,
     files=tuple(map(_described, FULL.files)),
@@ -76,7 +80,12 @@ def hurry() -> None:
 
 # They compile for a minute a model: `make test-engines` runs the tests with them.
 if not os.environ.get("ASSAY_TEST_COMPILERS"):
-    engines._NOT_ENGINES |= {"aot_inductor", "torch_compile"}
+    _COMPILERS = {"aot_inductor", "torch_compile"}
+
+    def _without_compilers(path: Iterable[str]) -> list[pkgutil.ModuleInfo]:
+        return [each for each in pkgutil.iter_modules(path) if each.name not in _COMPILERS]
+
+    engines.pkgutil = SimpleNamespace(iter_modules=_without_compilers)
 
 
 def stages(*, data: bool = True) -> int:
@@ -86,8 +95,8 @@ def stages(*, data: bool = True) -> int:
 
 
 if __name__ == "__main__":
-    data.DATASETS["fashion-mnist"] = SUBSET
+    registry.DATASETS["fashion-mnist"] = SUBSET
     if "ASSAY_TEST_PAUSE" in os.environ:
         pause(os.environ["ASSAY_TEST_PAUSE"])
     hurry()
-    sys.exit(cli.main())
+    sys.exit(main.main())

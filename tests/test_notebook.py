@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 import engines
-from engines.base import BuildOptions, OpenOptions, TensorSpec, choose_device
-from exporters import files
-from exporters.graph import export_graph
+from engines.checks import choose_device
+from engines.contract import BuildOptions, OpenOptions, TensorSpec
+from exporters import onnx_files
+from exporters.onnx_graph import export_graph
 from exporters.program import export_program, save_program
 from tests import reference
 from tests.reference import Pair
@@ -214,7 +215,7 @@ def export(module: nn.Module, outputs: tuple[TensorSpec, ...], folder: Path) -> 
     program = export_program(module, [torch.zeros(2, *SHAPE[1:])])
     paths = {"program": folder / "model.pt2", "graph": folder / "model.onnx"}
     save_program(program, paths["program"], inputs, outputs)
-    files.write(next(export_graph(program, inputs, outputs, {}).graphs), paths["graph"])
+    onnx_files.write(next(export_graph(program, inputs, outputs, {}).graphs), paths["graph"])
     return paths
 
 

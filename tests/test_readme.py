@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import engines
-from pipeline import chain
+from pipeline.workflow import chain
 from tests.conftest import Process
 from tests.subset import ROOT
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from engines.errors import DeployError
-from pipeline.digests import dump_json
+from pipeline.workflow.digests import dump_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError, NotAvailableError
-from pipeline import engine_proof
-from pipeline.bundling import archive, chain
-from pipeline.parity import Verdict
-from pipeline.records import Record
+from pipeline.bundling import archive, provenance
+from pipeline.verification import engine_proof
+from pipeline.verification.verdict import Verdict
+from pipeline.workflow.records import Record
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def check(bundle: Path, device: str, threads: int) -> Checked:
         try:
             _check_listed(bundle, manifest)
             digests = {name: entry["sha256"] for name, entry in manifest["members"].items()}
-            records = chain.read_records(root, manifest["records"])
-            links = chain.check(records, digests)
+            records = provenance.read_records(root, manifest["records"])
+            links = provenance.check(records, digests)
             _check_made(bundle, manifest, records)
             subjects = [(engine_proof.GRAPH, root / manifest["graph"])]
             subjects += [(n, root / e["path"]) for n, e in manifest["engines"].items()]

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engines.errors import UsageError, suggestion
-from pipeline.data import FASHION_MNIST, Contents
-from pipeline.digests import sha256_file
+from pipeline.data.registry import FASHION_MNIST, Contents
+from pipeline.workflow.digests import sha256_file
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from engines.base import Array
+    from engines.contract import Array
 
 LIBRARIES = ("torchvision", "timm")
 Loss = Literal["cross-entropy", "squared error"]
@@ -137,9 +137,9 @@ def for_images(
     Args:
         shape: Channels, height and width of the images.
         wanted: What the network takes; images are brought to it inside the graph.
-        mean: Of each channel, subtracted, and `std` divided by; see `exporters.served`.
+        mean: Of each channel, subtracted, and `std` divided by; see `exporters.module`.
     """
-    from exporters.served import Preprocess
+    from exporters.module import Preprocess
 
     return Model(
         network=network,
@@ -203,10 +203,12 @@ def source_facts(*sources: Path) -> dict[str, str]:
 
 @cache
 def _zoo() -> dict[str, ModelSpec]:
+    from pipeline.models import zoo
+
     found: dict[str, ModelSpec] = {}
-    for module in pkgutil.iter_modules(__path__):
+    for module in pkgutil.iter_modules(zoo.__path__):
         if not module.name.startswith("_"):
-            family = importlib.import_module(f"{__name__}.{module.name}")
+            family = importlib.import_module(f"{zoo.__name__}.{module.name}")
             found |= {spec.name: spec for spec in family.MODELS}
     return found
 
@@ -246,7 +248,7 @@ def get(name: str) -> ModelSpec:
         return _zoo()[name]
     place, _, what = name.partition(":")
     finder: Any = importlib.import_module(
-        f"{__name__}._{place}" if place in LIBRARIES else f"{__name__}._own"
+        f"{__name__}.{place}" if place in LIBRARIES else f"{__name__}.own"
     )
     found: ModelSpec = finder.find(place, what)
     return found

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError
-from pipeline import console
-from pipeline.digests import sha256_file
+from pipeline.cli import console
+from pipeline.workflow.digests import sha256_file
 
 _WIDTH = 100  # of a metadata value: the labels of ImageNet fill pages
 
@@ -22,13 +22,13 @@ def read(path: Path) -> dict[str, Any]:
     """
     import onnx
 
-    from exporters import files
-    from exporters.inspection import describe
+    from exporters import onnx_files
+    from exporters.onnx_describe import describe
 
     if not path.is_file():
         problem = "is not a file" if path.exists() else "does not exist"
         raise DeployError(f"{path} {problem}", "give the path of an ONNX graph")
-    model = files.read(path, data=False)
+    model = onnx_files.read(path, data=False)
     try:
         onnx.checker.check_model(path, full_check=True)
         found = describe(model)

@@ -6,13 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.base import import_vendor
+from engines.checks import import_vendor
 from engines.errors import DeployError, ParityError, UsageError
-from pipeline import console
-from pipeline.stages.verify import SUBJECT as GRAPH
+from pipeline.cli import console
+from pipeline.verification.engine_proof import GRAPH
 
 if TYPE_CHECKING:
-    from pipeline.bisection import Bisection
+    from pipeline.verification.bisection.search import Bisection
 
 _FORMATS = (".svg", ".png", ".pdf")
 # The same values give the same file.

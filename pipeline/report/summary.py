@@ -9,8 +9,8 @@ from typing import Any
 
 import engines
 from engines.errors import DeployError
-from pipeline import console
-from pipeline.artifacts import (
+from pipeline.cli import console
+from pipeline.workflow.artifacts import (
     BUNDLE,
     ENGINE_VERDICT,
     GRAPH_VERDICT,
@@ -19,9 +19,9 @@ from pipeline.artifacts import (
     Artifact,
     Paths,
 )
-from pipeline.digests import read_json
-from pipeline.records import Vouchers
-from pipeline.runner import Store
+from pipeline.workflow.digests import read_json
+from pipeline.workflow.records import Vouchers
+from pipeline.workflow.runner import Store
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def collect(model: str, precision: str, store: Store) -> Summary:
 
 def show(found: Summary) -> None:
     """Prints accuracy, then a row for each engine, then where the bundle is."""
-    from pipeline.stages.train import describe
+    from pipeline.report.training_summary import describe
 
     if found.training is not None:
         console.result(f"{found.model}: {describe(found.training)}")

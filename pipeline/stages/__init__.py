@@ -6,7 +6,7 @@ from typing import Any
 
 import exporters
 from pipeline import models
-from pipeline.stage import option
+from pipeline.workflow.stage import option
 
 
 def need_torch(*more: str) -> None:
@@ -15,7 +15,7 @@ def need_torch(*more: str) -> None:
     Raises:
         NotAvailableError: One of them is not installed.
     """
-    from engines.base import import_vendor
+    from engines.checks import import_vendor
 
     for module in ("torch", *more):
         import_vendor(module, "pip install torch torchvision onnxscript")

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
-from engines import machine
+from engines import hardware
 from engines.errors import DeployError, NotAvailableError, UsageError
 from exporters import PRECISIONS
-from pipeline import console, models
-from pipeline.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
-from pipeline.digests import read_json, write_json
-from pipeline.stage import Made, Stage, option
+from pipeline import models
+from pipeline.cli import console
 from pipeline.stages import model_option, precision_option
+from pipeline.workflow.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
+from pipeline.workflow.digests import read_json, write_json
+from pipeline.workflow.stage import Made, Stage, option
 
 if TYPE_CHECKING:
-    from engines.base import Array, Session
+    from engines.contract import Array, Session
 
 # What the others are compared with, where it is among the candidates.
 BASELINE = "pytorch"
@@ -44,7 +45,7 @@ class Params:
     )
     batch: tuple[int, ...] = option((1, 8, 64), text="Batch sizes to measure.", high=65536)
     threads: int = option(
-        factory=machine.available_cpus, text="CPU threads of one inference.", high=1024
+        factory=hardware.available_cpus, text="CPU threads of one inference.", high=1024
     )
     affinity: tuple[int, ...] = option(
         (), text="CPUs to keep to, by number, as in 0,1 [all that the process may use].", low=0
@@ -71,7 +72,7 @@ def resolve(params: Params) -> Params:
         budget = (spec.recipe if spec else models.Recipe()).bench_seconds
     threads = params.threads
     if params.affinity:
-        allowed = machine.affinity()
+        allowed = hardware.affinity()
         if not set(params.affinity) <= set(allowed):
             raise UsageError(
                 f"--affinity {','.join(map(str, params.affinity))}: this process may use the CPUs"
@@ -99,7 +100,7 @@ def resolve(params: Params) -> Params:
 
 
 def _has_graphs(name: str, params: Params) -> bool:
-    from engines.base import choose_device
+    from engines.checks import choose_device
 
     engine = engines.get(name)
     return (
@@ -133,16 +134,16 @@ def _subjects(params: Params) -> dict[str, _Subject]:
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Measures every engine at every batch size and both boundaries."""
-    from pipeline import golden as goldens
+    from pipeline.golden import file as goldens
 
     golden = goldens.load(inputs[GOLDEN])
     with ExitStack() as stack:
-        stack.enter_context(machine.keeping_to(params.affinity))
+        stack.enter_context(hardware.keeping_to(params.affinity))
         sessions = {
             name: stack.enter_context(closing(_open(subject, inputs[subject.built], params)))
             for name, subject in _subjects(params).items()
         }
-        load, affinity = os.getloadavg()[0], machine.affinity()
+        load, affinity = os.getloadavg()[0], hardware.affinity()
         results = _measure_all(sessions, golden.inputs, params)
         devices = {name: session.device for name, session in sessions.items()}
     write_json(
@@ -151,12 +152,12 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             "baseline": next(iter(sessions)),
             "devices": devices,
             "machine": {
-                "cpu": machine.cpu_model(),
-                "cpus": machine.available_cpus(),
+                "cpu": hardware.cpu_model(),
+                "cpus": hardware.available_cpus(),
                 "threads": params.threads,
                 "affinity": affinity,
                 "load_average_before": load,
-                "gpus": list(machine.gpus()),
+                "gpus": list(hardware.gpus()),
             },
             "results": results,
         },
@@ -164,8 +165,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
 
 def _open(subject: _Subject, built: Path, params: Params) -> Session:
-    from engines.base import OpenOptions, choose_device
-    from pipeline.engine_proof import require_fit, weights_for
+    from engines.checks import choose_device
+    from engines.contract import OpenOptions
+    from pipeline.verification.engine_proof import require_fit, weights_for
 
     engine = engines.get(subject.engine)
     found = engine.available()
@@ -186,7 +188,7 @@ def _open(subject: _Subject, built: Path, params: Params) -> Session:
 def _measure_all(
     sessions: dict[str, Session], images: dict[str, Array], params: Params
 ) -> list[dict[str, Any]]:
-    from pipeline import timing
+    from pipeline.benchmarking import clock
 
     results = []
     budget = params.budget or 0.0  # `resolve` has filled it in
@@ -201,8 +203,8 @@ def _measure_all(
                 left -= seconds
 
             for group in _by_device(sessions):
-                candidates = [timing.Candidate(name, sessions[name], feeds) for name in group]
-                timings = timing.measure(
+                candidates = [clock.Candidate(name, sessions[name], feeds) for name in group]
+                timings = clock.measure(
                     candidates,
                     budget=budget * len(group) / len(sessions),
                     seed=params.seed,
@@ -236,7 +238,7 @@ def _repeat(array: Array, batch: int) -> Array:
 
 def facts(params: Params) -> dict[str, str]:
     """What the speed depends on: each backend, the CPU and the GPU."""
-    found = {**machine.cpu_fingerprint(), **machine.gpu_fingerprint()}
+    found = {**hardware.cpu_fingerprint(), **hardware.gpu_fingerprint()}
     for name in params.engine:
         found |= engines.get(name).fingerprint()
     return found

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import engines
 from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
-from engines.layers import Layer, counted
+from engines.layer_report import Layer, counted
 from exporters import QUANTIZED
-from pipeline import console
-from pipeline.artifacts import (
+from pipeline.cli import console
+from pipeline.stages import model_option, precision_option
+from pipeline.workflow.artifacts import (
     CPU_GRAPH,
     ENGINE,
     ENGINE_LAYERS,
@@ -21,12 +22,11 @@ from pipeline.artifacts import (
     Artifact,
     Paths,
 )
-from pipeline.digests import read_json, write_json
-from pipeline.stage import Made, Stage, option
-from pipeline.stages import model_option, precision_option
+from pipeline.workflow.digests import read_json, write_json
+from pipeline.workflow.stage import Made, Stage, option
 
 if TYPE_CHECKING:
-    from engines.base import BuildOptions
+    from engines.contract import BuildOptions
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def resolve(params: Params) -> Params:
 
 
 def _options(params: Params) -> BuildOptions:
-    from engines.base import BuildOptions
+    from engines.contract import BuildOptions
 
     return BuildOptions(
         batch_min=params.batch_min,

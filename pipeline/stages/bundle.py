@@ -10,8 +10,12 @@ from typing import Any
 
 import engines
 from engines.errors import DeployError, ParityError
-from pipeline import __version__, console
-from pipeline.artifacts import (
+from pipeline import __version__
+from pipeline.cli import console
+from pipeline.report.training_summary import describe
+from pipeline.stages import model_option, precision_option
+from pipeline.stages.build import source_of
+from pipeline.workflow.artifacts import (
     BUNDLE,
     CHECKPOINT,
     DESCRIPTION,
@@ -27,11 +31,8 @@ from pipeline.artifacts import (
     Artifact,
     Paths,
 )
-from pipeline.digests import read_json
-from pipeline.stage import Made, Stage, option
-from pipeline.stages import model_option, precision_option
-from pipeline.stages.build import source_of
-from pipeline.stages.train import describe
+from pipeline.workflow.digests import read_json
+from pipeline.workflow.stage import Made, Stage, option
 
 _ACCEPTED = ("pass", "not run")
 
@@ -63,7 +64,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     Raises:
         ParityError: A verdict is neither a pass nor "not run".
     """
-    from pipeline.bundling import archive, chain, readme
+    from pipeline.bundling import archive, provenance, readme
 
     verdicts = {"graph": read_json(inputs[GRAPH_VERDICT])}
     for name in params.engine:
@@ -81,7 +82,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         if not artifact.optional or inputs.locate(artifact).exists()
     }
     records = _record_paths(inputs)
-    found = chain.read_records(inputs.root, records)
+    found = provenance.read_records(inputs.root, records)
     facts = _facts(inputs, params, records, verdicts)
     for name in params.engine:
         record = found[ENGINE.at(engine=name).at(**inputs.fields).record]
@@ -98,7 +99,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
 def _record_paths(inputs: Paths) -> list[str]:
     """Returns the records of all inputs, and of all that these were made from."""
-    from pipeline.records import load
+    from pipeline.workflow.records import load
 
     found: set[str] = set()
     todo = {artifact.record for artifact in inputs.declared}
@@ -116,7 +117,7 @@ def _facts(
 ) -> dict[str, Any]:
     import onnx
 
-    from pipeline import golden as goldens
+    from pipeline.golden import file as goldens
 
     golden = goldens.load(inputs[GOLDEN])
     graph = onnx.load(inputs[GRAPH], load_external_data=False)

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import UsageError
-from pipeline import console
-from pipeline import data as datasets
-from pipeline.artifacts import (
+from pipeline.cli import console
+from pipeline.data import download as datasets
+from pipeline.data import registry
+from pipeline.data.registry import FASHION_MNIST
+from pipeline.stages import data_option
+from pipeline.workflow.artifacts import (
     CONTENTS,
     DATA,
+    FOLDER_PREFIX,
     TEST_IMAGES,
     TEST_LABELS,
     TRAIN_IMAGES,
@@ -18,10 +22,8 @@ from pipeline.artifacts import (
     Artifact,
     Paths,
 )
-from pipeline.data import FASHION_MNIST, FOLDER_PREFIX
-from pipeline.digests import read_json, write_json
-from pipeline.stage import Made, Stage, option
-from pipeline.stages import data_option
+from pipeline.workflow.digests import read_json, write_json
+from pipeline.workflow.stage import Made, Stage, option
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Params:
 
 def resolve(params: Params) -> Params:
     """Checks that the data set is one, and that options of a folder are given for one."""
-    datasets.check_name(params.data)
+    registry.check_name(params.data)
     folder = params.data.startswith(FOLDER_PREFIX)
     if folder and params.data_dir is None:
         raise UsageError(
@@ -59,7 +61,7 @@ def resolve(params: Params) -> Params:
 
 def run(_inputs: Paths, outputs: Paths, params: Params) -> None:
     """Writes images and labels as IDX files, and what they are."""
-    from pipeline import idx, imagefolder
+    from pipeline.data import idx, imagefolder
 
     if params.data.startswith(FOLDER_PREFIX) and params.data_dir is not None:
         listing = imagefolder.scan(params.data_dir)
@@ -72,7 +74,7 @@ def run(_inputs: Paths, outputs: Paths, params: Params) -> None:
             idx.write(_at(outputs, labels), part.labels)
         shape, names = train.images.shape[1:], listing.labels
     else:
-        dataset = datasets.get(params.data)
+        dataset = registry.get(params.data)
         content = datasets.fetch(dataset, params.data_dir)
         order = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
         for artifact, file in zip(order, dataset.files, strict=True):
@@ -88,10 +90,10 @@ def _at(paths: Paths, artifact: Artifact) -> Path:
 def facts(params: Params) -> dict[str, str]:
     """The digests that the files must have, or that a folder's images have."""
     if params.data.startswith(FOLDER_PREFIX) and params.data_dir is not None:
-        from pipeline import imagefolder
+        from pipeline.data import imagefolder
 
         return {"images": imagefolder.digest(params.data_dir)}
-    return {file.name: file.sha256 for file in datasets.get(params.data).files}
+    return {file.name: file.sha256 for file in registry.get(params.data).files}
 
 
 def _outputs(params: Params) -> tuple[Artifact, ...]:

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines import machine
+from engines import hardware
 from engines.errors import DeployError, UsageError
 from exporters import QUANTIZED
-from pipeline import console, models
-from pipeline.artifacts import (
+from pipeline import models
+from pipeline.cli import console
+from pipeline.stages import data_option, model_option, need_torch, precision_option
+from pipeline.stages.train import contents_of, inputs_of
+from pipeline.training.weights import load
+from pipeline.workflow.artifacts import (
     CHECKPOINT,
     CONTENTS,
     CPU_GRAPH,
@@ -31,18 +35,15 @@ from pipeline.artifacts import (
     Paths,
     slug,
 )
-from pipeline.digests import read_json, sha256_file, write_json
-from pipeline.stage import Made, Stage, option
-from pipeline.stages import data_option, model_option, need_torch, precision_option
-from pipeline.stages.train import contents_of, inputs_of
-from pipeline.training.weights import load
+from pipeline.workflow.digests import read_json, sha256_file, write_json
+from pipeline.workflow.stage import Made, Stage, option
 
 if TYPE_CHECKING:
-    from engines.base import Array
-    from pipeline.calibration import Calibration
-    from pipeline.memo import Memo
+    from engines.contract import Array
+    from pipeline.exporting.calibration import Calibration
+    from pipeline.golden.reference_cache import Memo
+    from pipeline.golden.rows import Rows
     from pipeline.models import Model
-    from pipeline.rows import Rows
 
 
 EXPORTERS = ("dynamo", "torchscript")
@@ -94,14 +95,14 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     import numpy as np
     import torch
 
-    from exporters.files import write
-    from exporters.inspection import describe
-    from exporters.precision import DTYPES, typed
+    from exporters.cast import DTYPES, typed
+    from exporters.module import Served
+    from exporters.onnx_describe import describe
+    from exporters.onnx_files import write
     from exporters.program import save_program
-    from exporters.served import Served
-    from pipeline.exporting import Source, export
-    from pipeline.golden import EXTREMES
-    from pipeline.reference import make_golden, output_names, run_all
+    from pipeline.exporting.graphs import Source, export
+    from pipeline.golden.file import EXTREMES
+    from pipeline.golden.reference import make_golden, output_names, run_all
 
     # One thread: PyTorch's own rounding, and with it the noise floor, depends on the number.
     torch.set_num_threads(1)
@@ -157,7 +158,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
 
 def _preprocessing(model: Model) -> str:
-    from exporters.served import Preprocess
+    from exporters.module import Preprocess
 
     if isinstance(model.prepare, Preprocess):
         return model.prepare.description
@@ -166,7 +167,9 @@ def _preprocessing(model: Model) -> str:
 
 def _calibration(inputs: Paths, model: Model, params: Params) -> Calibration:
     """Returns the rows that a graph is quantized by: given ones, training images, or made ones."""
-    from pipeline import calibration, idx, rows
+    from pipeline.data import idx
+    from pipeline.exporting import calibration
+    from pipeline.golden import rows
 
     if params.calibration is not None:
         given = rows.read(params.calibration, "--calibration")
@@ -179,7 +182,7 @@ def _calibration(inputs: Paths, model: Model, params: Params) -> Calibration:
 
 
 def _rows(model: Model, test: tuple[Array, Array] | None, params: Params) -> Rows:
-    from pipeline import rows
+    from pipeline.golden import rows
 
     if params.inputs is not None:
         return rows.without_test_set(model, rows.read(params.inputs))
@@ -195,7 +198,7 @@ def _memo(
         facts: What they depend on, besides the model's source, the machine and the libraries.
         arrays: What they are computed of, by name.
     """
-    from pipeline.memo import Memo, key_of
+    from pipeline.golden.reference_cache import Memo, key_of
 
     said = {
         **facts,
@@ -203,9 +206,9 @@ def _memo(
         "revision": STAGE.revision,
         # The CPU, and how many share a sum, move its last digits: a golden file is the same in
         # any two runs.
-        **machine.cpu_fingerprint(),
-        "cpus": machine.available_cpus(),
-        **{name: machine.version(name) for name in ("torch", "torchvision", "timm")},
+        **hardware.cpu_fingerprint(),
+        "cpus": hardware.available_cpus(),
+        **{name: hardware.version(name) for name in ("torch", "torchvision", "timm")},
     }
     return Memo(inputs.root / ".reference" / f"{slug(params.model)}.npz", key_of(said, arrays))
 
@@ -214,7 +217,7 @@ def _test_set(
     inputs: Paths, training: dict[str, Any], data: str | None
 ) -> tuple[Array, Array] | None:
     """Returns images and labels of the test set, as many as the training was judged by."""
-    from pipeline import idx
+    from pipeline.data import idx
 
     if data is None:
         return None

@@ -11,11 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines import machine
+from engines import hardware
 from engines.errors import DeployError, UsageError
-from pipeline import console, models
-from pipeline import data as datasets
-from pipeline.artifacts import (
+from pipeline import models
+from pipeline.cli import console
+from pipeline.data import registry
+from pipeline.data.registry import Contents
+from pipeline.report.training_summary import describe
+from pipeline.stages import data_option, model_option, need_torch
+from pipeline.workflow.artifacts import (
     CHECKPOINT,
     CONTENTS,
     DATA,
@@ -28,16 +32,14 @@ from pipeline.artifacts import (
     Paths,
     slug,
 )
-from pipeline.data import Contents
-from pipeline.digests import read_json, sha256_file, sha256_json, write_json
-from pipeline.stage import Made, Stage, option
-from pipeline.stages import data_option, model_option, need_torch
+from pipeline.workflow.digests import read_json, sha256_file, sha256_json, write_json
+from pipeline.workflow.stage import Made, Stage, option
 
 if TYPE_CHECKING:
-    from engines.base import Array
+    from engines.contract import Array
     from pipeline.models import Model
+    from pipeline.training.checkpoint import Keeper
     from pipeline.training.loop import Samples, Settings
-    from pipeline.training.state import Keeper
 
 PRESETS = ("full", "quick")
 _state = {"called for help": False}
@@ -65,7 +67,7 @@ class Params:
     limit: int | None = option(None, text="Train on the first N images only.")
     test_limit: int | None = option(None, text="Judge by the first N test images only.")
     seed: int = option(0, text="Seed of the initial weights and of the order of images.", low=0)
-    threads: int = option(factory=machine.available_cpus, text="CPU threads.", high=1024)
+    threads: int = option(factory=hardware.available_cpus, text="CPU threads.", high=1024)
     device: str = option("auto", text="Device to train on: auto, cpu, cuda or cuda:N.")
     compile: bool | None = option(
         None, text="Compile the network with torch.compile [where the recipe gains by it on a GPU]."
@@ -85,11 +87,11 @@ class Params:
 
 def resolve(params: Params) -> Params:
     """Fills in the preset, the data set, and the device that "auto" means here."""
-    from engines.base import pick_device
+    from engines.checks import pick_device
 
     spec = models.get(params.model)
     if params.data is not None:
-        datasets.check_name(params.data)
+        registry.check_name(params.data)
     if params.weights is not None and not params.weights.is_file():
         raise DeployError(f"there is no file {params.weights}", "give the path of the weights")
     data = params.data or spec.dataset
@@ -154,12 +156,12 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from pipeline.training import processes, weights
+    from pipeline.training import distributed, weights
 
-    among = processes.group()
+    among = distributed.group()
     if among.world > 1:
         _state["called for help"] = True
-        processes.shared((inputs, params))
+        distributed.shared((inputs, params))
     model, curve, said = fit(inputs, params)
     save_file(weights.apart(model.network.state_dict()), outputs[CHECKPOINT])
     write_json(
@@ -173,7 +175,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             **said,
             **_tested(model, inputs, params),
             "torch": torch.__version__,
-            "cpu": machine.cpu_model(),
+            "cpu": hardware.cpu_model(),
             "platform": platform.platform(),
             "curve": curve,
         },
@@ -227,13 +229,13 @@ def _state_file(inputs: Paths, params: Params) -> Path:
 
 
 def _keeper(inputs: Paths, params: Params, said: dict[str, Any]) -> Keeper:
-    from pipeline.training.state import Keeper
+    from pipeline.training.checkpoint import Keeper
 
     depends = {
         "model": params.model,
         "said": said,
         "facts": facts(params),
-        "torch": machine.version("torch"),
+        "torch": hardware.version("torch"),
         "data": [sha256_file(inputs.locate(artifact)) for artifact in inputs.declared],
     }
     return Keeper(_state_file(inputs, params), sha256_json(depends))
@@ -243,7 +245,7 @@ def _samples(model: Model, inputs: Paths, params: Params) -> tuple[Samples, int]
     """Returns what is trained on, and how much of it there is altogether."""
     import torch
 
-    from pipeline import idx
+    from pipeline.data import idx
     from pipeline.training.loop import Samples
 
     if params.data is not None:
@@ -290,9 +292,9 @@ def _tested(model: Model, inputs: Paths, params: Params) -> dict[str, Any]:
     """Returns the accuracy on the test images, for a classifier with a data set."""
     import torch
 
-    from exporters.served import Served
-    from pipeline import idx
-    from pipeline.reference import output_names, run_all
+    from exporters.module import Served
+    from pipeline.data import idx
+    from pipeline.golden.reference import output_names, run_all
 
     if params.data is None or not model.labels:
         return {}
@@ -327,27 +329,6 @@ def show(made: Made[Params]) -> None:
     """Prints the test accuracy."""
     for outputs, params in made:
         console.result(f"{params.model}: {describe(read_json(outputs[TRAINING]))}")
-
-
-def describe(training: dict[str, Any]) -> str:
-    """Returns what became of the training in words, with every part that was left out."""
-    epochs = training["epochs"]
-    if not epochs:
-        how = "with the weights given" if training["weights"] else "with new weights, not trained"
-    else:
-        how = f"after {epochs} epoch{'s' if epochs > 1 else ''}"
-        if training["images"] < training["images_available"]:
-            how += f" on {training['images']:,} of {training['images_available']:,} training images"
-    if training["preset"] != "full":
-        how += f" (preset {training['preset']})"
-    if "test_accuracy" not in training:
-        loss = f"loss {training['curve'][-1]['loss']:.4g} " if training["curve"] else ""
-        return loss + how
-    accuracy = f"test accuracy {training['test_accuracy']:.2%}"
-    if training["test_images"] < training["test_images_available"]:
-        available = training["test_images_available"]
-        accuracy += f" on {training['test_images']:,} of {available:,} test images,"
-    return f"{accuracy} {how}"
 
 
 STAGE = Stage(

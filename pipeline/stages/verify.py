@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import engines
-from engines import machine
+from engines import hardware
 from engines.errors import DeployError, NotAvailableError, ParityError
 from exporters import QUANTIZED
-from pipeline import console, models
-from pipeline.artifacts import (
+from pipeline import models
+from pipeline.cli import console
+from pipeline.stages import data_option, model_option, precision_option
+from pipeline.stages.train import inputs_of
+from pipeline.workflow.artifacts import (
     ENGINE,
     ENGINE_VERDICT,
     GOLDEN,
@@ -23,15 +26,13 @@ from pipeline.artifacts import (
     Artifact,
     Paths,
 )
-from pipeline.digests import read_json, write_json
-from pipeline.stage import Made, Stage, check, option
-from pipeline.stages import data_option, model_option, precision_option
-from pipeline.stages.train import inputs_of
+from pipeline.workflow.digests import read_json, write_json
+from pipeline.workflow.stage import Made, Stage, check, option
 
 if TYPE_CHECKING:
-    from pipeline.parity import OutputVerdict, Verdict
+    from pipeline.verification.verdict import OutputVerdict, Verdict
 
-SUBJECT = "graph"  # pipeline.engine_proof.GRAPH, which is too heavy to import for --help
+SUBJECT = "graph"  # engine_proof.GRAPH, which is too heavy to import for --help
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Params:
         names=lambda: [SUBJECT, *engines.names()],
     )
     data: str | None = data_option(None)
-    threads: int = option(factory=machine.available_cpus, text="CPU threads.", high=1024)
+    threads: int = option(factory=hardware.available_cpus, text="CPU threads.", high=1024)
     device: str = option("auto", text="Where the engine runs: auto, cpu, cuda or cuda:N.")
 
 
@@ -58,8 +59,8 @@ def resolve(params: Params) -> Params:
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Judges the subject, or records why it cannot be judged here."""
-    from pipeline.engine_proof import prove
-    from pipeline.idx import read_images
+    from pipeline.data.idx import read_images
+    from pipeline.verification.engine_proof import prove
 
     images = None
     if params.data is not None:
@@ -83,7 +84,7 @@ def prove_file(file: Path, golden: Path, params: Params) -> Verdict:
     Raises:
         DeployError: One of the files does not exist or cannot be read.
     """
-    from pipeline.engine_proof import prove
+    from pipeline.verification.engine_proof import prove
 
     for path in (file, golden):
         require_file(path)
@@ -121,7 +122,7 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
 
 def facts(params: Params) -> dict[str, str]:
     """The backend's versions, and why it cannot run, if so."""
-    from pipeline.engine_proof import runner
+    from pipeline.verification.engine_proof import runner
 
     engine = engines.get(runner(params.engine))
     return {**engine.fingerprint(), "run": str(engine.available().run)}
@@ -129,9 +130,9 @@ def facts(params: Params) -> dict[str, str]:
 
 def show(made: Made[Params]) -> None:
     """Prints the verdicts; raises unless all are passes."""
-    from pipeline import parity
+    from pipeline.verification.verdict import from_json
 
-    verdicts = [parity.from_json(read_json(outputs[_verdict(params)])) for outputs, params in made]
+    verdicts = [from_json(read_json(outputs[_verdict(params)])) for outputs, params in made]
     show_verdicts(verdicts)
     require(verdicts)
 

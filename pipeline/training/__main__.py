@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import sys
 
-from engines.base import import_vendor
+from engines.checks import import_vendor
 from engines.errors import DeployError
-from pipeline import cli, console
+from pipeline.cli import console
+from pipeline.cli.main import main as assay
 from pipeline.stages import train
-from pipeline.training import processes
+from pipeline.training import distributed
 
 
 def main(arguments: list[str]) -> int:
@@ -26,18 +27,18 @@ def main(arguments: list[str]) -> int:
     torch = import_vendor("torch", "pip install torch")
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        if processes.group().rank > 0:
+        if distributed.group().rank > 0:
             return _help()
-        code = cli.main(["train", *arguments])
+        code = assay(["train", *arguments])
         if not train.called_for_help():
-            processes.shared(None)  # nothing to train, or it failed before
+            distributed.shared(None)  # nothing to train, or it failed before
         return code
     finally:
         torch.distributed.destroy_process_group()
 
 
 def _help() -> int:
-    job = processes.shared(None)
+    job = distributed.shared(None)
     if job is not None:
         console.settings.quiet = True
         try:

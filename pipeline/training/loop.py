@@ -8,17 +8,18 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engines.backends.pytorch import exact_fp32
 from engines.errors import DeployError, NotAvailableError
-from engines.pytorch import exact_fp32
-from pipeline import console, signals
+from pipeline.cli import console, signals
 from pipeline.training import memory
 from pipeline.training.captured import CapturedStep
-from pipeline.training.processes import Group, group, shared
-from pipeline.training.state import Keeper, Progress
+from pipeline.training.checkpoint import Keeper, Progress
+from pipeline.training.distributed import Group, group, shared
+from pipeline.training.numerics import autocast, tf32
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +127,7 @@ def train(
             run.restore(keeper)
         bar.advance((run.epoch - 1) * run.count + run.seen)
         try:
-            with memory.kept(run.memory), _tf32(settings):
+            with memory.kept(run.memory), tf32(settings):
                 run.capture()
                 while run.epoch <= settings.epochs:
                     run.one_epoch()
@@ -256,7 +257,7 @@ class _Run:
         full = len(mine) == self.settings.batch_size
         # For the few samples that are left at the end of an epoch, nothing is compiled anew.
         module = self.module if full or self.group.world > 1 else self.network
-        with _autocast(self.settings, self.device):
+        with autocast(self.settings, self.device):
             outputs = module(inputs)
             if self.settings.loss == "cross-entropy":
                 outputs = _logits(outputs)
@@ -405,35 +406,9 @@ def _wrapped(
     return module
 
 
-def _autocast(settings: Settings, device: torch.device) -> AbstractContextManager[Any]:
-    import torch
-
-    if settings.amp == "none":
-        return nullcontext()
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[settings.amp]
-    # Casts are kept for one use only: a captured step must hold its own.
-    context: AbstractContextManager[Any] = torch.autocast(
-        device.type, dtype, cache_enabled=device.type == "cpu"
-    )
-    return context
-
-
-@contextmanager
-def _tf32(settings: Settings) -> Iterator[None]:
-    """Lets a GPU compute in TF32 while a network is trained, and nothing after it."""
-    import torch
-
-    torch.backends.cudnn.allow_tf32 = settings.tf32
-    torch.backends.cuda.matmul.allow_tf32 = settings.tf32
-    try:
-        yield
-    finally:
-        exact_fp32(torch)
-
-
 def _logits(outputs: Any) -> torch.Tensor:
     """Returns the first output, which for a classifier is its logits."""
-    from exporters.served import named_outputs
+    from exporters.module import named_outputs
 
     return next(iter(named_outputs(outputs).values()))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from engines import machine
+from engines import hardware
 from engines.errors import DeployError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def check(
     batch = min(settings.batch_size, len(samples.targets))
     needed = int(_kept_per_sample(network, prepare, samples) * batch * _MARGIN)
     needed += 2 * sum(each.nbytes for each in network.parameters())  # gradient and its update
-    free = machine.free_memory()
+    free = hardware.free_memory()
     if needed > free:
         raise DeployError(
             f"a batch of {batch:,} needs about {needed / 2**30:.1f} GiB of memory,"
@@ -72,7 +72,7 @@ def kept(needed: int) -> Iterator[None]:
         return
     libc.mallopt(_TRIM_THRESHOLD, _NEVER)
     libc.mallopt(_MMAP_THRESHOLD, _LARGE)
-    if 2 * needed < machine.free_memory():
+    if 2 * needed < hardware.free_memory():
         libc.mallopt(_MMAP_MAX, 0)
     try:
         yield

@@ -3,7 +3,7 @@
     PYTHONPATH=. python -m tests.engines.backend_suite [--update] ENGINE …
 
 Runs every node test and prints, for each engine, how many pass and why the others do not.
-`--update` writes the failures to tests/engines/backend/ENGINE.json, where tests expect them.
+`--update` writes the failures to tests/engines/expected/ENGINE.json, where tests expect them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import onnx
 from onnx.backend.test.loader import load_model_tests
 
 import engines
-from engines.base import BuildOptions, Engine, OpenOptions
+from engines.contract import BuildOptions, Engine, OpenOptions
 from engines.errors import DeployError
 
-EXPECTED = Path(__file__).parent / "backend"
+EXPECTED = Path(__file__).parent / "expected"
 _LENGTH = 160
 _IR = 13
 

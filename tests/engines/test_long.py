@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import engines
-from engines.base import OpenOptions, choose_device
-from pipeline import golden as goldens
-from pipeline.runner import Store
+from engines.checks import choose_device
+from engines.contract import OpenOptions
+from pipeline.golden import file as goldens
+from pipeline.workflow.runner import Store
 from tests.engines import backend_suite
 
 RUNNABLE = [name for name in engines.names() if engines.get(name).available().run]

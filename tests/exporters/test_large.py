@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from exporters import files
+from exporters import onnx_files
 from tests.conftest import Process
 
 pytestmark = [pytest.mark.large, pytest.mark.timeout(1500)]
@@ -47,7 +47,7 @@ def test_a_graph_above_two_gigabytes_is_exported_and_verified(
     graph = tmp_path / "artifacts/large-make/fp32/model.onnx"
     data = graph.with_name("model.onnx.data")
     assert graph.stat().st_size < 1 << 20
-    assert data.stat().st_size > 2**31 > files.LIMIT
+    assert data.stat().st_size > 2**31 > onnx_files.LIMIT
     model = onnx.load(graph, load_external_data=False)
     places = {
         entry.value

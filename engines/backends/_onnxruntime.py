@@ -1,0 +1,377 @@
+"""What the engines of ONNX Runtime share: they differ in the execution provider alone."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from engines import hardware
+from engines.backends._onnxruntime_cuda import OnnxRuntimeCudaSession
+from engines.checks import (
+    FeedCheck,
+    available_on_cpu,
+    choose_device,
+    closed_error,
+    import_vendor,
+    installed,
+)
+from engines.contract import (
+    Array,
+    Availability,
+    BuildOptions,
+    Feeds,
+    OpenOptions,
+    Outputs,
+    TensorSpec,
+)
+from engines.cuda import Cuda
+from engines.errors import DeployError, NotAvailableError
+from engines.layer_report import Layer, precision
+
+_INSTALL = "pip install onnxruntime-gpu"
+_DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime")
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+# What a shape is computed with. Of all of them there are CUDA kernels for floats, so that one on
+# the CPU computes integers.
+_SHAPE_OPERATORS = {
+    *("Shape", "Size", "Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Constant", "Cast"),
+    *("Add", "Sub", "Mul", "Div", "ReduceProd", "Range", "Equal", "Where", "Expand", "Reshape"),
+}
+_NAMED = 3  # nodes that an error names
+_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (2, 4, 8, 16, 32, 64)]
+# ONNX Runtime names element types its own way.
+_DTYPES = {
+    f"tensor({theirs})": name
+    for theirs, name in {
+        "float": "float32",
+        "double": "float64",
+        "string": "object",
+        "float8e4m3fn": "float8_e4m3fn",
+        "float8e4m3fnuz": "float8_e4m3fnuz",
+        "float8e5m2": "float8_e5m2",
+        "float8e5m2fnuz": "float8_e5m2fnuz",
+        **{name: name for name in ("bool", "float16", "bfloat16", *_INTEGERS)},
+    }.items()
+}
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeEngine:
+    """ONNX Runtime with one execution provider, and nothing else.
+
+    For CPUs, `build` applies the optimisations that hold on each of them ("extended") and saves
+    the graph; `open` adds the ones for the CPU at hand (memory layout), which must not be saved,
+    since another may not have the instructions. For GPUs, all is left to `open`.
+
+    Attributes:
+        provider: What has to run every node. A node that it cannot run is an error, where ONNX
+            Runtime by itself would let the CPU run it.
+        settings: Of the provider, in its own words.
+        needs_gpu: Whether `build` takes a GPU, too.
+        missing: Returns what else the provider needs and this machine lacks; "" if it has it.
+    """
+
+    name: str
+    provider: str
+    devices: tuple[str, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    needs_gpu: bool = False
+    missing: Callable[[], str] = lambda: ""
+    module: str = "onnxruntime"
+    source: Literal["graph", "program"] = "graph"
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether launches can replay a CUDA graph."""
+        return self.provider == _CUDA
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.devices == ("cpu",)
+
+    def available(self) -> Availability:
+        found = available_on_cpu(_DISTRIBUTIONS, _INSTALL)
+        if not found.build or self._on_cpu:
+            return found
+        ((name, version),) = installed(_DISTRIBUTIONS).items()
+        if name != _DISTRIBUTIONS[0]:
+            return Availability(False, False, f"{name} {version} has no {self.provider}", _INSTALL)
+        if problem := hardware.no_gpu() or self.missing():
+            return Availability(not self.needs_gpu, False, f"{found.reason}; {problem}")
+        return Availability(True, True, f"{found.reason}, {hardware.gpus()[0]['name']}")
+
+    def fingerprint(self) -> dict[str, str]:
+        facts = hardware.cpu_fingerprint() if self._on_cpu else hardware.gpu_fingerprint()
+        return {**installed(_DISTRIBUTIONS), **facts}
+
+    def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
+        """Writes the optimised ONNX graph. No option applies: the batch stays dynamic.
+
+        Returns:
+            Its nodes after these fusions, with the types they compute in.
+
+        Raises:
+            DeployError: ONNX Runtime does not accept the graph.
+            NotAvailableError: This provider builds on a GPU, and there is none.
+        """
+        runtime = import_vendor(self.module, _INSTALL)
+        onnx = import_vendor("onnx", "pip install onnx")
+        if not self._on_cpu:
+            if self.needs_gpu:
+                self._require_gpu()
+            _copy(onnx, source, target)
+            return ()
+        settings = runtime.SessionOptions()
+        settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        settings.optimized_model_filepath = str(target)
+        settings.log_severity_level = 4  # what it says of an error, it raises as well
+        _session(runtime, source, settings, [_CPU])
+        return _layers(onnx, target)
+
+    def open(
+        self, built: Path, options: OpenOptions
+    ) -> OnnxRuntimeSession | OnnxRuntimeCudaSession:
+        """Opens a graph.
+
+        Raises:
+            NotAvailableError: The provider cannot run here, or has no kernel for a node.
+            DeployError: ONNX Runtime does not accept the graph.
+        """
+        device = choose_device(self, options.device)
+        runtime = import_vendor(self.module, _INSTALL)
+        settings = runtime.SessionOptions()
+        levels = runtime.GraphOptimizationLevel
+        settings.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if options.optimize else levels.ORT_DISABLE_ALL
+        )
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+        # Idle workers must not spin on after a run: they would slow down whatever runs next,
+        # which in a benchmark is a competitor.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        settings.log_severity_level = 4  # what it says of an error, it raises as well
+        if not self._on_cpu:
+            return self._open_on_gpu(runtime, built, settings, device, options)
+        session = _session(runtime, built, settings, [_CPU])
+        return OnnxRuntimeSession(session, self.name)
+
+    def _open_on_gpu(
+        self, runtime: Any, built: Path, settings: Any, device: str, options: OpenOptions
+    ) -> OnnxRuntimeCudaSession:
+        self._require_gpu()
+        # CUDA and cuDNN are in packages of their own, which the system's linker does not know.
+        with silenced_stdout():  # it prints what it does not find, though another one may do
+            runtime.preload_dlls()
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        cuda = Cuda(device)
+        stream = cuda.stream()
+        try:
+            chosen = {
+                "device_id": str(cuda.index),
+                "user_compute_stream": str(stream),
+                **self.settings,
+            }
+            if self.provider == _CUDA:
+                chosen["cudnn_conv_algo_search"] = "HEURISTIC" if _is_half(built) else "EXHAUSTIVE"
+                chosen["enable_cuda_graph"] = str(int(options.cuda_graph))
+            session = _session(runtime, built, settings, [(self.provider, chosen), _CPU])
+            if session.get_providers()[0] != self.provider:
+                raise NotAvailableError(
+                    f"ONNX Runtime could not load {self.provider}: it would run on"
+                    f" {session.get_providers()[0]} instead",
+                    "see what its CUDA, cuDNN and TensorRT libraries need",
+                )
+            if fallen := _on_cpu(session):
+                raise NotAvailableError(
+                    f"{self.provider} has no kernel for {len(fallen)} nodes of {built.name}, which"
+                    f" ONNX Runtime would run on the CPU: {', '.join(fallen[:_NAMED])}",
+                    "build the graph for another engine, or in another precision",
+                )
+        except BaseException:
+            cuda.destroy_stream(stream)
+            raise
+        return OnnxRuntimeCudaSession(
+            session,
+            runtime,
+            self.name,
+            cuda,
+            stream,
+            cuda_graph=options.cuda_graph,
+            inputs=tuple(_spec(value) for value in session.get_inputs()),
+            outputs=tuple(_spec(value) for value in session.get_outputs()),
+        )
+
+    def _require_gpu(self) -> None:
+        if not hardware.gpus():
+            raise NotAvailableError(
+                f"engine {self.name!r} runs on an NVIDIA GPU, and this machine has none",
+                "use the engine onnxruntime, or copy the bundle to a machine that has one",
+            )
+
+
+def _copy(onnx: Any, source: Path, target: Path) -> None:
+    """Takes a graph as it is: a provider for GPUs optimises it when it is opened on one."""
+    try:
+        onnx.checker.check_model(str(source))
+        tensors = onnx.load(source, load_external_data=False).graph.initializer
+    except Exception as error:  # onnx and protobuf share no exception type
+        raise DeployError(
+            f"ONNX Runtime does not accept {source}: {error}", "export it again"
+        ) from error
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
+        raise DeployError(
+            f"{source} keeps its weights in another file, which this engine does not take along",
+            "build another engine",
+        )
+    shutil.copyfile(source, target)
+
+
+@contextmanager
+def silenced_stdout() -> Iterator[None]:
+    """Keeps what a vendor's Python prints off stdout, which holds results alone."""
+    with redirect_stdout(io.StringIO()):
+        yield
+
+
+def _is_half(path: Path) -> bool:
+    """Whether a graph computes in half precision: by its weights.
+
+    There cuDNN's heuristics choose faster convolutions than ONNX Runtime's default, which tries
+    them out in one layout only: ResNet-18 at batch 256 on an H100 takes half the time. In fp32
+    the default is faster.
+    """
+    onnx = import_vendor("onnx", "pip install onnx")
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    return any(tensor.data_type in half and len(tensor.dims) > 1 for tensor in tensors)
+
+
+def _on_cpu(session: Any) -> list[str]:
+    """Returns the nodes that ONNX Runtime runs on the CPU though they compute more than shapes.
+
+    Those that compute shapes it puts there by itself, since the host needs what they give.
+    """
+    return [
+        f"{node.op_type} {node.name}"
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == _CPU
+        for node in part.get_nodes()
+        if node.op_type not in _SHAPE_OPERATORS
+    ]
+
+
+def _session(runtime: Any, path: Path, settings: Any, providers: list[Any]) -> Any:
+    try:
+        return runtime.InferenceSession(str(path), settings, providers=providers)
+    except Exception as error:  # its exception types share no public base
+        if "graph capture" in str(error):
+            raise NotAvailableError(
+                f"ONNX Runtime cannot capture {path.name} as a CUDA graph: {error}",
+                "measure it without --cuda-graph",
+            ) from error
+        if "NOT_IMPLEMENTED" in str(error):
+            raise NotAvailableError(
+                f"ONNX Runtime has no CPU kernel for a node of {path.name}: {error}",
+                "build this precision for another engine",
+            ) from error
+        raise DeployError(
+            f"ONNX Runtime does not accept {path}: {error}",
+            "the message names the node or the field at fault",
+        ) from error
+
+
+def _layers(onnx: Any, path: Path) -> tuple[Layer, ...]:
+    """Reads the nodes of an optimised graph.
+
+    ONNX Runtime's own operators are unknown to shape inference; it saves the types of none. So
+    a type is what the tensor's maker gives, or, of the quantized operators, what their name says.
+    """
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    known = (*graph.value_info, *graph.input, *graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in known}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    names = {kind: onnx.helper.tensor_dtype_to_np_dtype(kind).name for kind in {*types.values()}}
+    layers = []
+    for node in graph.node:
+        if node.op_type.startswith(("QLinear", "QGemm", "MatMulInteger", "ConvInteger")):
+            dtype = "int8"
+        else:
+            # A weight has the type of the layer, where that of its input is not known.
+            found = [names[types[name]] for name in node.input if types.get(name)]
+            dtype = found[0] if found else ""
+        layers.append(Layer(node.name, node.op_type, precision(dtype), (node.name,)))
+    return tuple(layers)
+
+
+class OnnxRuntimeSession:
+    """An open ONNX Runtime session on the CPU; see `engines.contract.Session`."""
+
+    batch: tuple[int, int] | None = None
+    stream: int | None = None
+    device = "cpu"
+
+    def __init__(self, session: Any, name: str) -> None:
+        self._session: Any = session
+        self._name = name
+        self._binding: Any = None
+        self.inputs = tuple(_spec(value) for value in session.get_inputs())
+        self.outputs = tuple(_spec(value) for value in session.get_outputs())
+        self._check = FeedCheck(self.inputs)
+        self._names = [spec.name for spec in self.outputs]
+
+    def run(self, feeds: Feeds) -> Outputs:
+        self._require_open()
+        self._check(feeds)
+        try:
+            outputs: list[Array] = self._session.run(self._names, dict(feeds))
+        except Exception as error:  # its exception types share no public base
+            raise _failed(error) from error
+        return dict(zip(self._names, outputs, strict=True))
+
+    def bind(self, feeds: Feeds) -> None:
+        self._require_open()
+        self._check(feeds)
+        self._binding = self._session.io_binding()
+        for name, array in feeds.items():
+            self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in self._names:
+            self._binding.bind_output(name, "cpu")
+
+    def launch(self) -> None:
+        self._require_open()
+        if self._binding is None:
+            raise DeployError("launch() before bind()", "bind the inputs first")
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # its exception types share no public base
+            raise _failed(error) from error
+
+    def synchronize(self) -> None:
+        """Does nothing: a launch has completed when it returns."""
+
+    def close(self) -> None:
+        self._binding = None
+        self._session = None
+
+    def _require_open(self) -> None:
+        if self._session is None:
+            raise closed_error(self._name)
+
+
+def _failed(error: Exception) -> DeployError:
+    return DeployError(
+        f"ONNX Runtime failed while it ran the graph: {error}", "the message names the node"
+    )
+
+
+def _spec(value: Any) -> TensorSpec:
+    shape = tuple(axis if isinstance(axis, int) else None for axis in value.shape)
+    return TensorSpec(value.name, _DTYPES.get(value.type, value.type), shape)

@@ -1,0 +1,368 @@
+"""The builder and the session that TensorRT and TensorRT for RTX share.
+
+Both vendor modules have the same API but for a few flags, so the module is a parameter.
+Networks are strongly typed: the types in the ONNX graph are the types that run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from engines import cache, hardware
+from engines.backends import _turing
+from engines.backends._tensorrt_session import TensorRTSession, inspected
+from engines.checks import available_on_cpu, choose_device, import_vendor, installed
+from engines.contract import Availability, BuildOptions, OpenOptions
+from engines.errors import DeployError, NotAvailableError, UsageError
+from engines.layer_report import Layer, of_inspector, of_tensorrt, precision
+
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_SPECIAL_WORDS = {
+    "target_sm": "it builds for the GPU at hand",
+    "version_compatible": "its plans are bound to its version",
+    "hardware_compatible": "its plans are for a range of GPUs already (--target-sm)",
+    "refit": "without a GPU, its builder fails with it",
+    "strip_weights": "without a GPU, its builder fails with it",
+}
+_SPECIAL = frozenset(_SPECIAL_WORDS)
+_CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
+
+
+@dataclass(frozen=True)
+class TensorRTEngine:
+    """One flavour of TensorRT.
+
+    Attributes:
+        module: The vendor's Python module.
+        distributions: Its distribution names, best first.
+        install: The command that installs it.
+        builds_without_gpu: Whether this flavour builds on a machine without a GPU.
+        special: The fields of BuildOptions that only some flavours have, and this one has.
+        unsupported: Returns why this flavour does not run on a GPU of a compute capability, such
+            as "9.0"; "" if it does.
+    """
+
+    name: str
+    module: str
+    distributions: tuple[str, ...]
+    install: str
+    builds_without_gpu: bool
+    special: frozenset[str] = frozenset()
+    unsupported: Callable[[str], str] = lambda _capability: ""
+    source: Literal["graph", "program"] = "graph"
+    devices: tuple[str, ...] = ("cuda",)
+    cuda_graphs: bool = True
+
+    def available(self) -> Availability:
+        library = available_on_cpu(self.distributions, self.install)
+        if not library.build:
+            return library
+        if problem := hardware.no_gpu():
+            return Availability(self.builds_without_gpu, False, f"{library.reason}; {problem}")
+        gpu = hardware.gpus()[0]
+        if problem := self.unsupported(gpu["compute_capability"]):
+            reason = f"{library.reason}; {gpu['name']}: {problem}"
+            return Availability(self.builds_without_gpu, False, reason)
+        return Availability(True, True, f"{library.reason}, {gpu['name']}")
+
+    def fingerprint(self) -> dict[str, str]:
+        return {**installed(self.distributions), **hardware.gpu_fingerprint()}
+
+    def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
+        """Writes a serialized plan with one optimization profile over the batch.
+
+        Returns:
+            The plan's layers after all fusions, with the types they compute in.
+
+        Raises:
+            DeployError: The parser or the builder refuses the graph; the message names the
+                nodes. Also for a dynamic axis other than the first.
+            NotAvailableError: The library is missing, or this flavour needs a GPU to build, or
+                does not have an option that was asked for.
+            KeyboardInterrupt: The build was cancelled.
+        """
+        self._check(options)
+        vendor = import_vendor(self.module, self.install)
+        if not self.builds_without_gpu and not hardware.gpus():
+            raise NotAvailableError(
+                f"{self.name} builds on the GPU it builds for, and this machine has none",
+                "build with --engine tensorrt_rtx, which needs no GPU, or build on the target",
+            )
+        logger = _logger(vendor)
+        builder = vendor.Builder(logger)
+        network = builder.create_network(_strongly_typed(vendor))
+        on_turing = _turing.CAPABILITY in options.target_sm
+        rewritten = _turing.with_convolutions(source) if on_turing else None
+        if rewritten is not None:
+            options.note("rewritten", "Gemm as 1x1 Conv, for SM75")
+        _parse(vendor, network, logger, source, rewritten)
+        config = builder.create_builder_config()
+        config.set_memory_pool_limit(vendor.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
+        config.profiling_verbosity = vendor.ProfilingVerbosity.DETAILED
+        if not options.tf32:
+            # On by default, and a hundred times less precise than the fp32 it stands in for.
+            config.clear_flag(vendor.BuilderFlag.TF32)
+        _configure(vendor, config, options)
+        config.add_optimization_profile(_profile(builder, network, options))
+        monitor = monitor_of(vendor, options.progress)
+        config.progress_monitor = monitor
+        timings = None if self.builds_without_gpu else self._timings()
+        if timings is not None:
+            _use(config, timings, options)
+        plan = builder.build_serialized_network(network, config)
+        if monitor.ended_by is not None:
+            raise monitor.ended_by
+        if plan is None:
+            hint = "the message names the layer at fault"
+            if any("Turing" in error for error in logger.errors):
+                hint = "build the fp16 graph for that GPU, or this one for newer GPUs"
+            raise DeployError(
+                f"{self.name} could not build {source}: {'; '.join(logger.errors)}",
+                hint,
+            )
+        if self.builds_without_gpu:
+            layers = of_tensorrt(logger.said)
+        else:
+            said = inspected(vendor, vendor.Runtime(logger).deserialize_cuda_engine(plan))
+            options.note("inspector", json.loads(said))
+            layers = of_inspector(said) or of_tensorrt(logger.said)
+        if missed := unrealised(source, layers):
+            if not options.other_types:
+                raise DeployError(
+                    f"{self.name} does not compute as {source} says: {'; '.join(missed)}",
+                    "export another precision, build for a GPU that has this one, or accept it"
+                    " with --other-types",
+                )
+            options.note("other_types", missed)
+        target.write_bytes(plan)
+        if timings is not None:
+            cache.write_whole(timings, bytes(config.get_timing_cache().serialize()))
+        return layers
+
+    def _timings(self) -> Path:
+        """Returns where the timings of tactics are kept, for this version and GPU."""
+        facts = {**installed(self.distributions), **hardware.gpu_fingerprint()}
+        name = cache.as_name("-".join(facts.values()))
+        return cache.cache_folder() / self.name / f"{name}.timings"
+
+    def open(self, built: Path, options: OpenOptions) -> TensorRTSession:
+        """Opens a plan. A plan is native code: the caller has checked its digest.
+
+        Raises:
+            NotAvailableError: No GPU, or no bindings of the CUDA runtime.
+            DeployError: TensorRT does not accept the plan here, the GPU has too little memory, or
+                the plan was built without weights and `options.weights` names none.
+        """
+        vendor = import_vendor(self.module, self.install)
+        if not hardware.gpus():
+            raise NotAvailableError(
+                f"a {self.name} plan runs on an NVIDIA GPU, and this machine has none",
+                "copy the bundle to the target and run `assay check` there",
+            )
+        options = replace(options, device=choose_device(self, options.device))
+        return TensorRTSession(vendor, self.name, built, options, _logger(vendor))
+
+    def refusal(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
+        """Returns why a plan must not be loaded here, whatever it holds; "" if it may be.
+
+        Args:
+            built_by: The fingerprint where it was built.
+            params: The options it was built with.
+        """
+        here = self.fingerprint()
+        facts = [name for name in self.distributions if name in {**built_by, **here}]
+        if params.get("version_compatible") and all(
+            _runs(built_by.get(name, ""), here.get(name, "")) for name in facts
+        ):
+            facts = []
+        if not self.builds_without_gpu and not params.get("hardware_compatible"):
+            facts.append("gpu_compute_capability")
+        differ = [name for name in facts if built_by.get(name) != here.get(name)]
+        if not differ:
+            return ""
+        there, now = (
+            ", ".join(f"{name} {each.get(name, 'none')}" for name in differ)
+            for each in (built_by, here)
+        )
+        return f"it was built with {there}, and here is {now}"
+
+    def _check(self, options: BuildOptions) -> None:
+        """Raises for what was asked for and this flavour does not have."""
+        for name in _SPECIAL - self.special:
+            if getattr(options, name):
+                raise NotAvailableError(
+                    f"{self.name} does not take --{name.replace('_', '-')}: {_SPECIAL_WORDS[name]}",
+                    "leave the option out, or build another engine",
+                )
+        if options.version_compatible and (options.refit or options.strip_weights):
+            raise UsageError(
+                "the runtime that runs plans of other versions puts no weights into a plan",
+                "leave out --version-compatible, or --refit and --strip-weights",
+            )
+        known = {int(sm[2:]) for sm in _CAPABILITIES}
+        for sm in options.target_sm:
+            if sm not in known:
+                raise UsageError(
+                    f"no target of TensorRT for RTX has compute capability {sm}",
+                    f"available: {', '.join(map(str, sorted(known)))}",
+                )
+
+
+def _configure(vendor: Any, config: Any, options: BuildOptions) -> None:
+    """Sets what was asked for beyond the defaults."""
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    flags = {
+        # A plan with the runtime inside would be code of the host, which no session runs.
+        "version_compatible": ("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"),
+        "refit": ("REFIT",),
+        # With the very weights of the graph, for which it may be optimised.
+        "strip_weights": ("STRIP_PLAN", "REFIT_IDENTICAL"),
+    }
+    for name, each in flags.items():
+        for flag in each if getattr(options, name) else ():
+            config.set_flag(getattr(vendor.BuilderFlag, flag))
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = vendor.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.target_sm:
+        config.num_compute_capabilities = len(options.target_sm)
+        for index, sm in enumerate(options.target_sm):
+            config.set_compute_capability(getattr(vendor.ComputeCapability, f"SM{sm}"), index)
+
+
+def _runs(built_by: str, here: str) -> bool:
+    """Whether a plan for other versions, built by one, runs here: of the same major, and newer."""
+    there, now = (
+        [int(part) for part in version.split(".") if part.isdigit()] for version in (built_by, here)
+    )
+    return bool(there and now) and there[0] == now[0] and there <= now
+
+
+def _use(config: Any, path: Path, options: BuildOptions) -> None:
+    """Gives the builder the timings of earlier builds, which make this one faster."""
+    kept = path.read_bytes() if path.is_file() else b""
+    if kept and config.set_timing_cache(config.create_timing_cache(kept), False):
+        options.note("timing_cache", hashlib.sha256(kept).hexdigest())
+        return
+    config.set_timing_cache(config.create_timing_cache(b""), False)
+    options.note("timing_cache", "empty")
+
+
+def monitor_of(vendor: Any, tell: Callable[[str, float], None]) -> Any:
+    """Returns a progress monitor, which ends the build when telling raises, as on Ctrl-C."""
+
+    class Monitor(vendor.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.ended_by: BaseException | None = None
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, name: str, _parent: str | None, steps: int) -> None:
+            self._steps[name] = max(steps, 1)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            try:
+                tell(name, min(1.0, (step + 1) / self._steps.get(name, 1)))
+            except BaseException as error:  # an interrupt too: it must not pass through C++
+                self.ended_by = self.ended_by or error
+            return self.ended_by is None
+
+        def phase_finish(self, name: str) -> None:
+            self._steps.pop(name, None)
+
+    return Monitor()
+
+
+def unrealised(source: Path, layers: Iterable[Layer]) -> list[str]:
+    """Returns the products of a graph that no layer computes in the type of their weights.
+
+    Products are what a precision is chosen for; what lies between them may be fused.
+    """
+    onnx = import_vendor("onnx", "pip install onnx")
+    graph = onnx.load(source, load_external_data=False).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in types:
+            types[node.output[0]] = types[node.input[0]]
+    done: dict[str, set[str]] = {}
+    for layer in layers:
+        for name in layer.nodes:
+            done.setdefault(name, set()).add(layer.precision)
+    missed = []
+    for node in graph.node:
+        if node.op_type not in _PRODUCTS or types.get(node.input[1]) is None:
+            continue
+        wanted = precision(onnx.helper.tensor_dtype_to_np_dtype(types[node.input[1]]).name)
+        found = done.get(node.name)
+        if found and wanted not in found:
+            missed.append(f"{node.op_type} {node.name!r} in {', '.join(sorted(found))}")
+    return missed
+
+
+def _logger(vendor: Any) -> Any:
+    """Returns a logger that keeps what is said instead of printing it.
+
+    Errors are for the exception; the rest tells what was built.
+    """
+
+    class Logger(vendor.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+            self.said: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= vendor.ILogger.Severity.ERROR:
+                self.errors.append(message)
+            else:
+                self.said.append(message)
+
+    return Logger()
+
+
+def _strongly_typed(vendor: Any) -> int:
+    """Returns the network flags: explicit up to TensorRT 10, the only kind from 11 on."""
+    flag = getattr(vendor.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parse(vendor: Any, network: Any, logger: Any, source: Path, rewritten: bytes | None) -> None:
+    parser = vendor.OnnxParser(network, logger)
+    if parser.parse(rewritten) if rewritten else parser.parse_from_file(str(source)):
+        return
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    causes = dict.fromkeys(map(_cause, errors))
+    raise DeployError(
+        f"{vendor.__name__} cannot parse {source}: " + "; ".join(causes),
+        "export with operators it supports, or build another engine",
+    )
+
+
+def _cause(error: Any) -> str:
+    """Returns an error of the parser with its node, operator and reason."""
+    reason = error.desc() if error.desc() != "false" else "not supported"
+    where = f"node {error.node_name()!r} ({error.node_operator()})"
+    if not error.node_operator():
+        where = "an input, output or weight"
+    return f"{where}: {error.code().name}: {reason}"
+
+
+def _profile(builder: Any, network: Any, options: BuildOptions) -> Any:
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = tuple(tensor.shape)
+        if -1 in shape[1:]:
+            raise DeployError(
+                f"input {tensor.name!r} has shape {shape}: an axis other than the batch is dynamic",
+                "export with only the batch dynamic",
+            )
+        if -1 in shape:
+            sizes = (options.batch_min, options.batch_opt, options.batch_max)
+            profile.set_shape(tensor.name, *((size, *shape[1:]) for size in sizes))
+    return profile

@@ -1,0 +1,190 @@
+"""PyTorch's compiler ahead of time: the exported program as a package of native code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import shutil
+import tempfile
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+from engines import hardware
+from engines.backends._torch_cuda import channels_last
+from engines.backends.pytorch import PyTorchSession, exact_fp32, load_program, moved, specs_of
+from engines.backends.torch_compile import missing_compiler
+from engines.checks import available_on_cpu, choose_device, import_vendor, installed
+from engines.contract import Availability, BuildOptions, OpenOptions
+from engines.errors import DeployError, NotAvailableError
+from engines.layer_report import Layer
+
+_INSTALL = "pip install torch"
+# What is beside the code in the package: its folder for files that are not torch's own.
+_EXTRA = "model/extra/assay.json"
+# Packages that this process has opened, by the digest of their bytes and the device.
+_LOADED: dict[tuple[str, int, bool], Any] = {}
+_LOADING = threading.Lock()
+
+
+class AOTInductorEngine:
+    """AOTInductor: `torch._inductor.aoti_compile_and_package`, with a dynamic batch.
+
+    The package (.pt2) is compiled for the device and the instruction set at hand, so it is
+    built where it runs: on a CUDA device where torch sees one, otherwise on the CPU. It takes a
+    C++ compiler to build one, and none to open it. The package checks neither shapes nor types
+    of its inputs; the session does. A package is native code, as a TensorRT plan is: open none
+    whose source you do not trust.
+    """
+
+    name = "aot_inductor"
+    module = "torch"
+    source: Literal["graph", "program"] = "program"
+    devices = ("cuda", "cpu")
+    cuda_graphs = True
+
+    def available(self) -> Availability:
+        found = available_on_cpu(("torch",), _INSTALL)
+        why = missing_compiler()
+        if found.build and why:
+            return Availability(False, True, why, "apt install g++")
+        return found
+
+    def fingerprint(self) -> dict[str, str]:
+        return {**installed(("torch",)), **hardware.cpu_fingerprint(), **hardware.gpu_fingerprint()}
+
+    def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
+        """Compiles the program. No option applies: the batch stays dynamic.
+
+        Returns:
+            Nothing: a package does not tell what its kernels compute.
+
+        Raises:
+            DeployError: The program cannot be read or compiled.
+            NotAvailableError: There is no C++ compiler.
+        """
+        torch = import_vendor(self.module, _INSTALL)
+        if why := missing_compiler():
+            raise NotAvailableError(why, "apt install g++")
+        program, signature = load_program(torch, source)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        # It would warn on a CPU machine that there is no CUDA runtime.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        if device == "cuda":
+            exact_fp32(torch)
+            program = moved(program, device)
+            for tensor in program.state_dict.values():
+                channels_last(torch, tensor)
+        with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+            package = Path(folder) / "model.pt2"
+            try:
+                torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+            except Exception as error:  # inductor and the C++ compiler raise what they like
+                raise DeployError(
+                    f"AOTInductor cannot compile {source}: {error}", "build another engine"
+                ) from error
+            facts = {**signature, "device": device, "instructions": _instructions(torch, device)}
+            with zipfile.ZipFile(package, "a") as archive:
+                archive.writestr(_EXTRA, json.dumps(facts))
+            shutil.move(package, target)
+        return ()
+
+    def open(self, built: Path, options: OpenOptions) -> AOTInductorSession:
+        """Opens a package.
+
+        Raises:
+            NotAvailableError: It was compiled for another device or instruction set.
+            DeployError: It is no such package.
+        """
+        torch = import_vendor(self.module, _INSTALL)
+        device = choose_device(self, options.device)
+        facts = _facts(built)
+        kind = device.partition(":")[0]
+        here = _instructions(torch, kind)
+        if (facts["device"], facts["instructions"]) != (kind, here):
+            raise NotAvailableError(
+                f"{built} was compiled for {facts['device']} ({facts['instructions']}), and this is"
+                f" {kind} ({here})",
+                "build it on the machine it is to run on",
+            )
+        exact_fp32(torch)
+        torch.set_num_threads(options.threads)
+        return AOTInductorSession(torch, built, device, facts, cuda_graph=options.cuda_graph)
+
+
+def _instructions(torch: Any, kind: str) -> str:
+    """Returns what native code for a device depends on."""
+    if kind == "cuda":
+        return "sm_{}{}".format(*torch.cuda.get_device_capability())
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+def _facts(built: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(built) as archive:
+            facts: dict[str, Any] = json.loads(archive.read(_EXTRA))
+        for key in ("inputs", "outputs", "device", "instructions"):
+            facts[key]
+        return facts
+    except Exception as error:  # zipfile and zlib raise many types for a damaged archive
+        raise DeployError(
+            f"AOTInductor does not accept {built}: it is no package of this engine ({error})",
+            "build the engine again",
+        ) from error
+
+
+def _loaded(torch: Any, path: Path, device: str, *, cuda_graph: bool) -> Any:
+    """Returns the package as a function, the same for all sessions on the same bytes.
+
+    A package that is captured runs without the events by which threads share it: asking for the
+    state of an event is no operation of a graph.
+
+    The library in a package is never unmapped, nor are its weights freed: a process that opens
+    one again and again would grow by it every time. Calls wait for each other.
+    """
+    content = path.read_bytes()
+    index = int(device.partition(":")[2] or 0) if device != "cpu" else -1
+    key = hashlib.sha256(content).hexdigest(), index, cuda_graph
+    with _LOADING:
+        if key not in _LOADED:
+            try:
+                # From memory: a path would have to end in .pt2.
+                _LOADED[key] = torch._inductor.aoti_load_package(
+                    io.BytesIO(content), run_single_threaded=cuda_graph, device_index=index
+                )
+            except Exception as error:  # torch documents no exception types
+                raise DeployError(
+                    f"AOTInductor does not accept {path}: {error}",
+                    "build the engine again with this version of torch",
+                ) from error
+        return _LOADED[key]
+
+
+class AOTInductorSession(PyTorchSession):
+    """An open package; see `engines.contract.Session`."""
+
+    name = "aot_inductor"
+
+    def __init__(
+        self,
+        torch: Any,
+        path: Path,
+        device: str,
+        facts: dict[str, Any],
+        *,
+        cuda_graph: bool,
+    ) -> None:
+        self._torch = torch
+        self._set_up(
+            _loaded(torch, path, device, cuda_graph=cuda_graph),
+            device,
+            specs_of(facts["inputs"]),
+            specs_of(facts["outputs"]),
+            cuda_graph=cuda_graph,
+        )
+
+
+ENGINE = AOTInductorEngine()

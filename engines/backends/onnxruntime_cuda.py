@@ -1,0 +1,13 @@
+"""ONNX Runtime on an NVIDIA GPU, by its CUDA provider. Not yet run: no GPU was at hand."""
+
+from __future__ import annotations
+
+from engines.backends._onnxruntime import OnnxRuntimeEngine
+
+ENGINE = OnnxRuntimeEngine(
+    "onnxruntime_cuda",
+    "CUDAExecutionProvider",
+    ("cuda",),
+    # TF32 is on by default for convolutions, and a hundred times less precise than fp32.
+    settings={"use_tf32": "0"},
+)

@@ -1,0 +1,288 @@
+"""OpenVINO on the CPU: the graph in OpenVINO's own form, compiled on opening for the CPU there."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from engines import hardware
+from engines.checks import (
+    FeedCheck,
+    available_on_cpu,
+    choose_device,
+    closed_error,
+    import_vendor,
+    installed,
+)
+from engines.contract import Availability, BuildOptions, Feeds, OpenOptions, Outputs, TensorSpec
+from engines.errors import DeployError, NotAvailableError
+from engines.layer_report import Layer, precision
+
+_INSTALL = "pip install openvino"
+_DISTRIBUTIONS = ("openvino",)
+# The two files of OpenVINO's intermediate representation (IR).
+_FILES = ("model.xml", "model.bin")
+_TIME = (1980, 1, 1, 0, 0, 0)
+# What moves data and computes nothing.
+_STILL = frozenset({"Input", "Output", "Const", "Reorder", "Reshape"})
+# What numpy has, too; others, such as bf16, would be handed over as what they are not.
+_NUMPY = frozenset(
+    {"boolean", "f16", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "string"}
+)
+_PRODUCTS = frozenset({"Convolution", "FullyConnected", "MatMul"})
+
+
+class OpenVINOEngine:
+    """OpenVINO's CPU plugin.
+
+    `build` translates the graph into the intermediate representation, whose two files it stores
+    in one archive, uncompressed: unzipped, OpenVINO's own tools read them. The plugin's compiled
+    blob is not kept, since it is refused by a CPU with other instructions; compiling takes a
+    fraction of a second when it is opened.
+    """
+
+    name = "openvino"
+    module = "openvino"
+    source: Literal["graph", "program"] = "graph"
+    devices = ("cpu",)
+
+    def available(self) -> Availability:
+        return available_on_cpu(_DISTRIBUTIONS, _INSTALL)
+
+    def fingerprint(self) -> dict[str, str]:
+        return {**installed(_DISTRIBUTIONS), **hardware.cpu_fingerprint()}
+
+    def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
+        """Writes the intermediate representation. No option applies: the batch stays dynamic.
+
+        Returns:
+            The layers that this CPU runs, after all fusions, with the types they compute in.
+
+        Raises:
+            DeployError: OpenVINO does not accept the graph; the message names the nodes.
+        """
+        openvino = import_vendor(self.module, _INSTALL)
+        try:
+            model = openvino.Core().read_model(str(source))
+        except RuntimeError as error:
+            raise _refused(source, error) from error
+        _keep_names(model, source)
+        compiled = _compile(openvino, model, 1, source)
+        with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+            paths = [Path(folder) / name for name in _FILES]
+            openvino.serialize(model, *map(str, paths))
+            with zipfile.ZipFile(target, "w") as archive:
+                for path in paths:
+                    # The same graph gives the same bytes, whenever it is built.
+                    entry = zipfile.ZipInfo(path.name, _TIME)
+                    with path.open("rb") as file, archive.open(entry, "w", force_zip64=True) as to:
+                        while part := file.read(1 << 24):
+                            to.write(part)
+        return _layers(compiled)
+
+    def open(self, built: Path, options: OpenOptions) -> OpenVINOSession:
+        choose_device(self, options.device)
+        openvino = import_vendor(self.module, _INSTALL)
+        try:
+            graph, weights = _unpacked(built)
+            model = openvino.Core().read_model(model=graph, weights=weights)
+        except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
+            raise DeployError(
+                f"OpenVINO does not accept {built}: {' '.join(str(error).split())}",
+                "give a file that this engine has built, or build it again",
+            ) from error
+        compiled = _compile(openvino, model, options.threads, built)
+        return OpenVINOSession(compiled, _specs(model.inputs), _specs(model.outputs), openvino)
+
+
+def _keep_names(model: Any, source: Path) -> None:
+    """Leaves the inputs and outputs only those of their names that the ONNX graph gives them.
+
+    Raises:
+        DeployError: OpenVINO has no input or output of a name, since nothing depends on it, or
+            since an output is an input.
+    """
+    graph = import_vendor("onnx", "pip install onnx").load(source, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    wanted = [value.name for value in graph.input if value.name not in constants]
+    for what, ports, names in (
+        ("input", model.inputs, wanted),
+        ("output", model.outputs, [value.name for value in graph.output]),
+    ):
+        for port in ports:
+            for name in [name for name in names if name in port.get_names()][:1]:
+                names.remove(name)
+                port.get_tensor().set_names({name})
+        if names:
+            raise DeployError(
+                f"OpenVINO drops {what} {', '.join(names)} of {source}: no value depends on it, or"
+                " it is passed on as it is",
+                f"export without that {what}, or build another engine",
+            )
+    _specs(model.inputs)  # whether a session could hand them over
+    _specs(model.outputs)
+
+
+def _unpacked(path: Path) -> list[bytes]:
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if tuple(entry.filename for entry in entries) != _FILES:
+            raise ValueError(f"it does not hold {' and '.join(_FILES)}")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed")  # so it holds no more than its own size
+        return [archive.read(entry) for entry in entries]
+
+
+def _compile(openvino: Any, model: Any, threads: int, path: Path) -> Any:
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        # The graph's own types: else, fp32 is computed in bf16 on CPUs that can.
+        "EXECUTION_MODE_HINT": "ACCURACY",
+        "INFERENCE_NUM_THREADS": threads,
+        # Of several sessions, each would hold on to the same CPUs.
+        "ENABLE_CPU_PINNING": False,
+    }
+    try:
+        return openvino.Core().compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: Exception) -> DeployError:
+    """Returns the error for a file that is not accepted, with the nodes at fault."""
+    lines = [line for line in str(error).splitlines() if line and "src/" not in line]
+    said = " ".join(lines) or str(error)
+    nodes = _nodes(path, set(re.findall(r"\b(\w+)-\d+\b", said)))
+    return DeployError(
+        f"OpenVINO does not accept {path}: {said}{nodes}",
+        "export with operators it supports, or build another engine",
+    )
+
+
+def _nodes(path: Path, operators: set[str]) -> str:
+    """Returns the nodes of a graph that have one of the operators, in words."""
+    if not operators:
+        return ""
+    onnx = import_vendor("onnx", "pip install onnx")
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception:  # protobuf's error types are not public, and this only adds to an error
+        return ""
+    found = [f"{n.name!r} ({n.op_type})" for n in graph.node if n.op_type in operators]
+    return f"; node {', '.join(found)}" if found else ""
+
+
+def _layers(compiled: Any) -> tuple[Layer, ...]:
+    """Reads the layers of a compiled model, and the types they really compute in."""
+    layers = []
+    for operation in compiled.get_runtime_model().get_ordered_ops():
+        facts = {key: value.astype(str) for key, value in operation.get_rt_info().items()}
+        if facts["layerType"] in _STILL:
+            continue
+        nodes = tuple(filter(None, facts.get("originalLayersNames", "").split(",")))
+        kind, type_ = facts["layerType"], _numpy_name(facts["runtimePrecision"])
+        if kind in _PRODUCTS and type_ == "uint8":
+            type_ = "int8"  # quantized, with activations that have no sign
+        layers.append(Layer(operation.get_friendly_name(), kind, precision(type_), nodes))
+    return tuple(layers)
+
+
+def _numpy_name(name: str) -> str:
+    """Returns OpenVINO's name of a type, such as "f32" or "u8", in numpy's words."""
+    prefixes = {"f": "float", "i": "int", "u": "uint"}
+    return re.sub("^[fiu](?=[0-9])", lambda found: prefixes[found[0]], name)
+
+
+class OpenVINOSession:
+    """A compiled model and one request; see `engines.contract.Session`."""
+
+    batch: tuple[int, int] | None = None
+    stream: int | None = None
+
+    def __init__(
+        self,
+        compiled: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        openvino: Any,
+    ) -> None:
+        self._openvino = openvino
+        (where,) = compiled.get_property("EXECUTION_DEVICES")
+        self.device = str(where).lower()  # what really runs it
+        self._request: Any = compiled.create_infer_request()
+        self._bound = False
+        self._given: list[Any] = []
+        # A compiled model may give them the names of values that were merged with them.
+        self.inputs, self.outputs = inputs, outputs
+        self._check = FeedCheck(self.inputs)
+
+    def run(self, feeds: Feeds) -> Outputs:
+        self.bind(feeds)
+        self.launch()
+        return {
+            spec.name: self._request.get_output_tensor(index).data.copy()
+            for index, spec in enumerate(self.outputs)
+        }
+
+    def bind(self, feeds: Feeds) -> None:
+        self._require_open()
+        self._check(feeds)
+        self._given = []
+        for index, spec in enumerate(self.inputs):
+            array = feeds[spec.name]
+            # It takes no memory that it must not write to, though it never writes to an input.
+            shared = array.flags.c_contiguous and array.flags.writeable
+            given = array if shared else np.array(array, order="C")
+            self._given.append(given)  # a tensor that shares memory does not keep it
+            self._request.set_input_tensor(index, self._openvino.Tensor(given, shared_memory=True))
+        self._bound = True
+
+    def launch(self) -> None:
+        self._require_open()
+        if not self._bound:
+            raise DeployError("launch() before bind()", "bind the inputs first")
+        try:
+            self._request.start_async()
+            self._request.wait()
+        except RuntimeError as error:
+            raise DeployError(f"OpenVINO failed while it ran the graph: {error}") from error
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: a CPU launch has completed when it returns."""
+
+    def close(self) -> None:
+        self._request = None
+        self._given = []
+
+    def _require_open(self) -> None:
+        if self._request is None:
+            raise closed_error("openvino")
+
+
+def _specs(ports: Any) -> tuple[TensorSpec, ...]:
+    """Returns names, dtypes and shapes.
+
+    Raises:
+        NotAvailableError: A type that OpenVINO's arrays have only under the name of another.
+    """
+    specs = []
+    for port in ports:
+        axes = port.get_partial_shape()
+        shape = tuple(None if axis.is_dynamic else axis.get_length() for axis in axes)
+        kind, name = port.get_element_type(), port.get_any_name()
+        dtype = kind.to_dtype().name
+        if kind.get_type_name() not in _NUMPY:
+            raise NotAvailableError(
+                f"OpenVINO has no numpy array for {name}, of {kind.get_type_name()}",
+                "export it with inputs and outputs of another type, or build another engine",
+            )
+        specs.append(TensorSpec(name, dtype, shape))
+    return tuple(specs)
+
+
+ENGINE = OpenVINOEngine()

@@ -1,0 +1,323 @@
+"""PyTorch itself: the exported program, run eagerly, operator by operator."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import linecache
+import logging
+import shutil
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from engines import hardware
+from engines.backends._torch_cuda import CudaRunner, channels_last
+from engines.checks import (
+    FeedCheck,
+    available_on_cpu,
+    choose_device,
+    closed_error,
+    import_vendor,
+    installed,
+)
+from engines.contract import (
+    Array,
+    Availability,
+    BuildOptions,
+    Feeds,
+    OpenOptions,
+    Outputs,
+    TensorSpec,
+)
+from engines.errors import DeployError, NotAvailableError
+from engines.layer_report import Layer, precision
+
+_INSTALL = "pip install torch"
+# The file inside the program's archive that names its inputs and outputs.
+SIGNATURE = "assay_signature.json"
+# torch.export.load keeps what it reads in one place for the whole process.
+_LOADING = threading.Lock()
+
+
+class PyTorchEngine:
+    """The baseline that every other engine is compared with.
+
+    It opens a `torch.export` program, not the user's module, so that it needs no source code
+    and does on the target exactly what it did where it was exported. Calling the operators
+    through the program takes a little longer than calling the module: benchmarks/program.py
+    measures by how much.
+    """
+
+    name = "pytorch"
+    module = "torch"
+    source: Literal["graph", "program"] = "program"
+    devices = ("cuda", "cpu")
+    cuda_graphs = True
+
+    def available(self) -> Availability:
+        return available_on_cpu(("torch",), _INSTALL)
+
+    def fingerprint(self) -> dict[str, str]:
+        return {
+            **installed(("torch",)),
+            **hardware.cpu_fingerprint(),
+            **hardware.gpu_fingerprint(),
+        }
+
+    def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
+        """Copies the program, once it has been seen to load. No option applies.
+
+        Returns:
+            Its nodes, with the types of what they give.
+        """
+        program, *_ = load_program(import_vendor(self.module, _INSTALL), source)
+        shutil.copyfile(source, target)
+        return tuple(
+            Layer(
+                node.name,
+                str(node.target).removeprefix("aten.").partition(".")[0],
+                precision(str(value.dtype).removeprefix("torch.")),
+            )
+            for node in program.graph.nodes
+            if node.op == "call_function" and hasattr(value := node.meta.get("val"), "dtype")
+        )
+
+    def open(self, built: Path, options: OpenOptions) -> PyTorchSession:
+        return PyTorchSession(*self.prepared(built, options), cuda_graph=options.cuda_graph)
+
+    def prepared(self, built: Path, options: OpenOptions) -> tuple[Any, Path, str]:
+        """Sets torch up as the options say; returns what a session is made of."""
+        torch = import_vendor(self.module, _INSTALL)
+        device = choose_device(self, options.device)
+        if device != "cpu" and not torch.cuda.is_available():
+            raise NotAvailableError(
+                f"torch {torch.__version__} sees no CUDA device for {device!r}",
+                "use --device cpu, or install a driver that fits this torch",
+            )
+        exact_fp32(torch)
+        torch.set_num_threads(options.threads)
+        return torch, built, device
+
+
+def moved(program: Any, device: str) -> Any:
+    """Returns a program on a CUDA device.
+
+    Args:
+        device: "cuda" or "cuda:N". A program has to name the index: torch checks it against that
+            of its inputs, and takes "cuda" and "cuda:0" for two devices.
+    """
+    from torch.export.passes import move_to_device_pass
+
+    return move_to_device_pass(program, device if ":" in device else f"{device}:0")
+
+
+def exact_fp32(torch: Any) -> None:
+    """Makes fp32 mean fp32 on CUDA, for the whole process.
+
+    TF32 is on by default for convolutions, and a hundred times less precise than fp32.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
+    """Returns an exported program, and its inputs and outputs as `specs_of` takes them.
+
+    Raises:
+        DeployError: The file is no such program.
+    """
+    extra = {SIGNATURE: ""}
+    try:
+        if not zipfile.is_zipfile(path):  # asked first: torch would log its whole traceback
+            raise ValueError("it is no zip archive")
+        # An open file, since a path would have to end in .pt2.
+        with _LOADING, _unlogged(), _forgotten(torch), path.open("rb") as file:
+            program = torch.export.load(file, extra_files=extra)
+        return program, json.loads(extra[SIGNATURE])
+    except Exception as error:  # torch.export.load documents no exception types
+        raise DeployError(
+            f"torch.export.load does not accept {path}: {error}",
+            "build the engine again with this version of torch",
+        ) from error
+
+
+@contextmanager
+def _forgotten(torch: Any) -> Iterator[None]:
+    """Frees what torch keeps of every program for the rest of the process, 40 kB of LeNet's.
+
+    That is the source of the generated code, for tracebacks, and the symbols of its shapes.
+    """
+    sources = getattr(torch.fx.graph_module._loader, "eval_cache", {})
+    before = set(sources)
+    try:
+        yield
+    finally:
+        for name in set(sources) - before:
+            sources.pop(name, None)
+            linecache.cache.pop(name, None)
+        shapes = importlib.import_module("torch.fx.experimental.symbolic_shapes")
+        if clear := getattr(shapes.ShapeEnv.constrain_symbol_range, "cache_clear", None):
+            clear()
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keeps torch from logging, with its traceback, what it then raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _eager(torch: Any, program: Any) -> Any:
+    """Returns the program as a function from tensors to a tuple of tensors.
+
+    Without the checks that `ExportedProgram.module()` makes on every call: a session checks
+    its feeds itself, and a baseline that pays for two checks would flatter the others.
+    """
+    module = program.module(check_guards=False)
+    module._forward_pre_hooks.clear()
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            module.graph.erase_node(node)
+    module.graph.set_codegen(torch.fx.graph.CodeGen())  # plain tensors, no nested containers
+    module.recompile()
+    return module
+
+
+class PyTorchSession:
+    """An open exported program; see `engines.contract.Session`."""
+
+    name = "pytorch"
+    batch: tuple[int, int] | None = None
+
+    def __init__(self, torch: Any, path: Path, device: str, *, cuda_graph: bool = False) -> None:
+        self._torch = torch
+        program, signature = load_program(torch, path)
+        if device != "cpu":
+            program = moved(program, device)
+        with _LOADING, _forgotten(torch):
+            module = _eager(torch, program)
+        if device != "cpu" and (cuda_graph or self.name != "pytorch"):
+            # Not for plain eager launches: the baseline is what a user has.
+            for tensor in module.parameters():
+                channels_last(torch, tensor)
+        self._set_up(
+            self._compiled(module),
+            device,
+            specs_of(signature["inputs"]),
+            specs_of(signature["outputs"]),
+            cuda_graph=cuda_graph,
+        )
+
+    def _compiled(self, module: Any) -> Any:
+        """Returns the function that is called with the inputs."""
+        return module
+
+    def _set_up(
+        self,
+        function: Any,
+        device: str,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        cuda_graph: bool,
+    ) -> None:
+        self._function = function
+        self.device = device
+        self._bound: list[Any] | None = None
+        self.inputs, self.outputs = inputs, outputs
+        self._check = FeedCheck(self.inputs)
+        self._cuda: CudaRunner | None = None
+        self.stream: int | None = None
+        if device != "cpu":
+            self._cuda = CudaRunner(self._torch, device, function, cuda_graph=cuda_graph)
+            self.stream = self._cuda.stream
+
+    def run(self, feeds: Feeds) -> Outputs:
+        self._require_open()
+        self._check(feeds)
+        arrays = [feeds[spec.name] for spec in self.inputs]
+        with self._errors():
+            if self._cuda is not None:
+                values = self._cuda.run(arrays)
+            else:
+                values = [value.numpy() for value in self._call(self._tensors(arrays))]
+        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+
+    def bind(self, feeds: Feeds) -> None:
+        self._require_open()
+        self._check(feeds)
+        arrays = [feeds[spec.name] for spec in self.inputs]
+        with self._errors():
+            if self._cuda is not None:
+                self._cuda.bind(arrays)
+            else:
+                self._bound = self._tensors(arrays)
+
+    def launch(self) -> None:
+        self._require_open()
+        if self._bound is None and not (self._cuda and self._cuda.is_bound):
+            raise DeployError("launch() before bind()", "bind the inputs first")
+        with self._errors():
+            if self._cuda is not None:
+                self._cuda.launch()
+            elif self._bound is not None:
+                self._call(self._bound)
+
+    def synchronize(self) -> None:
+        if self._cuda is not None:
+            with self._errors():
+                self._cuda.synchronize()
+
+    def close(self) -> None:
+        self._function = None
+        self._bound = None
+        if self._cuda is not None:
+            self._cuda.close()
+            self._cuda = None
+
+    def _require_open(self) -> None:
+        if self._function is None:
+            raise closed_error(self.name)
+
+    def _tensors(self, arrays: list[Array]) -> list[Any]:
+        # torch takes no memory that it must not write to, and none that runs backwards.
+        return [
+            self._torch.from_numpy(
+                array
+                if array.flags.writeable and all(stride >= 0 for stride in array.strides)
+                else array.copy()
+            )
+            for array in arrays
+        ]
+
+    def _call(self, tensors: list[Any]) -> Any:
+        with self._torch.inference_mode():
+            return self._function(*tensors)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            raise DeployError(
+                f"{self.name} failed while it ran the program: {error}",
+                "the message names the operator",
+            ) from error
+
+
+def specs_of(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    """Returns the specs that a program's signature lists."""
+    return tuple(
+        TensorSpec(entry["name"], entry["dtype"], tuple(entry["shape"])) for entry in entries
+    )
+
+
+ENGINE = PyTorchEngine()

@@ -1,0 +1,14 @@
+"""TensorRT 10 and 11: plans built on, and for, the GPU at hand."""
+
+from __future__ import annotations
+
+from engines.backends._tensorrt import TensorRTEngine
+
+ENGINE = TensorRTEngine(
+    name="tensorrt",
+    module="tensorrt",
+    distributions=("tensorrt-cu13", "tensorrt"),
+    install="pip install 'tensorrt-cu13>=10.14'",
+    builds_without_gpu=False,
+    special=frozenset({"version_compatible", "hardware_compatible", "refit", "strip_weights"}),
+)

@@ -1,0 +1,65 @@
+"""PyTorch's compiler: the exported program, compiled by inductor when it is opened."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from engines.backends.pytorch import PyTorchEngine, PyTorchSession
+from engines.contract import Availability, BuildOptions, OpenOptions
+from engines.errors import NotAvailableError
+from engines.layer_report import Layer
+
+_COMPILERS = ("g++", "clang++")
+
+
+def missing_compiler() -> str:
+    """Returns why inductor cannot compile for a CPU here; "" if it can."""
+    if any(map(shutil.which, _COMPILERS)):
+        return ""
+    return f"inductor needs a C++ compiler, and there is neither {' nor '.join(_COMPILERS)}"
+
+
+class TorchCompileEngine(PyTorchEngine):
+    """`torch.compile` with the inductor backend and a dynamic batch.
+
+    `build` copies the program as the engine `pytorch` does: what inductor compiles is for the
+    machine that it runs on, and kept in inductor's own cache (TORCHINDUCTOR_CACHE_DIR). The
+    first run at batch 1, and the first at any other batch, compile: seconds to minutes.
+    """
+
+    name = "torch_compile"
+
+    def available(self) -> Availability:
+        found = super().available()
+        why = missing_compiler()
+        if found.build and why:
+            return Availability(True, False, why, "apt install g++")
+        return found
+
+    def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
+        """Copies the program, once it has been seen to load. No option applies.
+
+        Returns:
+            Nothing: what is fused is decided when it is compiled.
+        """
+        super().build(source, target, options)
+        return ()
+
+    def open(self, built: Path, options: OpenOptions) -> PyTorchSession:
+        if why := missing_compiler():
+            raise NotAvailableError(why, "apt install g++")
+        return TorchCompileSession(*self.prepared(built, options), cuda_graph=options.cuda_graph)
+
+
+class TorchCompileSession(PyTorchSession):
+    """An open program, compiled at its first run; see `engines.contract.Session`."""
+
+    name = "torch_compile"
+
+    def _compiled(self, module: Any) -> Any:
+        return self._torch.compile(module, dynamic=True)
+
+
+ENGINE = TorchCompileEngine()

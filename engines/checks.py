@@ -1,0 +1,164 @@
+"""The checks of feeds, devices and vendor libraries that every backend makes."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from engines import hardware
+from engines.contract import Array, Availability, Engine, Feeds, TensorSpec
+from engines.errors import DeployError, NotAvailableError, UsageError
+
+# Entered around the import of a vendor library. A program whose signal handler raises holds
+# signals back here: an exception inside a C++ library's initialisation would end the process.
+import_guard: Callable[[], AbstractContextManager[None]] = nullcontext
+_REMEMBERED = 1024  # shapes that one session keeps in mind
+
+
+@dataclass
+class FeedCheck:
+    """Checks feeds against a session's inputs, so that every engine refuses in the same words.
+
+    Attributes:
+        batch: Smallest and largest batch accepted, or None where there is no limit.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    batch: tuple[int, int] | None = None
+    _names: list[str] = field(init=False)
+    # What was accepted before: a server sends the same few shapes over and over, and checking
+    # them at length each time shows in the latency of a small model.
+    _accepted: set[object] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._names = [spec.name for spec in self.inputs]
+
+    def __call__(self, feeds: Feeds) -> None:
+        """Raises DeployError unless names, dtypes, ranks, shapes and batch all fit."""
+        try:
+            seen = tuple((name, array.dtype, array.shape) for name, array in feeds.items())
+        except AttributeError as error:
+            raise DeployError(f"every input has to be a numpy array: {error}") from error
+        if seen in self._accepted:
+            return
+        self._check_all(feeds)
+        if len(self._accepted) < _REMEMBERED:
+            self._accepted.add(seen)
+
+    def _check_all(self, feeds: Feeds) -> None:
+        if sorted(feeds) != sorted(self._names):
+            raise DeployError(
+                f"inputs {sorted(feeds)} given, but the engine takes {sorted(self._names)}",
+                "name every input once, as the graph does",
+            )
+        for spec in self.inputs:
+            self._check_one(spec, feeds[spec.name])
+        with_batch = [spec.name for spec in self.inputs if None in spec.shape[:1]]
+        counts = {name: len(feeds[name]) for name in with_batch}
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise DeployError(
+                f"the inputs have batches of different sizes: {said}", "give as many rows of each"
+            )
+
+    def _check_one(self, spec: TensorSpec, array: Array) -> None:
+        if array.dtype.name != spec.dtype or not array.dtype.isnative:
+            order = "" if array.dtype.isnative else " in the byte order of another machine"
+            raise DeployError(
+                f"input {spec.name!r} has dtype {array.dtype.name}{order}, expected {spec.dtype}",
+                "convert it before the call; nothing is cast silently",
+            )
+        fits = len(array.shape) == len(spec.shape) and all(
+            wanted is None or wanted == got
+            for wanted, got in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise DeployError(f"input {spec.name!r} has shape {array.shape}, expected {spec}")
+        for wanted, got in zip(spec.shape, array.shape, strict=True):
+            if wanted is not None:
+                continue
+            if got == 0:
+                raise DeployError(
+                    f"input {spec.name!r} is an empty batch", "give at least one sample"
+                )
+            if self.batch and not self.batch[0] <= got <= self.batch[1]:
+                raise DeployError(
+                    f"input {spec.name!r} has batch {got}, outside the engine's range"
+                    f" {self.batch[0]} to {self.batch[1]}",
+                    "send smaller batches, or build with a larger --batch-max",
+                )
+
+
+def choose_device(engine: Engine, asked: str) -> str:
+    """Returns the device to open `engine` on; see `pick_device`."""
+    return pick_device(asked, engine.devices, f"engine {engine.name!r}")
+
+
+def pick_device(asked: str, kinds: tuple[str, ...], who: str) -> str:
+    """Returns `asked`, or for "auto" the first of `kinds` that this machine has.
+
+    Raises:
+        UsageError: `asked` is not the name of a device.
+        NotAvailableError: `who` does not run on that device, or this machine has none.
+    """
+    check_device(asked)
+    if asked == "auto":
+        here = [kind for kind in kinds if kind == "cpu" or hardware.gpus()]
+        asked = (here or list(kinds))[0]
+    kind, _, index = asked.partition(":")
+    if kind not in kinds:
+        raise NotAvailableError(
+            f"{who} runs on {' or '.join(kinds)}, not on {asked!r}", "use --device auto"
+        )
+    if kind == "cuda" and int(index or 0) >= len(hardware.gpus()):
+        raise NotAvailableError(
+            f"device {asked!r} is not here:"
+            f" {hardware.no_gpu() or f'CUDA opens {len(hardware.gpus())} GPUs'}",
+            "count from cuda:0; without a GPU, use --device auto",
+        )
+    return asked
+
+
+def check_device(asked: str) -> None:
+    """Raises UsageError unless `asked` is the name of a device."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", asked):
+        raise UsageError(f"unknown device {asked!r}", "available: auto, cpu, cuda, cuda:N")
+
+
+def import_vendor(module: str, install: str) -> Any:
+    """Imports a vendor library.
+
+    Raises:
+        NotAvailableError: It is missing or does not load; the hint is the pip line.
+    """
+    try:
+        with import_guard():
+            return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise NotAvailableError(f"{module} cannot be imported: {error}", install) from error
+
+
+def installed(distributions: tuple[str, ...]) -> dict[str, str]:
+    """Returns name and version of the first distribution that is installed."""
+    for distribution in distributions:
+        found = hardware.version(distribution)
+        if found != "not installed":
+            return {distribution: found}
+    return {distributions[0]: "not installed"}
+
+
+def available_on_cpu(distributions: tuple[str, ...], install: str) -> Availability:
+    """Returns the availability of an engine that needs its library and nothing else."""
+    ((name, found),) = installed(distributions).items()
+    if found == "not installed":
+        return Availability(False, False, f"{name} is not installed", install)
+    return Availability(True, True, f"{name} {found}")
+
+
+def closed_error(name: str) -> DeployError:
+    """Returns the error for a call on a session that was closed."""
+    return DeployError(f"the {name} session is closed", "open the engine again")

@@ -1,0 +1,159 @@
+"""What this machine is: CPU, memory, GPU and driver. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PROBE_SECONDS = 20
+
+
+def available_cpus() -> int:
+    """Returns the number of CPUs this process may use (affinity respected)."""
+    return len(affinity())
+
+
+def affinity() -> list[int]:
+    """Returns the numbers of the CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))  # pragma: no cover - systems without affinity
+
+
+@contextmanager
+def keeping_to(cpus: Iterable[int]) -> Iterator[None]:
+    """Keeps this thread, and those that it starts, to some CPUs; with none, changes nothing."""
+    before, wanted = affinity(), set(cpus)
+    if wanted:
+        os.sched_setaffinity(0, wanted)
+    try:
+        yield
+    finally:
+        if wanted:
+            os.sched_setaffinity(0, before)
+
+
+def version(distribution: str) -> str:
+    """Returns the installed version of a distribution, or "not installed"."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def cpu_model() -> str:
+    """Returns the CPU's model name as the kernel gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def memory_gib() -> float:
+    """Returns the machine's memory in GiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def free_memory() -> int:
+    """Returns the bytes of memory that a process may still take, the container's limit too."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text(encoding="utf-8").strip()
+        if limit != "max":
+            used = int((group / "memory.current").read_text(encoding="utf-8"))
+            free = min(free, max(int(limit) - used, 0))
+    except (OSError, ValueError):
+        pass  # not Linux, or no control group: the kernel's own number stands
+    return free
+
+
+@cache
+def _probed() -> dict[str, Any]:
+    """Returns what `gpu_probe` answers; see there."""
+    script = Path(__file__).with_name("gpu_probe.py")
+    # Isolated and without site-packages, which start a Python at a third of the time.
+    command = [sys.executable, "-I", "-S", str(script)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=True
+        )
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return {"gpus": [], "problem": f"CUDA's driver did not answer in {_PROBE_SECONDS} s"}
+    except (subprocess.SubprocessError, OSError, ValueError) as error:
+        return {"gpus": [], "problem": f"CUDA's driver could not be asked: {error}"}
+    return answer
+
+
+def gpus() -> tuple[dict[str, str], ...]:
+    """Returns the GPUs that CUDA opens here, as it numbers them; empty without one.
+
+    Each has name, uuid, compute_capability, memory_gib, driver, and the CUDA version that the
+    driver knows (cuda). CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER are respected, as by every
+    program.
+    """
+    return tuple(_probed()["gpus"])
+
+
+def no_gpu() -> str:
+    """Returns why CUDA opens no GPU here; "" if it opens one.
+
+    A GPU that is in the machine and that CUDA cannot use is named, too.
+    """
+    problem = str(_probed()["problem"])
+    listed = _listed() if problem else []
+    if not listed:
+        return problem
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    why = "" if hidden is None else f", and CUDA_VISIBLE_DEVICES is {hidden!r}"
+    return f"{problem}; nvidia-smi lists {', '.join(listed)}{why}"
+
+
+def _listed() -> list[str]:
+    """Returns the GPUs that the driver's own tool lists, whether CUDA can use them or not."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=True
+        )
+    except (subprocess.SubprocessError, OSError):
+        return []
+    # Where there is none, it says so in words.
+    rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line]
+    return [f"{name.strip()} (driver {version.strip()})" for name, version in rows]
+
+
+def gpu_fingerprint(index: int = 0) -> dict[str, str]:
+    """Returns what an engine's bytes and speed depend on of a GPU, or `{"gpu": "none"}`.
+
+    Not its UUID: what is built on one card of a kind runs on all others.
+    """
+    if index >= len(gpus()):
+        return {"gpu": "none"}
+    gpu = gpus()[index]
+    return {f"gpu_{name}": gpu[name] for name in ("name", "driver", "compute_capability")}
+
+
+def cpu_fingerprint() -> dict[str, str]:
+    """Returns the CPU facts that an engine's bytes and speed depend on."""
+    return {"cpu": cpu_model(), "machine": platform.machine()}

@@ -1,7 +1,0 @@
-"""ONNX Runtime on the CPU: the optimised graph, saved once and opened as it is."""
-
-from __future__ import annotations
-
-from engines._onnxruntime import OnnxRuntimeEngine
-
-ENGINE = OnnxRuntimeEngine("onnxruntime", "CPUExecutionProvider", ("cpu",))

@@ -1,0 +1,105 @@
+"""Sizes that are constant become constants of the graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from exporters import onnx_files
+
+_SIZES = 3  # the place of Resize's input `sizes`; `scales` comes before it
+
+
+def resize_by_constants(model: onnx.ModelProto) -> None:
+    """Gives every Resize to a constant size its scales as a constant, in place.
+
+    The exporter writes the size as the input's own batch and channels with the new height and
+    width behind them: a Shape and a Concat that a GPU leaves to the CPU, and that only keep the
+    axes which do not change as they are. A scale of 1 says the same. (Naming the axes that do
+    change would, too; TensorRT does not take that with a dynamic batch.)
+    """
+    graph = model.graph
+    resizes = [node for node in graph.node if node.op_type == "Resize" and len(node.input) > _SIZES]
+    if not resizes or onnx_files.size(model) > onnx_files.LIMIT:
+        return  # shape inference takes no larger message
+    makers = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    shapes = _static_shapes(model)
+    for node in resizes:
+        concat = makers.get(node.input[_SIZES])
+        if concat is None or concat.op_type != "Concat" or len(concat.input) != 2:  # noqa: PLR2004
+            continue
+        shape, tail = makers.get(concat.input[0]), constants.get(concat.input[1])
+        if shape is None or tail is None or not _leads(shape, node.input[0]):
+            continue
+        sizes = numpy_helper.to_array(tail)
+        sides = shapes.get(node.input[0], ())[-len(sizes) :]
+        kept = len(shapes.get(node.input[0], ())) - len(sizes)
+        if kept != _attribute(shape, "end") or not all(sides):
+            continue
+        scales = [_scale(side, int(size)) for side, size in zip(sides, sizes, strict=True)]
+        if not all(scales):
+            continue
+        name = f"{node.output[0]}_scales"
+        values = np.array([1.0] * kept + scales, np.float32)
+        graph.initializer.append(numpy_helper.from_array(values, name))
+        node.input[_SIZES - 1] = name
+        del node.input[_SIZES:]
+        # Says what becomes of sizes of another aspect ratio, and is valid with them alone.
+        keep = [each for each in node.attribute if each.name != "keep_aspect_ratio_policy"]
+        del node.attribute[:]
+        node.attribute.extend(keep)
+    _remove_unused(graph)
+
+
+def _leads(shape: onnx.NodeProto, name: str) -> bool:
+    """Whether a node gives the first axes of a tensor's shape."""
+    from_first = _attribute(shape, "start") in (0, None)
+    return shape.op_type == "Shape" and shape.input[0] == name and from_first
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> object:
+    for each in node.attribute:
+        if each.name == name:
+            return helper.get_attribute_value(each)
+    return None
+
+
+def _scale(side: int, size: int) -> float:
+    """Returns the float32 scale that brings a side to a size; 0 if none does.
+
+    By the specification the size is the product rounded down, computed in float32 by runtimes.
+    """
+    scale = np.float32(size / side)
+    for candidate in (scale, np.nextafter(scale, np.float32(np.inf))):
+        if int(np.float32(side) * candidate) == size and int(side * float(candidate)) == size:
+            return float(candidate)
+    return 0.0
+
+
+def _static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of tensors, with 0 for an axis that is not known."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return {
+        value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
+        for value in (*inferred.input, *inferred.value_info)
+    }
+
+
+def _remove_unused(graph: onnx.GraphProto) -> None:
+    """Removes nodes and constants whose values nothing reads."""
+    while True:
+        read = {name for node in graph.node for name in node.input}
+        read |= {value.name for value in graph.output}
+        unused = [
+            node
+            for node in graph.node
+            if node.op_type in ("Shape", "Concat") and not read & set(node.output)
+        ]
+        if not unused:
+            break
+        for node in unused:
+            graph.node.remove(node)
+    for tensor in [each for each in graph.initializer if each.name not in read]:
+        graph.initializer.remove(tensor)

@@ -1,0 +1,169 @@
+"""What a graph is: its signature, operators, size, and the type in which each node computes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx
+
+from exporters.onnx_graph import spec_of
+
+_INT8 = ("DequantizeLinear",)
+_SMALL = 1024  # elements of a constant that may say a shape
+# They change types or hold values, and compute nothing in a precision of their own.
+_PLUMBING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "Identity")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a graph that computes.
+
+    Attributes:
+        precision: The type it computes in, such as "fp16"; int8 where all that it takes is
+            dequantized right before it, which a backend fuses.
+        multiply_adds: For one row of the batch; 0 for what is neither convolution nor product.
+    """
+
+    name: str
+    operator: str
+    precision: str
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `assay inspect` prints.
+
+    Attributes:
+        inputs: Name, dtype and shape, in words.
+        outputs: The same.
+        opset: Of the standard domain.
+        operators: How many nodes there are of each operator.
+        parameters: Numbers in the graph's constants.
+        size: Bytes of these.
+        nodes: Those that compute.
+        metadata: What the graph says of itself.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    opset: int
+    operators: dict[str, int]
+    parameters: int
+    size: int
+    nodes: tuple[Node, ...]
+    metadata: dict[str, str]
+
+    @property
+    def precisions(self) -> dict[str, int]:
+        """How many nodes compute in each type."""
+        return dict(Counter(node.precision for node in self.nodes).most_common())
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of the whole graph, for one row of the batch."""
+        return sum(node.multiply_adds for node in self.nodes)
+
+    def document(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        totals = {"precisions": self.precisions, "multiply_adds": self.multiply_adds}
+        return {**asdict(self), **totals}
+
+
+def describe(model: onnx.ModelProto) -> Description:
+    """Describes a valid graph, without its subgraphs."""
+    inferred = onnx.shape_inference.infer_shapes(_without_data(model), strict_mode=True)
+    graph = model.graph
+    types = _types(inferred.graph)
+    makers = {name: node for node in graph.node for name in node.output}
+    sizes = [(math.prod(t.dims), t.data_type) for t in graph.initializer]
+    return Description(
+        inputs=tuple(str(spec_of(value)) for value in graph.input),
+        outputs=tuple(str(spec_of(value)) for value in graph.output),
+        opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        operators=dict(Counter(node.op_type for node in graph.node).most_common()),
+        parameters=sum(count for count, _ in sizes),
+        size=sum(
+            count * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize for count, kind in sizes
+        ),
+        nodes=tuple(
+            Node(
+                node.name or node.output[0],
+                node.op_type,
+                _precision(node, types, makers),
+                _multiply_adds(node, types),
+            )
+            for node in graph.node
+            if node.op_type not in _PLUMBING
+        ),
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+    )
+
+
+def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a graph whose large constants are inputs: with them, it may be too large to pass on.
+
+    Shapes depend on small constants alone.
+    """
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.functions.extend(model.functions)
+    for part in ("node", "input", "output", "value_info"):
+        getattr(light.graph, part).extend(getattr(model.graph, part))
+    light.graph.name = model.graph.name
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _SMALL:
+            light.graph.initializer.append(tensor)
+        else:
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return light
+
+
+_Types = Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+def _types(graph: onnx.GraphProto) -> _Types:
+    """Returns dtype and shape of every value, one for a dynamic axis."""
+    found = {}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        spec = spec_of(value)
+        found[value.name] = spec.dtype, tuple(axis or 1 for axis in spec.shape)
+    for tensor in graph.initializer:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name
+        found[tensor.name] = dtype, tuple(tensor.dims)
+    return found
+
+
+def _precision(node: onnx.NodeProto, types: _Types, makers: Mapping[str, onnx.NodeProto]) -> str:
+    floats = [name for name in node.input if types.get(name, ("",))[0].startswith(("float", "bf"))]
+    # A bias stays in float: it is added to the integer sum.
+    data = floats[:2] if node.op_type in ("Conv", "ConvTranspose", "Gemm") else floats
+    if data and all(name in makers and makers[name].op_type in _INT8 for name in data):
+        return "int8"
+    dtype = types.get(node.output[0], ("?",))[0]
+    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}.get(
+        dtype, dtype
+    )
+
+
+def _multiply_adds(node: onnx.NodeProto, types: _Types) -> int:
+    """Returns the multiply-adds of a convolution or matrix product, for one row."""
+    shapes = [types.get(name, ("", ()))[1] for name in node.input]
+    if () in shapes[:2] or node.output[0] not in types:
+        return 0  # behind an operator that nobody knows, shapes are not known either
+    out = math.prod(types[node.output[0]][1])
+    if node.op_type == "Conv":  # weight [out, in / group, *kernel]
+        return out * math.prod(shapes[1][1:])
+    if node.op_type == "ConvTranspose":  # weight [in, out / group, *kernel]
+        return math.prod(shapes[0]) * math.prod(shapes[1][1:])
+    if node.op_type == "Gemm":
+        transposed = any(a.name == "transA" and a.i for a in node.attribute)
+        return out * shapes[0][0 if transposed else -1]
+    if node.op_type == "MatMul":
+        return out * shapes[0][-1]
+    return 0

@@ -1,0 +1,226 @@
+"""int8 by onnxruntime.quantization: one calibration, two graphs.
+
+Static, symmetric, per channel, as pairs of QuantizeLinear and DequantizeLinear in front of what
+computes in int8. TensorRT accepts signed, symmetric types alone. The integer kernels of CPUs
+without VNNI multiply unsigned activations by signed weights and saturate their 16-bit sums, so
+that the same graph would lose accuracy there and gain no speed: a CPU gets unsigned activations
+and weights of seven bits, from the same ranges.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from engines.contract import Feeds
+from engines.errors import DeployError
+
+METHODS = ("minmax", "entropy", "percentile")
+# What is worth computing in int8, and what passes int8 on. Activations are left out: they are
+# fused into the layer before them.
+_OPERATORS = (
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "Add",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "Concat",
+    "Flatten",
+    "Reshape",
+    "Transpose",
+)
+# Of the histograms from which a range is taken. The search for the least entropy takes time as
+# the square of them.
+_BINS = {"entropy": 512, "percentile": 2048}
+_PERCENTILE = 99.99
+_CHUNK = 16  # rows at a time: calibration keeps every activation of a chunk
+# Its absence makes the library warn; the graphs are simplified before they come here.
+_PREPROCESSED = ("onnx.quant.pre_process", "onnxruntime.quant")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What quantization made.
+
+    Attributes:
+        graph: For TensorRT and whatever computes signed int8 exactly.
+        cpu_graph: For CPUs.
+        method: How the ranges of activations were found, one of METHODS.
+        scores: What `judge` said of each method.
+    """
+
+    graph: onnx.ModelProto
+    cpu_graph: onnx.ModelProto
+    method: str
+    scores: dict[str, tuple[float, ...]]
+
+
+def quantize(
+    graph: onnx.ModelProto,
+    rows: Feeds,
+    judge: Callable[[onnx.ModelProto], tuple[float, ...]],
+) -> Quantized:
+    """Quantizes a float32 graph.
+
+    Args:
+        graph: With batch norms folded.
+        rows: Representative inputs by name, `[rows, …]`, that `check_rows` has accepted.
+        judge: Says how good a quantized graph is; larger is better.
+
+    Raises:
+        DeployError: ONNX Runtime cannot calibrate or quantize the graph.
+    """
+    source = onnx.ModelProto()
+    source.CopyFrom(graph)
+    onnx.helper.set_model_props(source, dict([_PREPROCESSED]))
+    with tempfile.TemporaryDirectory(prefix="assay-") as folder, _quietly():
+        path = Path(folder) / "float.onnx"
+        onnx.save(source, path)
+        made, scores = {}, {}
+        for method in METHODS:
+            ranges = _calibrate(path, rows, method)
+            made[method] = _static(path, ranges, cpu=False), ranges
+            scores[method] = judge(made[method][0])
+        best = max(METHODS, key=lambda method: scores[method])
+        signed, ranges = made[best]
+        return Quantized(signed, _static(path, ranges, cpu=True), best, scores)
+
+
+def check_rows(graph: onnx.ModelProto, rows: Feeds) -> None:
+    """Raises DeployError unless calibration rows are numbers of the graph's dtypes and shapes."""
+    from exporters.onnx_graph import spec_of
+
+    specs = [spec_of(value) for value in graph.graph.input]
+    if sorted(rows) != sorted(spec.name for spec in specs):
+        raise DeployError(
+            f"calibration data has {', '.join(sorted(rows)) or 'nothing'}, but the graph takes"
+            f" {', '.join(spec.name for spec in specs)}",
+            "give one array for each input, under its name",
+        )
+    for spec in specs:
+        array = rows[spec.name]
+        if (
+            array.dtype.name != spec.dtype
+            or array.shape[1:] != spec.shape[1:]
+            or array.ndim != len(spec.shape)
+        ):
+            raise DeployError(
+                f"calibration data: a row of {spec.name} is {array.dtype}{list(array.shape[1:])},"
+                f" but the graph takes {spec}",
+                "give rows as the model takes them",
+            )
+        if not len(array):
+            raise DeployError(f"calibration data: {spec.name} has no rows", "give 100 or more")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DeployError(f"calibration data: {spec.name} has NaN or Inf", "give numbers")
+    if len({len(array) for array in rows.values()}) != 1:
+        raise DeployError("calibration data has different numbers of rows for its inputs")
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Holds back what the library prints, and writes to the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _calibrate(path: Path, rows: Feeds, method: str) -> Any:
+    """Returns the range of every activation that may be quantized."""
+    from onnxruntime.quantization import CalibrationMethod, create_calibrator
+
+    options: dict[str, dict[str, Any]] = {
+        "minmax": {},
+        "entropy": {"num_bins": _BINS["entropy"], "symmetric": False},
+        "percentile": {
+            "num_bins": _BINS["percentile"],
+            "percentile": _PERCENTILE,
+            "symmetric": False,
+        },
+    }
+    kinds = {
+        "minmax": CalibrationMethod.MinMax,
+        "entropy": CalibrationMethod.Entropy,
+        "percentile": CalibrationMethod.Percentile,
+    }
+    try:
+        calibrator = create_calibrator(
+            path,
+            list(_OPERATORS),
+            augmented_model_path=str(path.with_name(f"{method}.onnx")),
+            calibrate_method=kinds[method],
+            extra_options=options[method],
+        )
+        count = len(next(iter(rows.values())))
+        for start in range(0, count, _CHUNK):
+            chunk = {name: array[start : start + _CHUNK] for name, array in rows.items()}
+            calibrator.collect_data(_Reader(chunk))
+        return calibrator.compute_data()
+    except Exception as error:  # ONNX Runtime's errors share no public base
+        raise DeployError(f"the {method} calibration failed: {error}") from error
+
+
+class _Reader:
+    """Hands over one batch, as ONNX Runtime's CalibrationDataReader does."""
+
+    def __init__(self, feeds: Feeds) -> None:
+        self._feeds: Feeds | None = feeds
+
+    def get_next(self) -> Feeds | None:
+        feeds, self._feeds = self._feeds, None
+        return feeds
+
+    def __iter__(self) -> Iterator[Feeds]:
+        return iter(self.get_next, None)
+
+
+def _static(path: Path, ranges: Any, *, cpu: bool) -> onnx.ModelProto:
+    from onnxruntime.quantization import (
+        QuantFormat,
+        QuantType,
+        quantize_static,
+        save_tensors_data,
+    )
+
+    cache, target = path.with_suffix(".json"), path.with_name("int8.onnx")
+    save_tensors_data(ranges, cache)
+    try:
+        quantize_static(
+            path,
+            target,
+            calibration_cache_path=cache,
+            calibrate_method=ranges.calibration_method,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_OPERATORS),
+            per_channel=True,
+            reduce_range=cpu,
+            activation_type=QuantType.QUInt8 if cpu else QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={
+                "ActivationSymmetric": not cpu,
+                "WeightSymmetric": True,
+                # TensorRT adds biases in float.
+                "QuantizeBias": cpu,
+                # Only what is read in int8 is quantized, behind the activation.
+                "OpTypesToExcludeOutputQuantization": list(_OPERATORS),
+            },
+        )
+    except Exception as error:  # ONNX Runtime's errors share no public base
+        raise DeployError(f"ONNX Runtime cannot quantize the graph: {error}") from error
+    return onnx.load(target)

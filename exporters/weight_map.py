@@ -1,0 +1,299 @@
+"""Which tensor of a graph carries each parameter of the module it was exported from.
+
+Most are there as they are, or transposed. What is computed of parameters alone is there as its
+result. A batch norm behind a convolution is folded into its weight and bias: then those carry
+its parameters, if they are what the fold gives in float64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from engines.contract import Array
+
+# Roundings between a batch norm's parameters and the folded weight: variance + epsilon, the
+# root, the quotient, the product. For the bias, a difference and a sum more.
+_ROUNDINGS = 6
+# What a batch norm is folded into, and the axis of its weight that runs over the outputs.
+_FOLDED_INTO = {
+    torch.ops.aten.conv1d.default: 0,
+    torch.ops.aten.conv2d.default: 0,
+    torch.ops.aten.conv3d.default: 0,
+    torch.ops.aten.linear.default: 0,
+    torch.ops.aten.conv_transpose2d.input: 1,
+}
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A batch norm and what lies before it; each field but the last names a parameter.
+
+    Attributes:
+        axis: The axis of `weight` that runs over the outputs.
+    """
+
+    weight: str
+    bias: str | None
+    gamma: str | None
+    beta: str | None
+    mean: str
+    variance: str
+    epsilon: float
+    axis: int
+
+
+def carriers(program: Any, graph: onnx.ModelProto) -> dict[str, Array]:
+    """Returns the tensor that carries each parameter and buffer that the program reads.
+
+    Args:
+        program: The torch.export program.
+        graph: The ONNX model that was made of it.
+
+    Returns:
+        By the parameter's name: its own value, or that of the tensor of the graph that was made
+        of it. A fold that the float64 computation does not confirm is none: the parameter then
+        stands for itself, and an audit of the graph will not find it.
+    """
+    state = {name: _array(tensor) for name, tensor in program.state_dict.items()}
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    read = {names[node.name] for node in program.graph.nodes if node.name in names and node.users}
+    found = {name: state[name] for name in sorted(read) if name in state}
+    made = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    missing = {name for name in found if name not in made}
+    found |= _computed(program, names, missing, made)
+    for node in program.graph.nodes:
+        if node.target in _FOLDED_INTO:
+            bias = names.get(getattr([*node.args, None][2], "name", ""))
+            if bias is not None and bias not in made and not state[bias].any():
+                found.pop(bias, None)  # a bias of zeros is left out of the graph
+        fold = _fold(node, names)
+        if fold is not None:
+            found |= _carried(fold, state, made)
+    return found
+
+
+def _computed(
+    program: Any, names: Mapping[str, str], wanted: set[str], made: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Returns the tensors of the graph that hold what is computed of parameters alone.
+
+    That is a transposed weight, or a table of which a constant index picks rows: what moves
+    numbers rounds none, and is there bit for bit. Or it is a result, such as attention's bias
+    that a small network makes of the distances: then the tensor has to be what float64 gives.
+    """
+    by_content = {_content(array): array for array in made.values()}
+    found: dict[str, Array] = {}
+    for value, made_of in _constant_values(program, names, exact=False):
+        forms = [value, value.T] if value.ndim == 2 else [value]  # noqa: PLR2004 - a matrix
+        for form in forms:
+            carrier = by_content.get(_content(form))
+            if carrier is not None:
+                found = dict.fromkeys(made_of & wanted, carrier) | found
+    wanted = wanted - found.keys()
+    if not wanted:
+        return found
+    for value, made_of in _constant_values(program, names, exact=True):
+        # What float32 holds exactly was only moved: it would have been found above.
+        if made_of & wanted and (value.astype(np.float32) != value).any():
+            size = np.broadcast_to(np.abs(value).max(), value.shape)
+            for array in made.values():
+                if array.size == value.size and _close(array.reshape(value.shape), value, size):
+                    found = dict.fromkeys(made_of & wanted, array) | found
+    return found
+
+
+def _constant_values(
+    program: Any, names: Mapping[str, str], *, exact: bool
+) -> Iterator[tuple[Array, set[str]]]:
+    """Computes all that depends on parameters alone.
+
+    Args:
+        exact: In float64, not in the parameters' own types.
+
+    Yields:
+        Values and the names of the parameters they are made of, the last ones first: of a
+        chain of operators, an exporter may fold a part only.
+    """
+    state = {**program.state_dict, **program.constants}
+    constants = {**names, **program.graph_signature.inputs_to_lifted_tensor_constants}
+    values: dict[Any, tuple[torch.Tensor, set[str]]] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and constants.get(node.name) in state:
+            name = constants[node.name]
+            tensor = state[name].detach()
+            wider = exact and tensor.is_floating_point()
+            values[node] = tensor.double() if wider else tensor, {name}
+        elif node.op == "call_function" and node.all_input_nodes:
+            parts = [values.get(each) for each in node.all_input_nodes]
+            if None in parts or not isinstance(node.meta.get("val"), torch.Tensor):
+                continue
+            args, kwargs = torch.fx.node.map_arg(
+                (node.args, node.kwargs), lambda each: values[each][0]
+            )
+            made_of = set[str]().union(*(part[1] for part in parts if part))
+            if node.target is torch.ops.aten.linear.default and args[2:]:
+                # A product and a sum in ONNX, of which an exporter may fold the first alone.
+                product = values[node.args[0]][1] | values[node.args[1]][1]
+                values[node, "product"] = node.target(*args[:2]), product
+            values[node] = node.target(*args, **kwargs), made_of
+    for tensor, made_of in reversed(values.values()):
+        yield _array(tensor), made_of
+
+
+def _content(array: Array) -> tuple[str, bytes]:
+    """Returns what tells an array from others, whatever its shape."""
+    return array.dtype.name, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+
+
+def state_of(module: nn.Module) -> dict[str, Array]:
+    """Returns every parameter and buffer of a module by its name, standing for itself."""
+    return {name: _array(tensor) for name, tensor in module.state_dict().items()}
+
+
+def quantized(found: Mapping[str, Array], graph: onnx.ModelProto) -> dict[str, Array]:
+    """Returns what carries each parameter in a quantized graph, and its scales.
+
+    Args:
+        found: By the parameter's name, the tensor that carries it in the float graph.
+        graph: The quantized graph made of that one.
+
+    Returns:
+        By the parameter's name, the tensor of integers whose dequantized values lie within half
+        a step of it, or the parameter itself if there is none; by their own names, the scales
+        and zero points of everything.
+    """
+    made = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
+    rounded: list[tuple[Array, Array]] = []
+    scales: dict[str, Array] = {}
+    for node in graph.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        scales |= {name: made[name] for name in node.input[1:] if name in made}
+        if node.op_type == "DequantizeLinear" and node.input[0] in made:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            integers = made[node.input[0]]
+            scale = made[node.input[1]].astype(np.float64)
+            shape = [1] * integers.ndim
+            if scale.ndim:
+                shape[axis] = -1
+            step = np.broadcast_to(scale.reshape(shape), integers.shape)
+            rounded.append((integers, step))
+    return {name: _rounded(array, rounded) for name, array in found.items()} | scales
+
+
+def _rounded(array: Array, candidates: Sequence[tuple[Array, Array]]) -> Array:
+    for integers, step in candidates:
+        if integers.shape == array.shape:
+            error = np.abs(integers * step - array.astype(np.float64))
+            if (error <= step / 2 * (1 + 1e-5)).all():
+                return integers
+    return array
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:  # which numpy does not know without help
+        bits: Array = tensor.contiguous().view(torch.int16).numpy()
+        return bits.view(ml_dtypes.bfloat16)
+    found: Array = tensor.numpy()
+    return found
+
+
+def _fold(node: Any, names: Mapping[str, str]) -> _Fold | None:
+    """Returns the fold that a node of the program allows, if it is a batch norm that does."""
+    if node.target is not torch.ops.aten.batch_norm.default:
+        return None
+    inner = node.args[0]
+    axis = _FOLDED_INTO.get(inner.target)
+    if axis is None or len(inner.users) != 1:
+        return None
+    before = [*inner.args[1:3], None][:2]  # a layer without a bias may leave the argument out
+    parts = [names.get(getattr(part, "name", "")) for part in (*before, *node.args[1:5])]
+    weight, bias, gamma, beta, mean, variance = parts
+    if weight is None or mean is None or variance is None:
+        return None
+    return _Fold(weight, bias, gamma, beta, mean, variance, node.args[7], axis)
+
+
+def refold(program: Any, graph: onnx.ModelProto) -> None:
+    """Puts what a fold gives in float64 where an optimizer has folded a batch norm.
+
+    The optimizer folds in the type of the weights: in fp16 with roundings that cost more than
+    fp16 itself, and in bf16 it gives float32, which fits nothing around it.
+    """
+    state = {name: _array(tensor) for name, tensor in program.state_dict.items()}
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for node in program.graph.nodes:
+        fold = _fold(node, names)
+        if fold is None or fold.variance in tensors or fold.weight not in tensors:
+            continue  # none, or left as it was
+        weight, shift, _ = _in_float64(fold, state)
+        dtype = state[fold.weight].dtype
+        for name, value in ((fold.weight, weight), (_bias(fold, tensors), shift)):
+            if name in tensors and list(tensors[name].dims) == list(value.shape):
+                tensors[name].CopyFrom(onnx.numpy_helper.from_array(value.astype(dtype), name))
+
+
+def _bias(fold: _Fold, tensors: Container[str]) -> str:
+    """Returns the name that the optimizer gives a folded bias.
+
+    It makes a new one where there was none, or one of zeros, which it has left out before.
+    """
+    return fold.bias if fold.bias is not None and fold.bias in tensors else f"{fold.weight}_bias"
+
+
+def _in_float64(fold: _Fold, state: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+    """Returns folded weight and bias, and the size of the terms whose sum the bias is."""
+
+    def value(name: str | None, otherwise: float) -> Array:
+        return np.array(otherwise) if name is None else state[name].astype(np.float64)
+
+    scale = value(fold.gamma, 1) / np.sqrt(value(fold.variance, 1) + fold.epsilon)
+    shape = [1] * state[fold.weight].ndim
+    shape[fold.axis] = -1
+    weight = value(fold.weight, 1) * scale.reshape(shape)
+    mean, beta, inner = value(fold.mean, 0), value(fold.beta, 0), value(fold.bias, 0)
+    shift = (inner - mean) * scale + beta
+    # Terms may cancel: what was rounded are the terms, not their sum.
+    size = (np.abs(inner) + np.abs(mean)) * np.abs(scale) + np.abs(beta)
+    return weight, shift, size
+
+
+def _carried(
+    fold: _Fold, state: Mapping[str, Array], made: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Returns the tensors of the graph that carry a fold's parameters; none if it is not there."""
+    weight, shift, size = _in_float64(fold, state)
+    found = made.get(fold.weight)
+    if found is None or not _close(found, weight, np.abs(weight)):
+        return {}
+    carried = {fold.weight: found}
+    rest = [name for name in (fold.bias, fold.gamma, fold.beta, fold.mean, fold.variance) if name]
+    if not shift.any():  # a bias of zeros is left out
+        return carried | dict.fromkeys(rest, found)
+    bias = made.get(_bias(fold, made))
+    if bias is None or not _close(bias, shift, size):
+        return {}
+    return carried | dict.fromkeys(rest, bias)
+
+
+def _close(found: Array, expected: Array, size: Array) -> bool:
+    """Whether a float tensor is a float64 one, within the roundings of terms of a given size."""
+    if found.shape != expected.shape or found.dtype.kind in "biu":
+        return False
+    kind = ml_dtypes.finfo(found.dtype)  # type: ignore[no-untyped-call]  # knows bfloat16
+    error = np.abs(found.astype(np.float64) - expected)
+    limit = _ROUNDINGS * float(kind.eps) / 2 * size + float(kind.tiny)
+    return bool((error <= limit).all())

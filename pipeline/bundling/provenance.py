@@ -1,0 +1,61 @@
+"""The chain of digests: from the weights to the engine, every link in a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from engines.errors import DeployError
+from pipeline.workflow.digests import read_json
+from pipeline.workflow.records import Record, parse
+
+
+def read_records(root: Path, paths: list[str]) -> dict[str, Record]:
+    """Reads the records at `paths` below `root`.
+
+    Raises:
+        DeployError: One is missing or not valid.
+    """
+    records = {}
+    for path in paths:
+        if not (root / path).is_file():
+            raise DeployError(f"the chain of records is broken: {path} is missing")
+        records[path] = parse(read_json(root / path), path)
+    return records
+
+
+def check(records: Mapping[str, Record], digests: Mapping[str, str]) -> int:
+    """Checks that every record's inputs are what another record made, and the files with them.
+
+    Args:
+        records: By path.
+        digests: The sha256 of the files at hand, by label.
+
+    Returns:
+        The number of links that were checked.
+
+    Raises:
+        DeployError: A link does not hold; the message names both sides.
+    """
+    links = 0
+    for path, record in records.items():
+        for label, given in record.inputs.items():
+            maker = records.get(given["record"])
+            if maker is None or label not in maker.outputs:
+                raise DeployError(
+                    f"the chain of records is broken: {path} was made from {label}, which no"
+                    " record in the bundle made"
+                )
+            if maker.outputs[label]["sha256"] != given["sha256"]:
+                raise DeployError(
+                    f"the chain of records is broken: {path} was made from another {label}"
+                    f" (sha256 {given['sha256']}, made was {maker.outputs[label]['sha256']})"
+                )
+            links += 1
+        for label, made in record.outputs.items():
+            if digests.get(label, made["sha256"]) != made["sha256"]:
+                raise DeployError(
+                    f"the chain of records is broken: {label} is not the file that {path} names"
+                )
+            links += label in digests
+    return links

@@ -1,0 +1,133 @@
+"""The commands that are no stages: they look at what there is, and record nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import exporters
+from engines.errors import UsageError, suggestion
+from pipeline.cli import console
+from pipeline.cli.flags import make_store, print_as, printing, storing
+
+
+@click.command()
+@click.argument("model")
+@click.option("--precision", default="fp32", show_default=True, help="Precision of the graph.")
+@storing
+def report(model: str, precision: str, **values: Any) -> None:
+    """Print what has been made of a model: accuracy, verdicts, latency, bundle."""
+    from pipeline import models
+    from pipeline.report import summary
+
+    store = make_store(values)
+    models.check_name(model)
+    if precision not in exporters.PRECISIONS:
+        known = list(exporters.PRECISIONS)
+        raise UsageError(f"unknown precision {precision!r}", suggestion(precision, known))
+    found = summary.collect(model, precision, store)
+    summary.show(found)
+    console.document(found.document())
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [all available].")
+@printing
+def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None:
+    """Prove a bundle on this machine: every digest, and every engine that can run."""
+    from engines.hardware import available_cpus
+    from pipeline.bundling import checking
+    from pipeline.stages.verify import require, show_verdicts
+
+    print_as(values)
+    found = checking.check(bundle, device, threads or available_cpus())
+    members = len(found.manifest["members"])
+    console.result(f"{bundle}: {members} members and {found.links} links of the chain are right")
+    show_verdicts(found.verdicts)
+    require([verdict for verdict in found.verdicts if verdict.status != "not run"])
+    console.document(found.document())
+
+
+@click.command()
+@click.argument("model")
+@click.option("--depth", type=click.IntRange(1, 100), help="How deep to go [to the innermost].")
+@click.option(
+    "--inputs", type=click.Path(path_type=Path), help="Inputs of the model, from an .npz file."
+)
+@printing
+def summary(model: str, depth: int | None, inputs: Path | None, **values: Any) -> None:
+    """Print a model layer by layer: output shapes, parameters, multiply-adds."""
+    from engines.checks import import_vendor
+    from pipeline import models
+
+    print_as(values)
+    spec = models.get(model)
+    torch = import_vendor("torch", "pip install torch torchvision")
+    from pipeline.golden import rows
+    from pipeline.report import layers
+
+    built = spec.build(None)
+    given = rows.without_test_set(built, None if inputs is None else rows.read(inputs)).inputs
+    tensors = [torch.from_numpy(array[:1]) for array in given.values()]
+    found = layers.summarise(model, built, tensors, depth)
+    layers.show(found)
+    console.document(found.document())
+
+
+@click.command("models")
+@printing
+def list_models(**values: Any) -> None:
+    """List the models of the zoo."""
+    from pipeline import models
+
+    print_as(values)
+    found = [models.get(name) for name in models.names()]
+    console.table(
+        "Models",
+        ("model", "image", "data set", ">epochs", ">learning rate", ">batch"),
+        [
+            (
+                spec.name,
+                "x".join(map(str, spec.image_shape or ())),
+                spec.dataset or "",
+                str(spec.recipe.epochs),
+                f"{spec.recipe.lr:g}",
+                str(spec.recipe.batch_size),
+            )
+            for spec in found
+        ],
+    )
+    console.document([spec.name for spec in found])
+
+
+@click.command()
+@printing
+def doctor(**values: Any) -> None:
+    """Say what this machine has: Python, CPU, GPU, and every engine."""
+    from pipeline.cli import doctor as surgery
+
+    print_as(values)
+    found = surgery.examine()
+    surgery.show(found)
+    console.document(found)
+
+
+@click.command()
+@click.argument("graph", type=click.Path(path_type=Path))
+@click.option("--nodes", is_flag=True, help="List every node that computes.")
+@printing
+def inspect(graph: Path, nodes: bool, **values: Any) -> None:
+    """Print what an ONNX graph is: signature, precisions, operators, parameters, metadata."""
+    from pipeline.report import graph as shown
+
+    print_as(values)
+    found = shown.read(graph)
+    shown.show(found, nodes=nodes)
+    console.document(found)
+
+
+COMMANDS = (report, check, summary, inspect, list_models, doctor)

@@ -1,0 +1,69 @@
+"""What this machine has, and what it lacks for each engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+from typing import Any
+
+import engines
+from engines import hardware
+from engines.checks import import_vendor
+from engines.errors import NotAvailableError
+from pipeline.cli import console
+
+
+def examine() -> dict[str, Any]:
+    """Looks at the machine; imports every installed vendor library to see that it loads."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpu": hardware.cpu_model(),
+        "cpus": hardware.available_cpus(),
+        "memory_gib": round(hardware.memory_gib(), 1),
+        "gpus": list(hardware.gpus()),
+        "no_gpu": hardware.no_gpu(),
+        "engines": {name: _engine(name) for name in engines.names()},
+    }
+
+
+def _engine(name: str) -> dict[str, Any]:
+    engine = engines.get(name)
+    found = engine.available()
+    if found.build:
+        try:
+            import_vendor(engine.module, found.install)
+        except NotAvailableError as error:
+            found = dataclasses.replace(found, build=False, run=False, reason=error.message)
+    return {"build": found.build, "run": found.run, "reason": found.reason, "fix": found.install}
+
+
+def show(found: dict[str, Any]) -> None:
+    """Prints two tables."""
+    gpus = [
+        (
+            f"GPU {number}",
+            f"{gpu['name']}, {gpu['memory_gib']} GiB, compute capability"
+            f" {gpu['compute_capability']}, driver {gpu['driver']} (CUDA {gpu['cuda']}),"
+            f" {gpu['uuid']}",
+        )
+        for number, gpu in enumerate(found["gpus"])
+    ]
+    rows = [
+        ("Python", found["python"]),
+        ("platform", found["platform"]),
+        ("CPU", f"{found['cpu']}, {found['cpus']} available"),
+        ("memory", f"{found['memory_gib']} GiB"),
+        *(gpus or [("GPU", f"none: {found['no_gpu']}")]),
+    ]
+    console.table("This machine", ("", ""), rows)
+    states = [
+        (name, _yes(state["build"]), _yes(state["run"]), state["reason"], state["fix"])
+        for name, state in found["engines"].items()
+    ]
+    console.table("Engines", ("engine", "builds", "runs", "what was found", "to mend it"), states)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,209 @@
+"""The command line, built from the stages; the only place that prints errors.
+
+Importing this module loads the standard library, click and our own light modules, nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from engines.errors import DeployError, UsageError, suggestion
+from pipeline import __version__
+from pipeline.cli import commands, console, signals, stage_runs
+from pipeline.cli.flags import make_store, storing
+from pipeline.cli.options import click_parameters
+from pipeline.workflow import chain
+from pipeline.workflow.digests import read_json
+from pipeline.workflow.runner import Outcome
+from pipeline.workflow.stage import Option, options
+
+INTERRUPTED = 130
+
+
+class Group(click.Group):
+    """A group that suggests the nearest command for an unknown one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            known = self.list_commands(ctx)
+            raise UsageError(f"unknown command {args[0]!r}", suggestion(args[0], known))
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the chain, not of the alphabet
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="assay")
+def cli() -> None:
+    """Take a PyTorch image classifier to a bundle that proves itself.
+
+    Each stage is a command and runs only if something it depends on has changed. `assay run`
+    runs them all.
+    """
+
+
+def _document(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    documents = []
+    for outcome in outcomes:
+        made = [outcome.outputs.locate(artifact) for artifact in outcome.outputs.declared]
+        made = [path for path in made if path.exists()]
+        results = {path.stem: read_json(path) for path in made if path.suffix == ".json"}
+        files = sorted(str(path) for path in made)
+        documents.append({**outcome.document(), "files": files, "results": results})
+    return documents
+
+
+_FILE_OPTIONS: list[click.Parameter] = [
+    click.Option(
+        ["--file"],
+        type=click.Path(path_type=Path),
+        help="Judge this file instead of what was built; nothing is recorded.",
+    ),
+    click.Option(
+        ["--golden"],
+        type=click.Path(path_type=Path),
+        help="With --file: the golden file, if not the model's own.",
+    ),
+    click.Option(
+        ["--bisect"],
+        is_flag=True,
+        help="Name the first node of the graph, or of --engine, whose value is not the model's.",
+    ),
+    click.Option(
+        ["--plot"],
+        type=click.Path(path_type=Path),
+        help="With --bisect: draw how the error grows into this file (.svg, .png, .pdf).",
+    ),
+]
+
+_WEIGHTS = click.Option(
+    ["--weights"],
+    type=click.Path(path_type=Path),
+    help="Weights of a model that is not trained here: a safetensors or torch file.",
+)
+
+
+def _add_stage(name: str) -> None:
+    stage = chain.stage(name)
+
+    @storing
+    def command(**values: Any) -> None:
+        store = make_store(values)
+        looked_into = values.pop("bisect", False)
+        given = {key: value for key, value in values.items() if value is not None}
+        plot = given.pop("plot", None)
+        if looked_into:
+            paths = given.pop("file", None), given.pop("golden", None), plot
+            console.document(stage_runs.bisect(*paths, given, store))
+            return
+        if plot is not None:
+            raise UsageError("--plot without --bisect", "add --bisect")
+        if "file" in given or "golden" in given:
+            golden = given.pop("golden", None)
+            if "file" not in given:
+                raise UsageError("--golden without --file", "name the file to judge")
+            console.document(stage_runs.verify_file(given.pop("file"), golden, given, store))
+            return
+        ran = (
+            stage_runs.export(given, store)
+            if name == "export"
+            else stage_runs.run_stage(name, given, store)
+        )
+        console.document({"outcomes": _document(ran)})
+
+    parameters = click_parameters(options(stage.params), with_defaults=True)
+    if name == "verify":
+        parameters += _FILE_OPTIONS
+    if name == "export":
+        parameters.append(_WEIGHTS)
+    _add(name, stage.help, command, parameters)
+
+
+def _add(
+    name: str, text: str, command: Callable[..., Any], parameters: list[click.Parameter]
+) -> None:
+    made = click.command(name, help=text)(command)
+    made.params = parameters + made.params
+    cli.add_command(made)
+
+
+def _add_run() -> None:
+    union: dict[str, Option] = {}
+    for name in chain.STAGES:
+        for option in options(chain.stage(name).params):
+            union.setdefault(option.name, option)
+    union["engine"] = next(o for o in options(chain.stage("build").params) if o.name == "engine")
+    for own in ("measurements", "against"):  # of what else there may be, a single run knows nothing
+        del union[own]
+    ordered = sorted(union.values(), key=lambda option: not option.required)
+
+    @storing
+    def run(**values: Any) -> None:
+        from pipeline.report import summary
+
+        store = make_store(values)
+        given = {key: value for key, value in values.items() if value is not None}
+        outcomes = stage_runs.run_all(given, store)
+        skipped = sum(outcome.skipped for outcome in outcomes)
+        console.say(f"{len(outcomes)} stages, {skipped} skipped")
+        found = summary.collect(given["model"], given.get("precision", "fp32"), store)
+        summary.show(found)
+        console.document({"outcomes": _document(outcomes), "summary": found.document()})
+
+    text = "Run the whole chain: data, train, export, verify, build, bench, bundle."
+    _add("run", text, run, click_parameters(tuple(ordered), with_defaults=False))
+
+
+for _name in chain.STAGES:
+    _add_stage(_name)
+_add_run()
+
+
+for _command in commands.COMMANDS:
+    cli.add_command(_command)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    signals.install()
+    words = sys.argv[1:] if arguments is None else arguments
+    # Known before the words are parsed, for errors in parsing them.
+    console.settings.json, console.settings.quiet = "--json" in words, False
+    try:
+        cli.main(words, prog_name="assay", standalone_mode=False)
+    except DeployError as error:
+        _fail(error.message, error.hint, error.exit_code, error.details)
+        return error.exit_code
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "assay"
+        _fail(error.format_message(), f"see `{where} --help`", error.exit_code)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", "", INTERRUPTED)
+        return INTERRUPTED
+    except OSError as error:  # the stages turn their own into errors; this is the terminal
+        console.error(f"cannot print: {error}")
+        return 1
+    except MemoryError:
+        _fail("out of memory", "use a smaller batch, or a machine with more", 1)
+        return 1
+    except Exception as error:  # a bug of ours: show all of it
+        traceback.print_exc()
+        _fail(f"this is a bug in assay: {error!r}", "please report it with the lines above", 1)
+        return 1
+    return 0
+
+
+def _fail(message: str, hint: str, exit_code: int, details: dict[str, Any] | None = None) -> None:
+    console.error(message, hint)
+    error = {"message": message, "hint": hint, "exit_code": exit_code}
+    console.document({"error": error, **(details or {})})

@@ -1,0 +1,76 @@
+"""The options of a command, from the declared parameters of its stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from engines.errors import UsageError, suggestion
+from pipeline.workflow.stage import Option
+
+
+def click_parameters(found: tuple[Option, ...], with_defaults: bool) -> list[click.Parameter]:
+    """Returns the click parameters of a stage's options."""
+    return [_parameter(option, with_defaults) for option in found]
+
+
+def _parameter(option: Option, with_defaults: bool) -> click.Parameter:
+    """Returns the click parameter of one field; MODEL is an argument, the rest options."""
+
+    def check(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+        if isinstance(value, tuple):  # a list may come in parts: --batch 1,8 --batch 64
+            value = ",".join(value) if value else None
+        return None if value is None else _check(option, value)
+
+    if option.required:
+        return click.Argument([option.name], callback=check, metavar=option.name.upper())
+    flag = f"--{option.name.replace('_', '-')}"
+    listed = option.many or option.name == "engine"
+    help_text = option.text
+    if option.names is not None and option.name != "model":
+        help_text += f" Known: {', '.join(option.names())}."
+    if with_defaults and option.default not in (None, ()):
+        default = option.default
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        help_text += f" [default: {text}]"
+    if option.type is bool:
+        return click.Option(
+            [f"{flag}/--no-{flag[2:]}"], default=None, help=help_text, callback=check
+        )
+    kind: Any = str if listed else option.type
+    if option.type is Path:
+        kind = click.Path(path_type=Path)
+    metavar = "LIST" if listed else None
+    return click.Option(
+        [flag], type=kind, help=help_text, callback=check, metavar=metavar, multiple=listed
+    )
+
+
+def _check(option: Option, value: Any) -> Any:
+    """Returns a value in the field's type; an unknown name gets the nearest suggested."""
+    listed, flag = option.many or option.name == "engine", f"--{option.name.replace('_', '-')}"
+    values = [part.strip() for part in value.split(",") if part.strip()] if listed else [value]
+    if listed and not values:
+        raise UsageError(f"{flag} is empty", "give at least one")
+    if option.name == "engine" and "all" in values and len(set(values)) > 1:
+        raise UsageError(f"{flag} {value}: all, and some by name", "give one or the other")
+    if option.names is not None:
+        known = option.names() + (["all"] if option.name == "engine" else [])
+        for each in values:
+            if each not in known:
+                raise UsageError(f"unknown {option.name} {each!r}", suggestion(each, known))
+    if not listed:
+        option.check(value)
+        return value
+    try:
+        converted = [option.type(each) for each in values]
+    except ValueError as error:
+        raise UsageError(
+            f"{flag} {value!r} is not a list of {option.type.__name__}",
+            "give values with commas between them",
+        ) from error
+    if option.many:
+        option.check(converted)
+    return converted if option.name == "engine" else tuple(converted)

@@ -1,0 +1,258 @@
+"""Running stages as a command asks: one or the whole chain, and which engines "all" means."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import engines
+from engines.errors import NotAvailableError, RefusedError, UsageError
+from exporters import QUANTIZED
+from pipeline import models
+from pipeline.cli import console
+from pipeline.data import registry
+from pipeline.workflow import runner
+from pipeline.workflow.artifacts import CHECKPOINT, ENGINE, GOLDEN, PROGRAM
+from pipeline.workflow.artifacts import GRAPH as GRAPH_FILE
+from pipeline.workflow.chain import stage
+from pipeline.workflow.records import load
+from pipeline.workflow.runner import Outcome, Store
+from pipeline.workflow.stage import Stage, options
+
+ALL = "all"
+GRAPH = "graph"
+
+
+def run_stage(
+    name: str, given: dict[str, Any], store: Store, *, tolerant: bool = False
+) -> list[Outcome]:
+    """Runs a stage once, or once an engine, and prints what came out.
+
+    Args:
+        given: The parameters that differ from their defaults, by name; `engine` is a list.
+        tolerant: What cannot be run on this machine is no failure, as with engine "all".
+
+    Raises:
+        DeployError: The stage failed, or what it made says that something is wrong.
+    """
+    chosen = stage(name)
+    given = localised(name, given)
+    outcomes = []
+    asked = _engines(chosen, given)
+    lacking: NotAvailableError | RefusedError | None = None
+    for params in _expand(chosen, given, store):
+        try:
+            outcomes.append((runner.run(chosen, params, store), params))
+        except (NotAvailableError, RefusedError) as error:
+            if name != "build":
+                raise
+            if ALL in asked:
+                console.say(f"build: without {params.engine}: {error.message}")
+            else:  # the engines named after it may well be had
+                lacking = lacking or error
+    try:
+        chosen.show([(outcome.outputs, params) for outcome, params in outcomes])
+        if lacking is not None:
+            raise lacking
+    except NotAvailableError:
+        # The stage has shown what could not be run.
+        if not tolerant and ALL not in asked:
+            raise
+    return [outcome for outcome, _ in outcomes]
+
+
+def localised(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Returns given parameters with a folder of images replaced by the name of its data set."""
+    data = given.get("data")
+    if data is None or data in registry.DATASETS or not Path(data).is_dir():
+        return given
+    from pipeline.data import imagefolder
+
+    found = {**given, "data": imagefolder.name_of(Path(data))}
+    return {**found, "data_dir": Path(data)} if name == "data" else found
+
+
+def export(given: dict[str, Any], store: Store) -> list[Outcome]:
+    """Runs the export stage; first takes the weights of a model that nothing has trained.
+
+    Args:
+        given: As for `run_stage`; `weights` names a file of weights.
+    """
+    model, weights = given["model"], given.pop("weights", None)
+    outcomes = []
+    taken = (store.root / CHECKPOINT.at(model=model).path).exists()
+    if weights is not None or not (taken or models.get(model).trainable):
+        first = {"model": model, "weights": weights, "data": given.get("data")}
+        outcomes += run_stage("train", {k: v for k, v in first.items() if v is not None}, store)
+    return outcomes + run_stage("export", given, store)
+
+
+def _trained_on(given: dict[str, Any], store: Store) -> dict[str, Any]:
+    """Returns given parameters with the data set that the model was trained on."""
+    record = load(store.root / CHECKPOINT.at(model=given["model"]).record)
+    if record is None or given.get("data") is not None:
+        return given
+    return {**given, "data": record.params.get("data")}
+
+
+def verify_file(
+    file: Path, golden: Path | None, given: dict[str, Any], store: Store
+) -> dict[str, Any]:
+    """Judges a file that no stage made, prints the verdict and returns its JSON form.
+
+    Args:
+        file: An ONNX graph, or what an engine built.
+        golden: The golden file; None means the one that the export stage made.
+
+    Raises:
+        DeployError: See `pipeline.stages.verify`; a mismatch is a ParityError.
+    """
+    from pipeline.stages import verify
+
+    (params, *more) = _expand(verify.STAGE, given, store)
+    if more:
+        raise UsageError("--file is one file, but several engines are named", "name one --engine")
+    if golden is None:
+        golden = runner.require(GOLDEN, params, store)
+    verdict = verify.prove_file(file, golden, params)
+    verify.show_verdicts([verdict])
+    verify.require([verdict], file)
+    return dataclasses.asdict(verdict)
+
+
+def bisect(
+    file: Path | None,
+    golden: Path | None,
+    plot: Path | None,
+    given: dict[str, Any],
+    store: Store,
+) -> dict[str, Any]:
+    """Looks for the first value of a graph that is not the model's; prints, returns its JSON form.
+
+    Args:
+        file: An ONNX graph; None means the one that the export stage made.
+        golden: As for `verify_file`.
+        plot: A picture to draw of how the error grows.
+
+    Raises:
+        ParityError: There is such a value.
+        DeployError: See `pipeline.verification.bisection.search`.
+    """
+    from pipeline.golden import file as goldens
+    from pipeline.report import growth
+    from pipeline.stages import need_torch, verify
+    from pipeline.verification.bisection import search, windows
+
+    need_torch("onnxscript")
+    subject, *more = given.get("engine") or [GRAPH]
+    if more or subject == ALL:
+        raise UsageError("--bisect follows one engine at a time", "name one --engine")
+    if plot is not None:
+        growth.check_plot(plot)
+    params = verify.STAGE.params(**{**given, "engine": GRAPH})
+    if params.precision == QUANTIZED:
+        raise UsageError(
+            f"there is no PyTorch program in {QUANTIZED} to compare a graph with",
+            "bisect the fp32 graph that it was made of",
+        )
+    prober = windows.Prober(subject, params.device)
+    prober.check()
+    graph = file or runner.require(GRAPH_FILE, params, store)
+    program = runner.require(PROGRAM, params, store)
+    golden = golden or runner.require(GOLDEN, params, store)
+    for path in (graph, golden):
+        verify.require_file(path)
+    known = goldens.load(golden)
+    what = str(graph) if subject == GRAPH else subject
+    others = search.other_faults(graph, known)
+    if search.takes_other_inputs(graph, known):
+        growth.refuse(what, others)
+    found = search.bisect(program, graph, known, prober)
+    growth.show(found, subject)
+    if plot is not None:
+        growth.plot(found, plot)
+    growth.require(found, what, others)
+    return growth.document(found)
+
+
+def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
+    """Runs the whole chain for a model.
+
+    Raises:
+        DeployError: A stage failed; those before it keep what they made.
+    """
+    asked = given.get("engine", [ALL])
+    data = given.get("data") or models.get(given["model"]).dataset
+    if data is not None:
+        given = {**given, "data": data}
+    outcomes: list[Outcome] = []
+
+    def step(name: str, *, tolerant: bool = False, **fixed: Any) -> None:
+        known = {option.name for option in options(stage(name).params)}
+        picked = {key: value for key, value in {**given, **fixed}.items() if key in known}
+        # The summary at the end says it all again, but for the measurements.
+        quietly = nullcontext() if name == "bench" else console.only_on_failure()
+        with quietly:
+            outcomes.extend(run_stage(name, picked, store, tolerant=tolerant))
+
+    if data is not None:
+        step("data")
+    step("train")
+    step("export")
+    step("verify", engine=[GRAPH], tolerant=True)
+    step("build", engine=asked)
+    built = [each.params["engine"] for each in outcomes if each.stage == "build"]
+    here = [name for name in built if engines.get(name).available().run]
+    step("verify", engine=built, tolerant=True)
+    if here:
+        step("bench", engine=here)
+    step("bundle", engine=built, measurements=bool(here))
+    return outcomes
+
+
+def _expand(chosen: Stage[Any], given: dict[str, Any], store: Store) -> list[Any]:
+    """Returns the parameters of each run that the given options ask for."""
+    fields = {option.name: option for option in options(chosen.params)}
+    if chosen.name in ("export", "verify"):
+        given = _trained_on(given, store)
+    if "engine" not in fields:
+        return [chosen.params(**given)]
+    names = _engines(chosen, given)
+    if ALL in names:
+        rest = [name for name in names if name != ALL]
+        names = rest or _all(chosen.name, given, store)
+    if fields["engine"].many:
+        return [chosen.params(**{**given, "engine": tuple(names)})]
+    return [chosen.params(**{**given, "engine": name}) for name in dict.fromkeys(names)]
+
+
+def _engines(chosen: Stage[Any], given: dict[str, Any]) -> list[str]:
+    """Returns the engines that are asked for, by name or as "all"."""
+    if given.get("engine"):
+        return list(given["engine"])
+    defaults = [option.default for option in options(chosen.params) if option.name == "engine"]
+    return [n for each in defaults for n in (each if isinstance(each, tuple) else [each])]
+
+
+def _all(name: str, given: dict[str, Any], store: Store) -> list[str]:
+    """Returns the engines that "all" stands for in a stage."""
+    if name == "build":
+        found = {each: engines.get(each).available() for each in engines.names()}
+        for each, state in found.items():
+            if not state.build:
+                console.say(f"build: without {each}: {state.reason}")
+        return [each for each, state in found.items() if state.build]
+    fields = {key: value for key, value in given.items() if isinstance(value, str)}
+    fields.setdefault("precision", "fp32")
+    built = [
+        each
+        for each in engines.names()
+        if (store.root / ENGINE.at(engine=each, **fields).path).exists()
+    ]
+    if name == "verify":
+        return [GRAPH, *built]
+    if name == "bench":
+        return [each for each in built if engines.get(each).available().run]
+    return built

@@ -1,0 +1,180 @@
+"""Where a data set comes from, and proof that it is the right one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from engines.errors import DeployError
+from pipeline.cli import console
+from pipeline.data.registry import DataFile, DataSet
+
+_DOWNLOAD_SECONDS = 60
+# No file of a known data set is larger; a server that sends more is not sending it.
+_MAX_BYTES = 1 << 28
+
+
+def cache_folder(dataset: DataSet) -> Path:
+    """Returns the folder shared by all checkouts of this user."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "assay" / dataset.name
+
+
+def fetch(dataset: DataSet, data_dir: Path | None) -> dict[str, bytes]:
+    """Returns the uncompressed content of each file, every digest checked.
+
+    Sources, in order: `data_dir` (and then nothing else), the cache, the installed Debian
+    package, torchvision's mirrors, the Debian package downloaded and unpacked without root.
+
+    Raises:
+        DeployError: No source has the data set, or a file is corrupt or truncated.
+    """
+    if data_dir is not None:
+        if not data_dir.is_dir():
+            raise DeployError(f"--data-dir {data_dir} is not a folder", "give the folder's path")
+        missing = [file.name for file in dataset.files if not _candidates(data_dir, file)]
+        if missing:
+            raise DeployError(
+                f"{data_dir} lacks {', '.join(missing)} (with or without .gz)",
+                f"put all four files of {dataset.name} there, or leave --data-dir out",
+            )
+        return _from_folder(dataset, data_dir)
+    tried = []
+    for describe, source in _sources(dataset):
+        try:
+            content = source()
+        except DeployError as error:
+            tried.append(f"{describe}: {error.message}")
+            console.say(f"data: not from {tried[-1]}")
+            continue
+        console.say(f"data: {dataset.name} from {describe}")
+        if describe != str(cache_folder(dataset)):
+            _fill_cache(dataset, content)
+        return content
+    raise DeployError(
+        f"{dataset.name} is nowhere to be had. " + "; ".join(tried),
+        "download the four files yourself and give their folder with --data-dir",
+    )
+
+
+def _sources(dataset: DataSet) -> Iterator[tuple[str, Callable[[], dict[str, bytes]]]]:
+    for folder in (cache_folder(dataset), dataset.debian_folder):
+        yield str(folder), partial(_from_folder, dataset, folder)
+    for mirror in dataset.mirrors:
+        yield mirror, partial(_from_mirror, dataset, mirror)
+    yield f"Debian package {dataset.debian_package}", partial(_from_debian, dataset)
+
+
+def _candidates(folder: Path, file: DataFile) -> list[Path]:
+    paths = (folder / file.name, folder / f"{file.name}.gz")
+    return [path for path in paths if path.is_file()]
+
+
+def _from_folder(dataset: DataSet, folder: Path) -> dict[str, bytes]:
+    content = {}
+    for file in dataset.files:
+        candidates = _candidates(folder, file)
+        if not candidates:
+            raise DeployError(f"{folder / file.name} does not exist")
+        content[file.name] = _checked(file, candidates[0].read_bytes(), str(candidates[0]))
+    return content
+
+
+def _checked(file: DataFile, content: bytes, place: str) -> bytes:
+    """Returns the uncompressed content of a file, if it is the right one."""
+    if place.endswith(".gz"):
+        content = _unzip(content, place, file)
+    found = hashlib.sha256(content).hexdigest()
+    if found != file.sha256:
+        raise DeployError(
+            f"{place} is corrupt: expected sha256 {file.sha256}, found {found}"
+            f" ({len(content):,} bytes uncompressed)",
+            "remove the file and run again",
+        )
+    return content
+
+
+def _unzip(content: bytes, place: str, file: DataFile) -> bytes:
+    try:
+        unzipper = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        plain = unzipper.decompress(content, _MAX_BYTES)
+        if not unzipper.eof:
+            raise EOFError("the compressed data end too early, or are too long")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DeployError(
+            f"{place} is corrupt or truncated: {error}; expected a gzip file whose content has"
+            f" sha256 {file.sha256}, found {len(content):,} bytes",
+            "remove the file and run again",
+        ) from error
+    return plain
+
+
+def _from_mirror(dataset: DataSet, mirror: str) -> dict[str, bytes]:
+    content = {}
+    for file in dataset.files:
+        url = f"{mirror}{file.name}.gz"
+        packed = _download(url)
+        found = hashlib.md5(packed, usedforsecurity=False).hexdigest()
+        if found != file.md5_gz:
+            raise DeployError(f"{url} is corrupt: expected md5 {file.md5_gz}, found {found}")
+        content[file.name] = _checked(file, packed, url)
+    return content
+
+
+def _download(url: str) -> bytes:
+    try:
+        # The scheme is that of a mirror named above, never a user's.
+        with urllib.request.urlopen(url, timeout=_DOWNLOAD_SECONDS) as answer:  # noqa: S310
+            packed: bytes = answer.read(_MAX_BYTES)
+            return packed
+    except (urllib.error.URLError, OSError) as error:
+        raise DeployError(f"{url} cannot be downloaded: {error}") from error
+
+
+def _from_debian(dataset: DataSet) -> dict[str, bytes]:
+    """Downloads and unpacks the package; needs no root and installs nothing."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise DeployError("this is not a Debian system (no apt-get and dpkg)")
+    with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+        command = ["apt-get", "download", "--quiet", dataset.debian_package]
+        answer = _apt(command, folder)
+        if answer.returncode and os.access("/var/lib/apt/lists", os.W_OK):
+            _apt(["apt-get", "update", "--quiet"], folder)
+            answer = _apt(command, folder)
+        packages = sorted(Path(folder).glob("*.deb"))
+        if answer.returncode or not packages:
+            raise DeployError(f"apt-get download failed: {answer.stderr.strip()[-300:]}")
+        unpacked = Path(folder) / "unpacked"
+        _apt(["dpkg", "-x", str(packages[0]), str(unpacked)], folder)
+        return _from_folder(dataset, unpacked / dataset.debian_folder.relative_to("/"))
+
+
+def _apt(command: list[str], folder: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=600, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DeployError(f"{' '.join(command)} failed: {error}") from error
+
+
+def _fill_cache(dataset: DataSet, content: dict[str, bytes]) -> None:
+    """Keeps the files for other checkouts, if that is possible."""
+    folder = cache_folder(dataset)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, plain in content.items():
+            beside = folder / f".{name}.{os.getpid()}"
+            beside.write_bytes(plain)
+            beside.replace(folder / name)
+    except OSError as error:
+        console.say(f"data: not kept in {folder}: {error}")

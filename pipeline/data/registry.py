@@ -1,0 +1,125 @@
+"""Data sets by name, with the digests of their files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.errors import UsageError, suggestion
+from pipeline.workflow.artifacts import FOLDER_PREFIX
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a model has to know of a data set.
+
+    Attributes:
+        shape: Channels, height and width of an image.
+        labels: The name of each class.
+    """
+
+    shape: tuple[int, int, int]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One IDX file of a data set.
+
+    Attributes:
+        name: Its name, without `.gz`.
+        sha256: Digest of the uncompressed file.
+        md5_gz: torchvision's digest of the `.gz` file on its mirrors.
+    """
+
+    name: str
+    sha256: str
+    md5_gz: str
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A labelled image data set in the IDX format.
+
+    Attributes:
+        files: Training images and labels, test images and labels.
+        contents: Image shape and classes.
+        mirrors: Web folders that hold the files as `.gz`.
+        debian_package: The Debian package that holds them, and where it installs them.
+    """
+
+    name: str
+    files: tuple[DataFile, DataFile, DataFile, DataFile]
+    contents: Contents
+    mirrors: tuple[str, ...]
+    debian_package: str
+    debian_folder: Path
+
+
+FASHION_MNIST = DataSet(
+    name="fashion-mnist",
+    files=(
+        DataFile(
+            "train-images-idx3-ubyte",
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        ),
+        DataFile(
+            "train-labels-idx1-ubyte",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "25c81989df183df01b3e8a0aad5dffbe",
+        ),
+        DataFile(
+            "t10k-images-idx3-ubyte",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "bef4ecab320f06d8554ea6380940ec79",
+        ),
+        DataFile(
+            "t10k-labels-idx1-ubyte",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+    ),
+    contents=Contents(
+        (1, 28, 28),
+        (
+            "t-shirt/top",
+            "trouser",
+            "pullover",
+            "dress",
+            "coat",
+            "sandal",
+            "shirt",
+            "sneaker",
+            "bag",
+            "ankle boot",
+        ),
+    ),
+    mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+    debian_package="dataset-fashion-mnist",
+    debian_folder=Path("/usr/share/datasets/fashion-mnist"),
+)
+DATASETS = {FASHION_MNIST.name: FASHION_MNIST}
+
+
+def names() -> list[str]:
+    """Returns the names of the data sets."""
+    return sorted(DATASETS)
+
+
+def get(name: str) -> DataSet:
+    """Returns a data set by its name.
+
+    Raises:
+        UsageError: There is no data set of this name.
+    """
+    if name not in DATASETS:
+        others = ", or a folder of images in ImageFolder layout"
+        raise UsageError(f"unknown data set {name!r}", suggestion(name, names()) + others)
+    return DATASETS[name]
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError unless a name is that of a data set, or of a folder that became one."""
+    if not name.startswith(FOLDER_PREFIX):
+        get(name)

@@ -1,0 +1,1 @@
+"""From a model to graphs of every precision, quantized ones included."""

@@ -1,0 +1,191 @@
+"""From a served module and its golden file to graphs: traced, simplified, quantized, audited."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+import engines
+from engines.contract import Array, OpenOptions
+from engines.errors import DeployError, NotAvailableError
+from exporters import QUANTIZED, weight_map
+from exporters.cast import OPSETS
+from exporters.module import Served
+from exporters.onnx_files import write
+from exporters.onnx_graph import export_graph, finished, trace_graph
+from exporters.program import export_program
+from exporters.quantize import check_rows, quantize
+from pipeline.cli import console
+from pipeline.exporting import calibration
+from pipeline.golden import noise
+from pipeline.golden.file import Golden
+from pipeline.verification import engine_proof, noise_floor, verdict
+from pipeline.verification.batches import batch_sizes
+from pipeline.verification.weight_audit import weights_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported, and how.
+
+    Attributes:
+        golden: Made of `served`; it knows nothing of a graph yet.
+        exporter: "dynamo" or "torchscript".
+        opset: None means the exporter's own, or the first that has the precision.
+    """
+
+    served: Served
+    golden: Golden
+    metadata: Mapping[str, str]
+    exporter: str
+    opset: int | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What became of it.
+
+    Attributes:
+        cpu_graph: The form of a quantized graph for CPUs.
+        program: The torch.export program; None where TorchScript traced the model.
+        golden: With the digests of the weights in `graph`.
+        weights: By the name of each parameter, the tensor that carries it in `graph`; none once
+            `golden` has the digests.
+        notes: For the graph's description.
+    """
+
+    graph: onnx.ModelProto
+    program: Any
+    golden: Golden
+    weights: Mapping[str, Array]
+    cpu_graph: onnx.ModelProto | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> Exported:
+    """Exports a module; at int8 quantizes the graph by what `calibrate` gives.
+
+    Raises:
+        DeployError: A step failed; the message says which, and where in the model.
+    """
+    least = OPSETS[source.golden.precision]
+    if least is not None and (source.opset or least) < least:
+        raise DeployError(
+            f"{source.golden.precision} needs opset {least} or later, not {source.opset}",
+            "give a later --opset, or leave it out",
+        )
+    found = _program(source) if source.exporter == "dynamo" else _traced(source)
+    if source.golden.precision == QUANTIZED:
+        found = _quantized(found, source, calibrate())
+    weights = weights_of(found.weights, found.graph)
+    golden = dataclasses.replace(found.golden, weights=weights)
+    # Of no use any more, and another copy of every weight.
+    return dataclasses.replace(found, golden=golden, weights={})
+
+
+def _opset(source: Source) -> int | None:
+    return source.opset or OPSETS[source.golden.precision]
+
+
+def _examples(source: Source) -> list[torch.Tensor]:
+    return [torch.from_numpy(array[:2]) for array in source.golden.inputs.values()]
+
+
+def _program(source: Source) -> Exported:
+    """Exports by torch.export, as the simplest graph that is still the model."""
+    program = export_program(source.served, _examples(source), list(source.golden.inputs))
+    specs = source.golden.input_specs, source.golden.output_specs
+    translated = export_graph(program, *specs, source.metadata, _opset(source))
+    chosen = _simplest(translated.graphs, source)
+    weights = weight_map.carriers(program, chosen)
+    notes: dict[str, Any] = {"warnings": [], "removed": _removed(translated.nodes, chosen)}
+    return Exported(chosen, program, source.golden, weights, notes=notes)
+
+
+def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> onnx.ModelProto:
+    """Returns the first of graphs, the simplest one first, that is not a mismatch.
+
+    If all are, nothing is gained by a plainer one, and the simplest is returned.
+    """
+    simplest = found = next(graphs)
+    while _verdict(found, source) == "mismatch":
+        plainer = next(graphs, None)
+        if plainer is None:
+            return simplest
+        found = plainer
+    if found is not simplest:
+        console.say("export: simplified further, the graph would not be the model any more")
+    return found
+
+
+def _traced(source: Source) -> Exported:
+    specs = source.golden.input_specs, source.golden.output_specs
+    graph, warned = trace_graph(
+        source.served, _examples(source), *specs, source.metadata, source.opset
+    )
+    state = weight_map.state_of(source.served)
+    notes = {"warnings": list(warned), "removed": {}}
+    return Exported(graph, None, source.golden, state, notes=notes)
+
+
+def _quantized(found: Exported, source: Source, by: calibration.Calibration) -> Exported:
+    console.say(f"export: calibrating on {by.source}")
+    check_rows(found.graph, by.rows)
+    wanted = calibration.run(found.graph, by.selection)
+    made = quantize(found.graph, by.rows, lambda graph: calibration.judge(graph, wanted, by))
+    specs = source.golden.input_specs, source.golden.output_specs
+    graph = finished(made.graph, *specs, source.metadata)
+    cpu_graph = finished(made.cpu_graph, *specs, source.metadata)
+    native = calibration.run(graph, source.golden.inputs)
+    reference = source.golden.reference
+    yardstick = {n: noise_floor.pooled(noise.measure(reference[n], [native[n]])) for n in native}
+    golden = dataclasses.replace(source.golden, native=native, noise=yardstick)
+    notes = {
+        **found.notes,
+        "calibration": {
+            "source": by.source,
+            "rows": len(next(iter(by.rows.values()))),
+            "method": made.method,
+            "scores": {
+                name: {"accuracy": accuracy, "sqnr": sqnr}
+                for name, (_, accuracy, sqnr) in made.scores.items()
+            },
+        },
+    }
+    return Exported(
+        graph, None, golden, weight_map.quantized(found.weights, graph), cpu_graph, notes
+    )
+
+
+def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:
+    """Judges a graph as it is on the golden inputs; "not run" where nothing can run it.
+
+    At one batch size: whether that matters is the verdict's question, not one of rewriting.
+    """
+    options = OpenOptions("cpu", threads=1, optimize=False)
+    with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+        path = Path(folder) / "model.onnx"
+        write(graph, path)
+        try:
+            session = engines.get(engine_proof.GRAPH_RUNNER).open(path, options)
+        except NotAvailableError:
+            return "not run"
+        with closing(session):
+            sizes = batch_sizes(len(source.golden.cases), session.batch)[-1:]
+            return verdict.judge("graph", session, source.golden, sizes=sizes).status
+
+
+def _removed(before: Counter[str], after: onnx.ModelProto) -> dict[str, int]:
+    """Returns how many nodes of each operator are gone."""
+    counts = Counter(before)
+    counts.subtract(node.op_type for node in after.graph.node)
+    return {name: count for name, count in sorted(counts.items()) if count > 0}

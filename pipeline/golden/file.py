@@ -1,0 +1,231 @@
+"""The golden file: inputs, and what PyTorch makes of them in float64 and at the precision.
+
+With it an engine can be proved on a machine that has neither PyTorch nor the data set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import lzma
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.contract import Array, TensorSpec
+from engines.errors import DeployError
+from exporters import PRECISIONS
+
+SCHEMA = 4
+# Inputs that no test set has. A quantized graph saturates on some of them, as it should.
+IMAGE_EDGES = ("all 0", "all 255", "one pixel", "checkerboard", "ramp", "uniform noise")
+# Of inputs that are no images: the first example in other magnitudes, or where the inputs are
+# integers, their least and greatest.
+EXTREMES = ("nothing", "a thousandth", "a thousandfold")
+EDGES = IMAGE_EDGES + EXTREMES
+# All that numpy, zip and JSON raise on a damaged or foreign file.
+_READ_ERRORS = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OSError,
+    EOFError,
+    RecursionError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,  # an encrypted or unknown kind of archive
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the weights of a graph have to be, by digests (`digest`).
+
+    Attributes:
+        carried: By the name of each parameter and buffer, the tensor that carries it in the
+            graph (`exporters.weight_map`).
+        uncarried: Parameters that no tensor of the graph was found to carry when it was
+            exported, as when an exporter computes something else of them.
+        constants: The graph's other tensors.
+    """
+
+    carried: Mapping[str, str]
+    uncarried: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What an engine has to reproduce.
+
+    Attributes:
+        inputs: By input name, `[rows, …]`: real ones first, then edge cases.
+        reference: By output name, the float64 outputs, `[rows, …]`.
+        native: By output name, PyTorch's outputs at the graph's precision, `[rows, …]`.
+        noise: By output name, how far rounding moves each row (`golden.noise`), `[rows, 2]`.
+        cases: A name for each row.
+        logits: The name of the output whose largest value is the class; "" if there is none.
+        labels: The class of each real image, `[images]`; these are the first rows. Empty if
+            the classes are not known.
+        test_reference: The float64 logits of the test images, `[count, classes]`; none of
+            them if there is no test set.
+        test_labels: The class of each test image, `[count]`.
+        precision: The graph's precision, such as "fp32".
+        weights: What the weights of the graph have to be.
+    """
+
+    inputs: dict[str, Array]
+    reference: dict[str, Array]
+    native: dict[str, Array]
+    noise: dict[str, Array]
+    cases: tuple[str, ...]
+    logits: str
+    labels: Array
+    test_reference: Array
+    test_labels: Array
+    precision: str
+    weights: Weights
+
+    @property
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs the graph was exported with; the first axis is the batch."""
+        return _specs(self.inputs)
+
+    @property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        """The outputs the graph was exported with; the first axis is the batch."""
+        return _specs(self.native)
+
+    @property
+    def common(self) -> Array:
+        """Which rows are no edge cases, `[rows]`."""
+        return ~np.isin(self.cases, EDGES)
+
+    def check(self) -> None:
+        """Raises ValueError unless the parts fit together and every output is a number.
+
+        NaN or Inf in PyTorch's own outputs would make the noise floor meaningless, and with it
+        every verdict.
+        """
+        rows = len(self.cases)
+        if not rows or self.precision not in PRECISIONS:
+            raise ValueError(f"{rows} rows at precision {self.precision!r}")
+        keys = self.reference.keys()
+        if not keys == self.native.keys() == self.noise.keys() or not keys or not self.inputs:
+            raise ValueError("inputs or outputs are missing")
+        for part in (self.inputs, self.reference, self.native):
+            for name, array in part.items():
+                if array.ndim < 1 or len(array) != rows or array.dtype.kind not in "biuf":
+                    raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, not {rows} rows")
+        for name, array in self.reference.items():
+            if array.shape != self.native[name].shape:
+                raise ValueError(f"{name} has two shapes")
+            if not (np.isfinite(array).all() and np.isfinite(self.native[name]).all()):
+                raise ValueError(f"PyTorch's own output {name!r} has NaN or Inf")
+            noise = self.noise[name]
+            if (
+                noise.dtype.kind != "f"
+                or noise.shape != (rows, 2)
+                or not (noise >= 0).all()
+                or np.isinf(noise).any()
+            ):
+                raise ValueError(f"the noise of {name!r} is not two numbers a row")
+        counts = (self.labels.ndim, self.test_labels.ndim, self.test_reference.ndim)
+        whole = {self.labels.dtype.kind, self.test_labels.dtype.kind} <= {"i", "u"}
+        fits = counts == (1, 1, 2) and len(self.test_labels) == len(self.test_reference)
+        if not whole or not fits:
+            raise ValueError("the test set's labels and outputs do not fit together")
+        if self.logits and (
+            self.logits not in self.native or self.native[self.logits].ndim != 2  # noqa: PLR2004
+        ):
+            raise ValueError(f"{self.logits!r} is not an output of shape [rows, classes]")
+        if not np.isfinite(self.test_reference).all() or len(self.labels) > rows:
+            raise ValueError("the test set's outputs are not numbers, or has too many labels")
+
+    def save(self, path: Path) -> None:
+        """Writes a compressed .npz; equal contents give equal bytes."""
+        meta = {
+            "schema": SCHEMA,
+            "cases": self.cases,
+            "logits": self.logits,
+            "precision": self.precision,
+            "weights": dataclasses.asdict(self.weights),
+        }
+        arrays = {
+            "meta": np.frombuffer(json.dumps(meta, sort_keys=True).encode(), dtype=np.uint8),
+            "labels": self.labels,
+            "test_reference": self.test_reference,
+            "test_labels": self.test_labels,
+        }
+        for part in ("inputs", "reference", "native", "noise"):
+            arrays |= {f"{part}/{name}": array for name, array in getattr(self, part).items()}
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub is too narrow
+
+
+def load(path: Path) -> Golden:
+    """Reads a golden file.
+
+    Raises:
+        DeployError: The file is damaged, or is of another schema.
+    """
+    try:
+        # Opened here, since np.load leaves the file open if it is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            # By the member's name: numpy would take "x.npy" for the member of "x".
+            arrays = {name: archive[f"{name}.npy"] for name in archive.files}
+        meta: dict[str, Any] = json.loads(arrays["meta"].tobytes())
+        if meta["schema"] != SCHEMA:
+            raise ValueError(f"schema {meta['schema']}, this version reads {SCHEMA}")
+        golden = Golden(
+            inputs=_part(arrays, "inputs"),
+            reference=_part(arrays, "reference"),
+            native=_part(arrays, "native"),
+            noise=_part(arrays, "noise"),
+            cases=tuple(meta["cases"]),
+            logits=meta["logits"],
+            labels=arrays["labels"],
+            test_reference=arrays["test_reference"],
+            test_labels=arrays["test_labels"],
+            precision=meta["precision"],
+            weights=_weights(meta["weights"]),
+        )
+        golden.check()
+    except _READ_ERRORS as error:
+        raise DeployError(
+            f"{path} is not a golden file: {error}", "run `assay export` again"
+        ) from error
+    return golden
+
+
+def _specs(arrays: dict[str, Array]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name, array.dtype.name, (None, *array.shape[1:]))
+        for name, array in arrays.items()
+    )
+
+
+def _weights(meta: dict[str, Any]) -> Weights:
+    named = {name: tuple(meta[name]) for name in ("uncarried", "constants")}
+    return Weights(dict(meta["carried"]), **named)
+
+
+def _part(arrays: dict[str, Array], part: str) -> dict[str, Array]:
+    prefix = f"{part}/"
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }

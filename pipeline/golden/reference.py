@@ -1,0 +1,326 @@
+"""Making the golden file: the model in float64 and at its precision, over the golden inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engines import hardware
+from engines.errors import DeployError
+from exporters import QUANTIZED
+from exporters.module import Served, batch_for, named_outputs
+from pipeline.cli import console
+from pipeline.golden import noise, rounding
+from pipeline.golden.file import EDGES, Golden, Weights
+from pipeline.verification import noise_floor
+
+if TYPE_CHECKING:
+    from engines.contract import Array
+    from pipeline.golden.reference_cache import Memo
+    from pipeline.golden.rows import Rows
+    from pipeline.models import Model
+
+# Float64 results of other batch sizes differ by rounding alone.
+_INDEPENDENT = 1e-9
+_ALONE = 6  # rows that are computed alone, too
+_SMALLER = (torch.float32, torch.float16, torch.bfloat16)
+# Further runs at the precision, rounded at random.
+_MORE_RUNS = 4
+
+
+def make_golden(
+    model: Model,
+    served: Served,
+    names: tuple[str, ...],
+    rows: Rows,
+    precision: str,
+    test: tuple[Array, Array] | None,
+    memo: Memo,
+) -> Golden:
+    """Runs a model in float64 and at the precision; knows nothing yet of a graph's weights.
+
+    Args:
+        served: The model as it is exported, at the precision.
+        names: Of its outputs.
+        rows: The golden inputs.
+        test: The test images, uint8 `[count, channels, height, width]`, and their classes.
+        memo: Where the outputs in float64 of this model and these inputs are kept. They are not
+            taken if the first row is another now: a model may depend on what nobody knows of.
+
+    Raises:
+        DeployError: The model does not run on the inputs, or in float64; or its outputs have
+            no batch axis; or are not numbers.
+    """
+    exact = Served(copy.deepcopy(model.network), copy.deepcopy(model.prepare), torch.float64)
+    exact.eval()
+    tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
+
+    def compute(inputs: Sequence[torch.Tensor]) -> dict[str, Array]:
+        with in_float64():
+            return run_all(exact, inputs, names, " in float64")
+
+    if served.dtype.itemsize < torch.float32.itemsize:
+        # Convolutions of small types on a CPU are four times as fast in this order.
+        served = copy.deepcopy(served).to(memory_format=torch.channels_last)
+    _check_repeats(served, tensors, names)
+    native = run_all(served, tensors, names, "")
+    reference = memo.outputs(
+        "golden",
+        lambda: compute(tensors),
+        lambda kept: not _differ(kept, 0, compute([x[:1] for x in tensors])),
+    )
+    kept = _numbers(rows.cases, (native, reference))
+    if not kept.all():
+        left = ", ".join(case for case, good in zip(rows.cases, kept, strict=True) if not good)
+        console.say(f"export: left out of the golden inputs, since {precision} overflows: {left}")
+        rows = replace(
+            rows,
+            inputs={name: array[kept] for name, array in rows.inputs.items()},
+            cases=tuple(np.array(rows.cases)[kept].tolist()),
+        )
+        tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
+        native, reference = (
+            {name: array[kept] for name, array in each.items()} for each in (native, reference)
+        )
+    logits = names[0] if model.labels else ""
+    for name, array in native.items():
+        if (
+            array.dtype.kind == "f"
+            and np.isfinite(reference[name]).all() > np.isfinite(array).all()
+        ):
+            raise DeployError(
+                f"{name} overflows in {precision}, though it is a number in float64",
+                "export it in bf16, whose range is that of fp32",
+            )
+    if logits and native[logits].shape[1:] != (len(model.labels),):
+        raise DeployError(
+            f"{logits} is {list(native[logits].shape)}, but there are {len(model.labels)} classes",
+            "the first output of a classifier has to be [batch, classes]",
+        )
+    images, labels = test or (None, np.zeros(0, np.int64))
+    test_reference = np.zeros((0, len(model.labels)))
+    if images is not None:
+        every = [torch.from_numpy(images)]
+        test_reference = memo.outputs("test", lambda: compute(every))[names[0]]
+    measured = _noise(served, tensors, reference, native, precision)
+    _check_alone(
+        lambda row: compute([x[row : row + 1] for x in tensors]),
+        reference,
+        measured,
+        precision,
+    )
+    golden = Golden(
+        inputs=rows.inputs,
+        reference=reference,
+        native=native,
+        noise=measured,
+        cases=rows.cases,
+        logits=logits,
+        labels=rows.labels,
+        test_reference=test_reference,
+        test_labels=labels,
+        precision=precision,
+        weights=Weights({}),
+    )
+    try:
+        golden.check()
+    except ValueError as error:
+        raise DeployError(
+            f"the model cannot be judged: {error}",
+            "look at its weights and inputs; if it was trained here, use a smaller --lr",
+        ) from error
+    return golden
+
+
+def _numbers(cases: tuple[str, ...], runs: Sequence[dict[str, Array]]) -> Array:
+    """Returns which rows to keep, `[rows]`: all but edge cases whose outputs are no numbers."""
+    kept = np.ones(len(cases), bool)
+    for outputs in runs:
+        for array in outputs.values():
+            if array.dtype.kind == "f":
+                kept &= np.isfinite(noise.by_row(array)).all(axis=1)
+    return kept | ~np.isin(cases, EDGES)
+
+
+def _noise(
+    served: Served,
+    tensors: Sequence[torch.Tensor],
+    reference: dict[str, Array],
+    native: dict[str, Array],
+    precision: str,
+) -> dict[str, Array]:
+    """Returns the noise of each output: that of the run itself, and of more, rounded at random.
+
+    Rounding errors of one run may cancel on a row by chance, and an engine that adds up in
+    another order or folds a batch norm would then seem to be far off.
+    """
+    names, runs = tuple(native), [native]
+    # What is quantized afterwards has another noise, and is not judged by it.
+    for seed in range(0 if precision == QUANTIZED else _MORE_RUNS):
+        with rounding.at_random(served, seed) as rounded:
+            runs.append(run_all(rounded, tensors, names))
+    return {name: noise.measure(reference[name], [run[name] for run in runs]) for name in names}
+
+
+def _check_repeats(served: Served, tensors: Sequence[torch.Tensor], names: tuple[str, ...]) -> None:
+    """Raises DeployError if outputs are random."""
+    few = [tensor[:4] for tensor in tensors]
+    once, again = run_all(served, few, names), run_all(served, few, names)
+    for name in names:
+        if not np.array_equal(once[name], again[name], equal_nan=once[name].dtype.kind == "f"):
+            raise DeployError(
+                f"{name} is not the same for the same inputs twice: the model is random",
+                "nothing can be proved equal to it; take the random numbers out for inference",
+            )
+
+
+def _check_alone(
+    alone: Callable[[int], dict[str, Array]],
+    reference: dict[str, Array],
+    measured: dict[str, Array],
+    precision: str,
+) -> None:
+    """Raises DeployError if a row's outputs depend on the others of its batch.
+
+    Rows from all over are computed alone: a model that chooses its way by all that it is given
+    may happen to go the same one with the first. Not looked at are rows that cannot be compared:
+    what blows rounding up that far does so in float64, too, which rounds another way alone.
+
+    Args:
+        alone: Computes a row alone, in float64.
+        measured: The noise of each output, `[rows, 2]`.
+    """
+    made_of = "fp32" if precision == QUANTIZED else precision
+    comparable = {
+        name: noise_floor.floor(reference[name], measured[name], made_of).comparable
+        for name in reference
+    }
+    count = len(next(iter(reference.values())))
+    chosen = np.unique(np.linspace(0, count - 1, _ALONE).astype(np.int64))
+    for row in map(int, chosen):
+        found = alone(row)
+        known = {name: whole for name, whole in reference.items() if comparable[name][row]}
+        if differing := _differ(known, row, found):
+            raise DeployError(
+                f"{differing[0]} of one row depends on the other rows of its batch",
+                "a server puts any rows into a batch; compute each from its own inputs alone",
+            )
+
+
+def _differ(reference: dict[str, Array], row: int, alone: dict[str, Array]) -> list[str]:
+    """Returns the outputs of which a row alone is not what it is among others, in float64."""
+    names = []
+    for name, whole in reference.items():
+        wanted = whole[row : row + 1]
+        if alone[name].shape != wanted.shape:
+            names.append(name)
+            continue
+        size = np.abs(wanted.astype(np.float64)).max(initial=0.0)
+        if np.abs(noise.difference(wanted, alone[name])).max(initial=0.0) > _INDEPENDENT * size:
+            names.append(name)
+    return names
+
+
+class _Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Makes every operation that is told to give a smaller float give float64 instead."""
+
+    def __torch_dispatch__(
+        self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = {name: _widened(value) for name, value in (kwargs or {}).items()}
+        return func(*map(_widened, args), **named)
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value in _SMALLER else value
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Runs what is inside in float64, where a model fixes its dtypes too.
+
+    On all CPUs: how they share a sum moves its last digits, far below what is judged by it.
+    """
+    before, threads = torch.get_default_dtype(), torch.get_num_threads()
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(hardware.available_cpus())
+    try:
+        with _Float64():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_num_threads(threads)
+
+
+def output_names(model: Model, tensors: Sequence[torch.Tensor]) -> tuple[str, ...]:
+    """Returns a name for each output: the model's own, or those that the network gives.
+
+    Raises:
+        DeployError: The network does not run, or has another number of outputs than names.
+    """
+    network = model.network.eval()
+    with torch.inference_mode(), explained(""):
+        prepared = tensors if model.prepare is None else model.prepare(*tensors)
+        made = network(*prepared) if isinstance(prepared, tuple | list) else network(prepared)
+    found = named_outputs(made)
+    if model.outputs and len(model.outputs) != len(found):
+        raise DeployError(
+            f"the model has {len(found)} outputs, but {len(model.outputs)} names:"
+            f" {', '.join(model.outputs)}",
+            "name every output once",
+        )
+    return model.outputs or tuple(found)
+
+
+@contextmanager
+def explained(how: str) -> Iterator[None]:
+    """Turns whatever a user's model raises into an error that says how it was run."""
+    try:
+        yield
+    except DeployError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        hint = (
+            "it is run on batches of 2 rows and of others, and has to take any; check names, dtypes"
+            " and shapes of the inputs"
+        )
+        if how:
+            hint = "it is judged by a float64 run: keep constant tensors in buffers, which follow"
+        raise DeployError(
+            f"the model cannot be run on its inputs{how}: {type(error).__name__}: {error}", hint
+        ) from error
+
+
+def run_all(
+    served: Served, inputs: Sequence[torch.Tensor], names: tuple[str, ...], how: str = ""
+) -> dict[str, Array]:
+    """Returns the outputs for all rows, computed in batches on the device of the network.
+
+    Args:
+        how: Words for an error message, such as " in float64".
+    """
+    rows, parts = len(inputs[0]), []
+    tensors = (*served.parameters(), *served.buffers())
+    device = tensors[0].device if tensors else inputs[0].device
+    mode = rounding.half_products() if served.dtype == torch.float16 else nullcontext()
+    with torch.inference_mode(), explained(how), mode:
+        for start in range(0, rows, size := batch_for(served, inputs)):
+            batch = [tensor[start : start + size].to(device) for tensor in inputs]
+            parts.append([output.cpu() for output in served(*batch)])
+    outputs = {}
+    for name, pieces in zip(names, zip(*parts, strict=True), strict=True):
+        if any(piece.ndim == 0 for piece in pieces) or sum(map(len, pieces)) != rows:
+            raise DeployError(
+                f"output {name} is {list(pieces[0].shape)} for a batch of"
+                f" {min(rows, size)}: its first axis is not the batch",
+                "return one row for each row of the inputs",
+            )
+        outputs[name] = torch.cat(pieces).numpy()
+    return outputs

@@ -1,0 +1,94 @@
+"""What a model gives in float64, kept from one export to the next.
+
+It is the same for every precision, and with a whole test set it takes the most time of an export.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.contract import Array
+from pipeline.cli import console
+from pipeline.workflow.digests import sha256_json
+
+
+class Memo:
+    """Outputs by part and name, in one file, good for one key alone.
+
+    Nothing depends on the file but time: of another key, damaged, or not to be written, it is as
+    good as none.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+        self._kept: dict[str, dict[str, Array]] = {}
+        self._new = False
+        # zipfile, zlib and numpy raise what they like at a damaged file.
+        with contextlib.suppress(Exception):
+            if path.is_file():
+                self._kept = _read(path, key)
+
+    def outputs(
+        self,
+        part: str,
+        compute: Callable[[], dict[str, Array]],
+        holds: Callable[[dict[str, Array]], bool] = lambda _: True,
+    ) -> dict[str, Array]:
+        """Returns the outputs of a part: kept ones, or what `compute` gives, which is then kept.
+
+        Args:
+            holds: Says whether kept outputs are what the model gives; if not, all are forgotten.
+        """
+        if part in self._kept and not holds(self._kept[part]):
+            self._kept = {}
+        if part not in self._kept:
+            self._kept[part] = compute()
+            self._new = True
+        return self._kept[part]
+
+    def save(self, beside: Path) -> None:
+        """Replaces the file at once, if there is anything new.
+
+        Args:
+            beside: A place for what is half-written, in the same file system.
+        """
+        if not self._new:
+            return
+        names = [(part, name) for part, outputs in self._kept.items() for name in outputs]
+        arrays = {str(index): self._kept[part][name] for index, (part, name) in enumerate(names)}
+        index = json.dumps({"key": self._key, "names": names}).encode()
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            with beside.open("wb") as file:
+                np.savez(file, index=np.frombuffer(index, np.uint8), **arrays)  # type: ignore[arg-type]  # its stub is too narrow
+            beside.replace(self._path)
+        except OSError as error:
+            reason = error.strerror or error
+            console.say(f"export: float64 outputs not kept in {self._path}: {reason}")
+
+
+def _read(path: Path, key: str) -> dict[str, dict[str, Array]]:
+    kept: dict[str, dict[str, Array]] = {}
+    # Opened here, since np.load leaves the file open if it is no archive.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        index = json.loads(archive["index"].tobytes())
+        if index["key"] == key:
+            for position, (part, name) in enumerate(index["names"]):
+                kept.setdefault(part, {})[name] = archive[str(position)]
+    return kept
+
+
+def key_of(said: Any, arrays: Iterable[tuple[str, Array]]) -> str:
+    """Returns the digest of a JSON value and of named arrays."""
+    digests = [
+        (name, str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest())
+        for name, array in arrays
+    ]
+    return sha256_json([said, digests])

@@ -1,0 +1,134 @@
+"""A model of the user's own: `package.module:factory`, imported from the current folder too."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.checks import import_vendor
+from engines.errors import DeployError, UsageError, suggestion
+from pipeline.models import Model, ModelSpec
+
+if TYPE_CHECKING:
+    from engines.contract import Array
+    from pipeline.data.registry import Contents
+
+
+def find(place: str, what: str) -> ModelSpec:
+    """Imports a module, calls its factory, and returns the model it gave.
+
+    Args:
+        place: The module's dotted name.
+        what: The name of a function without arguments; it returns an `nn.Module` or a
+            `pipeline.models.Model`.
+
+    Raises:
+        UsageError: There is no such module or no such function.
+        DeployError: Importing or calling raised, or it returned something else.
+    """
+    name = f"{place}:{what}"
+    import_vendor("torch", "pip install torch")
+    before = set(sys.modules)
+    factory = _import(place, what, name)
+    model = _call(factory, name)
+    package = place.partition(".")[0]
+    modules = (set(sys.modules) - before) | {
+        each for each in sys.modules if each == package or each.startswith(f"{package}.")
+    }
+
+    def build(_contents: Contents | None) -> Model:
+        return _call(factory, name)
+
+    return ModelSpec(
+        name=name,
+        build=build,
+        image_shape=model.image,
+        dataset=model.dataset,
+        trainable=model.dataset is not None or model.samples is not None,
+        recipe=model.recipe,
+        facts=lambda: _sources(modules),
+    )
+
+
+def _import(place: str, what: str, name: str) -> Any:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # the folder is not on the path of an installed tool
+    try:
+        module = importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
+            raise UsageError(
+                f"{name}: there is no module {error.name!r} in {Path.cwd()} or on Python's path",
+                "give package.module:factory, from the folder that holds the package",
+            ) from error
+        raise _failed(f"importing {place}", error) from error
+    except Exception as error:  # the user's code may raise anything
+        raise _failed(f"importing {place}", error) from error
+    factory = getattr(module, what, None)
+    if factory is None:
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        raise UsageError(f"{name}: {place} has no {what!r}", suggestion(what, functions))
+    if not callable(factory):
+        raise UsageError(f"{name}: {what!r} is not a function but {type(factory).__name__}")
+    return factory
+
+
+def _call(factory: Any, name: str) -> Model:
+    from torch import nn
+
+    try:
+        made = factory()
+    except Exception as error:  # the user's code may raise anything
+        raise _failed(f"{name}()", error) from error
+    if isinstance(made, nn.Module):
+        made = Model(network=made)
+    if not isinstance(made, Model) or not isinstance(made.network, nn.Module):
+        raise DeployError(
+            f"{name}() returned {type(made).__name__}, not a model",
+            "return a torch.nn.Module or a pipeline.models.Model",
+        )
+    inputs = {key: _array(name, key, value) for key, value in made.inputs.items()}
+    return dataclasses.replace(made, inputs=inputs)
+
+
+def _array(name: str, key: str, value: Any) -> Array:
+    """Returns an example input as a numpy array; the user may give a tensor or a list."""
+    import numpy as np
+    import torch
+
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        array = np.asarray(array)
+    except (TypeError, ValueError) as error:
+        raise DeployError(f"{name}(): input {key!r} is no array: {error}") from error
+    if array.dtype.kind not in "biuf" or not array.ndim:
+        raise DeployError(
+            f"{name}(): input {key!r} is {array.dtype}{list(array.shape)}, not rows of numbers",
+            "give a numpy array or a tensor whose first axis is the batch",
+        )
+    return array
+
+
+def _failed(what: str, error: Exception) -> DeployError:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    hint = f"at {Path(frame.filename).name}:{frame.lineno}: {frame.line}"
+    if frame.filename == __file__:
+        hint = "it is called without arguments, and has to return a model"
+    return DeployError(f"{what} raised {type(error).__name__}: {error}", hint)
+
+
+def _sources(modules: set[str]) -> dict[str, str]:
+    """Returns one digest over the files of modules, but for those that are installed."""
+    installed = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+    found = hashlib.sha256()
+    for name in sorted(modules):
+        path = getattr(sys.modules.get(name), "__file__", None)
+        if path and not path.startswith(installed) and Path(path).is_file():
+            found.update(name.encode() + Path(path).read_bytes())
+    return {"model_source": found.hexdigest()}

@@ -1,0 +1,184 @@
+"""A model layer by layer: output shapes, parameters and multiply-adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from exporters.module import named_outputs
+from pipeline.cli import console
+from pipeline.golden.reference import explained
+
+if TYPE_CHECKING:
+    from pipeline.models import Model
+
+# The kinds of layer whose sums are given, in the words of the literature.
+_CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+KINDS = ("convolutional", "fully connected", "other")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of a module of a network.
+
+    Attributes:
+        name: Its path in the network.
+        kind: The name of its class.
+        output: The shapes of its outputs for a batch of one.
+        parameters: Of it and the modules inside it; 0 if it was called before.
+        multiply_adds: Of the matrix products and convolutions of all its calls, for one
+            sample; they stand at the first.
+    """
+
+    name: str
+    kind: str
+    output: tuple[tuple[int, ...], ...]
+    parameters: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A network in numbers.
+
+    Attributes:
+        inputs: Shapes of what the network takes, after preprocessing, for a batch of one.
+        layers: In the order of the calls.
+        totals: Parameters and multiply-adds by kind of layer, and of all.
+    """
+
+    model: str
+    inputs: tuple[tuple[int, ...], ...]
+    layers: tuple[Layer, ...]
+    totals: dict[str, dict[str, int]]
+
+    def document(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return asdict(self)
+
+
+def summarise(
+    name: str, model: Model, inputs: Sequence[torch.Tensor], depth: int | None
+) -> Summary:
+    """Runs one sample through a network and notes what each layer gives.
+
+    Args:
+        inputs: Raw inputs, `[1, …]` each.
+        depth: How deep to go into modules that hold others; None means to the innermost.
+
+    Raises:
+        DeployError: The network does not run on the inputs.
+    """
+    network = model.network.eval()
+    counter = FlopCounterMode(display=False)
+    shown = [
+        (path, module)
+        for path, module in network.named_modules()
+        if path and _shown(path, module, depth)
+    ]
+    rows: list[tuple[str, nn.Module, tuple[tuple[int, ...], ...]]] = []
+
+    def note(path: str, module: nn.Module) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, made: Any) -> None:
+            rows.append((path, module, _shapes(made)))
+
+        return module.register_forward_hook(hook)
+
+    hooks = [note(path, module) for path, module in shown]
+    try:
+        with torch.inference_mode(), explained(""):
+            prepared = inputs if model.prepare is None else model.prepare(*inputs)
+            prepared = prepared if isinstance(prepared, tuple | list) else (prepared,)
+            with counter:
+                network(*prepared)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    counts = _counts(counter, network)
+    seen: set[str] = set()
+    layers = []
+    for path, module, output in rows:
+        parameters = 0 if path in seen else _parameters(module)
+        products = 0 if path in seen else counts.get(path, 0)
+        seen.add(path)
+        layers.append(Layer(path, type(module).__name__, output, parameters, products))
+    shapes = tuple(tuple(tensor.shape) for tensor in prepared)
+    return Summary(name, shapes, tuple(layers), _totals(network, counts))
+
+
+def _shown(path: str, module: nn.Module, depth: int | None) -> bool:
+    level = path.count(".") + 1
+    innermost = not any(True for _ in module.children())
+    return innermost if depth is None else level == depth or (innermost and level < depth)
+
+
+def _shapes(made: Any) -> tuple[tuple[int, ...], ...]:
+    values = named_outputs(made).values() if not isinstance(made, torch.Tensor) else (made,)
+    return tuple(tuple(value.shape) for value in values)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(each.numel() for each in module.parameters())
+
+
+def _counts(counter: FlopCounterMode, network: nn.Module) -> dict[str, int]:
+    """Returns multiply-adds by path; torch counts a multiply-add as two operations."""
+    root = type(network).__name__
+    found = {}
+    for path, operations in counter.get_flop_counts().items():
+        if path == root:
+            found[""] = sum(operations.values()) // 2
+        elif path.startswith(f"{root}."):
+            found[path.removeprefix(f"{root}.")] = sum(operations.values()) // 2
+    return found
+
+
+def _totals(network: nn.Module, counts: dict[str, int]) -> dict[str, dict[str, int]]:
+    totals = {kind: {"parameters": 0, "multiply_adds": 0} for kind in KINDS}
+    for path, module in network.named_modules():
+        kind = KINDS[0] if isinstance(module, _CONVOLUTIONS) else KINDS[1]
+        if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
+            totals[kind]["parameters"] += _parameters(module)
+            totals[kind]["multiply_adds"] += counts.get(path, 0)
+    every = {"parameters": _parameters(network), "multiply_adds": counts.get("", 0)}
+    for key, value in every.items():
+        totals["other"][key] = value - sum(totals[kind][key] for kind in KINDS[:2])
+    return {**totals, "all": every}
+
+
+def show(found: Summary) -> None:
+    """Prints the layers, then the sums."""
+    shapes = ", ".join(_text(shape) for shape in found.inputs)
+    rows = [
+        (
+            layer.name,
+            layer.kind,
+            ", ".join(_text(shape) for shape in layer.output),
+            f"{layer.parameters:,}" if layer.parameters else "",
+            f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
+        )
+        for layer in found.layers
+    ]
+    columns = ("layer", "kind", "output", ">parameters", ">multiply-adds")
+    console.table(f"{found.model}, for one sample {shapes}", columns, rows)
+    sums = [
+        (kind, f"{total['parameters']:,}", f"{total['multiply_adds']:,}")
+        for kind, total in found.totals.items()
+    ]
+    console.table("Totals", ("layers", ">parameters", ">multiply-adds"), sums)
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

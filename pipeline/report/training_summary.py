@@ -1,0 +1,26 @@
+"""What became of a training, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def describe(training: dict[str, Any]) -> str:
+    """Returns what became of the training in words, with every part that was left out."""
+    epochs = training["epochs"]
+    if not epochs:
+        how = "with the weights given" if training["weights"] else "with new weights, not trained"
+    else:
+        how = f"after {epochs} epoch{'s' if epochs > 1 else ''}"
+        if training["images"] < training["images_available"]:
+            how += f" on {training['images']:,} of {training['images_available']:,} training images"
+    if training["preset"] != "full":
+        how += f" (preset {training['preset']})"
+    if "test_accuracy" not in training:
+        loss = f"loss {training['curve'][-1]['loss']:.4g} " if training["curve"] else ""
+        return loss + how
+    accuracy = f"test accuracy {training['test_accuracy']:.2%}"
+    if training["test_images"] < training["test_images_available"]:
+        available = training["test_images_available"]
+        accuracy += f" on {training['test_images']:,} of {available:,} test images,"
+    return f"{accuracy} {how}"

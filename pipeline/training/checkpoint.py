@@ -1,0 +1,130 @@
+"""What a training keeps on the disk, so that it can go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.errors import DeployError
+from pipeline.training.weights import apart
+from pipeline.workflow.digests import sync
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA = 1
+_PARTS = ("model", "optimizer", "rng")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stood.
+
+    Attributes:
+        key: The digest of all that the final weights depend on.
+        epoch: The epoch under way, from 1.
+        step: Steps of that epoch that are done.
+        loss: The sum of the losses of its images so far.
+        correct: How many of them were classified right.
+        seconds: How long the epoch has taken so far.
+        curve: One entry for each complete epoch.
+        scaler: The state of the fp16 loss scaler.
+        tensors: By part ("model", "optimizer", "rng") and name.
+    """
+
+    key: str
+    epoch: int
+    step: int
+    loss: float
+    correct: int
+    seconds: float
+    curve: list[dict[str, float]]
+    scaler: dict[str, Any]
+    tensors: dict[str, dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """The one file in which a training keeps its progress.
+
+    Attributes:
+        path: The file; replaced at once, so that a reader finds a whole one or none.
+        key: The digest of all that the final weights depend on.
+    """
+
+    path: Path
+    key: str
+
+    @property
+    def rescued(self) -> Path:
+        """Where the last good weights are put when a training diverges."""
+        return self.path.with_name(f"{self.path.stem}-last-good.safetensors")
+
+    def save(self, progress: Progress) -> None:
+        """Writes the progress to the disk."""
+        from safetensors.torch import save_file
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        meta = {name: value for name, value in vars(progress).items() if name != "tensors"}
+        tensors = {
+            f"{part}/{name}": tensor
+            for part in _PARTS
+            for name, tensor in apart(progress.tensors.get(part, {})).items()
+        }
+        try:
+            save_file(tensors, beside, {"schema": str(SCHEMA), "progress": json.dumps(meta)})
+            sync(beside)
+            beside.replace(self.path)
+            sync(self.path.parent)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def load(self) -> Progress | None:
+        """Returns the progress; None if none was kept.
+
+        Raises:
+            DeployError: The file is damaged, or of a training with other options.
+        """
+        if not self.path.exists():
+            return None
+        found = _read(self.path)
+        if found.key != self.key:
+            raise DeployError(
+                f"{self.path} is of another training: an option, the data, the model's source or"
+                " torch is not the same",
+                "give the options it was started with, or leave --resume out to start anew",
+            )
+        return found
+
+    def rescue(self) -> int:
+        """Writes the weights that were kept last as a plain file; returns their epoch, or 0."""
+        from safetensors.torch import save_file
+
+        if not self.path.exists():
+            return 0
+        found = _read(self.path)
+        save_file(found.tensors["model"], self.rescued)
+        return found.epoch if found.step else found.epoch - 1
+
+
+def _read(path: Path) -> Progress:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            said = file.metadata()
+            if said["schema"] != str(SCHEMA):
+                raise ValueError(f"schema {said['schema']}, this version reads {SCHEMA}")
+            tensors: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                part, _, name = key.partition("/")
+                tensors[part][name] = file.get_tensor(key)
+            return Progress(**json.loads(said["progress"]), tensors=tensors)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DeployError(
+            f"{path} is damaged: {error}", "remove it, or leave --resume out to start anew"
+        ) from error

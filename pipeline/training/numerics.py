@@ -1,0 +1,41 @@
+"""The types that a training computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from engines.backends.pytorch import exact_fp32
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.training.loop import Settings
+
+
+def autocast(settings: Settings, device: torch.device) -> AbstractContextManager[Any]:
+    """Returns the context of a forward pass, of mixed precision where that is asked for."""
+    import torch
+
+    if settings.amp == "none":
+        return nullcontext()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[settings.amp]
+    # Casts are kept for one use only: a captured step must hold its own.
+    context: AbstractContextManager[Any] = torch.autocast(
+        device.type, dtype, cache_enabled=device.type == "cpu"
+    )
+    return context
+
+
+@contextmanager
+def tf32(settings: Settings) -> Iterator[None]:
+    """Lets a GPU compute in TF32 while a network is trained, and nothing after it."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = settings.tf32
+    torch.backends.cuda.matmul.allow_tf32 = settings.tf32
+    try:
+        yield
+    finally:
+        exact_fp32(torch)

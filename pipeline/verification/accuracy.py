@@ -1,0 +1,87 @@
+"""What quantization costs: the drop in accuracy with its interval, and signal to noise.
+
+int8 is not the model at another rounding: it is another model, judged by what it gets wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+_CONFIDENCE = 0.95
+_LIMIT = 200.0  # more than float64 can tell; and JSON has no infinity
+_STEPS = 60  # of a bisection, each halving the interval
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The accuracy lost between two models on the same images, as fractions of them.
+
+    Attributes:
+        value: Accuracy before minus accuracy after.
+        low: Lower end of the exact 95 % interval.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        parts = (100 * each for each in (self.value, self.low, self.high))
+        return "{:.2f} pp ({:.2f} to {:.2f})".format(*parts)
+
+
+def drop(images: int, lost: int, gained: int) -> Drop:
+    """Returns the drop in accuracy with McNemar's exact interval.
+
+    Given how many images only one of the models gets right, the number lost is binomial: the
+    interval of its share is Clopper and Pearson's (1934), scaled to all images.
+
+    Args:
+        lost: Images that only the first model classifies right.
+        gained: Images that only the second one does.
+    """
+    among = lost + gained
+    low, high = _clopper_pearson(lost, among)
+    return Drop(
+        (lost - gained) / images, (2 * low - 1) * among / images, (2 * high - 1) * among / images
+    )
+
+
+def _clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
+    """Returns the exact interval of a probability after `hits` of `trials`."""
+    tail = (1 - _CONFIDENCE) / 2
+    counts = np.arange(trials + 1)
+    logs = np.array([math.lgamma(each + 1) for each in range(trials + 1)])
+    ways = logs[-1] - logs - logs[::-1]
+
+    def at_least(p: float, count: int) -> float:
+        terms = ways + counts * math.log(p) + (trials - counts) * math.log1p(-p)
+        return float(np.exp(terms[count:]).sum())
+
+    def root(count: int, wanted: float) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if at_least(middle, count) < wanted else (low, middle)
+        return (low + high) / 2
+
+    return (
+        root(hits, tail) if hits else 0.0,
+        root(hits + 1, 1 - tail) if hits < trials else 1.0,
+    )
+
+
+def sqnr(scale: float, error: float) -> float:
+    """Returns the signal to quantization noise ratio in dB, 200 at most and -200 at least.
+
+    Args:
+        scale: Root mean square of the reference.
+        error: Root mean square of the difference to it.
+    """
+    if not error or not scale:
+        return _LIMIT if not error else -_LIMIT
+    return min(max(20 * math.log10(scale / error), -_LIMIT), _LIMIT)

@@ -1,0 +1,71 @@
+"""Which batches an engine is judged at, and running golden rows through it in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from engines.contract import Array, Outputs, Session
+from pipeline.golden.file import Golden
+
+
+def batch_sizes(rows: int, limits: tuple[int, int] | None) -> tuple[int, ...]:
+    """Returns the batch sizes to judge at: 1, 2, an odd one, and the largest there is."""
+    low, high = limits or (1, rows)
+    largest = max(low, min(high, rows))
+    return tuple(size for size in sorted({1, 2, 7, largest}) if low <= size <= largest)
+
+
+def rows_to_run(golden: Golden, limits: tuple[int, int] | None, tested: int) -> int:
+    """Returns how many rows a verdict takes, beside those that fill up a batch.
+
+    Args:
+        tested: Images of the test set; 0 means that the golden rows take their place.
+    """
+    rows = len(golden.cases)
+    at_sizes = [min(rows, 16 * size) for size in batch_sizes(rows, limits)]
+    classified = tested
+    if not tested and at_sizes[-1] < rows:  # else they have been run
+        classified = len(golden.labels) or rows
+    return sum(at_sizes) + (classified if golden.logits else 0)
+
+
+def run_rows(session: Session, golden: Golden, size: int) -> tuple[Array, Outputs]:
+    """Runs golden rows through a session in batches of `size`.
+
+    All rows are run at large batches; at small ones enough rows to fill 16 batches, edge
+    cases included, since the question there is whether the batch size matters at all.
+
+    Returns:
+        The row numbers that were run, and the outputs for them.
+    """
+    rows = len(golden.cases)
+    wanted = np.arange(rows)
+    if rows > 16 * size:
+        wanted = np.concatenate([np.arange(8 * size), np.arange(rows - 8 * size, rows)])
+    parts: dict[str, list[Array]] = {}
+    for start in range(0, len(wanted), size):
+        chunk = wanted[start : start + size]
+        feeds = {name: np.ascontiguousarray(a[chunk]) for name, a in golden.inputs.items()}
+        for name, array in run_padded(session, feeds, len(chunk)).items():
+            parts.setdefault(name, []).append(array)
+    return wanted, {name: _join(arrays) for name, arrays in parts.items()}
+
+
+def run_padded(session: Session, feeds: dict[str, Array], count: int) -> Outputs:
+    """Runs a batch, with its last row repeated if the session wants more rows than `count`."""
+    low = session.batch[0] if session.batch else 1
+    if count >= low:
+        return session.run(feeds)
+    rows = np.minimum(np.arange(low), count - 1)
+    outputs = session.run({name: np.ascontiguousarray(a[rows]) for name, a in feeds.items()})
+    return {name: array[:count] for name, array in outputs.items()}
+
+
+def _join(arrays: Sequence[Array]) -> Array:
+    """Concatenates along the batch, or stacks what cannot be: the shape check then says so."""
+    try:
+        return np.concatenate(arrays)
+    except ValueError:
+        return np.empty((0,), arrays[0].dtype)

@@ -1,0 +1,130 @@
+"""Any value of a graph, as an engine computes it, in bounded memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+import engines
+from engines.checks import choose_device
+from engines.contract import Array, BuildOptions, OpenOptions
+from engines.errors import DeployError, NotAvailableError, UsageError
+from exporters import onnx_files
+from pipeline.verification import engine_proof
+
+# Bytes of the engine's values to hold at a time; of a larger graph, it is run again for the next.
+_BYTES = 256 << 20
+_IN_FLOAT = "_in_float"  # behind the name of a value that was cast to be read
+
+
+@dataclass(frozen=True)
+class Prober:
+    """Who computes the values.
+
+    Attributes:
+        subject: "graph" for the graph node by node as it stands (in ONNX Runtime), or the name
+            of an engine that is built from the graph.
+        device: As for `engines.contract.OpenOptions`.
+    """
+
+    subject: str = engine_proof.GRAPH
+    device: str = "auto"
+
+    def check(self) -> None:
+        """Raises UsageError or NotAvailableError unless its values can be had here."""
+        engine = engines.get(engine_proof.runner(self.subject))
+        if engine.source != "graph":
+            raise UsageError(
+                f"engine {self.subject!r} runs the PyTorch program itself: it has no graph to"
+                " follow",
+                "bisect another engine, or the graph",
+            )
+        found = engine.available()
+        if not found.run:
+            raise NotAvailableError(
+                f"engine {self.subject!r} cannot be run here: {found.reason}", found.install
+            )
+        choose_device(engine, self.device)
+
+    def values(
+        self, model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]
+    ) -> dict[str, Array]:
+        """Returns values of a graph, `[rows, ...]` each.
+
+        Of an engine, they are those of the graph with these values as outputs: it cannot fuse
+        the operators between them any more.
+        """
+        watched = onnx.ModelProto()
+        watched.CopyFrom(model)
+        del watched.graph.output[:]
+        outputs = {name: self._output(watched, name) for name in names}
+        with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+            path, built = Path(folder) / "model.onnx", Path(folder) / "engine"
+            onnx_files.write(watched, path)
+            engine = engines.get(engine_proof.runner(self.subject))
+            as_it_is = self.subject == engine_proof.GRAPH
+            device = "cpu" if as_it_is else choose_device(engine, self.device)
+            options = OpenOptions(device, threads=1, optimize=not as_it_is)
+            try:
+                if as_it_is:
+                    built = path
+                else:
+                    rows = len(next(iter(feeds.values())))
+                    engine.build(path, built, BuildOptions(1, rows, rows))
+                with closing(engine.open(built, options)) as session:
+                    found = session.run(feeds)
+            except DeployError as error:  # of a file that the user does not know
+                said = error.message
+                for each in (path, built):
+                    said = said.replace(str(each), "the graph, asked for its inner values")
+                raise type(error)(said, error.hint) from error
+        return {name: found[output] for name, output in outputs.items()}
+
+    def _output(self, watched: onnx.ModelProto, name: str) -> str:
+        """Makes a value an output; of a bfloat16 one, which numpy does not know, a cast."""
+        if not _has_bfloat16(watched):
+            watched.graph.output.append(onnx.ValueInfoProto(name=name))
+            return name
+        cast = onnx.helper.make_node("Cast", [name], [name + _IN_FLOAT], to=onnx.TensorProto.FLOAT)
+        watched.graph.node.append(cast)
+        watched.graph.output.append(onnx.ValueInfoProto(name=cast.output[0]))
+        return str(cast.output[0])
+
+
+def _has_bfloat16(model: onnx.ModelProto) -> bool:
+    kind = onnx.TensorProto.BFLOAT16
+    return any(tensor.data_type == kind for tensor in model.graph.initializer)
+
+
+class Windows:
+    """The values of a graph, a part of them at a time, in the order in which they are asked for."""
+
+    def __init__(
+        self,
+        prober: Prober,
+        model: onnx.ModelProto,
+        feeds: Mapping[str, Array],
+        sizes: Sequence[tuple[str, int]],
+    ) -> None:
+        self._prober = prober
+        self._model = model
+        self._feeds = feeds
+        self._sizes = list(sizes)
+        self._held: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        """Returns a value, `[rows, ...]`."""
+        if name not in self._held:
+            window: list[str] = []
+            size = 0
+            while self._sizes and (not window or size + self._sizes[0][1] <= _BYTES):
+                each, more = self._sizes.pop(0)
+                window.append(each)
+                size += more
+            self._held = self._prober.values(self._model, self._feeds, window)
+        return self._held.pop(name)

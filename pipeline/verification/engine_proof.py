@@ -1,0 +1,160 @@
+"""Opening a graph or engine and judging it, or saying why that cannot be done here."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from contextlib import closing
+from pathlib import Path
+
+import engines
+from engines.checks import check_device, choose_device
+from engines.contract import Array, Engine, Feeds, OpenOptions, Outputs, Session
+from engines.errors import NotAvailableError, UsageError
+from exporters import onnx_files
+from pipeline.cli import console
+from pipeline.golden import file as goldens
+from pipeline.verification.batches import rows_to_run
+from pipeline.verification.verdict import Verdict, judge, not_run, with_audit
+from pipeline.verification.weight_audit import audit
+from pipeline.workflow import records
+from pipeline.workflow.digests import sha256_file
+
+# The exported graph itself is a subject too. This engine runs it as it is, unoptimised.
+GRAPH = "graph"
+GRAPH_RUNNER = "onnxruntime"
+
+
+def runner(subject: str) -> str:
+    """Returns the name of the engine that runs a subject."""
+    return GRAPH_RUNNER if subject == GRAPH else subject
+
+
+def prove(
+    subject: str,
+    path: Path,
+    golden_path: Path,
+    precision: str,
+    *,
+    device: str,
+    threads: int,
+    images: Array | None = None,
+) -> Verdict:
+    """Returns the verdict on a file; "not run" if this machine has no means to run it.
+
+    Args:
+        subject: "graph", or the engine that `path` was built for.
+        images: The test set, uint8 `[count, channels, height, width]`; without it top-1 is
+            compared on the golden file's own images. The first ones are used, as many as the
+            golden file has labels for.
+    """
+    check_device(device)
+    golden = goldens.load(golden_path)
+    if golden.precision != precision:
+        raise UsageError(
+            f"{golden_path} is of {golden.precision}, not of {precision}",
+            f"give --precision {golden.precision}, or another golden file",
+        )
+    if runner(subject) == GRAPH_RUNNER:
+        onnx_files.read(path, data=False)  # nothing may lead out of its folder
+    verdict = _judge(subject, path, golden, precision, OpenOptions(device, threads), images)
+    return with_audit(verdict, audit(path, golden.weights)) if subject == GRAPH else verdict
+
+
+def require_fit(engine: Engine, path: Path) -> None:
+    """Looks at the record beside what an engine has built, before anything of it is loaded.
+
+    Raises:
+        NotAvailableError: It was built for another version or GPU than is here, or is not what
+            was built.
+    """
+    record = records.load(path.with_name("build.json"))
+    refusal = getattr(engine, "refusal", None)
+    if record is None or refusal is None:
+        return
+    digests = [each["sha256"] for name, each in record.outputs.items() if name.endswith("/engine")]
+    found = sha256_file(path)
+    why = refusal(record.facts, record.params)
+    if digests and found not in digests:
+        why = f"its SHA-256 is {found}, and {digests[0]} was built"
+    if why:
+        raise NotAvailableError(
+            f"{path} is not loaded: {why}", f"build it here with `--engine {engine.name}`"
+        )
+
+
+def weights_for(path: Path) -> Path | None:
+    """Returns the graph whose weights an engine needs that was built without, by its record."""
+    record = records.load(path.with_name("build.json"))
+    if record is None or not record.params.get("strip_weights"):
+        return None
+    return path.parents[1] / "model.onnx"
+
+
+def _judge(
+    subject: str,
+    path: Path,
+    golden: goldens.Golden,
+    precision: str,
+    asked: OpenOptions,
+    images: Array | None,
+) -> Verdict:
+    engine, device = engines.get(runner(subject)), asked.device
+    found = engine.available()
+    if not found.run:
+        return not_run(subject, precision, found.reason)
+    kind = device.partition(":")[0]
+    if subject == GRAPH:
+        device = "auto"  # the graph is judged by one engine, wherever the others run
+    elif kind in ("cpu", "cuda") and kind not in engine.devices:
+        return not_run(subject, precision, f"it does not run on {device!r}")
+    options = dataclasses.replace(
+        asked,
+        device=choose_device(engine, device),
+        optimize=subject != GRAPH,
+        weights=weights_for(path),
+    )
+    try:
+        require_fit(engine, path)
+        session = engine.open(path, options)
+    except NotAvailableError as error:  # such as a type that it has no kernels for
+        return not_run(subject, precision, error.message)
+    with closing(session):
+        test, count = None, len(golden.test_labels)
+        if images is not None and count:
+            test = {golden.input_specs[0].name: images[:count]}
+        total = rows_to_run(golden, session.batch, count if test else 0)
+        with console.bar(f"verify {subject}", total) as bar:
+            watched = _Watched(session, bar)
+            verdict = judge(subject, watched, golden, test)
+        console.say(f"verify {subject}: {watched}")
+    return dataclasses.replace(verdict, facts={**engine.fingerprint(), "device": session.device})
+
+
+class _Watched:
+    """A session that says how far it has come; see `engines.contract.Session`."""
+
+    def __init__(self, session: Session, bar: console.Bar) -> None:
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.device, self.batch, self.stream = session.device, session.batch, session.stream
+        self.bind, self.launch = session.bind, session.launch
+        self.synchronize, self.close = session.synchronize, session.close
+        self._session = session
+        self._bar = bar
+        self._rows = 0
+        self._seconds = 0.0
+
+    def run(self, feeds: Feeds) -> Outputs:
+        start = time.perf_counter()
+        outputs = self._session.run(feeds)
+        self._seconds += time.perf_counter() - start
+        rows = len(next(iter(feeds.values())))
+        self._rows += rows
+        self._bar.advance(rows, f"{self._speed():,.0f} samples/s")
+        return outputs
+
+    def _speed(self) -> float:
+        return self._rows / self._seconds if self._seconds else 0.0
+
+    def __str__(self) -> str:
+        return f"{self._rows:,} samples, {self._speed():,.0f} a second"

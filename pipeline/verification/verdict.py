@@ -1,0 +1,379 @@
+"""The verdict: is an engine's error no larger than the model's own rounding noise?
+
+With r the float64 PyTorch output, p PyTorch's output at the graph's precision and y the
+engine's, the noise floor of a row is the error of p against r on it (`noise_floor`). An
+engine passes if the error of y against r, in units of each row's floor, is at most K in the
+root mean square over the rows, and at most K_MAX on any one row (`limits`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from engines.contract import Array, Outputs, Session, TensorSpec
+from exporters import QUANTIZED
+from pipeline.golden import noise
+from pipeline.golden.file import Golden
+from pipeline.verification import accuracy, limits, noise_floor
+from pipeline.verification.batches import batch_sizes, run_padded, run_rows
+from pipeline.verification.weight_audit import Audit
+
+# Where no error is allowed, this many times as much.
+_FAR = 1e100
+
+Status = Literal["pass", "mismatch", "vacuous", "not run"]
+
+
+@dataclass(frozen=True)
+class OutputVerdict:
+    """How far one output lies from float64.
+
+    Attributes:
+        rms: Root mean square of y - r, over all rows and batch sizes, in the output's own unit.
+        rms_ratio: Root mean square over the rows of their errors in units of their floors, at
+            the batch size where it is largest.
+        max: Largest |y - r|, in the output's own unit.
+        max_ratio: The largest error of any row in units of its floor.
+        scale: Root mean square of r.
+        worst: The case on which that happened.
+        faults: What is wrong, in words; empty if nothing is.
+        vacuous: Why the output proves nothing, in words; empty if it does.
+        incomparable: Golden rows that rounding alone moves too far to compare.
+        sqnr: Of a quantized graph: signal to quantization noise in dB, without edge cases.
+    """
+
+    name: str
+    rms: float
+    rms_ratio: float
+    max: float
+    max_ratio: float
+    scale: float
+    worst: str
+    faults: tuple[str, ...] = ()
+    vacuous: str = ""
+    incomparable: int = 0
+    sqnr: float | None = None
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Test images to which float64 and the engine give different classes.
+
+    Attributes:
+        images: How many were classified.
+        explained: Flips where float64's own top two lie closer than the error allowed.
+        unexplained: The others; one of them is a mismatch.
+        correct: How many the engine classified right; None if the classes are not known.
+        reference_correct: How many float64 classified right.
+        lost: How many float64 alone classified right.
+    """
+
+    images: int
+    explained: int
+    unexplained: int
+    correct: int | None
+    reference_correct: int | None
+    lost: int | None = None
+
+    @property
+    def drop(self) -> accuracy.Drop | None:
+        """The accuracy lost against float64; None if the classes are not known."""
+        if self.correct is None or self.reference_correct is None or self.lost is None:
+            return None
+        gained = self.correct - (self.reference_correct - self.lost)
+        return accuracy.drop(self.images, self.lost, gained)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a graph or engine equals the PyTorch model, and by how much.
+
+    Attributes:
+        subject: What was judged, such as "graph" or "onnxruntime".
+        k: The factors allowed over the noise floor: in the root mean square, and on one row.
+        batches: The batch sizes that were run.
+        audit: Of the weights, where the subject is an ONNX graph.
+        reason: Why it was not run, or why it failed; empty on a pass.
+    """
+
+    subject: str
+    status: Status
+    precision: str
+    k: tuple[float, float] = (limits.K, limits.K_MAX)
+    batches: tuple[int, ...] = ()
+    outputs: tuple[OutputVerdict, ...] = ()
+    flips: Flips | None = None
+    audit: Audit | None = None
+    reason: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def _rms(array: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
+
+
+def judge(
+    subject: str,
+    session: Session,
+    golden: Golden,
+    test: dict[str, Array] | None = None,
+    *,
+    sizes: tuple[int, ...] = (),
+) -> Verdict:
+    """Judges a session against a golden file.
+
+    Args:
+        sizes: The batch sizes to run the golden rows at; those of `batch_sizes` if not given.
+        test: The inputs of the whole test set, by name. Without them top-1 is compared on
+            the golden file's own images.
+    """
+    sizes = sizes or batch_sizes(len(golden.cases), session.batch)
+    faults = signature_faults(session.inputs, session.outputs, golden)
+    wanted = golden.output_specs
+    outputs: tuple[OutputVerdict, ...] = ()
+    flips = None
+    if not faults:
+        runs = [run_rows(session, golden, size) for size in sizes]
+        outputs = tuple(_judge_output(spec, golden, runs) for spec in wanted)
+        faults = [f"{output.name}: {fault}" for output in outputs for fault in output.faults]
+        if not faults and golden.logits:
+            flips = _count_flips(session, golden, sizes[-1], test, runs[-1])
+        if not faults and golden.precision == QUANTIZED:
+            faults = _quantization_faults(outputs, flips)
+        elif flips is not None:
+            faults = _flip_faults(flips)
+    status: Status = "mismatch" if faults else "pass"
+    if not faults and any(output.vacuous for output in outputs):
+        status = "vacuous"
+        faults = [f"{output.name} {output.vacuous}" for output in outputs if output.vacuous]
+    return Verdict(
+        subject=subject,
+        status=status,
+        precision=golden.precision,
+        batches=sizes,
+        outputs=outputs,
+        flips=flips,
+        reason="; ".join(faults),
+    )
+
+
+def signature_faults(
+    inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], golden: Golden
+) -> list[str]:
+    """Returns what inputs and outputs have that the golden file's have not, in words."""
+    sides = (
+        ("inputs", inputs, golden.input_specs),
+        ("outputs", outputs, golden.output_specs),
+    )
+    return [
+        f"{side} are {', '.join(map(str, found))}; expected {', '.join(map(str, wanted))}"
+        for side, found, wanted in sides
+        if set(found) != set(wanted)
+    ]
+
+
+def _judge_output(
+    spec: TensorSpec, golden: Golden, runs: Sequence[tuple[Array, Outputs]]
+) -> OutputVerdict:
+    reference = golden.reference[spec.name]
+    floor = noise_floor.floor(reference, golden.noise[spec.name], golden.precision)
+    faults: list[str] = []
+    errors: list[Array] = []
+    rms_ratio, max_ratio, worst = 0.0, 0.0, ""
+    for rows, outputs in runs:
+        actual, expected = outputs[spec.name], reference[rows]
+        if actual.shape != expected.shape or actual.dtype.name != spec.dtype:
+            faults.append(
+                f"gives {actual.dtype.name}{list(actual.shape)} where"
+                f" {spec.dtype}{list(expected.shape)} was expected"
+            )
+            continue
+        bad = ~np.isfinite(noise.by_row(actual)).all(axis=1)
+        if bad.any():
+            case = golden.cases[rows[int(bad.argmax())]]
+            faults.append(f"has NaN or Inf in {int(bad.sum())} of {len(rows)} rows, as on {case}")
+            continue
+        if _constant(actual) and not _constant(expected):
+            faults.append("does not depend on the input")
+        error = noise.difference(actual, expected)
+        errors.append(error)
+        judged = floor.comparable[rows]
+        if not judged.any():
+            continue
+        each = np.sqrt(np.mean(np.square(error), axis=1))
+        rms_ratio = max(rms_ratio, _rms(over(each, floor.rms[rows])[judged]))
+        largest = over(np.abs(error).max(axis=1), floor.max[rows]) * judged
+        if largest.max() >= max_ratio:
+            max_ratio, worst = float(largest.max()), golden.cases[rows[int(largest.argmax())]]
+    if rms_ratio > limits.K:
+        faults.append(f"rms error is {rms_ratio:.1f} times the noise floor, {limits.K:g} allowed")
+    if max_ratio > limits.K_MAX:
+        faults.append(
+            f"largest error is {max_ratio:.1f} times the noise floor, {limits.K_MAX:g} allowed"
+            f" (on {worst})"
+        )
+    every = np.concatenate([error.ravel() for error in errors]) if errors else np.zeros(1)
+    return OutputVerdict(
+        name=spec.name,
+        rms=_rms(every),
+        rms_ratio=rms_ratio,
+        max=float(np.abs(every).max()),
+        max_ratio=max_ratio,
+        scale=_rms(reference.astype(np.float64)),
+        worst=worst,
+        faults=tuple(dict.fromkeys(faults)),
+        vacuous=_vacuous(reference, floor.comparable & golden.common),
+        incomparable=int((~floor.comparable).sum()),
+        sqnr=_sqnr(spec, golden, runs) if golden.precision == QUANTIZED and not faults else None,
+    )
+
+
+def _vacuous(reference: Array, judged: Array) -> str:
+    """Returns why an output proves nothing."""
+    if _constant(reference):
+        return "is the same for every input, so comparing it proves nothing"
+    if not judged.any():
+        return "is moved so far by rounding alone, on every input, that comparing it proves nothing"
+    return ""
+
+
+def over(error: Array, floor: Array) -> Array:
+    """Returns errors in units of the floor; where that is zero, any error is too large."""
+    # The square of the result has to be a number, too.
+    least = np.maximum(error / _FAR, np.finfo(np.float64).tiny)
+    return error / np.maximum(floor, least)
+
+
+def _sqnr(spec: TensorSpec, golden: Golden, runs: Sequence[tuple[Array, Outputs]]) -> float:
+    signal, noise = [], []
+    for rows, outputs in runs:
+        common = golden.common[rows]
+        reference = golden.reference[spec.name][rows][common]
+        signal.append(reference.ravel())
+        noise.append((outputs[spec.name][common].astype(np.float64) - reference).ravel())
+    return accuracy.sqnr(_rms(np.concatenate(signal)), _rms(np.concatenate(noise)))
+
+
+def _constant(array: Array) -> bool:
+    return bool((array == array[:1]).all())
+
+
+def _count_flips(
+    session: Session,
+    golden: Golden,
+    size: int,
+    test: dict[str, Array] | None,
+    run: tuple[Array, Outputs],
+) -> Flips:
+    """Compares classes with float64's.
+
+    Args:
+        run: Golden rows that were run at `size`, and their outputs.
+    """
+    labels: Array | None
+    output = golden.logits
+    if test is not None:
+        inputs, reference, labels = test, golden.test_reference, golden.test_labels
+    elif len(golden.labels):
+        inputs = {key: array[: len(golden.labels)] for key, array in golden.inputs.items()}
+        reference, labels = golden.reference[output][: len(golden.labels)], golden.labels
+    else:
+        inputs, reference, labels = golden.inputs, golden.reference[output], None
+    images = len(reference)
+    rows, outputs = run
+    if test is None and len(rows) == len(golden.cases):
+        logits = outputs[output][:images]
+    else:
+        parts = []
+        for start in range(0, images, size):
+            feeds = {key: array[start : start + size] for key, array in inputs.items()}
+            parts.append(run_padded(session, feeds, min(size, images - start))[output])
+        logits = np.concatenate(parts)
+    chosen = logits.argmax(axis=1)
+    ranked = np.sort(reference, axis=1)
+    margin = ranked[:, -1] - ranked[:, -2]
+    best = reference.argmax(axis=1)
+    flipped = chosen != best
+    # Each of the two logits may be off by what the verdict allows it.
+    close = margin < 2 * limits.K_MAX * _allowed(golden, images, tested=test is not None)
+    return Flips(
+        images=images,
+        explained=int((flipped & close).sum()),
+        unexplained=int((flipped & ~close).sum()),
+        correct=None if labels is None else int((chosen == labels).sum()),
+        reference_correct=None if labels is None else int((best == labels).sum()),
+        lost=None if labels is None else int(((best == labels) & (chosen != labels)).sum()),
+    )
+
+
+def _allowed(golden: Golden, images: int, *, tested: bool) -> Array:
+    """Returns the noise floor of each image's logits, `[images]`.
+
+    Of images that are no golden rows, that of the noisiest golden image that is no edge case.
+    """
+    floor = noise_floor.floor(
+        golden.reference[golden.logits], golden.noise[golden.logits], golden.precision
+    )
+    largest = np.where(floor.comparable, floor.max, np.inf)
+    if not tested:
+        return largest[:images]
+    judged = largest[golden.common & floor.comparable]
+    return np.full(images, judged.max(initial=0.0))
+
+
+def _flip_faults(flips: Flips) -> list[str]:
+    if not flips.unexplained:
+        return []
+    return [
+        f"{flips.unexplained} of {flips.images} test images change class where float64's margin"
+        " is wider than rounding can explain"
+    ]
+
+
+def _quantization_faults(outputs: Sequence[OutputVerdict], flips: Flips | None) -> list[str]:
+    faults = [
+        f"{output.name}: signal to quantization noise is {output.sqnr:.1f} dB,"
+        f" at least {limits.MIN_SQNR:g} wanted"
+        for output in outputs
+        if output.sqnr is not None and output.sqnr < limits.MIN_SQNR and not output.vacuous
+    ]
+    lost = None if flips is None else flips.drop
+    if lost is not None and lost.value > limits.MAX_DROP:
+        faults.append(
+            f"accuracy falls by {lost}, {100 * limits.MAX_DROP:g} pp allowed; calibrate on"
+            " images like those to be served"
+        )
+    return faults
+
+
+def not_run(subject: str, precision: str, reason: str) -> Verdict:
+    """Returns the verdict on an engine that this machine cannot run: none."""
+    return Verdict(subject=subject, status="not run", precision=precision, reason=reason)
+
+
+def from_json(content: dict[str, Any]) -> Verdict:
+    """Returns the verdict that `dataclasses.asdict` took apart."""
+    outputs = tuple(
+        OutputVerdict(**{**output, "faults": tuple(output["faults"])})
+        for output in content["outputs"]
+    )
+    flips = None if content["flips"] is None else Flips(**content["flips"])
+    audit = None
+    if content["audit"] is not None:
+        lists = {k: tuple(v) for k, v in content["audit"].items() if k != "identical"}
+        audit = Audit(content["audit"]["identical"], **lists)
+    parts = {"outputs": outputs, "flips": flips, "audit": audit}
+    parts |= {name: tuple(content[name]) for name in ("batches", "k")}
+    return Verdict(**{**content, **parts})
+
+
+def with_audit(verdict: Verdict, audit: Audit) -> Verdict:
+    """Returns the verdict with the audit's word added: a changed weight is a mismatch."""
+    if not audit.fault:
+        return replace(verdict, audit=audit)
+    reason = f"{verdict.reason}; {audit.fault}" if verdict.reason else audit.fault
+    return replace(verdict, audit=audit, status="mismatch", reason=reason)

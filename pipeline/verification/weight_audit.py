@@ -1,0 +1,139 @@
+"""The weight audit: is every parameter of the checkpoint in the graph, bit for bit?
+
+A single changed weight can move the outputs by less than their rounding noise, so that no
+comparison of outputs can show it. Comparing the weights themselves does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from engines.contract import Array
+from engines.errors import DeployError
+from exporters import onnx_files
+from pipeline.golden.file import Weights
+
+_NAMED = 5  # how many names a message has
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What became of the checkpoint's parameters in a graph.
+
+    Attributes:
+        identical: How many are in the graph, bit for bit: themselves, or the weight and bias
+            that a batch norm was folded into (`exporters.weight_map`).
+        changed: Those that are there under their name with other values.
+        missing: Those that are not there, under any name.
+        unaudited: Those that were not there when the graph was exported: nothing is known.
+        unexplained: Tensors of the graph that are neither a parameter nor a constant it was
+            exported with, each with its type, shape and size.
+    """
+
+    identical: int
+    changed: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unaudited: tuple[str, ...] = ()
+    unexplained: tuple[str, ...] = ()
+
+    @property
+    def fault(self) -> str:
+        """What is wrong, in words; "" if nothing is."""
+        faults = []
+        if self.changed:
+            faults.append(f"weights that are not the checkpoint's: {_listed(self.changed)}")
+        if self.missing:
+            faults.append(f"weights that are not in the graph: {_listed(self.missing)}")
+            if self.unexplained:
+                faults.append(f"tensors that nothing explains: {_listed(self.unexplained)}")
+        return "; ".join(faults)
+
+    def __str__(self) -> str:
+        parts = (self.changed, self.missing, self.unaudited)
+        return f"{self.identical} of {self.identical + sum(map(len, parts))}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def digest(array: Array) -> str:
+    """Returns the SHA-256 of an array's dtype, shape and values."""
+    head = f"{array.dtype.name}{list(array.shape)}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _reached(graph: onnx.GraphProto) -> set[str]:
+    """Returns the names of all values that the graph's outputs depend on."""
+    makers = {output: node for node in graph.node for output in node.output}
+    reached: set[str] = set()
+    todo = [value.name for value in graph.output]
+    while todo:
+        name = todo.pop()
+        if name not in reached:
+            reached.add(name)
+            todo += makers[name].input if name in makers else ()
+    return reached
+
+
+def weights_of(carriers: Mapping[str, Array], model: onnx.ModelProto) -> Weights:
+    """Returns what a graph's weights have to be from now on.
+
+    Args:
+        carriers: By the name of each parameter, what carries it (`exporters.weight_map`).
+    """
+    digests = {name: digest(array) for name, array in carriers.items()}
+    held = {digest(array) for array in _initializers(model).values()}
+    carried = {name: value for name, value in digests.items() if value in held}
+    return Weights(
+        carried,
+        tuple(sorted(digests.keys() - carried.keys())),
+        tuple(sorted(held - set(carried.values()))),
+    )
+
+
+def _initializers(model: onnx.ModelProto) -> dict[str, Array]:
+    """Returns the tensors that an output depends on: a spare copy of a weight proves nothing."""
+    used = _reached(model.graph)
+    return {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.name in used
+    }
+
+
+def audit(graph: Path, weights: Weights) -> Audit:
+    """Compares a graph's initializers with what its weights have to be.
+
+    Raises:
+        DeployError: The file is not an ONNX graph.
+    """
+    model = onnx_files.read(graph)
+    try:
+        arrays = _initializers(model)
+        found = {name: digest(array) for name, array in arrays.items()}
+    except Exception as error:  # protobuf, onnx and numpy each raise their own
+        raise DeployError(f"{graph} is not an ONNX graph: {error}", "export it again") from error
+    values, carried = set(found.values()), weights.carried
+    changed = sorted(name for name in carried if name in found and found[name] != carried[name])
+    identical = [n for n, value in carried.items() if value in values and n not in changed]
+    missing = set(carried) - set(identical) - set(changed)
+    known = {*carried.values(), *weights.constants}
+    return Audit(
+        identical=len(identical),
+        changed=tuple(changed),
+        missing=tuple(sorted(missing)),
+        unaudited=tuple(sorted(weights.uncarried)),
+        unexplained=tuple(
+            f"{name} {array.dtype}{list(array.shape)}, {array.nbytes:,} bytes"
+            for name, array in arrays.items()
+            if found[name] not in known
+        ),
+    )

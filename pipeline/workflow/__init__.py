@@ -1,0 +1,1 @@
+"""How a stage is declared, run, recorded and found up to date."""

@@ -1,0 +1,16 @@
+"""The order of the stages, and how one is found by its name."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from pipeline.workflow.stage import Stage
+
+STAGES = ("data", "train", "export", "verify", "build", "bench", "bundle")
+
+
+def stage(name: str) -> Stage[Any]:
+    """Returns a stage by its name. Imports no heavy library."""
+    found: Stage[Any] = importlib.import_module(f"pipeline.stages.{name}").STAGE
+    return found

@@ -1,0 +1,156 @@
+"""The record beside a stage's outputs: what went in, what came out, and with what.
+
+A record vouches for its outputs by their digests, and names the digests of its inputs, so
+records form one chain from the data to the bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.errors import DeployError
+from pipeline.workflow.artifacts import FOLDER_PREFIX, Artifact, Paths
+from pipeline.workflow.digests import read_json, sha256_file
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run of a stage left behind.
+
+    Attributes:
+        key: The digest of all that the outputs depend on.
+        inputs: Digest and record of each input, by label.
+        outputs: Digest and size of each output, by label.
+        started: UTC time in ISO 8601.
+        seconds: How long the stage ran.
+    """
+
+    stage: str
+    key: str
+    params: dict[str, Any]
+    inputs: dict[str, dict[str, str]]
+    outputs: dict[str, dict[str, Any]]
+    tools: dict[str, str]
+    facts: dict[str, str]
+    started: str
+    seconds: float
+    schema: int = SCHEMA
+
+
+def load(path: Path) -> Record | None:
+    """Reads a record; None if there is none.
+
+    Raises:
+        DeployError: The file is not a record this version understands.
+    """
+    if not path.exists():
+        return None
+    return parse(read_json(path), str(path))
+
+
+def parse(content: Any, name: str) -> Record:
+    """Makes a record of its JSON form; `name` is for the error message."""
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise DeployError(
+            f"{name} is not a record of schema {SCHEMA}", "remove it and run its stage again"
+        )
+    try:
+        record = Record(**content)
+        _check_types(record)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DeployError(
+            f"{name} is damaged: {error}", "remove it and run its stage again"
+        ) from error
+    return record
+
+
+def _check_types(record: Record) -> None:
+    """Raises TypeError, KeyError or AttributeError unless every field is of its type."""
+    for value in (record.stage, record.key, record.started):
+        value.encode()
+    for mapping in (record.params, record.tools, record.facts):
+        mapping.items()
+    for entry in record.inputs.values():
+        entry["sha256"].encode()
+        entry["record"].encode()
+    for made in record.outputs.values():
+        made["sha256"].encode()
+        if not isinstance(made["bytes"], int):
+            raise TypeError(f"a size of {made['bytes']!r}")
+
+
+@dataclass
+class Vouchers:
+    """Reads records and checks inputs against them.
+
+    Attributes:
+        root: The folder below which artifacts and their records lie.
+    """
+
+    root: Path
+
+    def digest(self, artifact: Artifact, paths: Paths, params: Mapping[str, Any]) -> str:
+        """Returns the digest of an input, once its record has vouched for it.
+
+        Raises:
+            DeployError: The file is missing, has changed since it was made, or was made from
+                something that has been made anew since.
+        """
+        path = paths.locate(artifact)
+        again = _command(artifact.stage, params, artifact) + self._where()
+        if not path.exists():
+            raise DeployError(f"no {artifact.kind} here: {path} does not exist", f"run `{again}`")
+        record = load(self.root / artifact.record)
+        if record is None or artifact.label not in record.outputs:
+            raise DeployError(
+                f"no record vouches for {path}",
+                f"run `{again}`, which writes {self.root / artifact.record}",
+            )
+        expected, found = record.outputs[artifact.label]["sha256"], sha256_file(path)
+        if found != expected:
+            raise DeployError(
+                f"{path} is not the {artifact.kind} that was made: expected sha256 {expected},"
+                f" found {found}",
+                f"restore the file, or run `{again}`",
+            )
+        self._check_fresh(artifact.label, record, again)
+        return found
+
+    def _check_fresh(self, label: str, record: Record, again: str) -> None:
+        for name, given in record.inputs.items():
+            maker = load(self.root / given["record"])
+            if maker is None or name not in maker.outputs:
+                continue  # it may have been removed since: the digest in the record still holds
+            if maker.outputs[name]["sha256"] != given["sha256"]:
+                raise DeployError(
+                    f"{label} is out of date: it was made from another {name}", f"run `{again}`"
+                )
+            self._check_fresh(name, maker, _again(maker) + self._where())
+
+    def _where(self) -> str:
+        return "" if self.root == Path("artifacts") else f" --root {self.root}"
+
+
+def _again(record: Record) -> str:
+    words = ["assay", record.stage, str(record.params.get("model", ""))]
+    return " ".join(word for word in words if word)
+
+
+def _command(stage: str, params: Mapping[str, Any], artifact: Artifact) -> str:
+    """Returns the command that makes an artifact."""
+    words = ["assay", stage]
+    folders = Path(artifact.path).parts
+    if stage == "data" and folders[1].startswith(FOLDER_PREFIX):
+        words += ["--data", f"PATH/TO/{folders[1].removeprefix(FOLDER_PREFIX)}"]
+    if stage != "data":
+        words.append(str(params.get("model", "MODEL")))
+    if stage in ("export", "build", "verify") and len(folders) > 2 and folders[1] != "fp32":  # noqa: PLR2004 - model/precision/file
+        words += ["--precision", folders[1]]
+    if stage in ("build", "verify") and len(folders) > 3:  # noqa: PLR2004 - model/precision/engine
+        words += ["--engine", folders[2]]
+    return " ".join(words)

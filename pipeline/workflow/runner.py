@@ -1,0 +1,310 @@
+"""Runs a stage: key, lock, temporary folder, atomic publish, record."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from engines import hardware
+from engines.errors import DeployError
+from pipeline import __version__
+from pipeline.cli import console, signals
+from pipeline.workflow import lock
+from pipeline.workflow.artifacts import Artifact, Paths
+from pipeline.workflow.digests import replace_json, sha256_file, sha256_json, sync
+from pipeline.workflow.records import SCHEMA, Record, Vouchers, load
+from pipeline.workflow.stage import Stage, check, options
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where artifacts lie, and how a stage is run there.
+
+    Attributes:
+        root: The folder below which artifacts lie.
+        dist: The folder below which bundles lie.
+        force: Run a stage even if nothing it depends on has changed.
+        wait: Seconds to wait for another process that runs the same stage.
+    """
+
+    root: Path
+    dist: Path
+    force: bool = False
+    wait: float = 3600.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a stage.
+
+    Attributes:
+        skipped: Nothing had changed, so it was not run.
+        reason: Why it was run; empty if skipped.
+        outputs: Where its outputs lie.
+    """
+
+    stage: str
+    params: dict[str, Any]
+    skipped: bool
+    reason: str
+    record: Record
+    outputs: Paths
+
+    def document(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return {
+            "stage": self.stage,
+            "skipped": self.skipped,
+            "reason": self.reason,
+            "record": dataclasses.asdict(self.record),
+        }
+
+
+def run(stage: Stage[Any], params: Any, store: Store) -> Outcome:
+    """Runs a stage, unless its outputs are there and nothing they depend on has changed.
+
+    Raises:
+        DeployError: An input is missing, damaged or out of date, the disk refuses, or the
+            stage itself failed. Outputs are left complete or as they were.
+    """
+    check(params)
+    params = stage.resolve(params)
+    job = _Job(stage, params, store)
+    with _disk_errors(), lock.held(job.lock, job.title, store.wait):
+        return job.run()
+
+
+def require(artifact: Artifact, params: Any, store: Store) -> Path:
+    """Returns the file of an artifact, once its record has vouched for it.
+
+    Raises:
+        DeployError: It is missing, damaged or out of date.
+    """
+    fields = dataclasses.asdict(params)
+    filled = artifact.at(**fields)
+    paths = Paths(store.root, store.dist, fields, (filled,))
+    Vouchers(store.root).digest(filled, paths, fields)
+    return paths.locate(filled)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Turns what the file system refuses into an error the user can act on."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        place = f" {error.filename}" if error.filename is not None else " the outputs"
+        raise DeployError(
+            f"cannot write or read{place}: {error.strerror or error}",
+            "check permissions and free space, or choose another folder with --root or --dist",
+        ) from error
+
+
+class _Job:
+    """One run of one stage."""
+
+    def __init__(self, stage: Stage[Any], params: Any, store: Store) -> None:
+        self.stage = stage
+        self.params = params
+        self.store = store
+        self.fields = dataclasses.asdict(params)
+        self.inputs = self._paths(stage.inputs(params))
+        self.outputs = self._paths(stage.outputs(params))
+        (record,) = {artifact.record for artifact in self.outputs.declared}
+        self.record = store.root / record
+        slug = record.removesuffix(".json").replace("/", "-")
+        self.lock = store.root / ".locks" / slug
+        self.scratch = f"{slug}."
+        self.title = slug.replace("-", " ")
+
+    def _paths(self, artifacts: tuple[Artifact, ...]) -> Paths:
+        filled = tuple(artifact.at(**_joined(self.fields)) for artifact in artifacts)
+        return Paths(self.store.root, self.store.dist, _joined(self.fields), filled)
+
+    def run(self) -> Outcome:
+        from engines import checks  # numpy, which --help must not load
+
+        vouchers = Vouchers(self.store.root)
+        inputs = {
+            artifact.label: {
+                "sha256": vouchers.digest(artifact, self.inputs, self.fields),
+                "record": artifact.record,
+            }
+            for artifact in self.inputs.declared
+            if not artifact.optional or self.inputs.locate(artifact).exists()
+        }
+        wanted = self._wanted(inputs)
+        old = self._old_record()
+        reason = self._reason(old, wanted)
+        if not reason and old is not None:
+            console.say(f"{self.title}: nothing changed, skipped")
+            return self._outcome(old, reason)
+        console.say(f"{self.title}: {reason}")
+        started, clock = datetime.now(UTC), time.perf_counter()
+        checks.import_guard = signals.deferred
+        with self._scratch_paths() as scratch:
+            with self._reported():
+                self.stage.run(self.inputs, scratch, self.params)
+            self._check_inputs(inputs)
+            record = Record(
+                **wanted,
+                outputs=self._describe(scratch),
+                started=started.isoformat(timespec="seconds"),
+                seconds=round(time.perf_counter() - clock, 3),
+            )
+            self._publish(scratch, record)
+        return self._outcome(record, reason)
+
+    def _wanted(self, inputs: dict[str, dict[str, str]]) -> dict[str, Any]:
+        """Returns the part of the record that is known before the stage runs."""
+        key_names = [option.name for option in options(self.stage.params) if option.key]
+        known: dict[str, Any] = {
+            "stage": self.stage.name,
+            "params": {name: _plain(self.fields[name]) for name in key_names},
+            "inputs": inputs,
+            "tools": {"assay": __version__}
+            | {tool: hardware.version(tool) for tool in self.stage.tools},
+            "facts": dict(self.stage.facts(self.params)),
+        }
+        version = {"schema": SCHEMA, "revision": self.stage.revision}
+        return {**known, "key": sha256_json({**version, **known})}
+
+    def _old_record(self) -> Record | None:
+        try:
+            return load(self.record)
+        except DeployError:
+            return None  # a damaged record vouches for nothing: the stage runs again
+
+    def _reason(self, old: Record | None, wanted: Mapping[str, Any]) -> str:
+        """Returns why the stage has to run, or "" if it has not."""
+        if self.store.force:
+            return "running, as --force asks"
+        if old is None:
+            return "running"
+        for part in ("params", "inputs", "tools", "facts"):
+            before, now = getattr(old, part), wanted[part]
+            for name in sorted({*before, *now}):
+                if before.get(name) != now.get(name):
+                    return f"running again: {_change(name, before.get(name), now.get(name))}"
+        if old.key != wanted["key"]:
+            return "running again: this version of assay makes something else"
+        for artifact in self.outputs.declared:
+            path = self.outputs.locate(artifact)
+            if artifact.optional and artifact.label not in old.outputs:
+                continue
+            if not path.exists():
+                return f"running again: {path} is missing"
+            if sha256_file(path) != old.outputs.get(artifact.label, {}).get("sha256"):
+                return f"running again: {path} is not what was made"
+        return ""
+
+    @contextmanager
+    def _scratch_paths(self) -> Iterator[Paths]:
+        """Gives paths in temporary folders, on the file systems of the outputs."""
+        made: list[Path] = []
+        try:
+            for base in (self.store.root, self.store.dist):
+                if base is self.store.dist and not any(a.dist for a in self.outputs.declared):
+                    made.append(made[0])
+                    continue
+                base.mkdir(parents=True, exist_ok=True)
+                # We hold the lock, so what an earlier run left here belongs to nobody.
+                for stale in base.glob(f".tmp-{self.scratch}*"):
+                    shutil.rmtree(stale)
+                made.append(Path(tempfile.mkdtemp(prefix=f".tmp-{self.scratch}", dir=base)))
+            scratch = dataclasses.replace(self.outputs, root=made[0], dist=made[1])
+            for artifact in scratch.declared:
+                scratch.locate(artifact).parent.mkdir(parents=True, exist_ok=True)
+            yield scratch
+        finally:
+            for folder in made:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _check_inputs(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
+        for artifact in self.inputs.declared:
+            path = self.inputs.locate(artifact)
+            if artifact.label not in inputs and not path.exists():
+                continue
+            if not path.exists() or sha256_file(path) != inputs[artifact.label]["sha256"]:
+                raise DeployError(
+                    f"{path} changed while {self.title} was reading it", "run the command again"
+                )
+
+    def _describe(self, scratch: Paths) -> dict[str, dict[str, Any]]:
+        described = {}
+        for artifact in scratch.declared:
+            path = scratch.locate(artifact)
+            if artifact.optional and not path.exists():
+                continue
+            if not path.exists():
+                raise RuntimeError(f"stage {self.stage.name} did not write {artifact.path}")
+            sync(path)
+            described[artifact.label] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        return described
+
+    def _publish(self, scratch: Paths, record: Record) -> None:
+        """Moves the outputs into place, the record last: without it they count for nothing."""
+        with signals.deferred():
+            self.record.unlink(missing_ok=True)
+            for artifact in scratch.declared:
+                target = self.outputs.locate(artifact)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if artifact.label in record.outputs:
+                    scratch.locate(artifact).replace(target)
+                else:
+                    target.unlink(missing_ok=True)
+                sync(target.parent)
+            self.record.parent.mkdir(parents=True, exist_ok=True)
+            replace_json(self.record, dataclasses.asdict(record))
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Keeps what another tool said at length of a failure, and says where."""
+        file = self.record.with_name(f"{self.record.stem}-failure.txt")
+        file.unlink(missing_ok=True)
+        try:
+            yield
+        except DeployError as error:
+            if error.report:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(error.report, encoding="utf-8")
+                error.hint += f"; the whole report is in {file}"
+            raise
+
+    def _outcome(self, record: Record, reason: str) -> Outcome:
+        fields = {name: _plain(value) for name, value in self.fields.items()}
+        return Outcome(self.stage.name, fields, not reason, reason, record, self.outputs)
+
+
+def _joined(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns fields as they fill a path: the items of a tuple joined by a plus."""
+    return {
+        name: "+".join(map(str, value)) if isinstance(value, tuple) else value
+        for name, value in fields.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Returns a parameter in its JSON form."""
+    if isinstance(value, tuple):
+        return list(value)
+    return os.fspath(value) if isinstance(value, Path) else value
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) or isinstance(now, dict):
+        return f"{name} is another file"
+    if before is None:
+        return f"{name} is now {now}"
+    return f"{name} was {before}" if now is None else f"{name} was {before}, is now {now}"

@@ -1,0 +1,44 @@
+"""Bundles to be taken apart and put together again."""
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+from pipeline.bundling import archive
+from pipeline.workflow.digests import dump_json
+from pipeline.workflow.runner import Store
+
+FOLDER = "lenet-fp32"
+
+
+def bundle_of(store: Store) -> Path:
+    return store.dist / f"{FOLDER}.tar.gz"
+
+
+def members(bundle: Path) -> dict[str, bytes]:
+    with tarfile.open(bundle) as opened:
+        return {info.name: opened.extractfile(info).read() for info in opened}
+
+
+def pack(target: Path, contents: list[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
+    with tarfile.open(target, "w:gz") as opened:
+        for name, content in contents:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(content)
+            opened.addfile(info, io.BytesIO(content))
+    return target
+
+
+def resigned(contents: dict[str, bytes]) -> dict[str, bytes]:
+    """Makes the manifest fit its members again, as an attacker would."""
+    manifest = json.loads(contents[f"{FOLDER}/{archive.MANIFEST}"])
+    for name in manifest["members"]:
+        content = contents.get(f"{FOLDER}/{name}", b"")
+        digest = hashlib.sha256(content).hexdigest()
+        manifest["members"][name] = {"sha256": digest, "bytes": len(content)}
+    packed = dump_json(manifest)
+    digest = f"{hashlib.sha256(packed).hexdigest()}  {archive.MANIFEST}\n".encode()
+    ours = {f"{FOLDER}/{archive.MANIFEST}": packed, f"{FOLDER}/{archive.MANIFEST_DIGEST}": digest}
+    return {**contents, **ours}

@@ -1,0 +1,178 @@
+"""Which tensor of a graph carries each parameter, batch norms folded in included."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from engines.contract import TensorSpec
+from exporters.onnx_graph import export_graph
+from exporters.program import export_program
+from exporters.weight_map import carriers
+
+
+def filled(module: nn.Module) -> nn.Module:
+    random = torch.Generator().manual_seed(0)
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            low = 0.5 if name.endswith(("var", "weight")) else -1.0
+            tensor.copy_(torch.rand(tensor.shape, generator=random) * (2 - low) + low)
+    return module.eval()
+
+
+def exported(
+    module: nn.Module, shape: tuple[int, ...], opset: int | None = None
+) -> tuple[object, onnx.ModelProto]:
+    example = torch.zeros(2, *shape)
+    with torch.no_grad():
+        outputs = module(example)
+    program = export_program(module, [example])
+    inputs = (TensorSpec("x", "float32", (None, *shape)),)
+    specs = (TensorSpec("y", "float32", (None, *outputs.shape[1:])),)
+    return program, next(export_graph(program, inputs, specs, {}, opset).graphs)
+
+
+def unexplained(module: nn.Module, program: object, graph: onnx.ModelProto) -> set[str]:
+    made = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    found = carriers(program, graph)
+    wanted = {n for n in module.state_dict() if not n.endswith("num_batches_tracked")}
+    assert set(found) == wanted
+    return {
+        name
+        for name, value in found.items()
+        if not any(np.array_equal(value, each) for each in made.values())
+    }
+
+
+class Positions(nn.Module):
+    """Adds rows of a table by a constant index, as attention by relative positions does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(7, 4))
+        self.register_buffer("index", torch.tensor([3, 1, 6, 0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unsqueeze(1) + self.table[self.index].permute(1, 0).unsqueeze(0)
+
+
+class Distances(nn.Module):
+    """Adds what a small network makes of constants, as attention with continuous positions does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 4, bias=False))
+        self.register_buffer("distances", torch.linspace(-1, 1, 12).reshape(6, 2))
+        self.register_buffer("index", torch.tensor([3, 1, 5, 0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unsqueeze(1) + 16 * torch.sigmoid(self.small(self.distances)[self.index])
+
+
+class Table(nn.Module):
+    """Distances so many that in bfloat16 the first product alone is folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, 4, bias=False))
+        self.register_buffer("distances", torch.linspace(-1, 1, 162).reshape(1, 9, 9, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.bfloat16() + self.small(self.distances).mean((0, 1, 2))).float()
+
+
+LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
+    "plain": lambda: (nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()), (2, 5, 5)),
+    "with bias": lambda: (nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), (2, 5, 5)),
+    "without bias": lambda: (
+        nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3)),
+        (2, 5, 5),
+    ),
+    "grouped": lambda: (
+        nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4)),
+        (4, 5, 5),
+    ),
+    "two in a row": lambda: (
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)),
+        (2, 5, 5),
+    ),
+    "alone": lambda: (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2)), (2, 5, 5)),
+    "transposed for a product": lambda: (nn.Linear(6, 4), (5, 6)),
+    "attention": lambda: (
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation=torch.tanh),
+        (5, 8),
+    ),
+    "picked from a table": lambda: (Positions(), (4,)),
+    "made by a small network": lambda: (Distances(), (4,)),
+    "behind an activation": lambda: (
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.BatchNorm2d(3)),
+        (2, 5, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_parameter_is_found_in_the_graph(name: str) -> None:
+    module, shape = LAYERS[name]()
+    module = filled(module)
+    assert not unexplained(module, *exported(module, shape))
+
+
+def test_a_batch_norm_behind_a_bias_of_zeros_is_found() -> None:
+    module, shape = LAYERS["with bias"]()
+    module = filled(module)
+    module[0].bias.data.zero_()
+    assert not unexplained(module, *exported(module, shape))
+
+
+def test_a_result_of_other_weights_explains_nothing() -> None:
+    module = filled(LAYERS["made by a small network"]()[0])
+    _, graph = exported(module, (4,))
+    module.small[0].weight.data[3, 1] *= 1.001
+    program, _ = exported(module, (4,))
+    assert unexplained(module, program, graph) >= {"small.0.weight"}
+
+
+def test_a_product_folded_without_its_bias_is_found() -> None:
+    module = filled(Table()).bfloat16()
+    program, graph = exported(module, (4,), opset=22)
+    names = {tensor.name for tensor in graph.graph.initializer}
+    assert "small.0.bias" in names
+    assert not names & {"small.0.weight", "distances"}
+    assert not unexplained(module, program, graph)
+
+
+@pytest.mark.parametrize("name", ["transposed for a product", "picked from a table"])
+def test_what_moves_numbers_has_to_hold_the_very_numbers(name: str) -> None:
+    module, shape = LAYERS[name]()
+    module = filled(module)
+    program, graph = exported(module, shape)
+    tensor = max(graph.graph.initializer, key=lambda each: len(each.raw_data))
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.ravel()[1] *= np.float32(1 + 2e-7)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    assert unexplained(module, program, graph)
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+@pytest.mark.parametrize("change", [1.0001, 1 + 2e-6, 0.9, 0.0])
+def test_a_fold_that_is_wrong_explains_nothing(part: str, change: float) -> None:
+    module, shape = LAYERS["with bias"]()
+    module = filled(module)
+    program, graph = exported(module, shape)
+    (tensor,) = (each for each in graph.graph.initializer if each.name == f"0.{part}")
+    values = onnx.numpy_helper.to_array(tensor) * np.float32(change)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    assert unexplained(module, program, graph) >= {f"0.{part}"}
+
+
+def test_another_epsilon_is_another_fold() -> None:
+    module, shape = LAYERS["with bias"]()
+    module = filled(module)
+    _, graph = exported(module, shape)
+    module[1].eps = 2e-5
+    program, _ = exported(module, shape)
+    assert unexplained(module, program, graph) >= {"0.weight", "0.bias"}

@@ -1,0 +1,141 @@
+"""The clock, on sessions that take exactly as long as they say."""
+
+import itertools
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from engines.contract import Feeds, Outputs, TensorSpec
+from pipeline.benchmarking import clock as timing
+
+
+@dataclass
+class Clock:
+    """A clock that only sessions move."""
+
+    now: float = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def perf_counter_ns(self) -> int:
+        return round(self.now * 1e9)
+
+
+@dataclass
+class Timed:
+    """A session that takes `launching` on the device and `copying` around it."""
+
+    clock: Clock
+    name: str
+    launching: float
+    copying: float
+    log: list[str]
+    noise: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    spread: float = 0.0
+    drift: float = 0.1
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    device: str = "cpu"
+    batch: tuple[int, int] | None = None
+    stream: int | None = None
+
+    def run(self, feeds: Feeds) -> Outputs:
+        self.clock.now += self.copying
+        self.launch()
+        return {}
+
+    def bind(self, feeds: Feeds) -> None:
+        self.log.append(f"bind {self.name}")
+
+    def launch(self) -> None:
+        self.log.append(self.name)
+        factor = 1 + self.spread * self.noise.random()
+        self.clock.now += self.launching * factor * (1 + self.drift * self.clock.now)
+
+    def synchronize(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    fake = SimpleNamespace(perf_counter=made.perf_counter, perf_counter_ns=made.perf_counter_ns)
+    monkeypatch.setattr(timing, "time", fake)
+    return made
+
+
+def candidates(clock: Clock, log: list[str], **more: float) -> list[timing.Candidate]:
+    slow = Timed(clock, "slow", 2e-3, 1e-3, log, **more)
+    fast = Timed(clock, "fast", 1e-3, 1e-3, log, **more)
+    return [timing.Candidate("slow", slow, {}), timing.Candidate("fast", fast, {})]
+
+
+def by_name(timings: list[timing.Timing]) -> dict[tuple[str, str], timing.Timing]:
+    return {(entry.name, entry.boundary): entry for entry in timings}
+
+
+def test_the_boundaries_are_what_they_say(clock: Clock) -> None:
+    found = by_name(timing.measure(candidates(clock, []), budget=0.1, seed=0))
+    assert found["slow", "device"].ratio == timing.Interval(1.0, 1.0, 1.0)
+    assert found["fast", "device"].ratio.value == pytest.approx(2, rel=0.02)
+    assert found["fast", "end to end"].ratio.value == pytest.approx(1.5, rel=0.03)
+
+
+def test_a_drifting_machine_does_not_move_the_ratio(clock: Clock) -> None:
+    found = by_name(timing.measure(candidates(clock, []), budget=20, seed=0))
+    slow = found["slow", "device"]
+    assert slow.seconds.value > 2.2e-3  # it drifted
+    ratio = found["fast", "device"].ratio
+    assert ratio.low <= ratio.value <= ratio.high
+    assert ratio.value == pytest.approx(2, rel=0.02)
+
+
+def test_rounds_are_interleaved_in_random_order(clock: Clock) -> None:
+    log: list[str] = []
+    timings = timing.measure(candidates(clock, log), budget=5, seed=0)
+    runs = [name for name, _ in itertools.groupby(log) if not name.startswith("bind")]
+    # Each round has four timings (two candidates, two boundaries); the same name twice in a row
+    # merges into one run, so that a fixed order gives runs of one pattern only.
+    assert len(runs) > timings[0].rounds
+    lengths = [len(list(group)) for _, group in itertools.groupby(log)][10:]
+    assert len(set(lengths)) > 4
+
+
+def test_what_never_settles_is_kept_and_says_so(clock: Clock) -> None:
+    timings = timing.measure(candidates(clock, [], spread=3.0), budget=0.01, seed=0)
+    assert all(entry.rounds == timing.FEWEST_ROUNDS for entry in timings)
+    assert not all(entry.settled for entry in timings)
+
+
+def test_what_settles_stops_early(clock: Clock) -> None:
+    timings = timing.measure(candidates(clock, [], drift=0), budget=1e9, seed=0)
+    assert all(entry.settled for entry in timings)
+    assert timings[0].rounds < timing.MAX_ROUNDS
+
+
+def test_a_percentile_needs_samples_beyond_it() -> None:
+    assert timing._percentiles([1.0] * 10) == {}
+    assert set(timing._percentiles([1.0] * 20)) == {"p50"}
+    assert set(timing._percentiles([1.0] * 999)) == {"p50", "p90", "p95"}
+    assert "p99" in timing._percentiles([1.0] * 1001)
+
+
+def test_the_bootstrap_interval_covers_the_median_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    inside = 0
+    for trial in range(200):
+        interval = timing.bootstrap(generator.lognormal(size=30), trial)
+        inside += interval.low <= 1.0 <= interval.high  # the median of a lognormal
+    assert 180 <= inside <= 200
+
+
+def test_settling_is_a_narrow_interval_of_the_median() -> None:
+    assert timing._settled([1.0] * timing.MIN_ROUNDS)
+    assert not timing._settled([1.0] * (timing.MIN_ROUNDS - 1))
+    assert not timing._settled([1.0, 2.0] * timing.MIN_ROUNDS)

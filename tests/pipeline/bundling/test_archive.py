@@ -1,0 +1,99 @@
+"""Bundles: the same bytes, every damage found and named, every engine proved again."""
+
+import json
+import random
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engines.errors import DeployError
+from pipeline.bundling import archive
+from pipeline.workflow.digests import dump_json
+from pipeline.workflow.runner import Store
+from tests.bundles import FOLDER, bundle_of, members, pack, resigned
+from tests.conftest import Result
+
+
+def test_a_flipped_byte_in_any_member_names_it(
+    built: Store, tmp_path: Path, assay: Callable[..., Result]
+) -> None:
+    contents = members(bundle_of(built))
+    assert len(contents) > 20
+    for name, content in contents.items():
+        damaged = bytearray(content)
+        damaged[len(damaged) // 2] ^= 0x10
+        path = pack(tmp_path / "flipped.tar.gz", list({**contents, name: damaged}.items()))
+        result = assay("check", path)
+        assert result.code == 1, name
+        # manifest.sha256 vouches for manifest.json, so damage to one shows as the other's
+        member = name.removeprefix(f"{FOLDER}/").replace("manifest.sha256", "manifest.json")
+        assert f"member {member} is damaged" in result.err
+
+
+def test_no_flipped_byte_of_the_archive_goes_unseen(built: Store, tmp_path: Path) -> None:
+    content = bundle_of(built).read_bytes()
+    path = tmp_path / "flipped.tar.gz"
+    generator = random.Random(0)  # noqa: S311
+    # The rest of gzip's header (flags, time, origin) says nothing about the content.
+    for position in [*range(3), *generator.sample(range(10, len(content)), 150)]:
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << generator.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(DeployError):
+            archive.extract(path, tmp_path / f"out{position}")
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 10_000, -8, -1])
+def test_a_truncated_archive_is_an_error(built: Store, tmp_path: Path, length: int) -> None:
+    path = tmp_path / "short.tar.gz"
+    path.write_bytes(bundle_of(built).read_bytes()[:length])
+    with pytest.raises(DeployError):
+        archive.extract(path, tmp_path / "out")
+
+
+def test_a_missing_foreign_or_second_member_is_named(built: Store, tmp_path: Path) -> None:
+    contents = list(members(bundle_of(built)).items())
+    last = contents[-1]
+    cases = {
+        "is missing": contents[:-1],
+        "is not in the manifest": [*contents, (f"{FOLDER}/more", b"")],
+        "is there twice": [*contents, last],
+        "stands where": contents[1:],
+    }
+    for number, (words, listed) in enumerate(cases.items()):
+        path = pack(tmp_path / "bad.tar.gz", listed)
+        with pytest.raises(DeployError, match=words):
+            archive.extract(path, tmp_path / f"out{number}")
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "a//b", "."])
+def test_a_member_cannot_leave_the_folder(built: Store, tmp_path: Path, name: str) -> None:
+    contents = members(bundle_of(built))
+    manifest = json.loads(contents[f"{FOLDER}/manifest.json"])
+    manifest["members"][name] = {"bytes": 0, "sha256": ""}
+    evil = resigned({**contents, f"{FOLDER}/manifest.json": dump_json(manifest)})
+    path = pack(tmp_path / "evil.tar.gz", [*evil.items(), (f"{FOLDER}/{name}", b"")])
+    with pytest.raises(DeployError, match="bad member"):
+        archive.extract(path, tmp_path / "deep/out")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["evil.tar.gz"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
+def test_only_regular_files_are_unpacked(built: Store, tmp_path: Path, kind: bytes) -> None:
+    contents = list(members(bundle_of(built)).items())
+    info = tarfile.TarInfo(contents[-1][0])
+    info.type, info.linkname = kind, "/etc/passwd"
+    path = pack(tmp_path / "link.tar.gz", [*contents[:-1], (info, b"")])
+    with pytest.raises(DeployError, match="is not a regular file"):
+        archive.extract(path, tmp_path / "out")
+
+
+def test_a_member_longer_than_listed_is_not_written_out(built: Store, tmp_path: Path) -> None:
+    contents = members(bundle_of(built))
+    name = f"{FOLDER}/README.md"
+    path = pack(tmp_path / "bomb.tar.gz", list({**contents, name: b"0" * (200 << 20)}.items()))
+    with pytest.raises(DeployError, match=r"README\.md is damaged"):
+        archive.extract(path, tmp_path / "out")
+    assert (tmp_path / "out/README.md").stat().st_size <= 1 << 20

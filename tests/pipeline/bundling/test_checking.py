@@ -1,0 +1,122 @@
+"""Proving a bundle: every damage found and named, every engine proved again."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.workflow.digests import dump_json
+from pipeline.workflow.runner import Store
+from tests.bundles import FOLDER, bundle_of, members, pack, resigned
+from tests.conftest import Result
+
+Assay = Callable[..., Result]
+
+
+def test_a_bundle_that_fails_gives_one_document(store: Store, assay: Assay) -> None:
+    bundle = store.dist / "lenet-fp32.tar.gz"
+    good = assay("check", bundle, "--json")
+    assert good.code == 0
+    assert json.loads(good.out)
+
+
+def test_a_good_bundle_passes_and_every_engine_is_proved(
+    built: Store, assay: Callable[..., Result]
+) -> None:
+    result = assay("check", bundle_of(built), "--json")
+    assert result.code == 0
+    found = json.loads(result.out)
+    status = {verdict["subject"]: verdict["status"] for verdict in found["verdicts"]}
+    assert status["graph"] == status["onnxruntime"] == status["pytorch"] == "pass"
+    assert found["links"] > 20
+    assert set(found["manifest"]["engines"]) == set(status) - {"graph"}
+
+
+def test_a_broken_chain_is_found_though_every_digest_fits(
+    built: Store, tmp_path: Path, assay: Callable[..., Result]
+) -> None:
+    contents = members(bundle_of(built))
+    record = json.loads(contents[f"{FOLDER}/lenet/fp32/export.json"])
+    record["inputs"]["lenet/checkpoint.safetensors"]["sha256"] = "0" * 64
+    forged = {**contents, f"{FOLDER}/lenet/fp32/export.json": dump_json(record)}
+    path = pack(tmp_path / "forged.tar.gz", list(resigned(forged).items()))
+    result = assay("check", path)
+    assert result.code == 1
+    assert "export.json was made from another lenet/checkpoint.safetensors" in result.err
+
+
+def test_another_graph_under_the_same_records_is_found(
+    built: Store, tmp_path: Path, assay: Callable[..., Result]
+) -> None:
+    contents = members(bundle_of(built))
+    name = f"{FOLDER}/lenet/fp32/model.onnx"
+    forged = resigned({**contents, name: contents[name] + b"\0"})
+    result = assay("check", pack(tmp_path / "forged.tar.gz", list(forged.items())))
+    assert result.code == 1
+    assert "lenet/fp32/model.onnx is not the file that lenet/fp32/export.json names" in result.err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"graph": "/etc/passwd"}, "names '/etc/passwd', which is not a member"),
+        ({"golden": "../golden.npz"}, "which is not a member"),
+        ({"engines": {"pytorch": {"path": "/x"}}}, "which is not a member"),
+        ({"records": ["/etc/passwd"]}, "which is not a member"),
+        ({"records": []}, "no record made lenet/fp32/model.onnx"),
+        ({"engines": None}, "manifest.json is not valid"),
+    ],
+)
+def test_a_manifest_that_points_elsewhere_is_refused(
+    built: Store, tmp_path: Path, assay: Callable[..., Result], change: dict, words: str
+) -> None:
+    contents = members(bundle_of(built))
+    name = f"{FOLDER}/manifest.json"
+    manifest = {**json.loads(contents[name]), **change}
+    forged = resigned({**contents, name: dump_json(manifest)})
+    result = assay("check", pack(tmp_path / "forged.tar.gz", list(forged.items())))
+    assert result.code == 1
+    assert words in result.err
+
+
+def test_what_is_no_bundle_is_said(tmp_path: Path, assay: Callable[..., Result]) -> None:
+    path = tmp_path / "file.tar.gz"
+    assert "there is no bundle" in assay("check", path).err
+    for content in (b"text", gzip.compress(b"text"), gzip.compress(b"\0" * 10240)):
+        path.write_bytes(content)
+        result = assay("check", path)
+        assert result.code == 1
+        assert str(path) in result.err
+
+
+def test_where_nothing_can_be_run_nothing_is_proved(
+    built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import engines
+    from engines.contract import Availability
+
+    for name in engines.names():
+        monkeypatch.setattr(
+            type(engines.get(name)), "available", lambda _: Availability(False, False, "gone")
+        )
+    result = assay("check", bundle_of(built))
+    assert result.code == 4
+    assert "nothing in it can be run here" in result.err
+
+
+def test_an_engine_that_fails_on_the_target_exits_3(
+    built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engines.backends._onnxruntime import OnnxRuntimeSession
+
+    run = OnnxRuntimeSession.run
+
+    def wrong(self: OnnxRuntimeSession, feeds: dict) -> dict:
+        return {name: array * 1.001 for name, array in run(self, feeds).items()}
+
+    monkeypatch.setattr(OnnxRuntimeSession, "run", wrong)
+    result = assay("check", bundle_of(built))
+    assert result.code == 3
+    assert "mismatch" in result.out

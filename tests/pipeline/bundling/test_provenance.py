@@ -1,0 +1,13 @@
+"""The chain of digests: every link is in a record."""
+
+import pytest
+
+from engines.errors import DeployError
+from pipeline.bundling import provenance
+from pipeline.workflow.records import Record
+
+
+def test_a_link_to_nothing_is_found() -> None:
+    record = Record("a", "", {}, {"x": {"sha256": "1", "record": "b.json"}}, {}, {}, {}, "", 0.0)
+    with pytest.raises(DeployError, match="was made from x, which no record in the bundle made"):
+        provenance.check({"a.json": record}, {})

@@ -1,0 +1,39 @@
+"""What this machine has, and what it lacks for each engine."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Result
+
+Assay = Callable[..., Result]
+
+
+def test_doctor_says_what_each_engine_lacks(assay: Assay) -> None:
+    import engines
+    from engines import hardware
+
+    result = assay("doctor", "--json")
+    found = json.loads(result.out)
+    assert set(found["engines"]) == set(engines.names())
+    if not hardware.gpus():
+        assert "no NVIDIA GPU and driver here" in found["engines"]["tensorrt_rtx"]["reason"]
+        assert not found["engines"]["tensorrt_rtx"]["run"]
+        assert "none: no NVIDIA GPU and driver here" in result.err
+    for state in found["engines"].values():
+        assert state["run"] or state["reason"]
+
+
+def test_doctor_finds_a_library_that_does_not_load(
+    assay: Assay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libgone.so.1: not found')")
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    state = json.loads(assay("doctor", "--json").out)["engines"]["onnxruntime"]
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    assert (state["build"], state["run"]) == (False, False)
+    assert "libgone.so.1" in state["reason"]

@@ -1,0 +1,380 @@
+"""The command line: exit codes, messages, JSON, and what an interruption leaves behind."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main, stage_runs
+from pipeline.workflow import chain
+from pipeline.workflow.runner import Store
+from tests import bare
+from tests.conftest import Process, Result
+from tests.subset import ROOT, stages
+
+Assay = Callable[..., Result]
+
+
+def where(store: Store) -> tuple[object, ...]:
+    return ("--root", store.root, "--dist", store.dist)
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (("trian", "lenet"), "unknown command 'trian'", "did you mean 'train'?"),
+        (("train", "lenett"), "unknown model 'lenett'", "did you mean 'lenet'?"),
+        (("run", "alexnet"), "unknown model 'alexnet'", "torchvision:NAME"),
+        (("build", "lenet", "--engine", "tensort"), "unknown engine 'tensort'", "'tensorrt'"),
+        (("bench", "lenet", "--engine", "pytorch,x"), "unknown engine 'x'", "available: "),
+        (("export", "lenet", "--precision", "fp31"), "unknown precision 'fp31'", "'fp32'"),
+        (("data", "--data", "fashion"), "unknown data set 'fashion'", "'fashion-mnist'"),
+        (("bench", "lenet", "--batch", "1,x"), "--batch '1,x' is not a list of int", "commas"),
+        (("bench", "lenet", "--batch", "0"), "--batch 0 is out of range", "from 1 to 65536"),
+        (("bench", "lenet", "--batch", ""), "--batch is empty", "at least one"),
+        (("bench", "lenet", "--budget", "inf"), "--budget inf is out", "above 0"),
+        (("build", "lenet", "--workspace", "99999999999"), "--workspace", "from 1 to 1048576"),
+        (("build", "lenet", "--batch-opt", "512"), "not in rising order", "--batch-min"),
+        (("train",), "Missing argument", "assay train --help"),
+        (("train", "lenet", "--epochs", "many"), "'many' is not a valid integer", "--help"),
+        (("verify", "lenet", "--golden", "x"), "--golden without --file", "name the file"),
+        (("build", "lenet", "--engine", ","), "--engine is empty", "at least one"),
+        (("build", "lenet", "--engine", "all,pytorch"), "all, and some by name", "one or the"),
+        (("build", "lenet", "--target-sm", "x"), "--target-sm 'x' is not a list of int", "commas"),
+        (("report", "lenet", "--precision", "x"), "unknown precision 'x'", "fp32"),
+        (("report", "lenett"), "unknown model", "did you mean"),
+    ],
+)
+def test_wrong_usage_exits_2_and_says_what_would_be_right(
+    store: Store, assay: Assay, words: tuple[str, ...], message: str, hint: str
+) -> None:
+    rest = ("--root", store.root) if len(words) > 1 and words[0] != "trian" else ()
+    result = assay(*words, *rest)
+    assert result.code == 2
+    assert message in result.err
+    assert hint in result.err.splitlines()[-1]
+    assert result.out == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "missing", "again"),
+    [
+        ("train", "training images", "assay data --root"),
+        ("export", "checkpoint", "assay train lenet"),
+        ("verify", "graph", "assay export lenet"),
+        ("build", "graph", "assay export lenet"),
+    ],
+)
+def test_a_missing_input_names_the_stage_to_run(
+    tmp_path: Path, assay: Assay, command: str, missing: str, again: str
+) -> None:
+    more = ("--engine", "onnxruntime") if command == "build" else ()
+    result = assay(command, "lenet", "--root", tmp_path / "empty", *more)
+    assert result.code == 1
+    assert f"no {missing}" in result.err
+    assert f"run `{again}" in result.err
+
+
+@pytest.mark.parametrize("command", ["bench", "bundle"])
+def test_without_an_engine_the_build_stage_is_named(
+    tmp_path: Path, assay: Assay, command: str
+) -> None:
+    result = assay(command, "lenet", "--root", tmp_path / "empty")
+    assert result.code == 1
+    assert "assay build" in result.err
+
+
+def test_an_engine_that_is_not_here_exits_4_with_the_pip_line(store: Store, assay: Assay) -> None:
+    import engines
+
+    if engines.get("tensorrt").available().build:
+        pytest.skip("this machine has TensorRT")
+    result = assay("build", "lenet", *where(store), "--engine", "tensorrt")
+    assert result.code == 4
+    assert "hint: pip install 'tensorrt-cu13>=10.14'" in result.err
+
+
+@pytest.mark.parametrize("name", ["train", "export"])
+def test_without_torch_the_stages_that_need_it_exit_4(
+    store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    result = assay(name, "lenet", *where(store), "--force")
+    assert result.code == 4
+    assert "torch cannot be imported" in result.err
+    assert "hint: pip install torch" in result.err
+
+
+def test_where_there_is_no_torch_everything_else_is_proved(store: Store, tmp_path: Path) -> None:
+    python = bare.environment(tmp_path / "venv", "onnxruntime", "openvino")
+
+    def call(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [python, "-m", "pipeline.cli", *map(str, words)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    missing = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
+    assert b"ModuleNotFoundError" in missing.stderr
+    bundle = store.dist / "lenet-fp32.tar.gz"
+    checked = call("check", bundle)
+    assert checked.returncode == 0, checked.stderr
+    assert "pytorch: not run: torch is not installed" in checked.stdout
+    subprocess.run(["tar", "-xzf", bundle, "-C", tmp_path], check=True)
+    (golden,) = tmp_path.glob("lenet-fp32/**/golden.npz")
+    for engine in ("graph", "onnxruntime", "openvino"):
+        name = "model.onnx" if engine == "graph" else f"{engine}/engine"
+        (file,) = tmp_path.glob(f"lenet-fp32/**/{name}")
+        words = ("verify", "lenet", "--engine", engine, "--file", file, "--golden", golden)
+        result = call(*words)
+        assert result.returncode == 0, result.stderr
+        assert re.search(rf"{engine} +pass", result.stdout)
+
+
+def test_a_second_run_skips_every_stage(store: Store, assay: Assay) -> None:
+    result = assay("run", "lenet", *where(store), "--batch", "1,4", "--budget", "0.1")
+    assert result.code == 0
+    lines = result.err.splitlines()
+    assert sum(line.endswith("nothing changed, skipped") for line in lines) == stages()
+    assert lines[-1] == f"{stages()} stages, {stages()} skipped"
+    assert "test accuracy 73.78% after 10 epochs" in result.out
+    assert f"bundle: {store.dist}/lenet-fp32.tar.gz" in result.out
+
+
+def test_a_changed_option_runs_what_depends_on_it_and_no_more(store: Store, assay: Assay) -> None:
+    words = ("--batch", "1,4", "--budget", "0.2", "--json")
+    result = assay("run", "lenet", *where(store), *words)
+    ran = [each["stage"] for each in json.loads(result.out)["outcomes"] if not each["skipped"]]
+    assert ran == ["bench", "bundle"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", "null", "5", "[" * 100_000, '{"schema": 1}', "\xff", ""]
+)
+@pytest.mark.parametrize("name", ["export.json", "verify.json"])
+def test_a_record_that_is_none_is_an_error_and_not_a_bug(
+    store: Store, assay: Assay, content: str, name: str
+) -> None:
+    (store.root / "lenet/fp32" / name).write_text(content)
+    result = assay("verify", "lenet", *where(store))
+    assert result.code == (1 if name == "export.json" else 0)  # its own is simply made again
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("field", ["stage", "params", "inputs", "outputs", "facts", "key"])
+@pytest.mark.parametrize("value", [None, 5, [1]])
+def test_a_record_with_a_field_of_another_type_is_refused(
+    store: Store, assay: Assay, field: str, value: object
+) -> None:
+    path = store.root / "lenet/fp32/export.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    result = assay("verify", "lenet", *where(store))
+    assert result.code == 1
+    assert "export.json is damaged" in result.err
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"status": 5}', "nonsense"])
+def test_a_report_leaves_out_what_no_record_vouches_for(
+    store: Store, assay: Assay, content: str
+) -> None:
+    (store.root / "lenet/fp32/onnxruntime/verdict.json").write_text(content)
+    result = assay("report", "lenet", *where(store), "--json")
+    assert result.code == 0
+    found = json.loads(result.out)
+    assert set(found["verdicts"]) >= {"graph", "pytorch"}
+    assert "onnxruntime" not in found["verdicts"]
+    assert "is not the verdict that was made" in found["notes"][0]
+    assert "left out" in result.err
+
+
+def test_after_training_again_a_report_says_what_is_out_of_date(store: Store, assay: Assay) -> None:
+    assert assay("train", "lenet", *where(store), "--epochs", 1, "--seed", 5).code == 0
+    found = json.loads(assay("report", "lenet", *where(store), "--json").out)
+    assert (found["verdicts"], found["measurements"], found["bundle"]) == ({}, None, None)
+    assert found["training"]["seed"] == 5
+    assert all("made from another lenet/checkpoint.safetensors" in note for note in found["notes"])
+    assert any("lenet-fp32.tar.gz is left out" in note for note in found["notes"])
+
+
+def test_json_is_one_document_on_stdout(store: Store, assay: Assay) -> None:
+    for words in (
+        ("report", "lenet", *where(store)),
+        ("verify", "lenet", *where(store), "--engine", "all"),
+        ("doctor",),
+        ("models",),
+        ("check", store.dist / "lenet-fp32.tar.gz"),
+    ):
+        result = assay(*words, "--json")
+        assert result.code == 0
+        json.loads(result.out)
+        assert result.err  # the table is there for a person
+
+
+def test_an_error_is_a_document_too(assay: Assay, tmp_path: Path) -> None:
+    for words, code in ((("train", "lenett"), 2), (("export", "lenet", "--root", tmp_path), 1)):
+        result = assay(*words, "--json")
+        found = json.loads(result.out)["error"]
+        assert (result.code, found["exit_code"]) == (code, code)
+        assert found["message"] in result.err
+
+
+def test_quiet_prints_results_only(store: Store, assay: Assay) -> None:
+    result = assay("verify", "lenet", *where(store), "--quiet")
+    assert result.err == ""
+    assert "pass" in result.out
+
+
+def test_a_bug_of_ours_shows_its_traceback(assay: Assay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_runs, "run_stage", lambda *_: 1 / 0)
+    result = assay("train", "lenet")
+    assert result.code == 1
+    assert "Traceback" in result.err
+    assert "this is a bug in assay" in result.err
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not {".locks", ".resume"} & set(path.parts)
+    }
+
+
+def wait_for(process: subprocess.Popen[str], line: str) -> None:
+    for printed in process.stderr:
+        if line in printed:
+            return
+    raise AssertionError(f"ended with {process.wait()} before {line!r}")
+
+
+# When to interrupt a stage: what it prints then, and how many seconds later.
+WORKING = {
+    "train": ("epoch 2/", 0.05),
+    "export": ("lenet fp32 export: running", 1.5),
+    "bench": ("lenet fp32 bench: running", 1.0),
+}
+PAUSED = ("data", "verify", "build", "bundle")
+LONG = {"train": ("--epochs", 10_000), "bench": ("--budget", 100, "--batch", 1)}
+QUICK = {"train": ("--epochs", 1), "bench": ("--budget", 0.1, "--batch", 1)}
+# One engine is one run of the stage; those before an interruption rightly stay.
+ONE = {"build": ("--engine", "onnxruntime")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", [*WORKING, *PAUSED])
+def test_an_interrupted_stage_exits_130_and_leaves_no_half_artifact(
+    built: Store,
+    tmp_path: Path,
+    process: Callable[..., Process],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    number: int,
+) -> None:
+    shutil.copytree(built.root, tmp_path / "artifacts")
+    shutil.copytree(built.dist, tmp_path / "dist")
+    before = files(tmp_path)
+    words = (name, *(() if name == "data" else ("lenet",)), "--force", *ONE.get(name, ()))
+    line, seconds = WORKING.get(name, ("pausing", 0.0))
+    with monkeypatch.context() as patch:
+        if name in PAUSED:
+            patch.setenv("ASSAY_TEST_PAUSE", name)
+        running = process(*words, *LONG.get(name, ())).start()
+    wait_for(running, line)
+    time.sleep(seconds)
+    running.send_signal(number)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, out + err
+    assert "error: interrupted" in err
+    assert "Traceback" not in err
+    assert files(tmp_path) == before
+    assert not list(tmp_path.glob("*/.tmp*"))
+    assert process(*words, *QUICK.get(name, ())).run().code == 0
+
+
+def test_a_killed_run_leaves_nothing_that_counts(
+    built: Store, tmp_path: Path, process: Callable[..., Process]
+) -> None:
+    shutil.copytree(built.root, tmp_path / "artifacts")
+    before = files(tmp_path / "artifacts/lenet")
+    running = process("train", "lenet", "--force", "--epochs", 10_000).start()
+    wait_for(running, "epoch 2/")
+    running.kill()
+    running.communicate(timeout=60)
+    assert files(tmp_path / "artifacts/lenet") == before
+    assert process("train", "lenet", "--force", "--epochs", 1).run().code == 0
+    assert not list(tmp_path.glob("artifacts/.tmp*"))
+
+
+def test_a_second_process_in_the_same_stage_waits_or_says_who_is_there(
+    built: Store, tmp_path: Path, process: Callable[..., Process]
+) -> None:
+    shutil.copytree(built.root, tmp_path / "artifacts")
+    first = process("train", "lenet", "--force", "--epochs", 10_000).start()
+    wait_for(first, "epoch 1/")
+    try:
+        second = process("train", "lenet", "--epochs", 1, "--wait", 0).run()
+        assert second.code == 1
+        assert f"lenet train is being run by process {first.pid}" in second.err
+        third = process("train", "lenet", "--epochs", 1).start()
+        wait_for(third, f"waiting for process {first.pid}")
+    finally:
+        first.terminate()
+        first.communicate(timeout=60)
+    third.communicate(timeout=120)
+    assert third.returncode == 0
+
+
+def full_disk() -> None:
+    # Python ignores the signal, so that a write past the limit fails as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def test_a_full_disk_is_an_error_and_keeps_what_was_there(
+    built: Store, tmp_path: Path, process: Callable[..., Process]
+) -> None:
+    shutil.copytree(built.root, tmp_path / "artifacts")
+    before = files(tmp_path)
+    result = process("export", "lenet", "--force").run(preexec_fn=full_disk)
+    assert result.code == 1
+    assert "cannot write" in result.err
+    assert "Traceback" not in result.err
+    assert files(tmp_path) == before
+
+
+def test_a_read_only_folder_is_an_error(
+    built: Store, tmp_path: Path, process: Callable[..., Process]
+) -> None:
+    shutil.copytree(built.root, tmp_path / "artifacts")
+    for folder in (tmp_path / "artifacts", tmp_path / "artifacts/lenet/fp32"):
+        folder.chmod(0o555)
+    if os.geteuid() == 0:  # root may write anywhere, unless it gives that up
+        command = ("setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override")
+    else:
+        command = ()
+    words = process("export", "lenet", "--force")
+    result = _with_prefix(words, command)
+    assert result.code == 1
+    assert "cannot write" in result.err
+    assert "Permission denied" in result.err
+    assert "--root" in result.err
+
+
+def _with_prefix(words: Process, prefix: tuple[str, ...]) -> Result:
+
+    command = [*prefix, sys.executable, "-m", "tests.subset", *map(str, words.words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(
+        command, cwd=words.cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    return Result(answer.returncode, answer.stdout, answer.stderr)
+
+
+def test_every_stage_is_a_command() -> None:
+    assert set(chain.STAGES) < set(main.cli.commands)

@@ -1,0 +1,20 @@
+"""Which engines a command runs a stage for."""
+
+from collections.abc import Callable
+
+from tests.conftest import Result
+
+Assay = Callable[..., Result]
+
+
+def test_of_all_engines_those_that_lack_an_operator_are_left_out(
+    own: Callable[[str], str], assay: Assay
+) -> None:
+    name = own("determinant")
+    result = assay("run", name, "--batch", "1", "--budget", "0.1")
+    assert result.code == 0, result.err
+    assert "build: without openvino: OpenVINO does not accept" in result.err
+    assert "(Det)" in result.err
+    assert "onnxruntime" in result.out
+    result = assay("build", name, "--engine", "openvino")
+    assert result.code == 1

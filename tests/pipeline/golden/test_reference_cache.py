@@ -1,0 +1,202 @@
+"""What is kept of the float64 runs: taken for the same model and inputs, and for no others."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engines.contract import Array
+from pipeline import models
+from pipeline.golden import file as goldens
+from pipeline.golden import reference
+from pipeline.golden.reference_cache import Memo, key_of
+from pipeline.workflow.runner import Store
+from tests.conftest import Result
+
+Assay = Callable[..., Result]
+
+
+def never() -> dict[str, Array]:
+    raise AssertionError
+
+
+def keep(path: Path, key: str, **outputs: Array) -> None:
+    memo = Memo(path, key)
+    memo.outputs("golden", lambda: outputs)
+    memo.save(path.with_name("beside"))
+
+
+def test_what_is_kept_is_given_again_and_not_computed(tmp_path: Path) -> None:
+    path = tmp_path / "made/here.npz"
+    memo = Memo(path, "one")
+    wanted = {
+        name: np.full((2, 3), index, np.float64)
+        for index, name in enumerate(["x", "x.npy", "a/b", "file", "", "../q", "a\0b", "n" * 70000])
+    }
+    assert memo.outputs("golden", lambda: wanted) is wanted
+    memo.outputs("test", lambda: {"x": np.array([7, 8])})
+    memo.save(tmp_path / "beside")
+    again = Memo(path, "one")
+    found = again.outputs("golden", never)
+    assert list(found) == list(wanted)
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    assert again.outputs("test", never)["x"].tolist() == [7, 8]
+    before = path.stat().st_mtime_ns
+    again.save(tmp_path / "beside")
+    assert path.stat().st_mtime_ns == before
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
+
+
+def test_what_holds_no_more_is_forgotten_with_all_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "kept.npz"
+    memo = Memo(path, "one")
+    memo.outputs("golden", lambda: {"a": np.zeros(2)})
+    memo.outputs("test", lambda: {"a": np.zeros(3)})
+    memo.save(tmp_path / "beside")
+    memo = Memo(path, "one")
+    ones = {"a": np.ones(2)}
+    assert memo.outputs("golden", never, lambda kept: not kept["a"].any())["a"].tolist() == [0, 0]
+    assert memo.outputs("golden", lambda: ones, lambda kept: bool(kept["a"].all())) is ones
+    assert memo.outputs("test", lambda: ones) is ones
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit", "method", "folder", "foreign"])
+def test_another_key_or_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "kept.npz"
+    keep(path, "one", a=np.zeros(200))
+    content = bytearray(path.read_bytes())
+    if damage == "empty":
+        content = bytearray()
+    elif damage == "cut":
+        del content[len(content) // 2 :]
+    elif damage == "bit":
+        content[len(content) // 2] ^= 1
+    elif damage == "method":  # of compression, in every header
+        with zipfile.ZipFile(path) as archive:
+            offsets = [each.header_offset + 8 for each in archive.infolist()]
+        offsets.append(content.index(b"PK\x01\x02") + 10)
+        for offset in offsets:
+            content[offset] = 99
+    elif damage == "foreign":
+        np.savez(path, index=np.zeros(3, np.uint8))
+        content = bytearray(path.read_bytes())
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    found = Memo(path, "one").outputs("golden", lambda: {"a": np.ones(2)})
+    assert found["a"].tolist() == [1, 1]
+
+
+def test_another_key_is_another_model(tmp_path: Path) -> None:
+    path = tmp_path / "kept.npz"
+    keep(path, "one", a=np.zeros(2))
+    other = Memo(path, "two").outputs("golden", lambda: {"a": np.full(2, 2.0)})
+    assert other["a"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("place", ["folder", "file"])
+def test_an_export_goes_on_where_nothing_can_be_kept(
+    store: Store, assay: Assay, place: str
+) -> None:
+    kept = store.root / ".reference"
+    for each in kept.iterdir():
+        each.unlink()
+    if place == "folder":
+        (kept / "lenet.npz").mkdir()
+    else:
+        kept.rmdir()
+        kept.write_text("")
+    before = sorted(store.root.rglob("*"))
+    result = assay("export", "lenet", "--root", store.root, "--force")
+    assert result.code == 0, result.err
+    assert f"float64 outputs not kept in {kept / 'lenet.npz'}" in result.err
+    assert sorted(store.root.rglob("*")) == before
+
+
+def test_the_key_depends_on_all_that_is_said_and_on_every_number() -> None:
+    rows = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    keys = [
+        key_of({"torch": "1"}, [("image", rows)]),
+        key_of({"torch": "2"}, [("image", rows)]),
+        key_of({"torch": "1"}, [("images", rows)]),
+        key_of({"torch": "1"}, [("image", rows.reshape(3, 2))]),
+        key_of({"torch": "1"}, [("image", rows.view(np.int8))]),
+        key_of({"torch": "1"}, [("image", rows[::-1])]),
+        key_of({"torch": "1"}, []),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == key_of({"torch": "1"}, [("image", np.array(rows))])
+
+
+def test_another_precision_is_exported_without_running_the_test_set_in_float64_again(
+    store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = []
+    compute = reference.run_all
+
+    def counted(served: object, inputs: list[torch.Tensor], *more: object) -> dict[str, Array]:
+        if served.dtype == torch.float64:  # type: ignore[attr-defined]
+            rows.append(len(inputs[0]))
+        return compute(served, inputs, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reference, "run_all", counted)
+    result = assay("export", "lenet", "--precision", "fp16", "--root", store.root)
+    assert result.code == 0, result.err
+    assert set(rows) == {1}
+    found = [goldens.load(store.root / f"lenet/{each}/golden.npz") for each in ("fp32", "fp16")]
+    assert np.array_equal(*(each.test_reference for each in found))
+    # Other weights are another model.
+    torch.manual_seed(5)
+    torch.save(models.get("lenet").build(None).network.state_dict(), tmp_path / "w.pt")
+    rows.clear()
+    result = assay("export", "lenet", "--weights", tmp_path / "w.pt", "--root", store.root)
+    assert result.code == 0, result.err
+    assert max(rows) > 1
+
+
+SOURCE = """
+import json
+from pathlib import Path
+import numpy as np
+import torch
+from torch import nn
+from pipeline.models import Model
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 4)
+        self.factor = json.loads(Path("factor.json").read_text())
+
+    def forward(self, x):
+        return {"y": self.linear(x) * self.factor}
+
+def make():
+    rows = np.random.default_rng(0).random((4, 8), np.float32)
+    return Model(network=Scaled(), inputs={"x": rows})
+"""
+
+
+def test_a_model_that_depends_on_what_nobody_knows_of_is_noticed(
+    tmp_path: Path, assay: Assay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scaled_by_file.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    references = []
+    for factor, words in ((1.0, ()), (1.0001, ("--force",)), (1.0001, ("--precision", "fp16"))):
+        (tmp_path / "factor.json").write_text(json.dumps(factor))
+        models.get.cache_clear()
+        result = assay("export", "scaled_by_file:make", *words, "--root", tmp_path / "made")
+        assert result.code == 0, result.err
+        precision = words[-1] if len(words) > 1 else "fp32"
+        path = tmp_path / f"made/scaled_by_file-make/{precision}/golden.npz"
+        references.append(goldens.load(path).reference["y"])
+    assert references[1] == pytest.approx(references[0] * 1.0001, rel=1e-12)
+    assert np.array_equal(references[2], references[1])

@@ -1,0 +1,126 @@
+"""How far rounding moves a row: measured by runs that are rounded otherwise."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.golden import noise
+
+
+def test_sums_are_also_made_one_by_one_as_engines_make_them() -> None:
+    import torch
+
+    from pipeline.golden import rounding
+
+    grey = torch.full((2, 3, 150, 150), 0.3712)
+    mixed = torch.rand(2, 3, 150, 150, generator=torch.Generator().manual_seed(0))
+    for images, least, most in ((grey, 100, 10_000), (mixed, 0.5, 100)):
+        for reduce in (
+            lambda x: x.mean((2, 3)),
+            lambda x: x.sum((-1, -2), keepdim=True),
+            lambda x: torch.nn.functional.adaptive_avg_pool2d(x, 1),
+            lambda x: x.mean((0, 2, 3)),
+        ):
+            exact = reduce(images.double())
+            with torch.inference_mode(), rounding.approximate(0):
+                found = reduce(images)
+            assert found.shape == exact.shape
+            assert found.dtype == torch.float32
+            units = (found - exact).abs().max() / exact.abs().max() * 2**23
+            assert least < units < most
+    whole = torch.arange(24.0).reshape(2, 3, 4)
+    with rounding.approximate(0):
+        assert torch.equal(whole.mean(1), whole.double().mean(1).float())
+        assert torch.equal(
+            whole.sum((0, 2), keepdim=True), whole.double().sum((0, 2), True).float()
+        )
+
+
+def test_runs_with_moved_weights_measure_what_rounding_does(tmp_path: Path) -> None:
+    """Where one run is right by chance, the others are not."""
+    import torch
+    from torch import nn
+
+    from exporters.module import Served
+    from pipeline.golden.reference import make_golden
+    from pipeline.golden.reference_cache import Memo
+    from pipeline.golden.rows import Rows
+    from pipeline.models import Model
+
+    torch.manual_seed(0)
+    network = nn.Linear(4, 3).eval()
+    served = Served(network, None).eval()
+    image = np.zeros((8, 4), np.float32)
+    image[:, 0] = 1.0  # a single product, and a sum of two: nearly nothing to round
+    model = Model(network=network, inputs={"x": image})
+    cases = tuple(f"row {index}" for index in range(8))
+    rows = Rows({"x": image}, cases, np.zeros(0, np.int64))
+    memo = Memo(tmp_path / "kept.npz", "")
+    found = make_golden(model, served, ("y",), rows, "fp32", None, memo)
+    alone = noise.measure(found.reference["y"], [found.native["y"]])
+    assert (found.noise["y"][:, 0] > alone[:, 0]).all()
+    unit = 2.0**-23 * np.abs(found.reference["y"]).max()
+    assert (found.noise["y"][:, 1] < 3 * unit).all()
+
+
+def test_an_approximated_function_may_be_off_by_a_unit_of_its_range() -> None:
+    """Far out, a sigmoid is next to nothing, and its approximations have no right digit there."""
+    import torch
+    from torch import nn
+
+    from exporters.module import Served
+    from pipeline.golden.rounding import at_random
+
+    x = torch.full((1, 4), -12.0)
+    for module, size in ((nn.Sigmoid(), 1.0), (nn.SiLU(), 12.0), (nn.SiLU(inplace=True), 12.0)):
+        served = Served(module, None)
+        with torch.inference_mode():
+            (exact,) = served(x.clone())
+            errors = []
+            for seed in range(8):
+                with at_random(served, seed) as rounded_at_random:
+                    (made,) = rounded_at_random(x.clone())
+                errors += (made - exact).ravel().tolist()
+        assert {round(error / (size * 2**-23), 1) for error in errors} == {-1.0, 1.0}
+    with at_random(Served(nn.ReLU(), None), 0) as exactly, torch.inference_mode():
+        assert (exactly(x)[0] == 0).all()
+
+
+def test_products_of_float16_are_as_exact_as_pytorchs_own() -> None:
+    import torch
+    from torch import nn
+
+    from exporters.module import Served
+    from pipeline.golden.reference import run_all
+
+    torch.manual_seed(0)
+    for module, shape in (
+        (nn.Conv2d(16, 8, 3, padding=1), (4, 16, 9, 9)),
+        (nn.Conv2d(16, 16, 3, groups=16), (4, 16, 9, 9)),
+        (nn.Linear(300, 40), (6, 300)),
+    ):
+        half, x = Served(module.half(), None, torch.float16), torch.randn(shape).half()
+        with torch.inference_mode():
+            (own,) = half(x)
+            exact = copy.deepcopy(module).double()(x.double())
+        found = torch.from_numpy(run_all(half, [x], ("y",))["y"])
+        assert torch.equal(found, found.half().float())
+        errors = [(made.double() - exact).pow(2).mean().sqrt().item() for made in (own, found)]
+        assert errors[1] == pytest.approx(errors[0], rel=0.05)
+        # What is computed in float32 and not rounded would be a thousand times as exact.
+        assert errors[1] > 1e-5
+
+
+def test_what_pytorch_refuses_of_mixed_types_is_refused() -> None:
+    import torch
+
+    from pipeline.golden.rounding import half_products
+
+    half, single = torch.ones(2, 2).half(), torch.ones(2, 2)
+    with torch.inference_mode(), half_products():
+        assert (half @ half).dtype == torch.float16
+        for weight in (single, single.double(), single.int()):
+            with pytest.raises(RuntimeError, match="dtype"):
+                torch.mm(half, weight)

@@ -1,0 +1,62 @@
+"""The bundle stage: what goes into a bundle, and that the bytes are the same."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.workflow.runner import Store
+from tests.bundles import FOLDER, bundle_of, members
+from tests.conftest import Process, Result
+
+
+def test_two_runs_give_the_same_bytes(store: Store, assay: Callable[..., Result]) -> None:
+    first = bundle_of(store).read_bytes()
+    words = ("bundle", "lenet", "--root", store.root, "--dist", store.dist, "--force")
+    assert assay(*words).code == 0
+    assert bundle_of(store).read_bytes() == first
+
+
+def test_two_folders_give_the_same_bytes(
+    built: Store, tmp_path: Path, process: Callable[..., Process]
+) -> None:
+    shutil.copytree(built.root, tmp_path / "artifacts")
+    assert process("bundle", "lenet").run().code == 0
+    assert (tmp_path / f"dist/{FOLDER}.tar.gz").read_bytes() == bundle_of(built).read_bytes()
+
+
+def test_it_holds_every_artifact_and_its_record(built: Store) -> None:
+    names = {name.removeprefix(f"{FOLDER}/") for name in members(bundle_of(built))}
+    artifacts = {
+        str(path.relative_to(built.root))
+        for path in built.root.rglob("*")
+        if path.is_file()
+        and not {".locks", ".reference"} & {*path.parts}
+        and path.name != "bundle.json"
+    }
+    data = {name for name in artifacts if name.startswith("data/")} - {
+        "data/fashion-mnist/data.json"
+    }
+    assert names == artifacts - data | {"manifest.json", "manifest.sha256", "README.md"}
+
+
+def test_a_verdict_that_is_no_pass_keeps_an_engine_out(
+    store: Store, assay: Callable[..., Result]
+) -> None:
+    from pipeline.stages import verify
+    from pipeline.workflow import runner
+    from pipeline.workflow.artifacts import ENGINE_VERDICT
+    from pipeline.workflow.digests import write_json
+
+    params = verify.Params(model="lenet", engine="pytorch")
+
+    def fail(_inputs: object, outputs: dict, _params: object) -> None:
+        write_json(outputs[ENGINE_VERDICT], {"status": "mismatch", "reason": "planted"})
+
+    failing = dataclasses.replace(verify.STAGE, run=fail)
+    runner.run(failing, params, dataclasses.replace(store, force=True))
+    where = ("--root", store.root, "--dist", store.dist)
+    result = assay("bundle", "lenet", *where)
+    assert result.code == 3
+    assert "pytorch is not proved equal" in result.err
+    assert assay("bundle", "lenet", *where, "--engine", "onnxruntime").code == 0

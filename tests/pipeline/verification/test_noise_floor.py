@@ -1,0 +1,44 @@
+"""The noise floor of a row: never below a unit, raised where it seems quiet by chance."""
+
+import numpy as np
+import pytest
+
+from pipeline.golden import noise
+from pipeline.verification import noise_floor
+
+
+def test_the_floor_is_never_below_one_unit_of_rounding_at_the_rows_scale() -> None:
+    reference = np.array([[1.0, -3.0], [100.0, -300.0], [0.0, 0.0]])
+    found = noise_floor.floor(reference, np.zeros((3, 2)), "fp32")
+    assert found.rms[:2] == pytest.approx(2**-23 * np.sqrt(5) * np.array([1, 100]))
+    assert found.max[:2] == pytest.approx(2**-23 * 3 * np.array([1, 100]))
+    assert found.rms[2] > 0
+    assert found.max[2] > 0
+
+
+def test_a_row_that_overflows_when_rounded_otherwise_is_not_compared() -> None:
+    reference = np.ones((3, 4))
+    other = reference.copy()
+    other[1, 2], other[2, 0] = np.inf, np.nan
+    found = noise.measure(reference, [reference + 1e-7, other])
+    floor = noise_floor.floor(reference, found, "fp32")
+    assert floor.comparable.tolist() == [True, False, False]
+    assert np.isfinite(found).all()
+
+
+def test_a_row_that_seems_quiet_is_not_taken_for_as_quiet_as_that() -> None:
+    reference = np.ones((5, 4))
+    measured = np.tile([4e-6, 8e-6], (5, 1))
+    measured[0] = [2e-6, 4e-6]  # half of what is usual
+    measured[1] = [2e-7, 4e-7]  # so little that it is no chance
+    measured[2] = [4e-5, 8e-5]  # more than is usual is what it is
+    floor = noise_floor.floor(reference, measured, "fp32")
+    assert floor.rms == pytest.approx([np.sqrt(10) * 1e-6, 4e-7, 4e-5, 4e-6, 4e-6])
+    assert floor.max == pytest.approx(2 * floor.rms)
+    # The usual noise is at the scale of the row.
+    assert noise_floor.floor(100 * reference, 100 * measured, "fp32").rms == pytest.approx(
+        100 * floor.rms
+    )
+    # Rows that cannot be compared say nothing of what is usual.
+    measured[2:4] = 1.0
+    assert noise_floor.floor(reference, measured, "fp32").rms[4] == pytest.approx(4e-6)
