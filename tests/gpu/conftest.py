@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.workflow import chain
+from pipeline.cli import stage_runs
 from pipeline.workflow.runner import Store
 from tests.subset import install_trained
 
@@ -11,7 +11,7 @@ from tests.subset import install_trained
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("exported")
     store = Store(folder / "artifacts", folder / "dist")
-    chain.run_stage("data", {}, store)
+    stage_runs.run_stage("data", {}, store)
     install_trained(store)
-    chain.run_stage("export", {"model": "lenet"}, store)
+    stage_runs.run_stage("export", {"model": "lenet"}, store)
     return store
