@@ -25,7 +25,7 @@ from exporters.module import Served
 from pipeline import models
 from pipeline.benchmarking import clock
 from pipeline.data import idx
-from pipeline.golden import file
+from pipeline.golden import file as goldens
 from pipeline.training.weights import load
 from pipeline.verification import engine_proof
 
@@ -40,7 +40,7 @@ def main() -> None:
     root = parser.parse_args().root
     folder = root / "lenet/fp32"
     images = idx.read_images(root / "data/fashion-mnist/test-images.idx")
-    if len(file.load(folder / "golden.npz").test_labels) != len(images):
+    if len(goldens.load(folder / "golden.npz").test_labels) != len(images):
         raise SystemExit("the model was judged by a part of the test set; train it without a limit")
     model = models.get("lenet").build(None)
     load(model.network, root / "lenet/checkpoint.safetensors", "lenet")

@@ -140,8 +140,8 @@ def test_a_model_that_cannot_be_traced_is_an_error_that_names_the_line(
     with pytest.raises(DeployError, match=said) as caught:
         export_program(module, EXAMPLES)
     assert (
-        f"test_graph.py:{module.forward.__code__.co_firstlineno + 1}" in caught.value.message
-        or ("test_graph.py:" in caught.value.message)
+        f"test_onnx_graph.py:{module.forward.__code__.co_firstlineno + 1}" in caught.value.message
+        or ("test_onnx_graph.py:" in caught.value.message)
     )
     assert "Traceback" in caught.value.report
     assert len(caught.value.message) < 400

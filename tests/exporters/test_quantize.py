@@ -93,9 +93,9 @@ def test_everything_in_the_graph_is_audited(quantized: Store, tmp_path: Path) ->
     path = quantized.root / "lenet/int8/model.onnx"
     verdict = json.loads((path.parent / "verdict.json").read_text())
     assert not any(value for key, value in verdict["audit"].items() if key != "identical")
-    from pipeline.golden import file
+    from pipeline.golden import file as goldens
 
-    weights = file.load(path.parent / "golden.npz").weights
+    weights = goldens.load(path.parent / "golden.npz").weights
     assert (
         len([name for name in weights.carried if name.startswith("network.") and "_" not in name])
         == 10
