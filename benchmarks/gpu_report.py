@@ -6,9 +6,10 @@
 Needs torch and what `assay` itself imports; every other engine is measured where it is installed.
 The networks have random weights and made images, so that nothing has to be downloaded: speed and
 parity do not depend on what a network has learned. Each case is what a user would type: `assay
-export`, `build`, `verify` and `bench`. Beside the times stands what part they reach of the card's
-own copy bandwidth and matrix rate, measured in the same run by torch. A machine without a GPU
-gets the same report of its CPU.
+export`, `build`, `verify` and `bench`. Exports, builds and proofs of several cases run side by
+side, which compiles everything once; then each case is measured alone. Beside the times stands
+what part they reach of the card's own copy bandwidth and matrix rate, measured in the same run by
+torch. A machine without a GPU gets the same report of its CPU.
 
 Writes report-NAME.json and report-NAME.md after every case, so that what was measured is kept
 when time is up.
@@ -23,7 +24,6 @@ import io
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,13 +31,16 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import engines
 from engines import cache, hardware
+from engines.contract import OpenOptions
 from pipeline import models
 from pipeline.golden import rows
 
@@ -47,8 +50,8 @@ RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 GOLDEN, CALIBRATION = 8, 32  # images
 SLOW = ("torch_compile", "aot_inductor")
-_CPUS = 4  # for each of several exports at once
-_PROVING = 0.6  # the part of a case's time that building and proving may take
+_CPUS = 4  # for each of several cases that are prepared at once
+_PREPARING = 0.5  # the part of the time that exports, builds and proofs may take
 WARM_UP = 3  # calls that do not count
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
@@ -102,7 +105,8 @@ def peaks(device: str) -> dict[str, float]:
         found[name] = 2 * size**3 / seconds_of(lambda each=matrix: each @ each, device)
     if on_gpu:
         whole = torch.ones(size, size, dtype=torch.int8, device=device)
-        found["int8"] = 2 * size**3 / seconds_of(lambda: torch._int_mm(whole, whole), device)
+        # cuBLAS has its fast kernels for a second operand in columns.
+        found["int8"] = 2 * size**3 / seconds_of(lambda: torch._int_mm(whole, whole.t()), device)
     return found
 
 
@@ -119,26 +123,6 @@ def work(name: str) -> dict[str, float]:
     }
 
 
-def assay(words: list[str], seconds: float) -> dict[str, Any]:
-    """Runs a command; returns its JSON document, or one with an "error"."""
-    command = [sys.executable, "-m", "pipeline.cli", *words, "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    try:
-        done = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=max(seconds, 1),
-            env=environment,
-        )
-        return dict(json.loads(done.stdout))
-    except subprocess.TimeoutExpired:
-        return {"error": {"message": "out of time"}}
-    except json.JSONDecodeError:
-        return {"error": {"message": (done.stderr.strip().splitlines() or ["no answer"])[-1]}}
-
-
 def _call(words: list[str]) -> str:
     """Runs a command in this process; returns what it prints on stdout."""
     from pipeline.cli.main import main as assay
@@ -146,6 +130,22 @@ def _call(words: list[str]) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assay([*words, "--json"])
     return out.getvalue()
+
+
+def _cold(name: str, path: str, device: str, inputs: str) -> str:
+    """Opens an engine and runs one row; returns the seconds of each, as JSON.
+
+    What compilers keep on the disk is there already.
+    """
+    images = {key: array[:1] for key, array in np.load(inputs).items()}
+    options = OpenOptions(device=device, threads=hardware.available_cpus())
+    start = time.perf_counter()
+    session = engines.get(name).open(Path(path), options)
+    opened = time.perf_counter()
+    session.run(images)
+    ran = time.perf_counter()
+    session.close()
+    return json.dumps({"open": opened - start, "first_run": ran - opened})
 
 
 class Worker:
@@ -156,12 +156,16 @@ class Worker:
 
     def __call__(self, words: list[str], seconds: float) -> dict[str, Any]:
         """Runs a command; returns its JSON document, or one with an "error"."""
+        return self.ask(seconds, _call, words)
+
+    def ask(self, seconds: float, function: Callable[..., str], *arguments: Any) -> dict[str, Any]:
+        """Calls a function there; returns the JSON document it gives, or one with an "error"."""
         if seconds <= 0:
             return {"error": {"message": "out of time"}}
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         try:
-            return dict(json.loads(self._pool.submit(_call, words).result(seconds)))
+            return dict(json.loads(self._pool.submit(function, *arguments).result(seconds)))
         except TimeoutError:
             self.end()
             return {"error": {"message": "out of time"}}
@@ -184,7 +188,11 @@ class Report:
 
     def __init__(self, asked: argparse.Namespace, folder: Path) -> None:
         self.asked, self.folder = asked, folder
-        self.worker = Worker()
+        # One for each thread that prepares cases; the measurements have the first to themselves.
+        self.workers = [Worker() for _ in range(max(1, hardware.available_cpus() // _CPUS))]
+        if len(self.workers) > 1:  # so that they do not take each other's CPUs
+            for variable in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+                os.environ.setdefault(variable, str(_CPUS))
         self.cases = [(m, p) for m in asked.models for p in asked.precisions]
         self.end = time.monotonic() + asked.seconds
         gpus = hardware.gpus()
@@ -192,8 +200,12 @@ class Report:
         self.batch = asked.batch or ("1,8,64,256" if self.device == "cuda" else "1,8")
         name = cache.as_name(gpus[0]["name"] if gpus else "cpu").lower()
         self.path = asked.output / f"report-{name}.json"
-        doctor = assay(["doctor"], self.left())
-        runs = [e for e, found in doctor.get("engines", {}).items() if found["run"]]
+        doctor = self.workers[0](["doctor"], self.left())
+        runs = [
+            name
+            for name, state in doctor.get("engines", {}).items()
+            if state["run"] and self.device in engines.get(name).devices
+        ]
         # Those that compile for long come last, lest the others find no time.
         self.engines = sorted(runs, key=lambda name: (name in SLOW, name))
         self.content: dict[str, Any] = {
@@ -210,67 +222,86 @@ class Report:
         return self.end - time.monotonic()
 
     def run(self) -> None:
-        """Exports the cases, side by side where there are CPUs for it, and measures each alone."""
-        cases = self.cases
+        """Prepares the cases side by side, where there are CPUs for it, and measures each alone."""
         for model in self.asked.models:
             shape = globals()[model]().image
             for name, count in {"golden": GOLDEN, "calibration": CALIBRATION}.items():
                 images = rows.made_images(shape, count, seed=count)
                 np.savez(self.folder / f"{model}-{name}.npz", image=images)
-        exported = {}
-        if (at_once := hardware.available_cpus() // _CPUS) > 1:
-            with ThreadPoolExecutor(at_once) as pool:
-                exported = dict(zip(cases, pool.map(self.export, cases), strict=True))
-        for case in cases:
-            found = exported.get(case) or self.export(case)
-            self.content["cases"].append(self.measure(*case, found))
+        end = time.monotonic() + self.left() * _PREPARING
+        free: SimpleQueue[Worker] = SimpleQueue()
+        for worker in self.workers:
+            free.put(worker)
+
+        def prepared(case: tuple[str, str]) -> dict[str, Any]:
+            worker = free.get()
+            try:
+                return self.prepare(*case, worker, end)
+            finally:
+                free.put(worker)
+
+        # The largest first: they take longest.
+        with ThreadPoolExecutor(len(self.workers)) as pool:
+            prepared_cases = list(pool.map(prepared, reversed(self.cases)))
+        self.content["prepared"] = round(self.asked.seconds - self.left(), 1)
+        for worker in self.workers[1:]:
+            worker.end(kill=False)
+        for case in reversed(prepared_cases):
+            self.content["cases"].append(self.measure(case))
             self.write()
-        self.worker.end(kill=False)
+        self.workers[0].end(kill=False)
+        self.content["seconds"] = round(self.asked.seconds - self.left(), 1)
+        self.write()
 
     def words(self, model: str, precision: str) -> list[str]:
         """Returns what says which case a command is about."""
         where = ["--root", str(self.folder / "artifacts")]
         return [f"benchmarks.gpu_report:{model}", "--precision", precision, *where]
 
-    def export(self, case: tuple[str, str]) -> dict[str, Any]:
-        """Exports one case."""
-        model, precision = case
-        words = ["export", *self.words(*case), "--inputs", str(self.folder / f"{model}-golden.npz")]
-        if precision == "int8":
-            words += ["--calibration", str(self.folder / f"{model}-calibration.npz")]
-        return assay(words, self.left())
-
-    def measure(self, model: str, precision: str, exported: dict[str, Any]) -> dict[str, Any]:
-        """Builds, proves and measures one case, as far as the time goes."""
+    def prepare(self, model: str, precision: str, worker: Worker, end: float) -> dict[str, Any]:
+        """Exports one case, and builds and proves each engine of it."""
         case: dict[str, Any] = {"model": model, "precision": precision}
+        words = self.words(model, precision)
+        export = ["export", *words, "--inputs", str(self.folder / f"{model}-golden.npz")]
+        if precision == "int8":
+            export += ["--calibration", str(self.folder / f"{model}-calibration.npz")]
+        exported = worker(export, end - time.monotonic())
         if "error" in exported:
             return {**case, "error": exported["error"]["message"]}
-        words, said = self.words(model, precision), []
-        proved = []
-        # So that what is proved is measured, too, and the last case as well as the first.
-        share = self.left() / (len(self.cases) - len(self.content["cases"]))
-        end = time.monotonic() + share * _PROVING
+        proved, said = [], []
         for engine in self.engines:
+            if precision == "int8" and engines.get(engine).source == "program":
+                continue  # it is made of the ONNX graph
             for stage in ("build", "verify"):
-                left = end - time.monotonic()
-                found = self.worker([stage, *words, "--engine", engine], left)
-                if "error" in found:
-                    said.append(f"{engine} {stage}: {found['error']['message']}")
+                answer = worker([stage, *words, "--engine", engine], end - time.monotonic())
+                if "error" in answer:
+                    said.append(f"{engine} {stage}: {answer['error']['message']}")
                     break
             else:
                 proved.append(engine)
-        case |= {"passed": proved, "said": said}
-        if not proved:
+        return {**case, "passed": proved, "said": said}
+
+    def measure(self, case: dict[str, Any]) -> dict[str, Any]:
+        """Measures what was proved of one case."""
+        if not case.get("passed"):
             return case
+        words = self.words(case["model"], case["precision"])
+        worker = self.workers[0]
+        device = "cuda:0" if self.device == "cuda" else "cpu"
+        inputs = str(self.folder / f"{case['model']}-golden.npz")
+        cold = {}
+        for engine in case["passed"]:
+            name = f"benchmarks.gpu_report-{case['model']}"
+            built = self.folder / "artifacts" / name / case["precision"] / engine / "engine"
+            cold[engine] = worker.ask(self.left(), _cold, engine, str(built), device, inputs)
         more = ["--batch", self.batch, "--budget", str(self.asked.budget)]
-        if {"tensorrt", "tensorrt_rtx"} & set(proved):
+        if self.device == "cuda":
             more.append("--cuda-graph")
-        more += ["--engine", ",".join(proved)]
-        found = self.worker(["bench", *words, *more], self.left())
-        if "error" in found:
-            return {**case, "error": f"bench: {found['error']['message']}"}
-        measured = found["outcomes"][-1]["results"]["measurements"]
-        return {**case, "measurements": measured}
+        answer = worker(["bench", *words, *more, "--engine", ",".join(case["passed"])], self.left())
+        if "error" in answer:
+            return {**case, "cold": cold, "error": f"bench: {answer['error']['message']}"}
+        measured = answer["outcomes"][-1]["results"]["measurements"]
+        return {**case, "cold": cold, "measurements": measured}
 
     def write(self) -> None:
         """Keeps what is known, as JSON and as a table."""
@@ -286,6 +317,7 @@ def page(content: dict[str, Any]) -> str:
     lines = [
         f"# {', '.join(content['work'])} on this machine",
         "",
+        *deploy(content),
         f"GPU: {card}. CPU: {doctor.get('cpu')}, {doctor.get('cpus')} available. torch"
         f" {content['torch']}. Made by `make gpu-report`.",
         "",
@@ -304,10 +336,46 @@ def page(content: dict[str, Any]) -> str:
         if "error" in case:
             rest.append(f"- {named}: {case['error']}")
         rest += [f"- {named}: {text}" for text in case.get("said", [])]
+        rest += [
+            f"- {named}: {engine} opened in {times['open']:.2f} s, first ran in"
+            f" {times['first_run']:.2f} s"
+            for engine, times in case.get("cold", {}).items()
+            if "error" not in times
+        ]
         if "measurements" not in case:
             continue
         lines += _lines(case, content["work"][case["model"]], known)
     return "\n".join([*lines, "", *rest]).rstrip() + "\n"
+
+
+def deploy(content: dict[str, Any]) -> list[str]:
+    """Returns the table that says what to deploy: the fastest that was proved."""
+    best: dict[tuple[str, int], tuple[float, dict[str, Any], str]] = {}
+    for case in content["cases"]:
+        for entry in case.get("measurements", {}).get("results", ()):
+            key = (case["model"], entry["batch"])
+            seconds = entry["seconds"]["value"]
+            if entry["boundary"] == "device" and seconds < best.get(key, (np.inf,))[0]:
+                best[key] = (seconds, entry, case["precision"])
+    if not best:
+        return []
+    lines = [
+        "What to deploy: of the engines that were proved here, the one with the least time on the"
+        " device. Precisions were measured one after the other, engines side by side; the speed is"
+        " against eager PyTorch in the same precision, or against the first engine where that has"
+        " none.",
+        "",
+        "| model | batch | engine | precision | device µs | images/s | speed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (model, batch), (seconds, entry, precision) in sorted(best.items()):
+        ratio = entry["ratio"]
+        lines.append(
+            f"| {model} | {batch} | {entry['name']} | {precision} | {seconds * 1e6:,.1f} |"
+            f" {batch / seconds:,.0f} | {ratio['value']:.2f} ({ratio['low']:.2f} to"
+            f" {ratio['high']:.2f}) |"
+        )
+    return [*lines, ""]
 
 
 def _lines(case: dict[str, Any], needed: dict[str, float], known: dict[str, float]) -> list[str]:
