@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import console, main, stage_runs
+from pipeline.cli import main, stage_runs
 from pipeline.data import registry
+from pipeline.workflow import console
 from pipeline.workflow.runner import Store
 from tests.subset import ROOT, SUBSET, install_trained
 from tests.unusual import SOURCE

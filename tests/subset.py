@@ -17,9 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import engines
-from pipeline.cli import console, main
+from pipeline.cli import main
 from pipeline.data import registry
 from pipeline.stages import train
+from pipeline.workflow import console
 from pipeline.workflow.artifacts import CHECKPOINT, TRAINING, Paths
 from pipeline.workflow.runner import Store, run
 

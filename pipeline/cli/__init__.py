@@ -1,1 +1,1 @@
-"""The command line: commands, their options, what they print, and signals."""
+"""The command line: commands, their options and how each runs the stages."""

@@ -9,8 +9,8 @@ import click
 
 import exporters
 from engines.errors import UsageError, suggestion
-from pipeline.cli import console
 from pipeline.cli.flags import make_store, print_as, printing, storing
+from pipeline.workflow import console
 
 
 @click.command()

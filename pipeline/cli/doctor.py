@@ -11,7 +11,7 @@ import engines
 from engines import hardware
 from engines.checks import import_vendor
 from engines.errors import NotAvailableError
-from pipeline.cli import console
+from pipeline.workflow import console
 
 
 def examine() -> dict[str, Any]:

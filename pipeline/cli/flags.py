@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli import console
+from pipeline.workflow import console
 from pipeline.workflow.runner import Store
 
 

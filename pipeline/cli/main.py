@@ -15,10 +15,10 @@ import click
 
 from engines.errors import DeployError, UsageError, suggestion
 from pipeline import __version__
-from pipeline.cli import commands, console, signals, stage_runs
+from pipeline.cli import commands, stage_runs
 from pipeline.cli.flags import make_store, storing
 from pipeline.cli.options import click_parameters
-from pipeline.workflow import chain
+from pipeline.workflow import chain, console, signals
 from pipeline.workflow.digests import read_json
 from pipeline.workflow.runner import Outcome
 from pipeline.workflow.stage import Option, options

@@ -11,9 +11,8 @@ import engines
 from engines.errors import NotAvailableError, RefusedError, UsageError
 from exporters import QUANTIZED
 from pipeline import models
-from pipeline.cli import console
 from pipeline.data import registry
-from pipeline.workflow import runner
+from pipeline.workflow import console, runner
 from pipeline.workflow.artifacts import CHECKPOINT, ENGINE, GOLDEN, PROGRAM
 from pipeline.workflow.artifacts import GRAPH as GRAPH_FILE
 from pipeline.workflow.chain import stage

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from engines.errors import DeployError
-from pipeline.cli import console
 from pipeline.data.registry import DataFile, DataSet
+from pipeline.workflow import console
 
 _DOWNLOAD_SECONDS = 60
 # No file of a known data set is larger; a server that sends more is not sending it.

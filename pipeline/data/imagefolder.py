@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engines import hardware
 from engines.checks import import_vendor
 from engines.errors import DeployError, UsageError
-from pipeline.cli import console
+from pipeline.workflow import console
 from pipeline.workflow.artifacts import FOLDER_PREFIX
 from pipeline.workflow.digests import sha256_file
 

@@ -24,13 +24,13 @@ from exporters.onnx_files import write
 from exporters.onnx_graph import export_graph, finished, trace_graph
 from exporters.program import export_program
 from exporters.quantize import check_rows, quantize
-from pipeline.cli import console
 from pipeline.exporting import calibration
 from pipeline.golden import noise
 from pipeline.golden.file import Golden
 from pipeline.verification import engine_proof, noise_floor, verdict
 from pipeline.verification.batches import batch_sizes
 from pipeline.verification.weight_audit import weights_of
+from pipeline.workflow import console
 
 
 @dataclass(frozen=True)

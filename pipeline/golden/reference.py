@@ -16,10 +16,10 @@ from engines import hardware
 from engines.errors import DeployError
 from exporters import QUANTIZED
 from exporters.module import Served, batch_for, named_outputs
-from pipeline.cli import console
 from pipeline.golden import noise, rounding
 from pipeline.golden.file import EDGES, Golden, Weights
 from pipeline.verification import noise_floor
+from pipeline.workflow import console
 
 if TYPE_CHECKING:
     from engines.contract import Array

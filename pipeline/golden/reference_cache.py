@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from engines.contract import Array
-from pipeline.cli import console
+from pipeline.workflow import console
 from pipeline.workflow.digests import sha256_json
 
 

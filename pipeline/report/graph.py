@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError
-from pipeline.cli import console
+from pipeline.workflow import console
 from pipeline.workflow.digests import sha256_file
 
 _WIDTH = 100  # of a metadata value: the labels of ImageNet fill pages

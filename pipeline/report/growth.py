@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from engines.checks import import_vendor
 from engines.errors import DeployError, ParityError, UsageError
-from pipeline.cli import console
 from pipeline.verification.engine_proof import GRAPH
+from pipeline.workflow import console
 
 if TYPE_CHECKING:
     from pipeline.verification.bisection.search import Bisection

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from exporters.module import named_outputs
-from pipeline.cli import console
 from pipeline.golden.reference import explained
+from pipeline.workflow import console
 
 if TYPE_CHECKING:
     from pipeline.models import Model

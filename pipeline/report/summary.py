@@ -9,7 +9,7 @@ from typing import Any
 
 import engines
 from engines.errors import DeployError
-from pipeline.cli import console
+from pipeline.workflow import console
 from pipeline.workflow.artifacts import (
     BUNDLE,
     ENGINE_VERDICT,

@@ -14,8 +14,8 @@ from engines import hardware
 from engines.errors import DeployError, NotAvailableError, UsageError
 from exporters import PRECISIONS
 from pipeline import models
-from pipeline.cli import console
 from pipeline.stages import model_option, precision_option
+from pipeline.workflow import console
 from pipeline.workflow.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json
 from pipeline.workflow.stage import Made, Stage, option

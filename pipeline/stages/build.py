@@ -10,8 +10,8 @@ import engines
 from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
 from engines.layer_report import Layer, counted
 from exporters import QUANTIZED
-from pipeline.cli import console
 from pipeline.stages import model_option, precision_option
+from pipeline.workflow import console
 from pipeline.workflow.artifacts import (
     CPU_GRAPH,
     ENGINE,

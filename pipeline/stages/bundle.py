@@ -11,10 +11,10 @@ from typing import Any
 import engines
 from engines.errors import DeployError, ParityError
 from pipeline import __version__
-from pipeline.cli import console
 from pipeline.report.training_summary import describe
 from pipeline.stages import model_option, precision_option
 from pipeline.stages.build import source_of
+from pipeline.workflow import console
 from pipeline.workflow.artifacts import (
     BUNDLE,
     CHECKPOINT,

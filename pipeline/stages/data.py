@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import UsageError
-from pipeline.cli import console
 from pipeline.data import download as datasets
 from pipeline.data import registry
 from pipeline.data.registry import FASHION_MNIST
 from pipeline.stages import data_option
+from pipeline.workflow import console
 from pipeline.workflow.artifacts import (
     CONTENTS,
     DATA,

@@ -13,10 +13,10 @@ from engines import hardware
 from engines.errors import DeployError, UsageError
 from exporters import QUANTIZED
 from pipeline import models
-from pipeline.cli import console
 from pipeline.stages import data_option, model_option, need_torch, precision_option
 from pipeline.stages.train import contents_of, inputs_of
 from pipeline.training.weights import load
+from pipeline.workflow import console
 from pipeline.workflow.artifacts import (
     CHECKPOINT,
     CONTENTS,

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from engines import hardware
 from engines.errors import DeployError, UsageError
 from pipeline import models
-from pipeline.cli import console
 from pipeline.data import registry
 from pipeline.data.registry import Contents
 from pipeline.report.training_summary import describe
 from pipeline.stages import data_option, model_option, need_torch
+from pipeline.workflow import console
 from pipeline.workflow.artifacts import (
     CHECKPOINT,
     CONTENTS,

@@ -12,9 +12,9 @@ from engines import hardware
 from engines.errors import DeployError, NotAvailableError, ParityError
 from exporters import QUANTIZED
 from pipeline import models
-from pipeline.cli import console
 from pipeline.stages import data_option, model_option, precision_option
 from pipeline.stages.train import inputs_of
+from pipeline.workflow import console
 from pipeline.workflow.artifacts import (
     ENGINE,
     ENGINE_VERDICT,

@@ -10,10 +10,10 @@ import sys
 
 from engines.checks import import_vendor
 from engines.errors import DeployError
-from pipeline.cli import console
 from pipeline.cli.main import main as assay
 from pipeline.stages import train
 from pipeline.training import distributed
+from pipeline.workflow import console
 
 
 def main(arguments: list[str]) -> int:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from engines.backends.pytorch import exact_fp32
 from engines.errors import DeployError, NotAvailableError
-from pipeline.cli import console, signals
 from pipeline.training import memory
 from pipeline.training.captured import CapturedStep
 from pipeline.training.checkpoint import Keeper, Progress
 from pipeline.training.distributed import Group, group, shared
 from pipeline.training.numerics import autocast, tf32
+from pipeline.workflow import console, signals
 
 if TYPE_CHECKING:
     import torch

@@ -12,12 +12,11 @@ from engines.checks import check_device, choose_device
 from engines.contract import Array, Engine, Feeds, OpenOptions, Outputs, Session
 from engines.errors import NotAvailableError, UsageError
 from exporters import onnx_files
-from pipeline.cli import console
 from pipeline.golden import file as goldens
 from pipeline.verification.batches import rows_to_run
 from pipeline.verification.verdict import Verdict, judge, not_run, with_audit
 from pipeline.verification.weight_audit import audit
-from pipeline.workflow import records
+from pipeline.workflow import console, records
 from pipeline.workflow.digests import sha256_file
 
 # The exported graph itself is a subject too. This engine runs it as it is, unoptimised.

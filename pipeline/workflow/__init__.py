@@ -1,1 +1,1 @@
-"""How a stage is declared, run, recorded and found up to date."""
+"""How a stage is declared, run, recorded, found up to date, and how it speaks to the user."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from engines.errors import DeployError
-from pipeline.cli import console
+from pipeline.workflow import console
 
 _POLL_SECONDS = 0.1
 

@@ -17,8 +17,7 @@ from typing import Any
 from engines import hardware
 from engines.errors import DeployError
 from pipeline import __version__
-from pipeline.cli import console, signals
-from pipeline.workflow import lock
+from pipeline.workflow import console, lock, signals
 from pipeline.workflow.artifacts import Artifact, Paths
 from pipeline.workflow.digests import replace_json, sha256_file, sha256_json, sync
 from pipeline.workflow.records import SCHEMA, Record, Vouchers, load

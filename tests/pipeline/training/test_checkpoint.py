@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from engines.errors import DeployError, NotAvailableError
-from pipeline.cli import console
 from pipeline.training import loop
 from pipeline.training.checkpoint import Keeper, Progress
+from pipeline.workflow import console
 from tests.conftest import Process, Result
 from tests.subset import ROOT
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import DeployError
-from pipeline.cli import signals
-from pipeline.workflow import lock, runner
+from pipeline.workflow import lock, runner, signals
 from pipeline.workflow.artifacts import Artifact, Paths
 from pipeline.workflow.runner import Store
 from pipeline.workflow.stage import Made, Stage, option

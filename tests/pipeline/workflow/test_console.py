@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.cli import console
+from pipeline.workflow import console
 
 
 def test_what_is_no_number_is_null_in_a_document(
