@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from engines.contract import Array
     from pipeline.models import Model
     from pipeline.training.checkpoint import Keeper
-    from pipeline.training.loop import Samples, Settings
+    from pipeline.training.settings import Samples, Settings
 
 PRESETS = ("full", "quick")
 _state = {"called for help": False}
@@ -190,11 +190,12 @@ def fit(inputs: Paths, params: Params) -> tuple[Model, list[dict[str, float]], d
         The model, its training curve, and what the record has to say of both.
     """
     from pipeline.training import loop, weights
+    from pipeline.training.settings import seed
 
     spec = models.get(params.model)
     contents = contents_of(inputs, params.data)
     settings = _settings(params, spec.recipe)
-    loop.seed(settings)
+    seed(settings)
     model = spec.build(contents)
     if params.weights is not None:
         weights.load(model.network, params.weights, params.model)
@@ -218,7 +219,7 @@ def fit(inputs: Paths, params: Params) -> tuple[Model, list[dict[str, float]], d
 
 
 def _settings(params: Params, recipe: models.Recipe) -> Settings:
-    from pipeline.training.loop import Settings
+    from pipeline.training.settings import Settings
 
     given = {**vars(params), "loss": recipe.loss}
     return Settings(**{each.name: given[each.name] for each in dataclasses.fields(Settings)})
@@ -246,7 +247,7 @@ def _samples(model: Model, inputs: Paths, params: Params) -> tuple[Samples, int]
     import torch
 
     from pipeline.data import idx
-    from pipeline.training.loop import Samples
+    from pipeline.training.settings import Samples
 
     if params.data is not None:
         images = idx.read_images(inputs[TRAIN_IMAGES.at(dataset=params.data)])
