@@ -43,8 +43,8 @@ class Artifact:
 
 
 def slug(value: Any) -> str:
-    """Returns a parameter as it stands in a path: a colon cannot, everywhere."""
-    return str(value).replace(":", "-")
+    """Returns a parameter as one component of a path: a colon cannot stand in one everywhere."""
+    return str(value).replace(":", "-").replace("\\", "-").replace("/", "-")
 
 
 def _fill(template: str, fields: Mapping[str, Any]) -> str:
