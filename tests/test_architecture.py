@@ -150,6 +150,15 @@ def test_no_stage_imports_another() -> None:
         assert not imported & stages, name
 
 
+def test_no_member_of_an_engine_is_looked_up_by_name() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
+                subject = ast.unparse(node.args[0])
+                assert subject != "engine", path
+                assert not subject.startswith("engines.get("), path
+
+
 @pytest.mark.parametrize("folder", ALLOWED)
 def test_a_folder_says_in_one_sentence_what_it_holds(folder: str) -> None:
     text = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8")))

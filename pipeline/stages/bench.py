@@ -104,7 +104,7 @@ def _has_graphs(name: str, params: Params) -> bool:
 
     engine = engines.get(name)
     return (
-        getattr(engine, "cuda_graphs", False)
+        engine.cuda_graphs
         and engine.available().run
         and choose_device(engine, params.device) != "cpu"
     )

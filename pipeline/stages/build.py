@@ -66,7 +66,7 @@ def resolve(params: Params) -> Params:
     What only TensorRT can be told does not count for another engine.
     """
     _options(params)
-    if not hasattr(engines.get(params.engine), "special"):
+    if not engines.get(params.engine).build_options:
         params = Params(params.model, params.precision, params.engine)
     else:
         params = dataclasses.replace(params, target_sm=tuple(sorted(set(params.target_sm))))
