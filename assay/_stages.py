@@ -200,11 +200,11 @@ def check(
     """
     from engines.hardware import available_cpus
     from pipeline.bundling import checking
-    from pipeline.stages.verify import require
+    from pipeline.verification.acceptance import require_pass
 
     with _silent(progress):
         checked = checking.check(Path(bundle), device, threads or available_cpus())
-        require([verdict for verdict in checked.verdicts if verdict.status != "not run"])
+        require_pass([verdict for verdict in checked.verdicts if verdict.status != "not run"])
     return Check(checked.manifest, Verification(tuple(checked.verdicts)))
 
 

@@ -158,29 +158,38 @@ class Session(Protocol):
 
 @runtime_checkable
 class Engine(Protocol):
-    """A backend.
+    """A backend. It names this class as its base, and so has the defaults below.
 
     Attributes:
         name: The name of its file.
         module: The vendor's Python module.
         source: What it is built from: the ONNX graph or the exported PyTorch program.
         devices: The kinds of device it runs on, "cpu" or "cuda"; the preferred one first.
+        cuda_graphs: Whether its launches can replay a CUDA graph.
+        build_options: The fields of BuildOptions that change what it builds.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def module(self) -> str: ...
-    @property
-    def source(self) -> Literal["graph", "program"]: ...
-    @property
-    def devices(self) -> tuple[str, ...]: ...
+    # Plain annotations, since a dataclass would take a property of its base for a default.
+    name: str
+    module: str
+    source: Literal["graph", "program"]
+    devices: tuple[str, ...]
+    cuda_graphs: bool = False
+    build_options: frozenset[str] = frozenset()
 
     def available(self) -> Availability:
         """Whether it can be built and run here, or why not and what to install.
 
         Looks the library up without importing it, since some take seconds to import.
         """
+
+    def unsupported(self, capability: str) -> str:
+        """Returns why it does not run on GPUs of a compute capability, or "".
+
+        Args:
+            capability: Such as "9.0".
+        """
+        return ""
 
     def fingerprint(self) -> dict[str, str]:
         """Versions, GPU and driver: all that the built bytes and the speed depend on.
@@ -191,9 +200,16 @@ class Engine(Protocol):
     def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
         """Builds `source` into the file `target`; returns its layers, where they are told."""
 
-    def open(self, built: Path, options: OpenOptions) -> Session:
-        """Opens what `build` wrote.
+    def incompatibility(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
+        """Returns why what was built elsewhere must not be opened here, or "".
 
-        An engine whose files are bound to a version or a GPU has a method `refusal`, too, by
-        which a caller that knows where a file was built asks first.
+        A caller that knows where a file was built asks before anything of it is loaded.
+
+        Args:
+            built_by: The fingerprint where it was built.
+            params: The options it was built with.
         """
+        return ""
+
+    def open(self, built: Path, options: OpenOptions) -> Session:
+        """Opens what `build` wrote."""

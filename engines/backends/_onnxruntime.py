@@ -26,6 +26,7 @@ from engines.contract import (
     Array,
     Availability,
     BuildOptions,
+    Engine,
     Feeds,
     OpenOptions,
     Outputs,
@@ -64,7 +65,7 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """ONNX Runtime with one execution provider, and nothing else.
 
     For CPUs, `build` applies the optimisations that hold on each of them ("extended") and saves
@@ -84,14 +85,10 @@ class OnnxRuntimeEngine:
     devices: tuple[str, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
     needs_gpu: bool = False
+    cuda_graphs: bool = False
     missing: Callable[[], str] = lambda: ""
     module: str = "onnxruntime"
     source: Literal["graph", "program"] = "graph"
-
-    @property
-    def cuda_graphs(self) -> bool:
-        """Whether launches can replay a CUDA graph."""
-        return self.provider == _CUDA
 
     @property
     def _on_cpu(self) -> bool:

@@ -17,7 +17,7 @@ from engines import cache, hardware
 from engines.backends import _turing
 from engines.backends._tensorrt_session import TensorRTSession, inspected
 from engines.checks import available_on_cpu, choose_device, import_vendor, installed
-from engines.contract import Availability, BuildOptions, OpenOptions
+from engines.contract import Availability, BuildOptions, Engine, OpenOptions
 from engines.errors import DeployError, NotAvailableError, UsageError
 from engines.layer_report import Layer, of_inspector, of_tensorrt, precision
 
@@ -29,12 +29,23 @@ _SPECIAL_WORDS = {
     "refit": "without a GPU, its builder fails with it",
     "strip_weights": "without a GPU, its builder fails with it",
 }
-_SPECIAL = frozenset(_SPECIAL_WORDS)
+# What every flavour can be told; of the others, each has some.
+COMMON_OPTIONS = frozenset(
+    {
+        "batch_min",
+        "batch_opt",
+        "batch_max",
+        "workspace_mib",
+        "tf32",
+        "optimization_level",
+        "other_types",
+    }
+)
 _CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 
 
 @dataclass(frozen=True)
-class TensorRTEngine:
+class TensorRTEngine(Engine):
     """One flavour of TensorRT.
 
     Attributes:
@@ -42,9 +53,8 @@ class TensorRTEngine:
         distributions: Its distribution names, best first.
         install: The command that installs it.
         builds_without_gpu: Whether this flavour builds on a machine without a GPU.
-        special: The fields of BuildOptions that only some flavours have, and this one has.
-        unsupported: Returns why this flavour does not run on a GPU of a compute capability, such
-            as "9.0"; "" if it does.
+        build_options: See `engines.contract.Engine`.
+        gpu_limits: See `engines.contract.Engine.unsupported`.
     """
 
     name: str
@@ -52,8 +62,8 @@ class TensorRTEngine:
     distributions: tuple[str, ...]
     install: str
     builds_without_gpu: bool
-    special: frozenset[str] = frozenset()
-    unsupported: Callable[[str], str] = lambda _capability: ""
+    build_options: frozenset[str] = COMMON_OPTIONS
+    gpu_limits: Callable[[str], str] = lambda _capability: ""
     source: Literal["graph", "program"] = "graph"
     devices: tuple[str, ...] = ("cuda",)
     cuda_graphs: bool = True
@@ -69,6 +79,9 @@ class TensorRTEngine:
             reason = f"{library.reason}; {gpu['name']}: {problem}"
             return Availability(self.builds_without_gpu, False, reason)
         return Availability(True, True, f"{library.reason}, {gpu['name']}")
+
+    def unsupported(self, capability: str) -> str:
+        return self.gpu_limits(capability)
 
     def fingerprint(self) -> dict[str, str]:
         return {**installed(self.distributions), **hardware.gpu_fingerprint()}
@@ -167,7 +180,7 @@ class TensorRTEngine:
         options = replace(options, device=choose_device(self, options.device))
         return TensorRTSession(vendor, self.name, built, options, _logger(vendor))
 
-    def refusal(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
+    def incompatibility(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
         """Returns why a plan must not be loaded here, whatever it holds; "" if it may be.
 
         Args:
@@ -193,7 +206,7 @@ class TensorRTEngine:
 
     def _check(self, options: BuildOptions) -> None:
         """Raises for what was asked for and this flavour does not have."""
-        for name in _SPECIAL - self.special:
+        for name in _SPECIAL_WORDS.keys() - self.build_options:
             if getattr(options, name):
                 raise NotAvailableError(
                     f"{self.name} does not take --{name.replace('_', '-')}: {_SPECIAL_WORDS[name]}",

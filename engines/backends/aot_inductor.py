@@ -18,7 +18,7 @@ from engines.backends._torch_cuda import channels_last
 from engines.backends.pytorch import PyTorchSession, exact_fp32, load_program, moved, specs_of
 from engines.backends.torch_compile import missing_compiler
 from engines.checks import available_on_cpu, choose_device, import_vendor, installed
-from engines.contract import Availability, BuildOptions, OpenOptions
+from engines.contract import Availability, BuildOptions, Engine, OpenOptions
 from engines.errors import DeployError, NotAvailableError
 from engines.layer_report import Layer
 
@@ -30,7 +30,7 @@ _LOADED: dict[tuple[str, int, bool], Any] = {}
 _LOADING = threading.Lock()
 
 
-class AOTInductorEngine:
+class AOTInductorEngine(Engine):
     """AOTInductor: `torch._inductor.aoti_compile_and_package`, with a dynamic batch.
 
     The package (.pt2) is compiled for the device and the instruction set at hand, so it is

@@ -8,6 +8,7 @@ ENGINE = OnnxRuntimeEngine(
     "onnxruntime_cuda",
     "CUDAExecutionProvider",
     ("cuda",),
+    cuda_graphs=True,
     # TF32 is on by default for convolutions, and a hundred times less precise than fp32.
     settings={"use_tf32": "0"},
 )

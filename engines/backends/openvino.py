@@ -19,7 +19,15 @@ from engines.checks import (
     import_vendor,
     installed,
 )
-from engines.contract import Availability, BuildOptions, Feeds, OpenOptions, Outputs, TensorSpec
+from engines.contract import (
+    Availability,
+    BuildOptions,
+    Engine,
+    Feeds,
+    OpenOptions,
+    Outputs,
+    TensorSpec,
+)
 from engines.errors import DeployError, NotAvailableError
 from engines.layer_report import Layer, precision
 
@@ -37,7 +45,7 @@ _NUMPY = frozenset(
 _PRODUCTS = frozenset({"Convolution", "FullyConnected", "MatMul"})
 
 
-class OpenVINOEngine:
+class OpenVINOEngine(Engine):
     """OpenVINO's CPU plugin.
 
     `build` translates the graph into the intermediate representation, whose two files it stores

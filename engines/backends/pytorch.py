@@ -28,6 +28,7 @@ from engines.contract import (
     Array,
     Availability,
     BuildOptions,
+    Engine,
     Feeds,
     OpenOptions,
     Outputs,
@@ -43,7 +44,7 @@ SIGNATURE = "assay_signature.json"
 _LOADING = threading.Lock()
 
 
-class PyTorchEngine:
+class PyTorchEngine(Engine):
     """The baseline that every other engine is compared with.
 
     It opens a `torch.export` program, not the user's module, so that it needs no source code

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engines.backends._tensorrt import TensorRTEngine
+from engines.backends._tensorrt import COMMON_OPTIONS, TensorRTEngine
 
 ENGINE = TensorRTEngine(
     name="tensorrt",
@@ -10,5 +10,6 @@ ENGINE = TensorRTEngine(
     distributions=("tensorrt-cu13", "tensorrt"),
     install="pip install 'tensorrt-cu13>=10.14'",
     builds_without_gpu=False,
-    special=frozenset({"version_compatible", "hardware_compatible", "refit", "strip_weights"}),
+    build_options=COMMON_OPTIONS
+    | {"version_compatible", "hardware_compatible", "refit", "strip_weights"},
 )

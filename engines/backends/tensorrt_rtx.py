@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engines.backends._tensorrt import TensorRTEngine
+from engines.backends._tensorrt import COMMON_OPTIONS, TensorRTEngine
 
 # What its runtime says it supports, besides Turing, for which a plan has to be built.
 _CAPABILITIES = ("7.5", "8.0", "8.6", "8.9")
@@ -26,6 +26,6 @@ ENGINE = TensorRTEngine(
     distributions=("tensorrt-rtx-cu13",),
     install="pip install tensorrt-rtx-cu13",
     builds_without_gpu=True,
-    special=frozenset({"target_sm"}),
-    unsupported=_unsupported,
+    build_options=COMMON_OPTIONS | {"target_sm"},
+    gpu_limits=_unsupported,
 )

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from engines.errors import DeployError
 from pipeline.workflow.digests import read_json
-from pipeline.workflow.records import Record, parse
+from pipeline.workflow.records import Record, load, parse
+
+
+def record_paths(root: Path, records: Iterable[str]) -> list[str]:
+    """Returns the paths of records, and of those of all that was made on the way to them."""
+    reached: set[str] = set()
+    todo = set(records)
+    while todo:
+        path = todo.pop()
+        reached.add(path)
+        record = load(root / path)
+        if record is not None:
+            todo |= {entry["record"] for entry in record.inputs.values()} - reached
+    return sorted(reached)
 
 
 def read_records(root: Path, paths: list[str]) -> dict[str, Record]:

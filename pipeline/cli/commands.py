@@ -41,14 +41,15 @@ def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None
     """Prove a bundle on this machine: every digest, and every engine that can run."""
     from engines.hardware import available_cpus
     from pipeline.bundling import checking
-    from pipeline.stages.verify import require, show_verdicts
+    from pipeline.report import verify as verdict_report
+    from pipeline.verification.acceptance import require_pass
 
     print_as(values)
     found = checking.check(bundle, device, threads or available_cpus())
     members = len(found.manifest["members"])
     console.result(f"{bundle}: {members} members and {found.links} links of the chain are right")
-    show_verdicts(found.verdicts)
-    require([verdict for verdict in found.verdicts if verdict.status != "not run"])
+    verdict_report.show(found.verdicts)
+    require_pass([verdict for verdict in found.verdicts if verdict.status != "not run"])
     console.document(found.document())
 
 

@@ -16,9 +16,10 @@ from pipeline.workflow import console, runner
 from pipeline.workflow.artifacts import CHECKPOINT, ENGINE, GOLDEN, PROGRAM
 from pipeline.workflow.artifacts import GRAPH as GRAPH_FILE
 from pipeline.workflow.chain import stage
+from pipeline.workflow.digests import require_file
 from pipeline.workflow.records import load
 from pipeline.workflow.runner import Outcome, Store
-from pipeline.workflow.stage import Stage, options
+from pipeline.workflow.stage import Stage, check, options
 
 ALL = "all"
 GRAPH = "graph"
@@ -106,18 +107,30 @@ def verify_file(
         golden: The golden file; None means the one that the export stage made.
 
     Raises:
-        DeployError: See `pipeline.stages.verify`; a mismatch is a ParityError.
+        DeployError: See `pipeline.verification.engine_proof`; a mismatch is a ParityError.
     """
-    from pipeline.stages import verify
+    from pipeline.report import verify as report
+    from pipeline.verification.acceptance import require_pass
+    from pipeline.verification.engine_proof import prove
 
-    (params, *more) = _expand(verify.STAGE, given, store)
+    (params, *more) = _expand(stage("verify"), given, store)
     if more:
         raise UsageError("--file is one file, but several engines are named", "name one --engine")
     if golden is None:
         golden = runner.require(GOLDEN, params, store)
-    verdict = verify.prove_file(file, golden, params)
-    verify.show_verdicts([verdict])
-    verify.require([verdict], file)
+    for path in (file, golden):
+        require_file(path)
+    check(params)
+    verdict = prove(
+        params.engine,
+        file,
+        golden,
+        params.precision,
+        device=params.device,
+        threads=params.threads,
+    )
+    report.show([verdict])
+    require_pass([verdict], file)
     return dataclasses.asdict(verdict)
 
 
@@ -141,7 +154,7 @@ def bisect(
     """
     from pipeline.golden import file as goldens
     from pipeline.report import growth
-    from pipeline.stages import need_torch, verify
+    from pipeline.stages import need_torch
     from pipeline.verification.bisection import search, windows
 
     need_torch("onnxscript")
@@ -150,7 +163,7 @@ def bisect(
         raise UsageError("--bisect follows one engine at a time", "name one --engine")
     if plot is not None:
         growth.check_plot(plot)
-    params = verify.STAGE.params(**{**given, "engine": GRAPH})
+    params = stage("verify").params(**{**given, "engine": GRAPH})
     if params.precision == QUANTIZED:
         raise UsageError(
             f"there is no PyTorch program in {QUANTIZED} to compare a graph with",
@@ -162,7 +175,7 @@ def bisect(
     program = runner.require(PROGRAM, params, store)
     golden = golden or runner.require(GOLDEN, params, store)
     for path in (graph, golden):
-        verify.require_file(path)
+        require_file(path)
     known = goldens.load(golden)
     what = str(graph) if subject == GRAPH else subject
     others = search.other_faults(graph, known)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engines.errors import UsageError, suggestion
 from pipeline.workflow.artifacts import FOLDER_PREFIX
+from pipeline.workflow.digests import read_json
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,12 @@ class Contents:
 
     shape: tuple[int, int, int]
     labels: tuple[str, ...]
+
+
+def read_contents(path: Path) -> Contents:
+    """Returns what the data stage has written of a data set."""
+    description = read_json(path)
+    return Contents(tuple(description["shape"]), tuple(description["labels"]))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import engines
 from engines.errors import DeployError
+from pipeline.report.train import describe
 from pipeline.workflow import console
 from pipeline.workflow.artifacts import (
     BUNDLE,
@@ -98,8 +99,6 @@ def collect(model: str, precision: str, store: Store) -> Summary:
 
 def show(found: Summary) -> None:
     """Prints accuracy, then a row for each engine, then where the bundle is."""
-    from pipeline.report.training_summary import describe
-
     if found.training is not None:
         console.result(f"{found.model}: {describe(found.training)}")
     batches = sorted({entry["batch"] for entry in _results(found)})

@@ -1,11 +1,13 @@
-"""The stages, one thin file each, in the order of the chain, and the options they share."""
+"""The stages, one thin file each, and the options and inputs that several of them have."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import engines
 import exporters
 from pipeline import models
+from pipeline.workflow.artifacts import CPU_GRAPH, DATA, GRAPH, PROGRAM, Artifact
 from pipeline.workflow.stage import option
 
 
@@ -40,3 +42,19 @@ def data_option(default: str | None) -> Any:
 def precision_option() -> Any:
     """Declares `--precision`."""
     return option("fp32", text="Precision of the graph.", names=lambda: list(exporters.PRECISIONS))
+
+
+def data_artifacts(
+    data: str | None, artifacts: tuple[Artifact, ...] = DATA
+) -> tuple[Artifact, ...]:
+    """Returns the artifacts of a data set; none if there is no data set."""
+    return () if data is None else tuple(artifact.at(dataset=data) for artifact in artifacts)
+
+
+def engine_source(name: str, precision: str) -> Artifact:
+    """Returns what an engine is built from at a precision."""
+    engine = engines.get(name)
+    if engine.source == "program":
+        return PROGRAM
+    on_cpu = precision == exporters.QUANTIZED and engine.devices == ("cpu",)
+    return CPU_GRAPH if on_cpu else GRAPH

@@ -7,21 +7,21 @@ import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import engines
 from engines import hardware
 from engines.errors import DeployError, NotAvailableError, UsageError
 from exporters import PRECISIONS
 from pipeline import models
+from pipeline.report import bench as report
 from pipeline.stages import model_option, precision_option
-from pipeline.workflow import console
 from pipeline.workflow.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json
 from pipeline.workflow.stage import Made, Stage, option
 
 if TYPE_CHECKING:
-    from engines.contract import Array, Session
+    from engines.contract import Session
 
 # What the others are compared with, where it is among the candidates.
 BASELINE = "pytorch"
@@ -104,7 +104,7 @@ def _has_graphs(name: str, params: Params) -> bool:
 
     engine = engines.get(name)
     return (
-        getattr(engine, "cuda_graphs", False)
+        engine.cuda_graphs
         and engine.available().run
         and choose_device(engine, params.device) != "cpu"
     )
@@ -134,6 +134,7 @@ def _subjects(params: Params) -> dict[str, _Subject]:
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Measures every engine at every batch size and both boundaries."""
+    from pipeline.benchmarking.comparison import compare
     from pipeline.golden import file as goldens
 
     golden = goldens.load(inputs[GOLDEN])
@@ -144,7 +145,13 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             for name, subject in _subjects(params).items()
         }
         load, affinity = os.getloadavg()[0], hardware.affinity()
-        results = _measure_all(sessions, golden.inputs, params)
+        results = compare(
+            sessions,
+            golden.inputs,
+            params.batch,
+            budget=params.budget or 0.0,  # `resolve` has filled it in
+            seed=params.seed,
+        )
         devices = {name: session.device for name, session in sessions.items()}
     write_json(
         outputs[MEASUREMENTS],
@@ -185,57 +192,6 @@ def _open(subject: _Subject, built: Path, params: Params) -> Session:
     return engine.open(built, options)
 
 
-def _measure_all(
-    sessions: dict[str, Session], images: dict[str, Array], params: Params
-) -> list[dict[str, Any]]:
-    from pipeline.benchmarking import clock
-
-    results = []
-    budget = params.budget or 0.0  # `resolve` has filled it in
-    with console.bar("bench", len(params.batch) * budget) as bar:
-        for batch in params.batch:
-            feeds = {name: _repeat(array, batch) for name, array in images.items()}
-            left = budget
-
-            def progress(seconds: float, batch: int = batch) -> None:
-                nonlocal left
-                bar.advance(min(seconds, max(left, 0)), f"batch {batch}")
-                left -= seconds
-
-            for group in _by_device(sessions):
-                candidates = [clock.Candidate(name, sessions[name], feeds) for name in group]
-                timings = clock.measure(
-                    candidates,
-                    budget=budget * len(group) / len(sessions),
-                    seed=params.seed,
-                    progress=progress,
-                )
-                results += [
-                    {"batch": batch, "baseline": group[0], **dataclasses.asdict(entry)}
-                    for entry in timings
-                ]
-            bar.advance(max(left, 0))
-    return results
-
-
-def _by_device(sessions: dict[str, Session]) -> list[list[str]]:
-    """Returns the names of the sessions on one kind of device after the other.
-
-    A CPU engine's threads and the thread that launches on a GPU want the same CPUs: in rounds
-    with engines of 16 threads, eager launches on an H100 took half as long again.
-    """
-    kinds: dict[str, list[str]] = {}
-    for name, session in sessions.items():
-        kinds.setdefault(session.device.partition(":")[0], []).append(name)
-    return list(kinds.values())
-
-
-def _repeat(array: Array, batch: int) -> Array:
-    import numpy as np
-
-    return np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
-
-
 def facts(params: Params) -> dict[str, str]:
     """What the speed depends on: each backend, the CPU and the GPU."""
     found = {**hardware.cpu_fingerprint(), **hardware.gpu_fingerprint()}
@@ -247,39 +203,7 @@ def facts(params: Params) -> dict[str, str]:
 def show(made: Made[Params]) -> None:
     """Prints the table."""
     for outputs, _ in made:
-        show_measurements(read_json(outputs[MEASUREMENTS]))
-
-
-def show_measurements(found: dict[str, Any]) -> None:
-    """Prints one row for each engine, batch size and boundary."""
-    baseline = found["baseline"]
-    columns = ("engine", "device", ">batch", "boundary", ">µs", ">95 % interval", ">images/s")
-    rows = []
-    for entry in found["results"]:
-        seconds, ratio = entry["seconds"], entry["ratio"]
-        rows.append(
-            (
-                entry["name"],
-                found["devices"][entry["name"]],
-                str(entry["batch"]),
-                entry["boundary"],
-                _micro(seconds["value"]),
-                f"{_micro(seconds['low'])} to {_micro(seconds['high'])}",
-                f"{entry['batch'] / seconds['value']:,.0f}",
-                "" if entry["name"] == entry["baseline"] else _ratio(ratio),
-                "settled" if entry["settled"] else "unstable",
-            )
-        )
-    title = f"Latency, and speed against {baseline}"
-    console.table(title, (*columns, ">speed", ""), rows)
-
-
-def _micro(seconds: float) -> str:
-    return f"{seconds * 1e6:,.1f}"
-
-
-def _ratio(ratio: dict[str, float]) -> str:
-    return f"{ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        report.show(read_json(outputs[MEASUREMENTS]))
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:

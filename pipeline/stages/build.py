@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 
 import engines
 from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
-from engines.layer_report import Layer, counted
 from exporters import QUANTIZED
-from pipeline.stages import model_option, precision_option
+from pipeline.report import build as report
+from pipeline.stages import engine_source, model_option, precision_option
 from pipeline.workflow import console
 from pipeline.workflow.artifacts import (
-    CPU_GRAPH,
     ENGINE,
     ENGINE_LAYERS,
     GRAPH,
     GRAPH_DATA,
-    PROGRAM,
     Artifact,
     Paths,
 )
@@ -68,7 +66,7 @@ def resolve(params: Params) -> Params:
     What only TensorRT can be told does not count for another engine.
     """
     _options(params)
-    if not hasattr(engines.get(params.engine), "special"):
+    if not engines.get(params.engine).build_options:
         params = Params(params.model, params.precision, params.engine)
     else:
         params = dataclasses.replace(params, target_sm=tuple(sorted(set(params.target_sm))))
@@ -108,7 +106,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         raise NotAvailableError(
             f"engine {params.engine!r} cannot be built here: {found.reason}", found.install
         )
-    source = inputs[source_of(params.engine, params.precision)]
+    source = inputs[engine_source(params.engine, params.precision)]
     done, notes = 0.0, dict[str, object]()
 
     def tell(text: str, part: float) -> None:
@@ -128,17 +126,8 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     write_json(outputs[ENGINE_LAYERS], {"layers": described, "notes": notes})
 
 
-def source_of(name: str, precision: str) -> Artifact:
-    """Returns what an engine is built from at a precision."""
-    engine = engines.get(name)
-    if engine.source == "program":
-        return PROGRAM
-    on_cpu = precision == QUANTIZED and engine.devices == ("cpu",)
-    return CPU_GRAPH if on_cpu else GRAPH
-
-
 def _inputs(params: Params) -> tuple[Artifact, ...]:
-    source = source_of(params.engine, params.precision)
+    source = engine_source(params.engine, params.precision)
     return (source, GRAPH_DATA) if source == GRAPH else (source,)
 
 
@@ -150,19 +139,8 @@ def facts(params: Params) -> dict[str, str]:
 def show(made: Made[Params]) -> None:
     """Prints where each engine is and whether it can run here."""
     for outputs, params in made:
-        path = outputs[ENGINE]
-        built = read_json(outputs[ENGINE_LAYERS])
-        layers = [Layer(**entry) for entry in built["layers"]]
-        found = engines.get(params.engine).available()
-        here = "" if found.run else f"; not run on this machine: {found.reason}"
-        console.result(f"{params.engine}: {path} ({path.stat().st_size:,} bytes){here}")
-        if layers:
-            console.result(f"  layers: {counted(layers)}")
-        for name, value in built["notes"].items():
-            if isinstance(value, str):
-                console.result(f"  {name}: {value}")
-        if missed := built["notes"].get("other_types"):
-            console.result(f"  not in the graph's type: {'; '.join(missed)}")
+        available = engines.get(params.engine).available()
+        report.show(params.engine, outputs[ENGINE], read_json(outputs[ENGINE_LAYERS]), available)
 
 
 STAGE = Stage(

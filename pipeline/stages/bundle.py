@@ -11,10 +11,9 @@ from typing import Any
 import engines
 from engines.errors import DeployError, ParityError
 from pipeline import __version__
-from pipeline.report.training_summary import describe
-from pipeline.stages import model_option, precision_option
-from pipeline.stages.build import source_of
-from pipeline.workflow import console
+from pipeline.report import bundle as report
+from pipeline.report.train import describe
+from pipeline.stages import engine_source, model_option, precision_option
 from pipeline.workflow.artifacts import (
     BUNDLE,
     CHECKPOINT,
@@ -81,7 +80,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         for artifact in inputs.declared
         if not artifact.optional or inputs.locate(artifact).exists()
     }
-    records = _record_paths(inputs)
+    records = provenance.record_paths(inputs.root, [each.record for each in inputs.declared])
     found = provenance.read_records(inputs.root, records)
     facts = _facts(inputs, params, records, verdicts)
     for name in params.engine:
@@ -95,21 +94,6 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     }
     folder = outputs[BUNDLE].name.removesuffix(".tar.gz")
     archive.write(outputs[BUNDLE], folder, facts, content)
-
-
-def _record_paths(inputs: Paths) -> list[str]:
-    """Returns the records of all inputs, and of all that these were made from."""
-    from pipeline.workflow.records import load
-
-    found: set[str] = set()
-    todo = {artifact.record for artifact in inputs.declared}
-    while todo:
-        path = todo.pop()
-        found.add(path)
-        record = load(inputs.root / path)
-        if record is not None:
-            todo |= {given["record"] for given in record.inputs.values()} - found
-    return sorted(found)
 
 
 def _facts(
@@ -147,7 +131,7 @@ def _facts(
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
     each = (ENGINE, ENGINE_LAYERS, ENGINE_VERDICT)
-    sources = dict.fromkeys(source_of(name, params.precision) for name in params.engine)
+    sources = dict.fromkeys(engine_source(name, params.precision) for name in params.engine)
     sources.pop(GRAPH, None)
     return (
         CHECKPOINT,
@@ -166,8 +150,7 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
 def show(made: Made[Params]) -> None:
     """Prints where the bundle is."""
     for outputs, _ in made:
-        path = outputs[BUNDLE]
-        console.result(f"bundle: {path} ({path.stat().st_size:,} bytes)")
+        report.show(outputs[BUNDLE])
 
 
 STAGE = Stage(

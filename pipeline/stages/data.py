@@ -9,8 +9,8 @@ from engines.errors import UsageError
 from pipeline.data import download as datasets
 from pipeline.data import registry
 from pipeline.data.registry import FASHION_MNIST
+from pipeline.report import data as report
 from pipeline.stages import data_option
-from pipeline.workflow import console
 from pipeline.workflow.artifacts import (
     CONTENTS,
     DATA,
@@ -22,7 +22,7 @@ from pipeline.workflow.artifacts import (
     Artifact,
     Paths,
 )
-from pipeline.workflow.digests import read_json, write_json
+from pipeline.workflow.digests import write_json
 from pipeline.workflow.stage import Made, Stage, option
 
 
@@ -104,11 +104,7 @@ def show(made: Made[Params]) -> None:
     """Prints where the files are and what they hold."""
     for outputs, params in made:
         path = _at(outputs, CONTENTS)
-        found = read_json(path)
-        shape = "x".join(map(str, found["shape"]))
-        console.result(
-            f"{params.data}: {path.parent} (images {shape}, {len(found['labels'])} classes)"
-        )
+        report.show(params.data, path.parent, registry.read_contents(path))
 
 
 STAGE = Stage(

@@ -13,8 +13,15 @@ from engines import hardware
 from engines.errors import DeployError, UsageError
 from exporters import QUANTIZED
 from pipeline import models
-from pipeline.stages import data_option, model_option, need_torch, precision_option
-from pipeline.stages.train import contents_of, inputs_of
+from pipeline.data import registry
+from pipeline.report import export as report
+from pipeline.stages import (
+    data_artifacts,
+    data_option,
+    model_option,
+    need_torch,
+    precision_option,
+)
 from pipeline.training.weights import load
 from pipeline.workflow import console
 from pipeline.workflow.artifacts import (
@@ -112,7 +119,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             f"{params.model} was trained on {training['data']}, not on {params.data}",
             f"leave --data out, or run `assay train {params.model} --data …`",
         )
-    contents = contents_of(inputs, params.data)
+    contents = None
+    if params.data is not None:
+        contents = registry.read_contents(inputs[CONTENTS.at(dataset=params.data)])
     model = models.get(params.model).build(contents)
     load(model.network, inputs[CHECKPOINT], params.model)
     test = _test_set(inputs, training, params.data) if model.labels else None
@@ -230,7 +239,7 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
     wanted: tuple[Artifact, ...] = (TEST_IMAGES, TEST_LABELS, CONTENTS)
     if params.precision == QUANTIZED and params.calibration is None:
         wanted += (TRAIN_IMAGES, TRAIN_LABELS)
-    return (CHECKPOINT, TRAINING, *inputs_of(params.data, wanted))
+    return (CHECKPOINT, TRAINING, *data_artifacts(params.data, wanted))
 
 
 def _outputs(params: Params) -> tuple[Artifact, ...]:
@@ -253,15 +262,7 @@ def facts(params: Params) -> dict[str, str]:
 def show(made: Made[Params]) -> None:
     """Prints where the graph is and how large."""
     for outputs, _ in made:
-        path, found = outputs[GRAPH], read_json(outputs[DESCRIPTION])
-        types = ", ".join(f"{count} in {name}" for name, count in found["precisions"].items())
-        size = path.stat().st_size
-        console.result(f"graph: {path} ({size:,} bytes, opset {found['opset']}, nodes: {types})")
-        if "calibration" in found:
-            said = found["calibration"]
-            console.result(f"calibrated on {said['source']} by {said['method']}")
-        for warning in found["warnings"]:
-            console.result(f"frozen by tracing? {warning}")
+        report.show(outputs[GRAPH], read_json(outputs[DESCRIPTION]))
 
 
 STAGE = Stage(

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import engines
 from engines import hardware
-from engines.errors import DeployError, NotAvailableError, ParityError
-from exporters import QUANTIZED
 from pipeline import models
-from pipeline.stages import data_option, model_option, precision_option
-from pipeline.stages.train import inputs_of
-from pipeline.workflow import console
+from pipeline.report import verify as report
+from pipeline.stages import data_artifacts, data_option, model_option, precision_option
+from pipeline.verification.acceptance import require_pass
 from pipeline.workflow.artifacts import (
     ENGINE,
     ENGINE_VERDICT,
@@ -27,10 +23,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import Made, Stage, check, option
-
-if TYPE_CHECKING:
-    from pipeline.verification.verdict import OutputVerdict, Verdict
+from pipeline.workflow.stage import Made, Stage, option
 
 SUBJECT = "graph"  # engine_proof.GRAPH, which is too heavy to import for --help
 
@@ -78,34 +71,6 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     write_json(outputs[_verdict(params)], dataclasses.asdict(verdict))
 
 
-def prove_file(file: Path, golden: Path, params: Params) -> Verdict:
-    """Judges any file against a golden file; records nothing.
-
-    Raises:
-        DeployError: One of the files does not exist or cannot be read.
-    """
-    from pipeline.verification.engine_proof import prove
-
-    for path in (file, golden):
-        require_file(path)
-    check(params)
-    return prove(
-        params.engine,
-        file,
-        golden,
-        params.precision,
-        device=params.device,
-        threads=params.threads,
-    )
-
-
-def require_file(path: Path) -> None:
-    """Raises DeployError unless there is such a file."""
-    if not path.is_file():
-        problem = "is not a file" if path.exists() else "does not exist"
-        raise DeployError(f"{path} {problem}", "give the path of a file")
-
-
 def _subject(params: Params) -> Artifact:
     return GRAPH if params.engine == SUBJECT else ENGINE
 
@@ -117,7 +82,7 @@ def _verdict(params: Params) -> Artifact:
 def _inputs(params: Params) -> tuple[Artifact, ...]:
     subject = _subject(params)
     data = (GRAPH_DATA,) if subject == GRAPH else ()
-    return (subject, *data, GOLDEN, *inputs_of(params.data, (TEST_IMAGES,)))
+    return (subject, *data, GOLDEN, *data_artifacts(params.data, (TEST_IMAGES,)))
 
 
 def facts(params: Params) -> dict[str, str]:
@@ -133,100 +98,8 @@ def show(made: Made[Params]) -> None:
     from pipeline.verification.verdict import from_json
 
     verdicts = [from_json(read_json(outputs[_verdict(params)])) for outputs, params in made]
-    show_verdicts(verdicts)
-    require(verdicts)
-
-
-def show_verdicts(verdicts: list[Verdict]) -> None:
-    """Prints a table, one row an output."""
-    columns = ("subject", "verdict", "output", ">rms error", ">x floor", ">max error", ">x floor")
-    more: tuple[str, ...] = (">flips", ">top-1", ">weights")
-    quantized = any(verdict.precision == QUANTIZED for verdict in verdicts)
-    if quantized:
-        more += (">accuracy lost", ">SQNR (dB)")
-    rows = []
-    for verdict in verdicts:
-        if not verdict.outputs:
-            empty = [""] * (len(columns) + len(more) - 2)
-            rows.append((verdict.subject, verdict.status, *empty))
-        for output in verdict.outputs:
-            rows.append(
-                (
-                    verdict.subject,
-                    verdict.status,
-                    output.name,
-                    f"{output.rms:.2e}",
-                    f"{output.rms_ratio:.2f}",
-                    f"{output.max:.2e}",
-                    f"{output.max_ratio:.2f}",
-                    _flips(verdict),
-                    _accuracy(verdict),
-                    "" if verdict.audit is None else str(verdict.audit),
-                    *((_lost(verdict), _sqnr(output)) if quantized else ()),
-                )
-            )
-    console.table("Parity with PyTorch", (*columns, *more), rows)
-    for verdict in verdicts:
-        for output in verdict.outputs:
-            if output.incomparable:
-                console.result(
-                    f"{verdict.subject}: {output.incomparable} golden rows of {output.name} are not"
-                    " compared, since rounding alone moves them by a large part of their size"
-                )
-        if verdict.reason:
-            console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
-
-
-def _flips(verdict: Verdict) -> str:
-    flips = verdict.flips
-    return "" if flips is None else f"{flips.unexplained}+{flips.explained} of {flips.images:,}"
-
-
-def _accuracy(verdict: Verdict) -> str:
-    flips = verdict.flips
-    if flips is None or flips.correct is None:
-        return ""
-    return f"{flips.correct / flips.images:.2%}"
-
-
-def _lost(verdict: Verdict) -> str:
-    lost = None if verdict.flips is None else verdict.flips.drop
-    return "" if lost is None else str(lost)
-
-
-def _sqnr(output: OutputVerdict) -> str:
-    return "" if output.sqnr is None else f"{output.sqnr:.1f}"
-
-
-def require(verdicts: list[Verdict], file: Path | None = None) -> None:
-    """Raises unless every verdict is a pass.
-
-    Args:
-        file: What was judged, if no stage made it.
-
-    Raises:
-        ParityError: A mismatch, or a comparison that proves nothing.
-        NotAvailableError: Something could not be run here.
-    """
-    for verdict in verdicts:
-        if verdict.status in ("mismatch", "vacuous"):
-            words = f" --file {file}" if file else ""
-            hint = f"`assay verify MODEL{words} --bisect` names the first node that differs, if any"
-            if verdict.status == "vacuous":
-                hint = "no engine can be proved by it; look at the model's weights and inputs"
-            elif verdict.precision == QUANTIZED:
-                hint = "calibrate on other data, or deploy another precision"
-            raise ParityError(
-                f"{verdict.subject} is not proved equal to the PyTorch model: {verdict.reason}",
-                hint,
-                {"verdicts": [dataclasses.asdict(each) for each in verdicts]},
-            )
-    for verdict in verdicts:
-        if verdict.status == "not run":
-            raise NotAvailableError(
-                f"{verdict.subject} was not run on this machine: {verdict.reason}",
-                "prove it on the target with `assay check BUNDLE`",
-            )
+    report.show(verdicts)
+    require_pass(verdicts)
 
 
 STAGE = Stage(

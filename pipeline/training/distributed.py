@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+_state = {"helpers called": False}
+
 
 @dataclass(frozen=True)
 class Group:
@@ -45,3 +47,19 @@ def shared(message: Any) -> Any:
     box = [message]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def call_helpers(job: Any) -> None:
+    """Sends the other processes what to train; None if there is nothing to do. For rank 0."""
+    _state["helpers called"] = True
+    shared(job)
+
+
+def helpers_called() -> bool:
+    """Whether this process has called `call_helpers`."""
+    return _state["helpers called"]
+
+
+def wait_for_job() -> Any:
+    """Returns what rank 0 gave to `call_helpers`."""
+    return shared(None)

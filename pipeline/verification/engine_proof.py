@@ -68,12 +68,11 @@ def require_fit(engine: Engine, path: Path) -> None:
             was built.
     """
     record = records.load(path.with_name("build.json"))
-    refusal = getattr(engine, "refusal", None)
-    if record is None or refusal is None:
+    if record is None:
         return
     digests = [each["sha256"] for name, each in record.outputs.items() if name.endswith("/engine")]
     found = sha256_file(path)
-    why = refusal(record.facts, record.params)
+    why = engine.incompatibility(record.facts, record.params)
     if digests and found not in digests:
         why = f"its SHA-256 is {found}, and {digests[0]} was built"
     if why:

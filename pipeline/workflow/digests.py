@@ -17,6 +17,13 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_file(path: Path) -> None:
+    """Raises DeployError unless there is such a file."""
+    if not path.is_file():
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise DeployError(f"{path} {problem}", "give the path of a file")
+
+
 def sha256_json(content: Any) -> str:
     """Returns the SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,5 +1,6 @@
 """The contract that every engine keeps, for each engine there is."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,18 @@ def test_an_engine_is_what_the_contract_says(name: str) -> None:
     assert found.reason
     assert found.build or found.install.startswith("pip install") or found.reason
     assert all(isinstance(value, str) for value in engine.fingerprint().values())
+    assert engine.build_options <= {field.name for field in dataclasses.fields(BuildOptions)}
+    assert engine.cuda_graphs <= ("cuda" in engine.devices)
+    assert engine.unsupported("12.0") == ""
+    assert engine.incompatibility(engine.fingerprint(), {}) == ""
+
+
+def test_what_an_engine_does_not_say_has_a_default() -> None:
+    engine = engines.get("openvino")
+    assert not engine.cuda_graphs
+    assert engine.build_options == frozenset()
+    assert engine.incompatibility({"openvino": "1.0"}, {}) == ""
+    assert "9.0" in engines.get("tensorrt_rtx").unsupported("9.0")
 
 
 def test_every_batch_gives_the_same_rows(session: Session, images: np.ndarray) -> None:

@@ -193,17 +193,17 @@ def test_a_plan_of_another_version_or_gpu_is_refused_unread(
         engine_proof.require_fit(rtx, path)
     full = engines.get("tensorrt")
     facts = {"tensorrt-cu13": "10.14", "gpu_compute_capability": "8.9"}
+    why = full.incompatibility
     here = {"tensorrt-cu13": "10.14", "gpu_compute_capability": "12.0"}
     monkeypatch.setattr(type(full), "fingerprint", lambda _self: here)
-    assert "gpu_compute_capability 8.9, and here is gpu_compute_capability 12.0" in full.refusal(
-        facts, {}
-    )
-    assert full.refusal(facts, {"hardware_compatible": True}) == ""
-    assert "10.13" in full.refusal({**here, "tensorrt-cu13": "10.13"}, {})
-    assert full.refusal({**here, "tensorrt-cu13": "10.13"}, {"version_compatible": True}) == ""
+    assert "capability 8.9, and here is gpu_compute_capability 12.0" in why(facts, {})
+    assert why(facts, {"hardware_compatible": True}) == ""
+    older = {**here, "tensorrt-cu13": "10.13"}
+    assert "10.13" in why(older, {})
+    assert why(older, {"version_compatible": True}) == ""
     # No later one runs here, and no other major.
     for other in ("10.15", "9.9", "11.0", "not installed"):
-        refused = full.refusal({**here, "tensorrt-cu13": other}, {"version_compatible": True})
+        refused = why({**here, "tensorrt-cu13": other}, {"version_compatible": True})
         assert other in refused
 
 

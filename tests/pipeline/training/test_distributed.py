@@ -17,10 +17,10 @@ LAUNCHER = """
 import sys
 import tests.subset
 from pipeline.data import registry
-from pipeline.training import __main__
+from pipeline.cli import training_processes
 
 registry.DATASETS["fashion-mnist"] = tests.subset.SUBSET
-__main__.end(__main__.main(sys.argv[1:]))
+training_processes.end(training_processes.main(sys.argv[1:]))
 """
 
 

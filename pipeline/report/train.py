@@ -1,8 +1,15 @@
-"""What became of a training, in words."""
+"""What is printed after the stage train."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from pipeline.workflow import console
+
+
+def show(model: str, training: dict[str, Any]) -> None:
+    """Prints the test accuracy, or what else became of the training."""
+    console.result(f"{model}: {describe(training)}")
 
 
 def describe(training: dict[str, Any]) -> str:

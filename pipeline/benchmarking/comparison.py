@@ -1,0 +1,71 @@
+"""Measuring open engines side by side, batch size by batch size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from engines.contract import Array, Session
+from pipeline.benchmarking import clock
+from pipeline.workflow import console
+
+
+def compare(
+    sessions: Mapping[str, Session],
+    inputs: Mapping[str, Array],
+    batches: Sequence[int],
+    *,
+    budget: float,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Returns the timings of sessions in their JSON form.
+
+    Args:
+        inputs: Rows by input name, repeated to fill each batch.
+        budget: Seconds to spend on a batch size.
+        seed: Of the order within rounds, and of the bootstrap.
+    """
+    results = []
+    with console.bar("bench", len(batches) * budget) as bar:
+        for batch in batches:
+            feeds = {name: _repeat(array, batch) for name, array in inputs.items()}
+            left = budget
+
+            def progress(seconds: float, batch: int = batch) -> None:
+                nonlocal left
+                bar.advance(min(seconds, max(left, 0)), f"batch {batch}")
+                left -= seconds
+
+            for group in _by_device(sessions):
+                candidates = [clock.Candidate(name, sessions[name], feeds) for name in group]
+                timings = clock.measure(
+                    candidates,
+                    budget=budget * len(group) / len(sessions),
+                    seed=seed,
+                    progress=progress,
+                )
+                results += [
+                    {"batch": batch, "baseline": group[0], **dataclasses.asdict(entry)}
+                    for entry in timings
+                ]
+            bar.advance(max(left, 0))
+    return results
+
+
+def _by_device(sessions: Mapping[str, Session]) -> list[list[str]]:
+    """Returns the names of the sessions on one kind of device after the other.
+
+    A CPU engine's threads and the thread that launches on a GPU want the same CPUs: in rounds
+    with engines of 16 threads, eager launches on an H100 took half as long again.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name, session in sessions.items():
+        kinds.setdefault(session.device.partition(":")[0], []).append(name)
+    return list(kinds.values())
+
+
+def _repeat(array: Array, batch: int) -> Array:
+    return np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))

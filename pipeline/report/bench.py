@@ -1,0 +1,51 @@
+"""What is printed after the stage bench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.workflow import console
+
+# What a cell is made of: one measured engine at one batch size and boundary, with its device.
+_Row = dict[str, Any]
+
+
+def show(measurements: dict[str, Any]) -> None:
+    """Prints one row for each engine, batch size and boundary."""
+    rows = [
+        {**result, "device": measurements["devices"][result["name"]]}
+        for result in measurements["results"]
+    ]
+    title = f"Latency, and speed against {measurements['baseline']}"
+    cells = [[cell(row) for cell in _COLUMNS.values()] for row in rows]
+    console.table(title, tuple(_COLUMNS), cells)
+
+
+def _micro(seconds: float) -> str:
+    return f"{seconds * 1e6:,.1f}"
+
+
+def _interval(row: _Row) -> str:
+    return f"{_micro(row['seconds']['low'])} to {_micro(row['seconds']['high'])}"
+
+
+def _speed(row: _Row) -> str:
+    if row["name"] == row["baseline"]:
+        return ""
+    ratio = row["ratio"]
+    return f"{ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+# The columns by their titles; those with ">" are aligned to the right.
+_COLUMNS: dict[str, Callable[[_Row], str]] = {
+    "engine": lambda row: str(row["name"]),
+    "device": lambda row: str(row["device"]),
+    ">batch": lambda row: str(row["batch"]),
+    "boundary": lambda row: str(row["boundary"]),
+    ">µs": lambda row: _micro(row["seconds"]["value"]),
+    ">95 % interval": _interval,
+    ">images/s": lambda row: f"{row['batch'] / row['seconds']['value']:,.0f}",
+    ">speed": _speed,
+    "": lambda row: "settled" if row["settled"] else "unstable",
+}

@@ -1,0 +1,31 @@
+"""What is printed after the stage build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.layer_report import Layer, counted
+from pipeline.workflow import console
+
+if TYPE_CHECKING:
+    from engines.contract import Availability
+
+
+def show(engine: str, path: Path, layer_file: dict[str, Any], available: Availability) -> None:
+    """Prints where a built engine is, what it computes in, and whether it can run here.
+
+    Args:
+        layer_file: The layers and notes that the stage has written beside the engine.
+    """
+    layers = [Layer(**entry) for entry in layer_file["layers"]]
+    notes = layer_file["notes"]
+    here = "" if available.run else f"; not run on this machine: {available.reason}"
+    console.result(f"{engine}: {path} ({path.stat().st_size:,} bytes){here}")
+    if layers:
+        console.result(f"  layers: {counted(layers)}")
+    for name, value in notes.items():
+        if isinstance(value, str):
+            console.result(f"  {name}: {value}")
+    if mismatches := notes.get("other_types"):
+        console.result(f"  not in the graph's type: {'; '.join(mismatches)}")

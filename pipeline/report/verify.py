@@ -1,0 +1,82 @@
+"""What is printed after the stage verify, and after `assay check`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from exporters import QUANTIZED
+from pipeline.workflow import console
+
+if TYPE_CHECKING:
+    from pipeline.verification.verdict import OutputVerdict, Verdict
+
+
+def show(verdicts: Sequence[Verdict]) -> None:
+    """Prints a table, one row an output, then what there is to say of each subject."""
+    columns = dict(_COLUMNS)
+    if any(verdict.precision == QUANTIZED for verdict in verdicts):
+        columns |= _QUANTIZED_COLUMNS
+    rows = []
+    for verdict in verdicts:
+        if not verdict.outputs:
+            empty = [""] * (len(columns) - 2)
+            rows.append([verdict.subject, verdict.status, *empty])
+        for output in verdict.outputs:
+            rows.append([cell(verdict, output) for _, cell in columns.values()])
+    titles = [title for title, _ in columns.values()]
+    console.table("Parity with PyTorch", titles, rows)
+    for verdict in verdicts:
+        for output in verdict.outputs:
+            if output.incomparable:
+                console.result(
+                    f"{verdict.subject}: {output.incomparable} golden rows of {output.name} are not"
+                    " compared, since rounding alone moves them by a large part of their size"
+                )
+        if verdict.reason:
+            console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
+
+
+def _flips(verdict: Verdict, _output: OutputVerdict) -> str:
+    flips = verdict.flips
+    return "" if flips is None else f"{flips.unexplained}+{flips.explained} of {flips.images:,}"
+
+
+def _accuracy(verdict: Verdict, _output: OutputVerdict) -> str:
+    flips = verdict.flips
+    if flips is None or flips.correct is None:
+        return ""
+    return f"{flips.correct / flips.images:.2%}"
+
+
+def _accuracy_lost(verdict: Verdict, _output: OutputVerdict) -> str:
+    drop = None if verdict.flips is None else verdict.flips.drop
+    return "" if drop is None else str(drop)
+
+
+def _sqnr(_verdict: Verdict, output: OutputVerdict) -> str:
+    return "" if output.sqnr is None else f"{output.sqnr:.1f}"
+
+
+def _weights(verdict: Verdict, _output: OutputVerdict) -> str:
+    return "" if verdict.audit is None else str(verdict.audit)
+
+
+_Column = tuple[str, Callable[["Verdict", "OutputVerdict"], str]]
+# The columns by name, each with its title; titles with ">" are aligned to the right.
+_COLUMNS: dict[str, _Column] = {
+    "subject": ("subject", lambda verdict, _: verdict.subject),
+    "verdict": ("verdict", lambda verdict, _: verdict.status),
+    "output": ("output", lambda _, output: output.name),
+    "rms": (">rms error", lambda _, output: f"{output.rms:.2e}"),
+    "rms ratio": (">x floor", lambda _, output: f"{output.rms_ratio:.2f}"),
+    "max": (">max error", lambda _, output: f"{output.max:.2e}"),
+    "max ratio": (">x floor", lambda _, output: f"{output.max_ratio:.2f}"),
+    "flips": (">flips", _flips),
+    "accuracy": (">top-1", _accuracy),
+    "weights": (">weights", _weights),
+}
+_QUANTIZED_COLUMNS: dict[str, _Column] = {
+    "accuracy lost": (">accuracy lost", _accuracy_lost),
+    "sqnr": (">SQNR (dB)", _sqnr),
+}

@@ -1,0 +1,140 @@
+"""One training from its data to its weights, as each of its processes runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines import hardware
+from engines.errors import DeployError
+from pipeline import models
+from pipeline.workflow import console
+from pipeline.workflow.digests import sha256_json
+
+if TYPE_CHECKING:
+    from engines.contract import Array
+    from pipeline.data.registry import Contents
+    from pipeline.models import Model
+    from pipeline.training.checkpoint import Keeper
+    from pipeline.training.settings import Samples, Settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process has to know to train a model. It can be pickled.
+
+    Attributes:
+        model: The model's name.
+        contents: Image shape and classes of the data set; None if there is none.
+        images: The IDX file of the training images; None for samples that the model brings.
+        labels: The IDX file of their classes.
+        limit: Train on the first ones only.
+        weights: The file of the weights to start from.
+        state: The file that keeps the progress.
+        depends: What the weights depend on besides the settings, as a value of JSON.
+        resume: Go on from the progress that `state` keeps.
+    """
+
+    model: str
+    contents: Contents | None
+    images: Path | None
+    labels: Path | None
+    limit: int | None
+    weights: Path | None
+    settings: Settings
+    state: Path
+    depends: dict[str, Any]
+    resume: bool
+
+
+def fit(job: Job) -> tuple[Model, list[dict[str, float]], dict[str, Any]]:
+    """Builds and trains the model.
+
+    Returns:
+        The model, its training curve, and what the record has to say of both.
+    """
+    from pipeline.training import loop, weights
+    from pipeline.training.settings import seed
+
+    seed(job.settings)
+    model = models.get(job.model).build(job.contents)
+    if job.weights is not None:
+        weights.load(model.network, job.weights, job.model)
+    details: dict[str, Any] = {**dataclasses.asdict(job.settings)}
+    curve: list[dict[str, float]] = []
+    if job.settings.epochs:
+        samples, available = _samples(model, job)
+        details |= {"images": len(samples.targets), "images_available": available}
+        if job.contents is not None:
+            details["look"] = describe_dataset(samples, job.contents)
+        keeper = _keeper(job, details)
+        if keeper.path.exists() and not job.resume:
+            console.say(
+                f"a training was interrupted ({keeper.path}): starting anew; --resume goes on"
+            )
+        curve = loop.train(
+            model.network, model.prepare, samples, job.settings, keeper, resume=job.resume
+        )
+    model.network.eval()
+    return model, curve, details
+
+
+def _keeper(job: Job, details: dict[str, Any]) -> Keeper:
+    from pipeline.training.checkpoint import Keeper
+
+    key = {
+        **job.depends,
+        "model": job.model,
+        "said": details,
+        "torch": hardware.version("torch"),
+    }
+    return Keeper(job.state, sha256_json(key))
+
+
+def _samples(model: Model, job: Job) -> tuple[Samples, int]:
+    """Returns what is trained on, and how much of it there is altogether."""
+    import torch
+
+    from pipeline.data import idx
+    from pipeline.training.settings import Samples
+
+    if job.images is not None and job.labels is not None:
+        images = idx.read_images(job.images)
+        labels: Array = idx.read_labels(job.labels)
+    elif model.samples is not None:
+        images, labels = model.samples
+    else:
+        raise DeployError(f"{job.model} has nothing to train on", "name a data set with --data")
+    part = slice(0, job.limit)
+    return Samples(torch.from_numpy(images[part]), torch.from_numpy(labels[part])), len(labels)
+
+
+def describe_dataset(samples: Samples, contents: Contents) -> dict[str, Any]:
+    """Returns class balance and input range of the training images, and prints them."""
+    import torch
+
+    counts = torch.bincount(samples.targets, minlength=len(contents.labels)).tolist()
+    values = torch.bincount(samples.inputs.flatten()[:: max(1, samples.inputs.numel() >> 24)])
+    levels = torch.arange(len(values), dtype=torch.float64)
+    mean = float((values * levels).sum() / values.sum())
+    deviation = float(((values * (levels - mean) ** 2).sum() / values.sum()).sqrt())
+    seen = values.nonzero().flatten()
+    description = {
+        "classes": dict(zip(contents.labels, counts, strict=True)),
+        "shape": list(contents.shape),
+        "min": int(seen[0]),
+        "max": int(seen[-1]),
+        "mean": round(mean, 2),
+        "std": round(deviation, 2),
+    }
+    console.say(
+        f"train: {len(samples.targets):,} images {'x'.join(map(str, contents.shape))} in"
+        f" {len(counts)} classes of {min(counts):,} to {max(counts):,}, values"
+        f" {description['min']} to {description['max']}, mean {mean:.1f}"
+    )
+    if min(counts) == 0:
+        missing = [name for name, count in zip(contents.labels, counts, strict=True) if not count]
+        console.say(f"train: no image at all of class {', '.join(missing)}")
+    return description

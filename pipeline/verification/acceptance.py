@@ -1,0 +1,45 @@
+"""Whether verdicts are good enough, and what to do if they are not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.errors import NotAvailableError, ParityError
+from exporters import QUANTIZED
+
+if TYPE_CHECKING:
+    from pipeline.verification.verdict import Verdict
+
+
+def require_pass(verdicts: Sequence[Verdict], file: Path | None = None) -> None:
+    """Raises unless every verdict is a pass.
+
+    Args:
+        file: What was judged, if no stage made it.
+
+    Raises:
+        ParityError: A mismatch, or a comparison that proves nothing.
+        NotAvailableError: Something could not be run here.
+    """
+    for verdict in verdicts:
+        if verdict.status in ("mismatch", "vacuous"):
+            words = f" --file {file}" if file else ""
+            hint = f"`assay verify MODEL{words} --bisect` names the first node that differs, if any"
+            if verdict.status == "vacuous":
+                hint = "no engine can be proved by it; look at the model's weights and inputs"
+            elif verdict.precision == QUANTIZED:
+                hint = "calibrate on other data, or deploy another precision"
+            raise ParityError(
+                f"{verdict.subject} is not proved equal to the PyTorch model: {verdict.reason}",
+                hint,
+                {"verdicts": [dataclasses.asdict(each) for each in verdicts]},
+            )
+    for verdict in verdicts:
+        if verdict.status == "not run":
+            raise NotAvailableError(
+                f"{verdict.subject} was not run on this machine: {verdict.reason}",
+                "prove it on the target with `assay check BUNDLE`",
+            )
