@@ -38,6 +38,7 @@ from pipeline import models
 from pipeline.benchmarking import clock
 from pipeline.data import download, registry
 from pipeline.training import loop
+from pipeline.training.settings import seed
 
 ROUNDS = 9
 WORKERS = 4
@@ -101,7 +102,7 @@ def ours(name: str, folder: Path, threads: int, *, compiled: bool = False) -> fl
         device="cpu",
         compile=compiled,
     )
-    loop.seed(settings)
+    seed(settings)
     model = models.get(name).build(None)
     count = IMAGES[name]
     part = loop.Samples(dataset.data[:count, None], dataset.targets[:count])

@@ -15,8 +15,8 @@ class Layer:
 
     Attributes:
         kind: The backend's own word for what it computes, such as "Conv" or "correlation".
-        precision: The type of what it takes: "fp32", "fp16", "bf16", "int8"; "" if that is not
-            known.
+        precision: The type of what it takes: "fp32", "fp16", "bf16", "int8", "fp8"; "" if that
+            is not known.
         nodes: The names of the ONNX nodes it stands for, where the backend tells.
     """
 
@@ -36,6 +36,7 @@ _PRECISIONS = {
     "float64": "fp64",
     "double": "fp64",
     "fp8": "fp8",
+    "float8_e4m3fn": "fp8",
 }
 # As in "Thirty-two wide channel vectorized row major Int8 format".
 _FORMAT = re.compile(

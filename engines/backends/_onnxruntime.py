@@ -179,6 +179,9 @@ class OnnxRuntimeEngine(Engine):
             if self.provider == _CUDA:
                 chosen["cudnn_conv_algo_search"] = "HEURISTIC" if _is_half(built) else "EXHAUSTIVE"
                 chosen["enable_cuda_graph"] = str(int(options.cuda_graph))
+                # It would quantize biases and keep the weights in int8, for integer kernels that
+                # this provider does not have: nodes for the CPU, and casts in every run.
+                settings.add_session_config_entry("session.disable_quant_qdq", "1")
             session = _session(runtime, built, settings, [(self.provider, chosen), _CPU])
             if session.get_providers()[0] != self.provider:
                 raise NotAvailableError(

@@ -166,7 +166,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
 def _job(inputs: Paths, params: Params) -> Job:
     from pipeline.training.job import Job
-    from pipeline.training.loop import Settings
+    from pipeline.training.settings import Settings
 
     with_data = params.data is not None
     values = {**vars(params), "loss": models.get(params.model).recipe.loss}

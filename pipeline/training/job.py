@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.data.registry import Contents
     from pipeline.models import Model
     from pipeline.training.checkpoint import Keeper
-    from pipeline.training.loop import Samples, Settings
+    from pipeline.training.settings import Samples, Settings
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,11 @@ def fit(job: Job) -> tuple[Model, list[dict[str, float]], dict[str, Any]]:
         The model, its training curve, and what the record has to say of both.
     """
     from pipeline.training import loop, weights
+    from pipeline.training.settings import seed
 
     if job.settings.compile:
         cache.compiled_by_torch()
-    loop.seed(job.settings)
+    seed(job.settings)
     model = models.get(job.model).build(job.contents)
     if job.weights is not None:
         weights.load(model.network, job.weights, job.model)
@@ -99,7 +100,7 @@ def _samples(model: Model, job: Job) -> tuple[Samples, int]:
     import torch
 
     from pipeline.data import idx
-    from pipeline.training.loop import Samples
+    from pipeline.training.settings import Samples
 
     if job.images is not None and job.labels is not None:
         images = idx.read_images(job.images)

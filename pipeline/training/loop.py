@@ -2,94 +2,33 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engines.backends.pytorch import exact_fp32
 from engines.errors import DeployError, NotAvailableError
 from pipeline.training import memory
 from pipeline.training.captured import CapturedStep
 from pipeline.training.checkpoint import Keeper, Progress
 from pipeline.training.distributed import Group, group, shared
 from pipeline.training.numerics import autocast, tf32
+from pipeline.training.settings import Samples, Settings
 from pipeline.workflow import console, signals
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from pipeline.models import Loss
 
 # Between two looks at the loss, which on a GPU wait for it; and between two saved states.
 _SHOW_SECONDS = 0.5
 _SAVE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What is trained on.
-
-    Attributes:
-        inputs: uint8 images `[count, channels, height, width]`, or what `prepare` takes.
-        targets: Classes, int64 `[count]`; or, for squared errors, what the outputs should be.
-    """
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that the trained weights depend on, besides the module and the data.
-
-    Attributes:
-        lr: Learning rate of plain stochastic gradient descent.
-        threads: CPU threads; another number gives other weights, in the last digits.
-        device: "cpu", "cuda" or "cuda:N".
-        compile: Compile the network with torch.compile.
-        amp: "none", or the type of mixed precision: "bf16" or "fp16".
-        tf32: On a GPU, compute convolutions and products in TF32 (10-bit mantissa), which is
-            torch's own default for convolutions.
-        loss: See `pipeline.models.Recipe`.
-    """
-
-    epochs: int
-    lr: float
-    batch_size: int
-    seed: int
-    threads: int
-    device: str
-    compile: bool = False
-    amp: str = "none"
-    tf32: bool = False
-    loss: Loss = "cross-entropy"
-
-
-def seed(settings: Settings) -> None:
-    """Makes what follows repeatable: initial weights, dropout, thread count, kernels."""
-    import torch
-
-    torch.set_num_threads(max(1, settings.threads // group().local_world))
-    # cuBLAS is deterministic only with a workspace of fixed size.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    exact_fp32(torch)
-    if settings.compile:
-        # Else it may choose by time among kernels that sum in different orders.
-        inductor = importlib.import_module("torch._inductor.config")
-        if hasattr(inductor, "deterministic"):  # since torch 2.10
-            inductor.deterministic = True  # type: ignore[attr-defined]
-    # Some models have operators without a deterministic CUDA kernel: torch then says which.
-    torch.use_deterministic_algorithms(True, warn_only=settings.device != "cpu")
-    # A help in finding what reads memory before it is written; we do not pay for it every step.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.manual_seed(settings.seed)
+# An epoch on a GPU may take little longer than writing its state: that may take a twentieth of
+# the time.
+_SAVE_SHARE = 20
 
 
 def train(
@@ -107,7 +46,7 @@ def train(
         network: Newly initialised after `seed`. It is left on the CPU, in evaluation mode.
         prepare: Turns raw inputs into the network's; the same module that goes into the
             exported graph, so that training and serving cannot differ.
-        keeper: Where to keep the progress: after every epoch, every minute, and when a signal
+        keeper: Where to keep the progress: after an epoch, every minute, and when a signal
             ends the training.
         resume: Go on from the kept progress, if there is some.
 
@@ -175,6 +114,7 @@ class _Run:
         self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.seconds = 0.0
         self.saved = time.perf_counter()
+        self.saving_takes = 0.0  # seconds
         self.captured: CapturedStep | None = None
 
     def capture(self) -> None:
@@ -294,7 +234,9 @@ class _Run:
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.loss.zero_()
         self.correct.zero_()
-        self.save()
+        last = self.epoch > self.settings.epochs
+        if last or time.perf_counter() - self.saved >= _SAVE_SHARE * self.saving_takes:
+            self.save()
 
     def _mean_loss(self) -> float:
         mean = float(self.loss) / max(self.seen, 1)
@@ -317,6 +259,7 @@ class _Run:
         if self.keeper is None or (self.group.world > 1 and self.step):
             return  # of several processes, only the end of an epoch is the same in all
         with signals.deferred():
+            start = time.perf_counter()
             state = self.network.state_dict()
             numbers = [tensor for tensor in state.values() if tensor.is_floating_point()]
             if not all(bool(tensor.isfinite().all()) for tensor in numbers):
@@ -344,6 +287,7 @@ class _Run:
                 )
             )
             self.saved = time.perf_counter()
+            self.saving_takes = self.saved - start
         if said:
             self.bar.line(f"epoch {self.epoch}, step {self.step}: {said}")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from pipeline.training.loop import Samples, Settings
+    from pipeline.training.settings import Samples, Settings
 
 # Rows of the trial: enough for a batch norm.
 _TRIAL = 2

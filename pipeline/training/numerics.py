@@ -11,7 +11,7 @@ from engines.backends.pytorch import exact_fp32
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.training.loop import Settings
+    from pipeline.training.settings import Settings
 
 
 def autocast(settings: Settings, device: torch.device) -> AbstractContextManager[Any]:

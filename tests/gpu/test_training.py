@@ -10,6 +10,7 @@ from engines import hardware
 from pipeline import models
 from pipeline.training import loop
 from pipeline.training.checkpoint import Keeper
+from pipeline.training.settings import seed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,7 +53,7 @@ def trained(
     *,
     resume: bool = False,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    loop.seed(settings)
+    seed(settings)
     model = models.get("lenet").build(None)
     module = model.network if isinstance(network, str) else network
     curve = loop.train(module, model.prepare, samples(), settings, keeper, resume=resume)

@@ -17,6 +17,7 @@ from torch import nn
 from engines.errors import DeployError, NotAvailableError
 from pipeline.training import loop
 from pipeline.training.checkpoint import Keeper, Progress
+from pipeline.training.settings import seed
 from pipeline.workflow import console
 from tests.conftest import Process, Result
 from tests.subset import ROOT
@@ -58,7 +59,7 @@ class Stops(Prepare):
 
 
 def trained(settings: loop.Settings, prepare: nn.Module, keeper: Keeper, **more: bool) -> tuple:
-    loop.seed(settings)
+    seed(settings)
     net = network()
     curve = loop.train(net, prepare, samples(), settings, keeper, **more)
     return net.state_dict(), [{**entry, "seconds": 0, "images_per_second": 0} for entry in curve]
@@ -247,7 +248,7 @@ def test_other_ways_of_computing_learn_the_same(changed: dict[str, object]) -> N
     losses = {}
     for name, change in (("plain", {}), ("other", changed)):
         longer = dataclasses.replace(SETTINGS, epochs=60, **change)
-        loop.seed(longer)
+        seed(longer)
         net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
         curve = loop.train(net, Prepare(), few, longer)
         losses[name] = [entry["loss"] for entry in curve]

@@ -11,6 +11,7 @@ from exporters.module import Preprocess
 from pipeline import models
 from pipeline.data.idx import read_images, read_labels
 from pipeline.training import loop
+from pipeline.training.settings import seed
 from pipeline.workflow.runner import Store
 
 SETTINGS = loop.Settings(epochs=1, lr=0.1, batch_size=128, seed=0, threads=1, device="cpu")
@@ -27,7 +28,7 @@ def split(built: Store) -> loop.Samples:
 
 def trained(split: loop.Samples, **changed: object) -> dict[str, torch.Tensor]:
     settings = dataclasses.replace(SETTINGS, **changed)
-    loop.seed(settings)
+    seed(settings)
     network = models.get("lenet").build(None).network
     loop.train(network, Preprocess(), split, settings)
     return network.state_dict()
