@@ -198,7 +198,7 @@ class Report:
         gpus = hardware.gpus()
         self.device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
         self.batch = asked.batch or ("1,8,64,256" if self.device == "cuda" else "1,8")
-        name = cache.as_name(gpus[0]["name"] if gpus else "cpu").lower()
+        name = cache.slug(gpus[0]["name"] if gpus else "cpu").lower()
         self.path = asked.output / f"report-{name}.json"
         doctor = self.workers[0](["doctor"], self.left())
         runs = [

@@ -153,6 +153,21 @@ def test_imports_go_one_way() -> None:
     assert against == {(module, folder) for module in AGAINST for folder in AGAINST[module]}
 
 
+def test_engines_import_only_what_a_target_has() -> None:
+    allowed = {*sys.stdlib_module_names, "engines", "numpy", "platformdirs"}
+    # Each of these wraps the one library that it may import.
+    vendors = {"engines/cuda.py": {"cuda"}, "engines/backends/pytorch.py": {"torch"}}
+    for path in sorted((ROOT / "engines").rglob("*.py")):
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+        name = str(path.relative_to(ROOT))
+        assert imported <= allowed | vendors.get(name, set()), name
+
+
 def test_no_stage_imports_another() -> None:
     stages = {f"pipeline.stages.{name}" for name in chain.STAGES}
     for name in chain.STAGES:

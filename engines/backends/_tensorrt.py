@@ -154,13 +154,13 @@ class TensorRTEngine(Engine):
             options.note("other_types", missed)
         target.write_bytes(plan)
         if timings is not None:
-            cache.write_whole(timings, bytes(config.get_timing_cache().serialize()))
+            cache.keep(timings, bytes(config.get_timing_cache().serialize()))
         return layers
 
     def _timings(self) -> Path:
         """Returns where the timings of tactics are kept, for this version and GPU."""
         facts = {**installed(self.distributions), **hardware.gpu_fingerprint()}
-        name = cache.as_name("-".join(facts.values()))
+        name = cache.slug("-".join(facts.values()))
         return cache.cache_folder() / self.name / f"{name}.timings"
 
     def open(self, built: Path, options: OpenOptions) -> TensorRTSession:

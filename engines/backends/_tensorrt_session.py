@@ -76,7 +76,7 @@ class TensorRTSession:
         self._kept: Any = None
         # What TensorRT for RTX compiles of a plan depends on the GPU and its driver.
         facts = (hashlib.sha256(plan).hexdigest()[:16], *hardware.gpu_fingerprint().values())
-        self._cache = cache.cache_folder() / name / cache.as_name("-".join(facts))
+        self._cache = cache.cache_folder() / name / cache.slug("-".join(facts))
         self._keeps = True
         specs = [self._spec(index) for index in range(self._engine.num_io_tensors)]
         self.inputs = tuple(spec for spec in specs if self._is_input(spec.name))
@@ -208,7 +208,7 @@ class TensorRTSession:
         """Writes down what was compiled, for the next that opens the plan on this GPU."""
         if self._kept is None or not self._keeps:
             return
-        cache.write_whole(self._cache, bytes(self._kept.serialize()))
+        cache.keep(self._cache, bytes(self._kept.serialize()))
 
     def _reserve(self) -> None:
         """Allocates every tensor at its largest, and tells the plan where."""

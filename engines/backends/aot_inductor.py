@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
-from engines import hardware
+from engines import cache, hardware
 from engines.backends._torch_cuda import channels_last
 from engines.backends.pytorch import PyTorchSession, exact_fp32, load_program, moved, specs_of
 from engines.backends.torch_compile import missing_compiler
@@ -70,6 +70,7 @@ class AOTInductorEngine(Engine):
         if why := missing_compiler():
             raise NotAvailableError(why, "apt install g++")
         program, signature = load_program(torch, source)
+        cache.compiled_by_torch()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         # It would warn on a CPU machine that there is no CUDA runtime.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

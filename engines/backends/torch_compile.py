@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from engines import cache
 from engines.backends.pytorch import PyTorchEngine, PyTorchSession
 from engines.contract import Availability, BuildOptions, OpenOptions
 from engines.errors import NotAvailableError
@@ -25,7 +26,7 @@ class TorchCompileEngine(PyTorchEngine):
     """`torch.compile` with the inductor backend and a dynamic batch.
 
     `build` copies the program as the engine `pytorch` does: what inductor compiles is for the
-    machine that it runs on, and kept in inductor's own cache (TORCHINDUCTOR_CACHE_DIR). The
+    machine that it runs on, and kept in the cache folder (or TORCHINDUCTOR_CACHE_DIR). The
     first run at batch 1, and the first at any other batch, compile: seconds to minutes.
     """
 
@@ -50,6 +51,7 @@ class TorchCompileEngine(PyTorchEngine):
     def open(self, built: Path, options: OpenOptions) -> PyTorchSession:
         if why := missing_compiler():
             raise NotAvailableError(why, "apt install g++")
+        cache.compiled_by_torch()
         return TorchCompileSession(*self.prepared(built, options), cuda_graph=options.cuda_graph)
 
 

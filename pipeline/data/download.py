@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from engines import cache
+from engines.cache import write_atomic
 from engines.errors import DeployError
 from pipeline.data.registry import DataFile, DataSet
 from pipeline.workflow import console
@@ -24,9 +26,8 @@ _MAX_BYTES = 1 << 28
 
 
 def cache_folder(dataset: DataSet) -> Path:
-    """Returns the folder shared by all checkouts of this user."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "assay" / dataset.name
+    """Returns where a data set's files are kept."""
+    return cache.cache_folder() / dataset.name
 
 
 def fetch(dataset: DataSet, data_dir: Path | None) -> dict[str, bytes]:
@@ -171,10 +172,8 @@ def _fill_cache(dataset: DataSet, content: dict[str, bytes]) -> None:
     """Keeps the files for other checkouts, if that is possible."""
     folder = cache_folder(dataset)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, plain in content.items():
-            beside = folder / f".{name}.{os.getpid()}"
-            beside.write_bytes(plain)
-            beside.replace(folder / name)
+            with write_atomic(folder / name) as part:
+                part.write_bytes(plain)
     except OSError as error:
         console.say(f"data: not kept in {folder}: {error}")

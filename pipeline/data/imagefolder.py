@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import hardware
+from engines.cache import slug
 from engines.checks import import_vendor
 from engines.errors import DeployError, UsageError
 from pipeline.workflow import console
@@ -53,7 +53,7 @@ class Listing:
 
 def name_of(folder: Path) -> str:
     """Returns the name under which a folder's images are kept."""
-    return FOLDER_PREFIX + re.sub(r"[^\w.-]", "_", folder.resolve().name)
+    return FOLDER_PREFIX + slug(folder.resolve().name)
 
 
 def scan(folder: Path) -> Listing:

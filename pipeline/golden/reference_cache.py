@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from engines.cache import write_atomic
 from engines.contract import Array
 from pipeline.workflow import console
 from pipeline.workflow.digests import sha256_json
@@ -53,22 +54,16 @@ class Memo:
             self._new = True
         return self._kept[part]
 
-    def save(self, beside: Path) -> None:
-        """Replaces the file at once, if there is anything new.
-
-        Args:
-            beside: A place for what is half-written, in the same file system.
-        """
+    def save(self) -> None:
+        """Replaces the file at once, if there is anything new."""
         if not self._new:
             return
         names = [(part, name) for part, outputs in self._kept.items() for name in outputs]
         arrays = {str(index): self._kept[part][name] for index, (part, name) in enumerate(names)}
         index = json.dumps({"key": self._key, "names": names}).encode()
         try:
-            self._path.parent.mkdir(exist_ok=True)
-            with beside.open("wb") as file:
+            with write_atomic(self._path) as part, part.open("wb") as file:
                 np.savez(file, index=np.frombuffer(index, np.uint8), **arrays)  # type: ignore[arg-type]  # its stub is too narrow
-            beside.replace(self._path)
         except OSError as error:
             reason = error.strerror or error
             console.say(f"export: float64 outputs not kept in {self._path}: {reason}")

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.cache import write_atomic
 from engines.checks import import_vendor
 from engines.errors import DeployError, ParityError, UsageError
 from pipeline.verification.engine_proof import GRAPH
@@ -92,16 +93,13 @@ def plot(found: Bisection, path: Path) -> None:
         above.set_title(
             f"first: {first.operator} {first.node!r}, {first.fault}", fontsize=9, parse_math=False
         )
-    part = path.with_name(f"{path.name}.part")
     try:
-        figure.savefig(
-            part, format=path.suffix[1:].lower(), metadata=_UNDATED.get(path.suffix.lower())
-        )
-        part.replace(path)
+        with write_atomic(path) as part:
+            figure.savefig(
+                part, format=path.suffix[1:].lower(), metadata=_UNDATED.get(path.suffix.lower())
+            )
     except OSError as error:
         raise DeployError(f"{path} cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
     console.result(f"drawn: {path}")
 
 

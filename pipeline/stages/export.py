@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import hardware
+from engines.cache import slug
 from engines.errors import DeployError, UsageError
 from exporters import QUANTIZED
 from pipeline import models
@@ -40,7 +41,6 @@ from pipeline.workflow.artifacts import (
     TRAINING,
     Artifact,
     Paths,
-    slug,
 )
 from pipeline.workflow.digests import read_json, sha256_file, write_json
 from pipeline.workflow.stage import Made, Stage, option
@@ -143,7 +143,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
     memo = _memo(inputs, params, {"checkpoint": checkpoint, "outputs": [*names]}, arrays)
     golden = make_golden(model, served, names, rows, params.precision, test, memo)
-    memo.save(outputs[GOLDEN].with_suffix(".kept"))
+    memo.save()
     metadata = {
         "assay.model": params.model,
         "assay.precision": params.precision,

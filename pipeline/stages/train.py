@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import hardware
+from engines.cache import slug
 from engines.errors import DeployError, UsageError
 from pipeline import models
 from pipeline.data import registry
@@ -27,7 +28,6 @@ from pipeline.workflow.artifacts import (
     TRAINING,
     Artifact,
     Paths,
-    slug,
 )
 from pipeline.workflow.digests import read_json, sha256_file, write_json
 from pipeline.workflow.stage import Made, Stage, option

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.cache import write_atomic
 from engines.errors import DeployError
 from pipeline.training.weights import apart
-from pipeline.workflow.digests import sync
 
 if TYPE_CHECKING:
     import torch
@@ -67,21 +66,14 @@ class Keeper:
         """Writes the progress to the disk."""
         from safetensors.torch import save_file
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         meta = {name: value for name, value in vars(progress).items() if name != "tensors"}
         tensors = {
             f"{part}/{name}": tensor
             for part in _PARTS
             for name, tensor in apart(progress.tensors.get(part, {})).items()
         }
-        try:
-            save_file(tensors, beside, {"schema": str(SCHEMA), "progress": json.dumps(meta)})
-            sync(beside)
-            beside.replace(self.path)
-            sync(self.path.parent)
-        finally:
-            beside.unlink(missing_ok=True)
+        with write_atomic(self.path) as part:
+            save_file(tensors, part, {"schema": str(SCHEMA), "progress": json.dumps(meta)})
 
     def load(self) -> Progress | None:
         """Returns the progress; None if none was kept.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines import hardware
+from engines import cache, hardware
 from engines.errors import DeployError
 from pipeline import models
 from pipeline.workflow import console
@@ -58,6 +58,8 @@ def fit(job: Job) -> tuple[Model, list[dict[str, float]], dict[str, Any]]:
     from pipeline.training import loop, weights
     from pipeline.training.settings import seed
 
+    if job.settings.compile:
+        cache.compiled_by_torch()
     seed(job.settings)
     model = models.get(job.model).build(job.contents)
     if job.weights is not None:

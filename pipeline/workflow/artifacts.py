@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from engines.cache import slug
+
 # A folder of the user's images is a data set too, named after the folder.
 FOLDER_PREFIX = "folder-"
 
@@ -42,17 +44,12 @@ class Artifact:
         return f"dist/{self.path}" if self.dist else self.path
 
 
-def slug(value: Any) -> str:
-    """Returns a parameter as one component of a path: a colon cannot stand in one everywhere."""
-    return str(value).replace(":", "-").replace("\\", "-").replace("/", "-")
-
-
 def _fill(template: str, fields: Mapping[str, Any]) -> str:
     parts = []
     for text, name, _, _ in string.Formatter().parse(template):
         parts.append(text)
         if name is not None:
-            parts.append(slug(fields[name]) if name in fields else f"{{{name}}}")
+            parts.append(slug(str(fields[name])) if name in fields else f"{{{name}}}")
     return "".join(parts)
 
 

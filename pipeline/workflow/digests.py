@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from engines.cache import write_atomic
 from engines.errors import DeployError
 
 
@@ -54,22 +54,7 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def sync(path: Path) -> None:
-    """Forces a file, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def replace_json(path: Path, content: Any) -> None:
     """Replaces a JSON file at once: a reader sees the old one or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write_json(beside, content)
-        sync(beside)
-        beside.replace(path)
-        sync(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
+    with write_atomic(path) as part:
+        write_json(part, content)

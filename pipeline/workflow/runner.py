@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from engines import hardware
+from engines.cache import sync
 from engines.errors import DeployError
 from pipeline import __version__
 from pipeline.workflow import console, lock, signals
 from pipeline.workflow.artifacts import Artifact, Paths
-from pipeline.workflow.digests import replace_json, sha256_file, sha256_json, sync
+from pipeline.workflow.digests import replace_json, sha256_file, sha256_json
 from pipeline.workflow.records import SCHEMA, Record, Vouchers, load
 from pipeline.workflow.stage import Stage, check, options
 

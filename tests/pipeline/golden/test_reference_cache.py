@@ -27,7 +27,7 @@ def never() -> dict[str, Array]:
 def keep(path: Path, key: str, **outputs: Array) -> None:
     memo = Memo(path, key)
     memo.outputs("golden", lambda: outputs)
-    memo.save(path.with_name("beside"))
+    memo.save()
 
 
 def test_what_is_kept_is_given_again_and_not_computed(tmp_path: Path) -> None:
@@ -39,14 +39,14 @@ def test_what_is_kept_is_given_again_and_not_computed(tmp_path: Path) -> None:
     }
     assert memo.outputs("golden", lambda: wanted) is wanted
     memo.outputs("test", lambda: {"x": np.array([7, 8])})
-    memo.save(tmp_path / "beside")
+    memo.save()
     again = Memo(path, "one")
     found = again.outputs("golden", never)
     assert list(found) == list(wanted)
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
     assert again.outputs("test", never)["x"].tolist() == [7, 8]
     before = path.stat().st_mtime_ns
-    again.save(tmp_path / "beside")
+    again.save()
     assert path.stat().st_mtime_ns == before
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
 
@@ -56,7 +56,7 @@ def test_what_holds_no_more_is_forgotten_with_all_the_rest(tmp_path: Path) -> No
     memo = Memo(path, "one")
     memo.outputs("golden", lambda: {"a": np.zeros(2)})
     memo.outputs("test", lambda: {"a": np.zeros(3)})
-    memo.save(tmp_path / "beside")
+    memo.save()
     memo = Memo(path, "one")
     ones = {"a": np.ones(2)}
     assert memo.outputs("golden", never, lambda kept: not kept["a"].any())["a"].tolist() == [0, 0]
