@@ -20,9 +20,6 @@ from torch import nn
 
 from engines.contract import Array
 
-# Roundings between a batch norm's parameters and the folded weight: variance + epsilon, the
-# root, the quotient, the product. For the bias, a difference and a sum more.
-_ROUNDINGS = 6
 # What a batch norm is folded into, and the axis of its weight that runs over the outputs.
 _FOLDED_INTO = {
     torch.ops.aten.conv1d.default: 0,
@@ -51,12 +48,13 @@ class _Fold:
     axis: int
 
 
-def carriers(program: Any, graph: onnx.ModelProto) -> dict[str, Array]:
+def carriers(program: Any, graph: onnx.ModelProto, roundings: int) -> dict[str, Array]:
     """Returns the tensor that carries each parameter and buffer that the program reads.
 
     Args:
         program: The torch.export program.
         graph: The ONNX model that was made of it.
+        roundings: How many roundings a folded tensor may be off by.
 
     Returns:
         By the parameter's name: its own value, or that of the tensor of the graph that was made
@@ -70,7 +68,7 @@ def carriers(program: Any, graph: onnx.ModelProto) -> dict[str, Array]:
     found = {name: state[name] for name in sorted(read) if name in state}
     made = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     missing = {name for name in found if name not in made}
-    found |= _computed(program, names, missing, made)
+    found |= _computed(program, names, missing, made, roundings)
     for node in program.graph.nodes:
         if node.target in _FOLDED_INTO:
             bias = names.get(getattr([*node.args, None][2], "name", ""))
@@ -78,12 +76,16 @@ def carriers(program: Any, graph: onnx.ModelProto) -> dict[str, Array]:
                 found.pop(bias, None)  # a bias of zeros is left out of the graph
         fold = _fold(node, names)
         if fold is not None:
-            found |= _carried(fold, state, made)
+            found |= _carried(fold, state, made, roundings)
     return found
 
 
 def _computed(
-    program: Any, names: Mapping[str, str], wanted: set[str], made: Mapping[str, Array]
+    program: Any,
+    names: Mapping[str, str],
+    wanted: set[str],
+    made: Mapping[str, Array],
+    roundings: int,
 ) -> dict[str, Array]:
     """Returns the tensors of the graph that hold what is computed of parameters alone.
 
@@ -107,7 +109,9 @@ def _computed(
         if made_of & wanted and (value.astype(np.float32) != value).any():
             size = np.broadcast_to(np.abs(value).max(), value.shape)
             for array in made.values():
-                if array.size == value.size and _close(array.reshape(value.shape), value, size):
+                if array.size == value.size and _close(
+                    array.reshape(value.shape), value, size, roundings
+                ):
                     found = dict.fromkeys(made_of & wanted, array) | found
     return found
 
@@ -272,28 +276,28 @@ def _in_float64(fold: _Fold, state: Mapping[str, Array]) -> tuple[Array, Array, 
 
 
 def _carried(
-    fold: _Fold, state: Mapping[str, Array], made: Mapping[str, Array]
+    fold: _Fold, state: Mapping[str, Array], made: Mapping[str, Array], roundings: int
 ) -> dict[str, Array]:
     """Returns the tensors of the graph that carry a fold's parameters; none if it is not there."""
     weight, shift, size = _in_float64(fold, state)
     found = made.get(fold.weight)
-    if found is None or not _close(found, weight, np.abs(weight)):
+    if found is None or not _close(found, weight, np.abs(weight), roundings):
         return {}
     carried = {fold.weight: found}
     rest = [name for name in (fold.bias, fold.gamma, fold.beta, fold.mean, fold.variance) if name]
     if not shift.any():  # a bias of zeros is left out
         return carried | dict.fromkeys(rest, found)
     bias = made.get(_bias(fold, made))
-    if bias is None or not _close(bias, shift, size):
+    if bias is None or not _close(bias, shift, size, roundings):
         return {}
     return carried | dict.fromkeys(rest, bias)
 
 
-def _close(found: Array, expected: Array, size: Array) -> bool:
+def _close(found: Array, expected: Array, size: Array, roundings: int) -> bool:
     """Whether a float tensor is a float64 one, within the roundings of terms of a given size."""
     if found.shape != expected.shape or found.dtype.kind in "biu":
         return False
     kind = ml_dtypes.finfo(found.dtype)  # type: ignore[no-untyped-call]  # knows bfloat16
     error = np.abs(found.astype(np.float64) - expected)
-    limit = _ROUNDINGS * float(kind.eps) / 2 * size + float(kind.tiny)
+    limit = roundings * float(kind.eps) / 2 * size + float(kind.tiny)
     return bool((error <= limit).all())

@@ -27,7 +27,7 @@ from exporters.quantize import check_rows, quantize
 from pipeline.exporting import calibration
 from pipeline.golden import noise
 from pipeline.golden.file import Golden
-from pipeline.verification import engine_proof, noise_floor, verdict
+from pipeline.verification import engine_proof, limits, noise_floor, verdict
 from pipeline.verification.batches import batch_sizes
 from pipeline.verification.weight_audit import weights_of
 from pipeline.workflow import console
@@ -106,7 +106,7 @@ def _program(source: Source) -> Exported:
     specs = source.golden.input_specs, source.golden.output_specs
     translated = export_graph(program, *specs, source.metadata, _opset(source))
     chosen = _simplest(translated.graphs, source)
-    weights = weight_map.carriers(program, chosen)
+    weights = weight_map.carriers(program, chosen, limits.WEIGHT_ROUNDINGS)
     notes: dict[str, Any] = {"warnings": [], "removed": _removed(translated.nodes, chosen)}
     return Exported(chosen, program, source.golden, weights, notes=notes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engines import hardware
 from engines.errors import DeployError
-from exporters import QUANTIZED
 from exporters.module import Served, batch_for, named_outputs
 from pipeline.golden import noise, rounding
 from pipeline.golden.file import EDGES, Golden, Weights
-from pipeline.verification import noise_floor
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
@@ -28,44 +26,83 @@ if TYPE_CHECKING:
     from pipeline.models import Model
 
 # Float64 results of other batch sizes differ by rounding alone.
-_INDEPENDENT = 1e-9
-_ALONE = 6  # rows that are computed alone, too
+SAME = 1e-9
 _SMALLER = (torch.float32, torch.float16, torch.bfloat16)
-# Further runs at the precision, rounded at random.
-_MORE_RUNS = 4
+
+
+class ExactModel:
+    """A copy of a model that computes in float64.
+
+    Attributes:
+        names: Of its outputs.
+    """
+
+    def __init__(self, model: Model, names: tuple[str, ...]) -> None:
+        self.names = names
+        network, prepare = copy.deepcopy(model.network), copy.deepcopy(model.prepare)
+        self._served = Served(network, prepare, torch.float64).eval()
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> dict[str, Array]:
+        """Returns the outputs for all rows, by name."""
+        with in_float64():
+            return run_all(self._served, inputs, self.names, " in float64")
+
+    def differing(
+        self,
+        reference: dict[str, Array],
+        inputs: Sequence[torch.Tensor],
+        row: int,
+        tolerance: float = SAME,
+    ) -> list[str]:
+        """Returns the outputs of which a row alone is not what it is in a batch.
+
+        Args:
+            reference: By name, the outputs of a batch.
+            inputs: That batch.
+            tolerance: How far off the row may be, as a part of its largest output.
+        """
+        alone = self.run([tensor[row : row + 1] for tensor in inputs])
+        names = []
+        for name, whole in reference.items():
+            expected = whole[row : row + 1]
+            if alone[name].shape != expected.shape:
+                names.append(name)
+                continue
+            size = np.abs(expected.astype(np.float64)).max(initial=0.0)
+            error = np.abs(noise.difference(expected, alone[name])).max(initial=0.0)
+            if error > tolerance * size:
+                names.append(name)
+        return names
 
 
 def make_golden(
     model: Model,
     served: Served,
-    names: tuple[str, ...],
+    exact: ExactModel,
     rows: Rows,
     precision: str,
     test: tuple[Array, Array] | None,
     memo: Memo,
+    *,
+    noise_runs: int,
 ) -> Golden:
     """Runs a model in float64 and at the precision; knows nothing yet of a graph's weights.
 
     Args:
         served: The model as it is exported, at the precision.
-        names: Of its outputs.
+        exact: The model in float64.
         rows: The golden inputs.
         test: The test images, uint8 `[count, channels, height, width]`, and their classes.
         memo: Where the outputs in float64 of this model and these inputs are kept. They are not
             taken if the first row is another now: a model may depend on what nobody knows of.
+        noise_runs: Runs at the precision that are rounded at random, besides the plain one.
 
     Raises:
         DeployError: The model does not run on the inputs, or in float64; or its outputs have
             no batch axis; or are not numbers.
     """
-    exact = Served(copy.deepcopy(model.network), copy.deepcopy(model.prepare), torch.float64)
-    exact.eval()
+    names = exact.names
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
-
-    def compute(inputs: Sequence[torch.Tensor]) -> dict[str, Array]:
-        with in_float64():
-            return run_all(exact, inputs, names, " in float64")
-
     if served.dtype.itemsize < torch.float32.itemsize:
         # Convolutions of small types on a CPU are four times as fast in this order.
         served = copy.deepcopy(served).to(memory_format=torch.channels_last)
@@ -73,8 +110,8 @@ def make_golden(
     native = run_all(served, tensors, names, "")
     reference = memo.outputs(
         "golden",
-        lambda: compute(tensors),
-        lambda kept: not _differ(kept, 0, compute([x[:1] for x in tensors])),
+        lambda: exact.run(tensors),
+        lambda kept: not exact.differing(kept, tensors, 0),
     )
     kept = _numbers(rows.cases, (native, reference))
     if not kept.all():
@@ -108,14 +145,8 @@ def make_golden(
     test_reference = np.zeros((0, len(model.labels)))
     if images is not None:
         every = [torch.from_numpy(images)]
-        test_reference = memo.outputs("test", lambda: compute(every))[names[0]]
-    measured = _noise(served, tensors, reference, native, precision)
-    _check_alone(
-        lambda row: compute([x[row : row + 1] for x in tensors]),
-        reference,
-        measured,
-        precision,
-    )
+        test_reference = memo.outputs("test", lambda: exact.run(every))[names[0]]
+    measured = _noise(served, tensors, reference, native, noise_runs)
     golden = Golden(
         inputs=rows.inputs,
         reference=reference,
@@ -154,7 +185,7 @@ def _noise(
     tensors: Sequence[torch.Tensor],
     reference: dict[str, Array],
     native: dict[str, Array],
-    precision: str,
+    noise_runs: int,
 ) -> dict[str, Array]:
     """Returns the noise of each output: that of the run itself, and of more, rounded at random.
 
@@ -162,8 +193,7 @@ def _noise(
     another order or folds a batch norm would then seem to be far off.
     """
     names, runs = tuple(native), [native]
-    # What is quantized afterwards has another noise, and is not judged by it.
-    for seed in range(0 if precision == QUANTIZED else _MORE_RUNS):
+    for seed in range(noise_runs):
         with rounding.at_random(served, seed) as rounded:
             runs.append(run_all(rounded, tensors, names))
     return {name: noise.measure(reference[name], [run[name] for run in runs]) for name in names}
@@ -179,53 +209,6 @@ def _check_repeats(served: Served, tensors: Sequence[torch.Tensor], names: tuple
                 f"{name} is not the same for the same inputs twice: the model is random",
                 "nothing can be proved equal to it; take the random numbers out for inference",
             )
-
-
-def _check_alone(
-    alone: Callable[[int], dict[str, Array]],
-    reference: dict[str, Array],
-    measured: dict[str, Array],
-    precision: str,
-) -> None:
-    """Raises DeployError if a row's outputs depend on the others of its batch.
-
-    Rows from all over are computed alone: a model that chooses its way by all that it is given
-    may happen to go the same one with the first. Not looked at are rows that cannot be compared:
-    what blows rounding up that far does so in float64, too, which rounds another way alone.
-
-    Args:
-        alone: Computes a row alone, in float64.
-        measured: The noise of each output, `[rows, 2]`.
-    """
-    made_of = "fp32" if precision == QUANTIZED else precision
-    comparable = {
-        name: noise_floor.floor(reference[name], measured[name], made_of).comparable
-        for name in reference
-    }
-    count = len(next(iter(reference.values())))
-    chosen = np.unique(np.linspace(0, count - 1, _ALONE).astype(np.int64))
-    for row in map(int, chosen):
-        found = alone(row)
-        known = {name: whole for name, whole in reference.items() if comparable[name][row]}
-        if differing := _differ(known, row, found):
-            raise DeployError(
-                f"{differing[0]} of one row depends on the other rows of its batch",
-                "a server puts any rows into a batch; compute each from its own inputs alone",
-            )
-
-
-def _differ(reference: dict[str, Array], row: int, alone: dict[str, Array]) -> list[str]:
-    """Returns the outputs of which a row alone is not what it is among others, in float64."""
-    names = []
-    for name, whole in reference.items():
-        wanted = whole[row : row + 1]
-        if alone[name].shape != wanted.shape:
-            names.append(name)
-            continue
-        size = np.abs(wanted.astype(np.float64)).max(initial=0.0)
-        if np.abs(noise.difference(wanted, alone[name])).max(initial=0.0) > _INDEPENDENT * size:
-            names.append(name)
-    return names
 
 
 class _Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -24,6 +24,7 @@ from pipeline.stages import (
     precision_option,
 )
 from pipeline.training.weights import load
+from pipeline.verification import limits
 from pipeline.workflow import console
 from pipeline.workflow.artifacts import (
     CHECKPOINT,
@@ -107,9 +108,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     from exporters.onnx_describe import describe
     from exporters.onnx_files import write
     from exporters.program import save_program
+    from pipeline.exporting.batch_independence import check_rows_alone
     from pipeline.exporting.graphs import Source, export
     from pipeline.golden.file import EXTREMES
-    from pipeline.golden.reference import make_golden, output_names, run_all
+    from pipeline.golden.reference import ExactModel, make_golden, output_names, run_all
 
     # One thread: PyTorch's own rounding, and with it the noise floor, depends on the number.
     torch.set_num_threads(1)
@@ -142,7 +144,19 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     checkpoint = sha256_file(inputs[CHECKPOINT])
     arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
     memo = _memo(inputs, params, {"checkpoint": checkpoint, "outputs": [*names]}, arrays)
-    golden = make_golden(model, served, names, rows, params.precision, test, memo)
+    exact = ExactModel(model, names)
+    golden = make_golden(
+        model,
+        served,
+        exact,
+        rows,
+        params.precision,
+        test,
+        memo,
+        # What is quantized afterwards has another noise, and is not judged by it.
+        noise_runs=0 if params.precision == QUANTIZED else limits.NOISE_RUNS,
+    )
+    check_rows_alone(exact, golden)
     memo.save()
     metadata = {
         "assay.model": params.model,
@@ -251,8 +265,8 @@ def _outputs(params: Params) -> tuple[Artifact, ...]:
 
 
 def facts(params: Params) -> dict[str, str]:
-    """What defines the model, and the digests of the files of inputs that were given."""
-    found = models.get(params.model).facts()
+    """What defines the model, the limits, and the digests of files of inputs."""
+    found = {**models.get(params.model).facts(), **limits.facts()}
     for name in ("inputs", "calibration"):
         if (path := getattr(params, name)) is not None:
             found[name] = sha256_file(path)

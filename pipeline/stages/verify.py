@@ -10,6 +10,7 @@ from engines import hardware
 from pipeline import models
 from pipeline.report import verify as report
 from pipeline.stages import data_artifacts, data_option, model_option, precision_option
+from pipeline.verification import limits
 from pipeline.verification.acceptance import require_pass
 from pipeline.workflow.artifacts import (
     ENGINE,
@@ -86,11 +87,11 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
 
 
 def facts(params: Params) -> dict[str, str]:
-    """The backend's versions, and why it cannot run, if so."""
+    """The backend's versions, whether it can run here, and the limits of the verdict."""
     from pipeline.verification.engine_proof import runner
 
     engine = engines.get(runner(params.engine))
-    return {**engine.fingerprint(), "run": str(engine.available().run)}
+    return {**engine.fingerprint(), **limits.facts(), "run": str(engine.available().run)}
 
 
 def show(made: Made[Params]) -> None:

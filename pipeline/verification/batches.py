@@ -8,23 +8,24 @@ import numpy as np
 
 from engines.contract import Array, Outputs, Session
 from pipeline.golden.file import Golden
+from pipeline.verification import limits
 
 
-def batch_sizes(rows: int, limits: tuple[int, int] | None) -> tuple[int, ...]:
+def batch_sizes(rows: int, accepted: tuple[int, int] | None) -> tuple[int, ...]:
     """Returns the batch sizes to judge at: 1, 2, an odd one, and the largest there is."""
-    low, high = limits or (1, rows)
+    low, high = accepted or (1, rows)
     largest = max(low, min(high, rows))
-    return tuple(size for size in sorted({1, 2, 7, largest}) if low <= size <= largest)
+    return tuple(size for size in sorted({*limits.BATCH_SIZES, largest}) if low <= size <= largest)
 
 
-def rows_to_run(golden: Golden, limits: tuple[int, int] | None, tested: int) -> int:
+def rows_to_run(golden: Golden, accepted: tuple[int, int] | None, tested: int) -> int:
     """Returns how many rows a verdict takes, beside those that fill up a batch.
 
     Args:
         tested: Images of the test set; 0 means that the golden rows take their place.
     """
     rows = len(golden.cases)
-    at_sizes = [min(rows, 16 * size) for size in batch_sizes(rows, limits)]
+    at_sizes = [min(rows, limits.BATCHES_OF_A_SIZE * size) for size in batch_sizes(rows, accepted)]
     classified = tested
     if not tested and at_sizes[-1] < rows:  # else they have been run
         classified = len(golden.labels) or rows
@@ -34,16 +35,18 @@ def rows_to_run(golden: Golden, limits: tuple[int, int] | None, tested: int) -> 
 def run_rows(session: Session, golden: Golden, size: int) -> tuple[Array, Outputs]:
     """Runs golden rows through a session in batches of `size`.
 
-    All rows are run at large batches; at small ones enough rows to fill 16 batches, edge
-    cases included, since the question there is whether the batch size matters at all.
+    All rows are run at large batches; at small ones enough rows to fill several batches,
+    edge cases included, since the question there is whether the batch size matters at all.
 
     Returns:
         The row numbers that were run, and the outputs for them.
     """
     rows = len(golden.cases)
     wanted = np.arange(rows)
-    if rows > 16 * size:
-        wanted = np.concatenate([np.arange(8 * size), np.arange(rows - 8 * size, rows)])
+    most = limits.BATCHES_OF_A_SIZE * size
+    if rows > most:
+        first = most // 2
+        wanted = np.concatenate([np.arange(first), np.arange(rows - (most - first), rows)])
     parts: dict[str, list[Array]] = {}
     for start in range(0, len(wanted), size):
         chunk = wanted[start : start + size]

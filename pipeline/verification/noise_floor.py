@@ -9,18 +9,10 @@ import numpy as np
 from engines.contract import Array
 from exporters import QUANTIZED
 from pipeline.golden.noise import by_row
+from pipeline.verification import limits
 
 # The unit of rounding at each precision (the spacing of floats at 1).
 _UNIT = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7}
-# A row is beyond comparison where rounding moves it by more than this many units of its own
-# scale (ten of the 24 bits of fp32 are lost), or by more than this part of it. Such a model
-# multiplies any difference a thousandfold, and a few runs do not tell how far: an untrained
-# EfficientNet does so with a black image, whose outputs are ten thousand times as large as a
-# photograph's.
-_LOST = 2.0**10
-_PART = 1 / 8
-# How far a row's noise is raised towards the usual at most: its few runs are not off by more.
-_RAISED = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,8 @@ def floor(reference: Array, noise: Array, precision: str, least: float = 1.0) ->
     # A row of zeros has no scale of its own.
     scale = np.where(scale > 0, scale, np.sqrt(np.mean(np.square(rows))))
     peak = np.where(peak > 0, peak, rows.max())
-    comparable = noise[:, 0] <= (min(_LOST * unit, _PART) or _PART) * scale
+    part = min(limits.LOST_UNITS * unit, limits.LOST_PART) or limits.LOST_PART
+    comparable = noise[:, 0] <= part * scale
     comparable |= precision == QUANTIZED
     return Floor(
         rms=np.maximum(_steadied(noise[:, 0], scale, comparable), least * unit * scale),
@@ -94,5 +87,6 @@ def _steadied(noise: Array, scale: Array, comparable: Array) -> Array:
     if not known.any():
         return noise
     usual = np.median(noise[known] / scale[known]) * scale
-    mixed = np.minimum(np.sqrt((np.square(noise) + np.square(usual)) / 2), _RAISED * noise)
+    mean = np.sqrt((np.square(noise) + np.square(usual)) / 2)
+    mixed = np.minimum(mean, limits.RAISED_NOISE * noise)
     return np.maximum(noise, mixed)

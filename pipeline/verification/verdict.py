@@ -103,7 +103,7 @@ class Verdict:
     subject: str
     status: Status
     precision: str
-    k: tuple[float, float] = (limits.K, limits.K_MAX)
+    k: tuple[float, float] = field(default_factory=lambda: (limits.K, limits.K_MAX))
     batches: tuple[int, ...] = ()
     outputs: tuple[OutputVerdict, ...] = ()
     flips: Flips | None = None
