@@ -68,7 +68,8 @@ def export_graph(
 
     def translate(*, simplify: bool) -> tuple[Counter[str], onnx.ModelProto]:
         with trace_errors.recorded() as report, warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+            for category in (DeprecationWarning, FutureWarning):  # of torch's own parts
+                warnings.simplefilter("ignore", category)
             try:
                 translated = torch.onnx.export(
                     _without_bf16_einsum(program),
