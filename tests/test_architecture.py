@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.workflow import artifacts as workflow_artifacts
 from pipeline.workflow import chain
+from pipeline.workflow.artifacts import Artifact
 from tests.subset import ROOT
 
 PACKAGES = ("engines", "exporters", "pipeline")
@@ -45,6 +47,7 @@ ALLOWED = {
         "exporters",
         "pipeline/golden",
         "pipeline/verification",
+        "pipeline/workflow",
     },
     "pipeline/exporting": {
         "engines",
@@ -147,6 +150,22 @@ def test_engines_import_only_what_a_target_has() -> None:
                 imported.add(node.module.split(".")[0])
         name = str(path.relative_to(ROOT))
         assert imported <= allowed | vendors.get(name, set()), name
+
+
+def test_what_a_file_is_called_is_known_in_one_place() -> None:
+    artifacts = [each for each in vars(workflow_artifacts).values() if isinstance(each, Artifact)]
+    names = {each.name for each in artifacts} | {Path(each.record).name for each in artifacts}
+    # "engine" is a word of its own, too.
+    names = {name for name in names if "." in name and "{" not in name}
+    for path in sorted((ROOT / "pipeline").rglob("*.py")):
+        if path == ROOT / "pipeline" / "workflow" / "artifacts.py":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        keys = [key for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys]
+        keys += [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and node not in keys:
+                assert node.value not in names, f"{path}:{node.lineno}"
 
 
 def test_no_stage_imports_another() -> None:

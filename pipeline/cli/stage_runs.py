@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import engines
-from engines.errors import NotAvailableError, RefusedError, UsageError
+from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
 from exporters import QUANTIZED
 from pipeline import models
 from pipeline.data import registry
-from pipeline.workflow import console, runner
-from pipeline.workflow.artifacts import CHECKPOINT, ENGINE, GOLDEN, PROGRAM
-from pipeline.workflow.artifacts import GRAPH as GRAPH_FILE
+from pipeline.workflow import console, hints, runner
+from pipeline.workflow.artifacts import CHECKPOINT, ENGINE, GOLDEN, GRAPH, GRAPH_SUBJECT, PROGRAM
 from pipeline.workflow.chain import stage
 from pipeline.workflow.digests import require_file
 from pipeline.workflow.records import load
@@ -22,7 +21,6 @@ from pipeline.workflow.runner import Outcome, Store
 from pipeline.workflow.stage import Stage, check, options
 
 ALL = "all"
-GRAPH = "graph"
 
 
 def run_stage(
@@ -38,6 +36,7 @@ def run_stage(
         DeployError: The stage failed, or what it made says that something is wrong.
     """
     chosen = stage(name)
+    store = dataclasses.replace(store, images=_images(given) or store.images)
     given = localised(name, given)
     outcomes = []
     asked = _engines(chosen, given)
@@ -53,7 +52,8 @@ def run_stage(
             else:  # the engines named after it may well be had
                 lacking = lacking or error
     try:
-        chosen.show([(outcome.outputs, params) for outcome, params in outcomes])
+        with hints.completed(store.place):
+            chosen.show([(outcome.outputs, params) for outcome, params in outcomes])
         if lacking is not None:
             raise lacking
     except NotAvailableError:
@@ -65,13 +65,21 @@ def run_stage(
 
 def localised(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """Returns given parameters with a folder of images replaced by the name of its data set."""
-    data = given.get("data")
-    if data is None or data in registry.DATASETS or not Path(data).is_dir():
+    folder = _images(given)
+    if folder is None:
         return given
     from pipeline.data import imagefolder
 
-    found = {**given, "data": imagefolder.name_of(Path(data))}
-    return {**found, "data_dir": Path(data)} if name == "data" else found
+    found = {**given, "data": imagefolder.name_of(folder)}
+    return {**found, "data_dir": folder} if name == "data" else found
+
+
+def _images(given: dict[str, Any]) -> Path | None:
+    """Returns the folder of images that `--data` names, if it names one."""
+    data = given.get("data")
+    if data is None or data in registry.DATASETS or not Path(data).is_dir():
+        return None
+    return Path(data)
 
 
 def export(given: dict[str, Any], store: Store) -> list[Outcome]:
@@ -91,8 +99,13 @@ def export(given: dict[str, Any], store: Store) -> list[Outcome]:
 
 def _trained_on(given: dict[str, Any], store: Store) -> dict[str, Any]:
     """Returns given parameters with the data set that the model was trained on."""
-    record = load(store.root / CHECKPOINT.at(model=given["model"]).record)
-    if record is None or given.get("data") is not None:
+    if given.get("data") is not None:
+        return given
+    try:
+        record = load(store.root / CHECKPOINT.at(model=given["model"]).record)
+    except DeployError:
+        return given  # the stage will say so
+    if record is None:
         return given
     return {**given, "data": record.params.get("data")}
 
@@ -130,7 +143,8 @@ def verify_file(
         threads=params.threads,
     )
     report.show([verdict])
-    require_pass([verdict], file)
+    with hints.completed(store.place):
+        require_pass([verdict], params.model, file)
     return dataclasses.asdict(verdict)
 
 
@@ -158,12 +172,12 @@ def bisect(
     from pipeline.verification.bisection import search, windows
 
     need_torch("onnxscript")
-    subject, *more = given.get("engine") or [GRAPH]
+    subject, *more = given.get("engine") or [GRAPH_SUBJECT]
     if more or subject == ALL:
         raise UsageError("--bisect follows one engine at a time", "name one --engine")
     if plot is not None:
         growth.check_plot(plot)
-    params = stage("verify").params(**{**given, "engine": GRAPH})
+    params = stage("verify").params(**{**given, "engine": GRAPH_SUBJECT})
     if params.precision == QUANTIZED:
         raise UsageError(
             f"there is no PyTorch program in {QUANTIZED} to compare a graph with",
@@ -171,13 +185,13 @@ def bisect(
         )
     prober = windows.Prober(subject, params.device)
     prober.check()
-    graph = file or runner.require(GRAPH_FILE, params, store)
+    graph = file or runner.require(GRAPH, params, store)
     program = runner.require(PROGRAM, params, store)
     golden = golden or runner.require(GOLDEN, params, store)
     for path in (graph, golden):
         require_file(path)
     known = goldens.load(golden)
-    what = str(graph) if subject == GRAPH else subject
+    what = str(graph) if subject == GRAPH_SUBJECT else subject
     others = search.other_faults(graph, known)
     if search.takes_other_inputs(graph, known):
         growth.refuse(what, others)
@@ -213,7 +227,7 @@ def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
         step("data")
     step("train")
     step("export")
-    step("verify", engine=[GRAPH], tolerant=True)
+    step("verify", engine=[GRAPH_SUBJECT], tolerant=True)
     step("build", engine=asked)
     built = [each.params["engine"] for each in outcomes if each.stage == "build"]
     here = [name for name in built if engines.get(name).available().run]
@@ -264,7 +278,7 @@ def _all(name: str, given: dict[str, Any], store: Store) -> list[str]:
         if (store.root / ENGINE.at(engine=each, **fields).path).exists()
     ]
     if name == "verify":
-        return [GRAPH, *built]
+        return [GRAPH_SUBJECT, *built]
     if name == "bench":
         return [each for each in built if engines.get(each).available().run]
     return built

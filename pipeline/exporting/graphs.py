@@ -31,6 +31,7 @@ from pipeline.verification import engine_proof, limits, noise_floor, verdict
 from pipeline.verification.batches import batch_sizes
 from pipeline.verification.weight_audit import weights_of
 from pipeline.workflow import console
+from pipeline.workflow.artifacts import GRAPH, GRAPH_SUBJECT
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:
     """
     options = OpenOptions("cpu", threads=1, optimize=False)
     with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-        path = Path(folder) / "model.onnx"
+        path = Path(folder) / GRAPH.name
         write(graph, path)
         try:
             session = engines.get(engine_proof.GRAPH_RUNNER).open(path, options)
@@ -181,7 +182,7 @@ def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:
             return "not run"
         with closing(session):
             sizes = batch_sizes(len(source.golden.cases), session.batch)[-1:]
-            return verdict.judge("graph", session, source.golden, sizes=sizes).status
+            return verdict.judge(GRAPH_SUBJECT, session, source.golden, sizes=sizes).status
 
 
 def _removed(before: Counter[str], after: onnx.ModelProto) -> dict[str, int]:

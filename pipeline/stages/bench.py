@@ -16,6 +16,7 @@ from exporters import PRECISIONS
 from pipeline import models
 from pipeline.report import bench as report
 from pipeline.stages import model_option, precision_option
+from pipeline.workflow import hints
 from pipeline.workflow.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json
 from pipeline.workflow.stage import Made, Stage, option
@@ -63,7 +64,7 @@ def resolve(params: Params) -> Params:
     if not params.engine:
         raise DeployError(
             f"no engine of {params.model} that runs here is built",
-            f"run `assay build {params.model}`",
+            f"run `{hints.command('build', vars(params) | {'engine': None})}`",
         )
     ordered = sorted(set(params.engine), key=lambda name: (name != BASELINE, name))
     budget = params.budget

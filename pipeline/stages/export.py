@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import hardware
-from engines.cache import slug
 from engines.errors import DeployError, UsageError
 from exporters import QUANTIZED
 from pipeline import models
@@ -25,7 +24,7 @@ from pipeline.stages import (
 )
 from pipeline.training.weights import load
 from pipeline.verification import limits
-from pipeline.workflow import console
+from pipeline.workflow import console, hints
 from pipeline.workflow.artifacts import (
     CHECKPOINT,
     CONTENTS,
@@ -42,6 +41,7 @@ from pipeline.workflow.artifacts import (
     TRAINING,
     Artifact,
     Paths,
+    reference_cache,
 )
 from pipeline.workflow.digests import read_json, sha256_file, write_json
 from pipeline.workflow.stage import Made, Stage, option
@@ -119,7 +119,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     if training["data"] != params.data:
         raise DeployError(
             f"{params.model} was trained on {training['data']}, not on {params.data}",
-            f"leave --data out, or run `assay train {params.model} --data …`",
+            f"leave --data out, or run `{hints.command('train', _train_params(params))}`",
         )
     contents = None
     if params.data is not None:
@@ -180,6 +180,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     write_json(outputs[DESCRIPTION], {**describe(found.graph).document(), **found.notes})
 
 
+def _train_params(params: Params) -> dict[str, Any]:
+    return {"model": params.model, "data": params.data}
+
+
 def _preprocessing(model: Model) -> str:
     from exporters.module import Preprocess
 
@@ -233,7 +237,7 @@ def _memo(
         "cpus": hardware.available_cpus(),
         **{name: hardware.version(name) for name in ("torch", "torchvision", "timm")},
     }
-    return Memo(inputs.root / ".reference" / f"{slug(params.model)}.npz", key_of(said, arrays))
+    return Memo(reference_cache(inputs.root, params.model), key_of(said, arrays))
 
 
 def _test_set(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import hardware
-from engines.cache import slug
 from engines.errors import DeployError, UsageError
 from pipeline import models
 from pipeline.data import registry
@@ -28,6 +27,7 @@ from pipeline.workflow.artifacts import (
     TRAINING,
     Artifact,
     Paths,
+    training_state,
 )
 from pipeline.workflow.digests import read_json, sha256_file, write_json
 from pipeline.workflow.stage import Made, Stage, option
@@ -179,7 +179,7 @@ def _job(inputs: Paths, params: Params) -> Job:
         limit=params.limit,
         weights=params.weights,
         settings=Settings(**{name: values[name] for name in names}),
-        state=inputs.root / ".resume" / f"{slug(params.model)}.safetensors",
+        state=training_state(inputs.root, params.model),
         depends={
             "facts": facts(params),
             "data": [sha256_file(inputs.locate(artifact)) for artifact in inputs.declared],
