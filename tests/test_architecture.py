@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from exporters import PRECISIONS
 from pipeline.workflow import artifacts as workflow_artifacts
 from pipeline.workflow import chain
 from pipeline.workflow.artifacts import Artifact
@@ -168,6 +169,17 @@ def test_what_a_file_is_called_is_known_in_one_place() -> None:
                 assert node.value not in names, f"{path}:{node.lineno}"
 
 
+def test_a_precision_is_named_in_its_table_alone() -> None:
+    # What the precision of an engine's layer or a training's autocast is called is their own.
+    others = {"exporters/__init__.py", "pipeline/golden/rounding.py", "pipeline/training/loop.py"}
+    for path in [each for each in SOURCES if not str(each.relative_to(ROOT)).startswith("engines")]:
+        if str(path.relative_to(ROOT)) in others:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant):
+                assert node.value not in PRECISIONS, f"{path}:{node.lineno}"
+
+
 def test_no_stage_imports_another() -> None:
     stages = {f"pipeline.stages.{name}" for name in chain.STAGES}
     for name in chain.STAGES:
@@ -209,6 +221,10 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
     after = loaded_by("import pipeline.cli.main")
     ours = {"pipeline", "exporters", "engines", "click"}
     assert after - before - set(sys.stdlib_module_names) <= ours
+
+
+def test_the_table_of_precisions_loads_no_torch() -> None:
+    assert loaded_by("import exporters").isdisjoint({"torch", "numpy", "onnx"})
 
 
 def test_help_loads_neither_numpy_nor_torch() -> None:

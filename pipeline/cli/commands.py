@@ -15,7 +15,12 @@ from pipeline.workflow import console
 
 @click.command()
 @click.argument("model")
-@click.option("--precision", default="fp32", show_default=True, help="Precision of the graph.")
+@click.option(
+    "--precision",
+    default=exporters.DEFAULT_PRECISION,
+    show_default=True,
+    help="Precision of the graph.",
+)
 @storing
 def report(model: str, precision: str, **values: Any) -> None:
     """Print what has been made of a model: accuracy, verdicts, latency, bundle."""

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from engines.errors import DeployError, UsageError, suggestion
+from exporters import DEFAULT_PRECISION
 from pipeline import __version__
 from pipeline.cli import commands, stage_runs
 from pipeline.cli.flags import make_store, storing
@@ -155,7 +156,7 @@ def _add_run() -> None:
         outcomes = stage_runs.run_all(given, store)
         skipped = sum(outcome.skipped for outcome in outcomes)
         console.say(f"{len(outcomes)} stages, {skipped} skipped")
-        found = summary.collect(given["model"], given.get("precision", "fp32"), store)
+        found = summary.collect(given["model"], given.get("precision", DEFAULT_PRECISION), store)
         summary.show(found)
         console.document({"outcomes": _document(outcomes), "summary": found.document()})
 

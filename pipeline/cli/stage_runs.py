@@ -9,7 +9,7 @@ from typing import Any
 
 import engines
 from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
-from exporters import QUANTIZED
+from exporters import DEFAULT_PRECISION, PRECISIONS
 from pipeline import models
 from pipeline.data import registry
 from pipeline.workflow import console, hints, runner
@@ -178,10 +178,11 @@ def bisect(
     if plot is not None:
         growth.check_plot(plot)
     params = stage("verify").params(**{**given, "engine": GRAPH_SUBJECT})
-    if params.precision == QUANTIZED:
+    precision = PRECISIONS[params.precision]
+    if precision.quantized:
         raise UsageError(
-            f"there is no PyTorch program in {QUANTIZED} to compare a graph with",
-            "bisect the fp32 graph that it was made of",
+            f"there is no PyTorch program in {precision.name} to compare a graph with",
+            f"bisect the {precision.made_from} graph that it was made of",
         )
     prober = windows.Prober(subject, params.device)
     prober.check()
@@ -271,7 +272,7 @@ def _all(name: str, given: dict[str, Any], store: Store) -> list[str]:
                 console.say(f"build: without {each}: {state.reason}")
         return [each for each, state in found.items() if state.build]
     fields = {key: value for key, value in given.items() if isinstance(value, str)}
-    fields.setdefault("precision", "fp32")
+    fields.setdefault("precision", DEFAULT_PRECISION)
     built = [
         each
         for each in engines.names()

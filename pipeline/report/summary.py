@@ -9,7 +9,7 @@ from typing import Any
 
 import engines
 from engines.errors import DeployError
-from exporters import PRECISIONS
+from exporters import DEFAULT_PRECISION
 from pipeline.report.train import describe
 from pipeline.workflow import console, hints
 from pipeline.workflow.artifacts import (
@@ -92,7 +92,7 @@ def collect(model: str, precision: str, store: Store) -> Summary:
         bundle=None if bundle is None else str(bundle),
         notes=tuple(notes),
     )
-    words = model if precision == PRECISIONS[0] else f"{model} --precision {precision}"
+    words = model if precision == DEFAULT_PRECISION else f"{model} --precision {precision}"
     if found.training is None and not found.verdicts and not notes:
         raise DeployError(
             f"nothing has been made of {model} in {store.root} yet",

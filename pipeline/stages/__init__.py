@@ -41,7 +41,11 @@ def data_option(default: str | None) -> Any:
 
 def precision_option() -> Any:
     """Declares `--precision`."""
-    return option("fp32", text="Precision of the graph.", names=lambda: list(exporters.PRECISIONS))
+    return option(
+        exporters.DEFAULT_PRECISION,
+        text="Precision of the graph.",
+        names=lambda: list(exporters.PRECISIONS),
+    )
 
 
 def data_artifacts(
@@ -56,5 +60,5 @@ def engine_source(name: str, precision: str) -> Artifact:
     engine = engines.get(name)
     if engine.source == "program":
         return PROGRAM
-    on_cpu = precision == exporters.QUANTIZED and engine.devices == ("cpu",)
-    return CPU_GRAPH if on_cpu else GRAPH
+    for_cpu = exporters.PRECISIONS[precision].cpu_graph and engine.devices == ("cpu",)
+    return CPU_GRAPH if for_cpu else GRAPH

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import engines
 from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
-from exporters import QUANTIZED
+from exporters import PRECISIONS
 from pipeline.report import build as report
 from pipeline.stages import engine_source, model_option, precision_option
 from pipeline.workflow import console
@@ -70,10 +70,11 @@ def resolve(params: Params) -> Params:
         params = Params(params.model, params.precision, params.engine)
     else:
         params = dataclasses.replace(params, target_sm=tuple(sorted(set(params.target_sm))))
-    if params.precision == QUANTIZED and engines.get(params.engine).source == "program":
+    precision = PRECISIONS[params.precision]
+    if precision.quantized and engines.get(params.engine).source == "program":
         raise NotAvailableError(
-            f"engine {params.engine!r} has no {QUANTIZED}: it runs the PyTorch program, and"
-            f" {QUANTIZED} is made of the ONNX graph",
+            f"engine {params.engine!r} has no {precision.name}: it runs the PyTorch program, and"
+            f" {precision.name} is made of the ONNX graph",
             "build another engine",
         )
     return params

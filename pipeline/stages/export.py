@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines import hardware
 from engines.errors import DeployError, UsageError
-from exporters import QUANTIZED
+from exporters import PRECISIONS, QUANTIZED
 from pipeline import models
 from pipeline.data import registry
 from pipeline.report import export as report
@@ -79,7 +79,8 @@ class Params:
     )
     calibration: Path | None = option(
         None,
-        text="int8: calibrate on the inputs in this .npz file [training images].",
+        text=f"{', '.join(QUANTIZED)}: calibrate on the inputs in this .npz file"
+        " [training images].",
         key=False,
     )
 
@@ -89,10 +90,10 @@ def resolve(params: Params) -> Params:
     for path in (params.inputs, params.calibration):
         if path is not None and not path.is_file():
             raise DeployError(f"there is no file {path}", "give the path of an .npz file")
-    if params.calibration is not None and params.precision != QUANTIZED:
+    if params.calibration is not None and not PRECISIONS[params.precision].quantized:
         raise UsageError(
-            f"--calibration is for {QUANTIZED}, not for {params.precision}",
-            f"leave it out, or give --precision {QUANTIZED}",
+            f"--calibration is for {' and '.join(QUANTIZED)}, not for {params.precision}",
+            f"leave it out, or give --precision {QUANTIZED[0]}",
         )
     return dataclasses.replace(params, data=params.data or models.get(params.model).dataset)
 
@@ -103,7 +104,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     import numpy as np
     import torch
 
-    from exporters.cast import DTYPES, typed
+    from exporters.cast import dtype_of, typed
     from exporters.module import Served
     from exporters.onnx_describe import describe
     from exporters.onnx_files import write
@@ -140,7 +141,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     )
     if kept:
         console.say(f"export: kept in fp32, since {params.precision} overflows: {', '.join(kept)}")
-    served = Served(network, model.prepare, DTYPES[params.precision]).eval()
+    served = Served(network, model.prepare, dtype_of(params.precision)).eval()
     checkpoint = sha256_file(inputs[CHECKPOINT])
     arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
     memo = _memo(inputs, params, {"checkpoint": checkpoint, "outputs": [*names]}, arrays)
@@ -154,7 +155,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         test,
         memo,
         # What is quantized afterwards has another noise, and is not judged by it.
-        noise_runs=0 if params.precision == QUANTIZED else limits.NOISE_RUNS,
+        noise_runs=0 if PRECISIONS[params.precision].quantized else limits.NOISE_RUNS,
     )
     check_rows_alone(exact, golden)
     memo.save()
@@ -255,15 +256,15 @@ def _test_set(
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
     wanted: tuple[Artifact, ...] = (TEST_IMAGES, TEST_LABELS, CONTENTS)
-    if params.precision == QUANTIZED and params.calibration is None:
+    if PRECISIONS[params.precision].quantized and params.calibration is None:
         wanted += (TRAIN_IMAGES, TRAIN_LABELS)
     return (CHECKPOINT, TRAINING, *data_artifacts(params.data, wanted))
 
 
 def _outputs(params: Params) -> tuple[Artifact, ...]:
     found: tuple[Artifact, ...] = (GRAPH, GRAPH_DATA, GOLDEN, DESCRIPTION)
-    if params.precision == QUANTIZED:
-        return (*found, CPU_GRAPH)
+    if PRECISIONS[params.precision].quantized:
+        return (*found, CPU_GRAPH) if PRECISIONS[params.precision].cpu_graph else found
     # TorchScript traces what torch.export cannot: there is no program then.
     return (*found, PROGRAM) if params.exporter == EXPORTERS[0] else found
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines import hardware
 from engines.errors import DeployError, UsageError
+from exporters import REDUCED
 from pipeline import models
 from pipeline.data import registry
 from pipeline.report import train as report
@@ -71,7 +72,7 @@ class Params:
     amp: str = option(
         "none",
         text="Mixed precision; for GPUs, as it makes most CPUs slower.",
-        names=lambda: ["none", "bf16", "fp16"],
+        names=lambda: ["none", *REDUCED],
     )
     resume: bool = option(
         False, text="Go on where an interrupted training with the same options stopped.", key=False

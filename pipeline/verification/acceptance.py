@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.errors import NotAvailableError, ParityError
-from exporters import QUANTIZED
+from exporters import PRECISIONS
 from pipeline.workflow import hints
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def require_pass(verdicts: Sequence[Verdict], model: str, file: Path | None = No
             hint = f"`{words} --bisect` names the first node that differs, if any"
             if verdict.status == "vacuous":
                 hint = "no engine can be proved by it; look at the model's weights and inputs"
-            elif verdict.precision == QUANTIZED:
+            elif PRECISIONS[verdict.precision].quantized:
                 hint = "calibrate on other data, or deploy another precision"
             raise ParityError(
                 f"{verdict.subject} is not proved equal to the PyTorch model: {verdict.reason}",
