@@ -9,18 +9,17 @@ from typing import Any
 
 import engines
 from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
-from exporters import DEFAULT_PRECISION, PRECISIONS
+from exporters import PRECISIONS
 from pipeline import models
+from pipeline.cli.options import ALL
 from pipeline.data import registry
 from pipeline.workflow import console, hints, runner
-from pipeline.workflow.artifacts import CHECKPOINT, ENGINE, GOLDEN, GRAPH, GRAPH_SUBJECT, PROGRAM
+from pipeline.workflow.artifacts import CHECKPOINT, GOLDEN, GRAPH, GRAPH_SUBJECT, PROGRAM
 from pipeline.workflow.chain import stage
 from pipeline.workflow.digests import require_file
 from pipeline.workflow.records import load
 from pipeline.workflow.runner import Outcome, Store
-from pipeline.workflow.stage import Stage, check, options
-
-ALL = "all"
+from pipeline.workflow.stage import Option, Stage, check, options
 
 
 def run_stage(
@@ -45,10 +44,11 @@ def run_stage(
         try:
             outcomes.append((runner.run(chosen, params, store), params))
         except (NotAvailableError, RefusedError) as error:
-            if name != "build":
+            spread = _spread(chosen)
+            if spread is None or not spread.meaning.lenient:
                 raise
             if ALL in asked:
-                console.say(f"build: without {params.engine}: {error.message}")
+                console.say(f"{name}: without {getattr(params, spread.name)}: {error.message}")
             else:  # the engines named after it may well be had
                 lacking = lacking or error
     try:
@@ -70,8 +70,12 @@ def localised(name: str, given: dict[str, Any]) -> dict[str, Any]:
         return given
     from pipeline.data import imagefolder
 
-    found = {**given, "data": imagefolder.name_of(folder)}
-    return {**found, "data_dir": folder} if name == "data" else found
+    declared = options(stage(name).params)
+    values: dict[str, Any] = {
+        option.name: imagefolder.name_of(folder) for option in declared if option.meaning.images
+    }
+    values |= {option.name: folder for option in declared if option.meaning.images_folder}
+    return {**given, **values}
 
 
 def _images(given: dict[str, Any]) -> Path | None:
@@ -82,19 +86,21 @@ def _images(given: dict[str, Any]) -> Path | None:
     return Path(data)
 
 
-def export(given: dict[str, Any], store: Store) -> list[Outcome]:
-    """Runs the export stage; first takes the weights of a model that nothing has trained.
+def run_command(
+    name: str, given: dict[str, Any], store: Store, extra: dict[str, Any]
+) -> list[Outcome]:
+    """Runs a stage as its command does: after the stage that it says has to run first, if any.
 
     Args:
-        given: As for `run_stage`; `weights` names a file of weights.
+        given: As for `run_stage`.
+        extra: Options of the command alone.
     """
-    model, weights = given["model"], given.pop("weights", None)
     outcomes = []
-    taken = (store.root / CHECKPOINT.at(model=model).path).exists()
-    if weights is not None or not (taken or models.get(model).trainable):
-        first = {"model": model, "weights": weights, "data": given.get("data")}
-        outcomes += run_stage("train", {k: v for k, v in first.items() if v is not None}, store)
-    return outcomes + run_stage("export", given, store)
+    if first := stage(name).first({**given, **extra}, store.root):
+        known = {option.name for option in options(stage(first).params)}
+        passed = {key: value for key, value in {**given, **extra}.items() if key in known}
+        outcomes += run_stage(first, passed, store)
+    return outcomes + run_stage(name, given, store)
 
 
 def _trained_on(given: dict[str, Any], store: Store) -> dict[str, Any]:
@@ -111,7 +117,7 @@ def _trained_on(given: dict[str, Any], store: Store) -> dict[str, Any]:
 
 
 def verify_file(
-    file: Path, golden: Path | None, given: dict[str, Any], store: Store
+    given: dict[str, Any], store: Store, *, file: Path, golden: Path | None = None
 ) -> dict[str, Any]:
     """Judges a file that no stage made, prints the verdict and returns its JSON form.
 
@@ -149,11 +155,13 @@ def verify_file(
 
 
 def bisect(
-    file: Path | None,
-    golden: Path | None,
-    plot: Path | None,
     given: dict[str, Any],
     store: Store,
+    *,
+    file: Path | None = None,
+    golden: Path | None = None,
+    plot: Path | None = None,
+    **_flag: bool,
 ) -> dict[str, Any]:
     """Looks for the first value of a graph that is not the model's; prints, returns its JSON form.
 
@@ -241,45 +249,30 @@ def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
 
 def _expand(chosen: Stage[Any], given: dict[str, Any], store: Store) -> list[Any]:
     """Returns the parameters of each run that the given options ask for."""
-    fields = {option.name: option for option in options(chosen.params)}
-    if chosen.name in ("export", "verify"):
+    if any(option.meaning.as_trained for option in options(chosen.params)):
         given = _trained_on(given, store)
-    if "engine" not in fields:
+    spread = _spread(chosen)
+    if spread is None or spread.meaning.every is None:
         return [chosen.params(**given)]
     names = _engines(chosen, given)
     if ALL in names:
         rest = [name for name in names if name != ALL]
-        names = rest or _all(chosen.name, given, store)
-    if fields["engine"].many:
-        return [chosen.params(**{**given, "engine": tuple(names)})]
-    return [chosen.params(**{**given, "engine": name}) for name in dict.fromkeys(names)]
+        names = rest or spread.meaning.every(given, store.root)
+    if spread.many:
+        return [chosen.params(**{**given, spread.name: tuple(names)})]
+    return [chosen.params(**{**given, spread.name: name}) for name in dict.fromkeys(names)]
+
+
+def _spread(chosen: Stage[Any]) -> Option | None:
+    """Returns the option of a stage that takes several values or "all", if it has one."""
+    declared = options(chosen.params)
+    return next((option for option in declared if option.meaning.every is not None), None)
 
 
 def _engines(chosen: Stage[Any], given: dict[str, Any]) -> list[str]:
     """Returns the engines that are asked for, by name or as "all"."""
-    if given.get("engine"):
-        return list(given["engine"])
-    defaults = [option.default for option in options(chosen.params) if option.name == "engine"]
-    return [n for each in defaults for n in (each if isinstance(each, tuple) else [each])]
-
-
-def _all(name: str, given: dict[str, Any], store: Store) -> list[str]:
-    """Returns the engines that "all" stands for in a stage."""
-    if name == "build":
-        found = {each: engines.get(each).available() for each in engines.names()}
-        for each, state in found.items():
-            if not state.build:
-                console.say(f"build: without {each}: {state.reason}")
-        return [each for each, state in found.items() if state.build]
-    fields = {key: value for key, value in given.items() if isinstance(value, str)}
-    fields.setdefault("precision", DEFAULT_PRECISION)
-    built = [
-        each
-        for each in engines.names()
-        if (store.root / ENGINE.at(engine=each, **fields).path).exists()
-    ]
-    if name == "verify":
-        return [GRAPH_SUBJECT, *built]
-    if name == "bench":
-        return [each for each in built if engines.get(each).available().run]
-    return built
+    spread = _spread(chosen)
+    if spread is None:
+        return []
+    values = given.get(spread.name) or spread.default
+    return [values] if isinstance(values, str) else list(values)

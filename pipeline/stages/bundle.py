@@ -13,7 +13,7 @@ from engines.errors import DeployError, ParityError
 from pipeline import __version__
 from pipeline.report import bundle as report
 from pipeline.report.train import describe
-from pipeline.stages import engine_source, model_option, precision_option
+from pipeline.stages import built_engines, engine_source, model_option, precision_option
 from pipeline.workflow import hints
 from pipeline.workflow.artifacts import (
     BUNDLE,
@@ -34,7 +34,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json
-from pipeline.workflow.stage import Made, Stage, option
+from pipeline.workflow.stage import Made, Meaning, Stage, option
 
 _ACCEPTED = ("pass", "not run")
 
@@ -46,9 +46,14 @@ class Params:
     model: str = model_option()
     precision: str = precision_option()
     engine: tuple[str, ...] = option(
-        ("all",), text='Built engines to put in, or "all" that are built.', names=engines.names
+        ("all",),
+        text='Built engines to put in, or "all" that are built.',
+        names=engines.names,
+        meaning=Meaning(every=built_engines),
     )
-    measurements: bool = option(True, text="Put the measurements in.")
+    measurements: bool = option(
+        True, text="Put the measurements in.", meaning=Meaning(in_run=False)
+    )
 
 
 def resolve(params: Params) -> Params:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ class Params:
     opset: int | None = option(
         None, text="ONNX opset, 18 to 23 [the exporter's own].", low=18, high=23
     )
-    data: str | None = data_option(None)
+    data: str | None = data_option(None, as_trained=True)
     inputs: Path | None = option(
         None,
         text="Golden inputs from this .npz file, an array for each input [test images].",
@@ -83,6 +83,23 @@ class Params:
         " [training images].",
         key=False,
     )
+
+
+@dataclass(frozen=True)
+class CommandOptions:
+    """Options of the command alone."""
+
+    weights: Path | None = option(
+        None, text="Weights of a model that is not trained here: a safetensors or torch file."
+    )
+
+
+def first(params: Mapping[str, Any], root: Path) -> str:
+    """Returns the stage that takes the weights of a model that nothing has trained, or ""."""
+    model = params["model"]
+    taken = (root / CHECKPOINT.at(model=model).path).exists()
+    wanted = params.get("weights") is not None
+    return CHECKPOINT.stage if wanted or not (taken or models.get(model).trainable) else ""
 
 
 def resolve(params: Params) -> Params:
@@ -295,5 +312,7 @@ STAGE = Stage(
     tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime-gpu", "numpy"),
     facts=facts,
     resolve=resolve,
+    command=CommandOptions,
+    first=first,
     show=show,
 )

@@ -50,7 +50,7 @@ def command(stage: str, params: Mapping[str, Any]) -> str:
 
 
 def _words(option: Option, value: Any) -> list[str]:
-    flag = f"--{option.name.replace('_', '-')}"
+    flag = option.flag
     if option.type is bool:
         return [flag if value else f"--no-{flag[2:]}"]
     if isinstance(value, list | tuple):
