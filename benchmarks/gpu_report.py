@@ -344,6 +344,12 @@ def page(content: dict[str, Any]) -> str:
         ]
         if "measurements" not in case:
             continue
+        for state in case["measurements"].get("machine", {}).get("gpu_states_after", []):
+            rest.append(
+                f"- {named}: at the end of its measurements the GPU ran at {state['sm_mhz']} MHz,"
+                f" {state['celsius']} °C, {state['watts']} W; reasons to throttle:"
+                f" {state['throttling']}"
+            )
         lines += _lines(case, content["work"][case["model"]], known)
     return "\n".join([*lines, "", *rest]).rstrip() + "\n"
 

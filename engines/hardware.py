@@ -16,6 +16,15 @@ from pathlib import Path
 from typing import Any
 
 _PROBE_SECONDS = 20
+# What nvidia-smi calls it, and what it is called here.
+_STATE = {
+    "clocks.sm": "sm_mhz",
+    "clocks.mem": "memory_mhz",
+    "temperature.gpu": "celsius",
+    "power.draw": "watts",
+    "memory.used": "used_mib",
+    "clocks_event_reasons.active": "throttling",
+}
 
 
 def available_cpus() -> int:
@@ -141,6 +150,28 @@ def _listed() -> list[str]:
     # Where there is none, it says so in words.
     rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line]
     return [f"{name.strip()} (driver {version.strip()})" for name, version in rows]
+
+
+def gpu_states() -> list[dict[str, str]]:
+    """Returns clocks, temperature, power, memory and throttling of each GPU; empty without one.
+
+    In the units of nvidia-smi: MHz, degrees Celsius, W and MiB. `throttling` is a bit mask of
+    reasons, 0x0000000000000000 for none and 0x0000000000000001 for an idle GPU.
+    """
+    tool = shutil.which("nvidia-smi")
+    if tool is None or not gpus():
+        return []
+    names = ("uuid", *_STATE)
+    command = [tool, f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=True
+        )
+    except (subprocess.SubprocessError, OSError):
+        return []
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+    keys = ("uuid", *_STATE.values())
+    return [dict(zip(keys, row, strict=True)) for row in rows if len(row) == len(keys)]
 
 
 def gpu_fingerprint(index: int = 0) -> dict[str, str]:

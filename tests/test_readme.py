@@ -1,8 +1,10 @@
-"""The README says what is there, and its commands work."""
+"""The README and the documents say what is there, and their commands and examples work."""
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +16,23 @@ from tests.conftest import Process
 from tests.subset import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.strip()
-]
+DOCUMENTS = {
+    path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
+}
+# In the order in which their commands work one after the other; those that are left out have none.
+ORDER = ("stages.md", "precisions.md", "models.md", "bundles.md", "python.md")
+
+
+def commands_of(text: str) -> list[str]:
+    return [
+        line
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+        if line.strip()
+    ]
+
+
+COMMANDS = [line for text in (README, *DOCUMENTS.values()) for line in commands_of(text)]
 
 
 def make(*words: str) -> str:
@@ -28,16 +41,67 @@ def make(*words: str) -> str:
 
 
 @pytest.mark.timeout(900)  # some minutes on a slow machine
-def test_the_commands_work_one_after_the_other(
+def test_the_commands_and_examples_work_one_after_the_other(
     tmp_path: Path, process: Callable[..., Process]
 ) -> None:
-    for name, source in re.findall(r"```python\n# (\S+)\n(.*?)```", README, re.DOTALL):
-        (tmp_path / name).write_text(source)
-    ran = [shlex.split(line) for line in COMMANDS if line.startswith("assay ")]
-    assert len(ran) >= 9
-    for words in ran:
-        result = process(*words[1:], cwd=tmp_path).run()
-        assert result.code == 0, f"{' '.join(words)}\n{result.err}"
+    ran = 0
+    for name in ORDER:
+        blocks = re.findall(r"```(sh|python)\n(.*?)```", DOCUMENTS[name], re.DOTALL)
+        for language, block in blocks:
+            if language == "python":
+                source = re.match(r"# (\S+\.py)\n", block)
+                assert source, f"{name}: an example without the name of its file"
+                (tmp_path / source[1]).write_text(block)
+                if source[1] in ("chain.py", "predict.py"):
+                    run_example(tmp_path / source[1])
+                continue
+            for line in block.splitlines():
+                if line.startswith("assay "):
+                    result = process(*shlex.split(line)[1:], cwd=tmp_path).run()
+                    assert result.code == 0, f"{name}: {line}\n{result.err}"
+                    ran += 1
+    others = [name for name in DOCUMENTS if name not in ORDER]
+    assert ran == sum(line.startswith("assay ") for line in COMMANDS)
+    assert not any(
+        line.startswith("assay ") for name in others for line in commands_of(DOCUMENTS[name])
+    )
+
+
+def run_example(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, path],
+        cwd=path.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{path.name}\n{done.stderr}"
+    assert done.stdout
+
+
+def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    script = tmp_path / "example.py"
+    script.write_text(
+        "from tests.subset import SUBSET, hurry, registry\n"
+        "registry.DATASETS['fashion-mnist'] = SUBSET\nhurry()\n"
+        + block.replace('"lenet", ', '"lenet", preset="quick", ')
+    )
+    run_example(script)
+
+
+@pytest.mark.parametrize("name", ["README.md", *(f"docs/{name}" for name in DOCUMENTS)])
+def test_links_lead_somewhere(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if not target.startswith("https://"):
+            assert ((ROOT / name).parent / target).exists(), target
+
+
+def test_the_readme_is_short_and_links_every_document() -> None:
+    assert len(README.splitlines()) <= 130
+    assert all(f"](docs/{name}" in README for name in DOCUMENTS)
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make ")])
@@ -46,6 +110,7 @@ def test_the_make_targets_are_there(line: str) -> None:
 
 
 def test_every_command_line_is_one_of_the_two() -> None:
+    assert COMMANDS
     assert all(line.startswith(("assay ", "make ")) for line in COMMANDS)
 
 
@@ -54,6 +119,7 @@ def test_it_lists_every_stage_and_engine() -> None:
         assert f"| `assay {name}" in README
     for name in engines.names():
         assert f"| `{name}` |" in README
+        assert f"| `{name}` |" in DOCUMENTS["engines.md"]
 
 
 def test_make_help_says_what_each_target_does() -> None:

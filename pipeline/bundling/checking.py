@@ -58,6 +58,45 @@ def _check_made(bundle: Path, manifest: dict[str, Any], records: Mapping[str, Re
             raise DeployError(f"{bundle}: the chain of records is broken: no record made {path}")
 
 
+@dataclass(frozen=True)
+class Unpacked:
+    """A bundle in a folder, with every digest right and its chain of records whole.
+
+    Attributes:
+        links: How many links of the chain of digests hold.
+        subjects: What can be proved, by name: "graph" and engines, with the file of each.
+    """
+
+    manifest: dict[str, Any]
+    links: int
+    subjects: dict[str, Path]
+    golden: Path
+    precision: str
+
+
+def unpack(bundle: Path, root: Path) -> Unpacked:
+    """Unpacks a bundle into an empty folder, and opens nothing of it.
+
+    Raises:
+        DeployError: The bundle is damaged or its chain is broken.
+    """
+    if not bundle.is_file():
+        raise DeployError(f"there is no bundle {bundle}", "make one with `assay bundle MODEL`")
+    manifest = archive.extract(bundle, root)
+    try:
+        _check_listed(bundle, manifest)
+        digests = {name: entry["sha256"] for name, entry in manifest["members"].items()}
+        records = provenance.read_records(root, manifest["records"])
+        links = provenance.check(records, digests)
+        _check_made(bundle, manifest, records)
+        subjects = {engine_proof.GRAPH: root / manifest["graph"]}
+        subjects |= {name: root / entry["path"] for name, entry in manifest["engines"].items()}
+        golden, precision = root / manifest["golden"], manifest["precision"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DeployError(f"{bundle}: manifest.json is not valid: {error!r}") from error
+    return Unpacked(manifest, links, subjects, golden, precision)
+
+
 def check(bundle: Path, device: str, threads: int) -> Checked:
     """Checks a bundle and proves every engine that can run here on its golden file.
 
@@ -65,25 +104,13 @@ def check(bundle: Path, device: str, threads: int) -> Checked:
         DeployError: The bundle is damaged or its chain is broken.
         NotAvailableError: Nothing in it can be run on this machine.
     """
-    if not bundle.is_file():
-        raise DeployError(f"there is no bundle {bundle}", "make one with `assay bundle MODEL`")
     with tempfile.TemporaryDirectory(prefix="assay-check-") as folder:
-        root = Path(folder)
-        manifest = archive.extract(bundle, root)
-        try:
-            _check_listed(bundle, manifest)
-            digests = {name: entry["sha256"] for name, entry in manifest["members"].items()}
-            records = provenance.read_records(root, manifest["records"])
-            links = provenance.check(records, digests)
-            _check_made(bundle, manifest, records)
-            subjects = [(engine_proof.GRAPH, root / manifest["graph"])]
-            subjects += [(n, root / e["path"]) for n, e in manifest["engines"].items()]
-            golden, precision = root / manifest["golden"], manifest["precision"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DeployError(f"{bundle}: manifest.json is not valid: {error!r}") from error
+        unpacked = unpack(bundle, Path(folder))
         verdicts = [
-            engine_proof.prove(name, path, golden, precision, device=device, threads=threads)
-            for name, path in subjects
+            engine_proof.prove(
+                name, path, unpacked.golden, unpacked.precision, device=device, threads=threads
+            )
+            for name, path in unpacked.subjects.items()
         ]
     if all(verdict.status == "not run" for verdict in verdicts):
         reasons = "; ".join(f"{verdict.subject}: {verdict.reason}" for verdict in verdicts)
@@ -91,4 +118,4 @@ def check(bundle: Path, device: str, threads: int) -> Checked:
             f"every digest of {bundle} is right, but nothing in it can be run here: {reasons}",
             "`pip install onnxruntime-gpu` proves at least the graph",
         )
-    return Checked(manifest, links, verdicts)
+    return Checked(unpacked.manifest, unpacked.links, verdicts)

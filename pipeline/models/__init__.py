@@ -225,9 +225,12 @@ def in_zoo(name: str) -> ModelSpec | None:
 
 def check_name(name: str) -> None:
     """Raises UsageError unless a name has the form of a model's. Imports nothing."""
-    if name in _zoo() or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.-]*", name):
+    if name in _zoo() or re.fullmatch(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_][\w.-]*", name):
         return
-    others = ", torchvision:NAME, timm:NAME, or package.module:factory of your own"
+    others = (
+        ", torchvision:NAME, timm:NAME, or of your own package.module:factory or"
+        " path/to/file.py:factory"
+    )
     raise UsageError(f"unknown model {name!r}", suggestion(name, names()) + others)
 
 
@@ -246,7 +249,7 @@ def get(name: str) -> ModelSpec:
     check_name(name)
     if name in _zoo():
         return _zoo()[name]
-    place, _, what = name.partition(":")
+    place, _, what = name.rpartition(":")
     finder: Any = importlib.import_module(
         f"{__name__}.{place}" if place in LIBRARIES else f"{__name__}.own"
     )

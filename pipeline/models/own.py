@@ -1,14 +1,17 @@
-"""A model of the user's own: `package.module:factory`, imported from the current folder too."""
+"""A model of the user's own: `package.module:factory`, or a file, `path/to/file.py:factory`."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import importlib
+import importlib.util
+import os
 import sys
 import sysconfig
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from engines.checks import import_vendor
@@ -24,7 +27,8 @@ def find(place: str, what: str) -> ModelSpec:
     """Imports a module, calls its factory, and returns the model it gave.
 
     Args:
-        place: The module's dotted name.
+        place: The module's dotted name, looked for in the current folder, too; or the path of its
+            file, which is loaded under a name that no other module has.
         what: The name of a function without arguments; it returns an `nn.Module` or a
             `pipeline.models.Model`.
 
@@ -37,7 +41,7 @@ def find(place: str, what: str) -> ModelSpec:
     before = set(sys.modules)
     factory = _import(place, what, name)
     model = _call(factory, name)
-    package = place.partition(".")[0]
+    package = module_of(place) if is_file(place) else place.partition(".")[0]
     modules = (set(sys.modules) - before) | {
         each for each in sys.modules if each == package or each.startswith(f"{package}.")
     }
@@ -56,7 +60,45 @@ def find(place: str, what: str) -> ModelSpec:
     )
 
 
+def is_file(place: str) -> bool:
+    """Whether the place of a model is a file, not a module."""
+    return place.endswith(".py")
+
+
+def module_of(place: str) -> str:
+    """Returns the name under which a file is loaded: of its path, so that none collides."""
+    digest = hashlib.sha256(os.fsencode(Path(place).resolve())).hexdigest()[:12]
+    return f"_assay_model_{digest}"
+
+
+def _load(place: str, name: str) -> ModuleType:
+    """Loads a file as a module of its own; what lies beside it can be imported by it."""
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise UsageError(f"{name}: there is no file {place}", "give path/to/file.py:factory")
+    known = sys.modules.get(module_of(place))
+    if known is not None:
+        return known
+    spec = importlib.util.spec_from_file_location(module_of(place), path)
+    assert spec is not None  # noqa: S101 - it ends in .py
+    assert spec.loader is not None  # noqa: S101
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # last, so that its neighbours hide nothing
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[spec.name]
+        if isinstance(error, Exception):  # the user's code may raise anything
+            raise _failed(f"importing {place}", error) from error
+        raise
+    return module
+
+
 def _import(place: str, what: str, name: str) -> Any:
+    if is_file(place):
+        return _factory(_load(place, name), place, what, name)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # the folder is not on the path of an installed tool
     try:
@@ -70,6 +112,10 @@ def _import(place: str, what: str, name: str) -> Any:
         raise _failed(f"importing {place}", error) from error
     except Exception as error:  # the user's code may raise anything
         raise _failed(f"importing {place}", error) from error
+    return _factory(module, place, what, name)
+
+
+def _factory(module: ModuleType, place: str, what: str, name: str) -> Any:
     factory = getattr(module, what, None)
     if factory is None:
         functions = [key for key, value in vars(module).items() if callable(value)]
@@ -91,7 +137,7 @@ def _call(factory: Any, name: str) -> Model:
     if not isinstance(made, Model) or not isinstance(made.network, nn.Module):
         raise DeployError(
             f"{name}() returned {type(made).__name__}, not a model",
-            "return a torch.nn.Module or a pipeline.models.Model",
+            "return a torch.nn.Module or an assay.Model",
         )
     inputs = {key: _array(name, key, value) for key, value in made.inputs.items()}
     return dataclasses.replace(made, inputs=inputs)

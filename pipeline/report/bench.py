@@ -14,10 +14,18 @@ _Row = dict[str, Any]
 def show(measurements: dict[str, Any]) -> None:
     """Prints one row for each engine, batch size and boundary."""
     rows = [
-        {**result, "device": measurements["devices"][result["name"]]}
+        {
+            "baseline": measurements["baseline"],  # until each kind of device had one of its own
+            **result,
+            "device": measurements["devices"][result["name"]],
+        }
         for result in measurements["results"]
     ]
-    title = f"Latency, and speed against {measurements['baseline']}"
+    baselines = {row["device"].partition(":")[0]: row["baseline"] for row in rows}
+    names = [
+        name if len(baselines) == 1 else f"{name} ({kind})" for kind, name in baselines.items()
+    ]
+    title = f"Latency, and speed against {', '.join(names)}"
     cells = [[cell(row) for cell in _COLUMNS.values()] for row in rows]
     console.table(title, tuple(_COLUMNS), cells)
 

@@ -148,6 +148,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             for name, subject in _subjects(params).items()
         }
         load, affinity = os.getloadavg()[0], hardware.affinity()
+        before = hardware.gpu_states()
         results = compare(
             sessions,
             golden.inputs,
@@ -155,6 +156,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             budget=params.budget or 0.0,  # `resolve` has filled it in
             seed=params.seed,
         )
+        after = hardware.gpu_states()
         devices = {name: session.device for name, session in sessions.items()}
     write_json(
         outputs[MEASUREMENTS],
@@ -168,6 +170,8 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
                 "affinity": affinity,
                 "load_average_before": load,
                 "gpus": list(hardware.gpus()),
+                "gpu_states_before": before,
+                "gpu_states_after": after,
             },
             "results": results,
         },

@@ -25,10 +25,12 @@ class Output:
     Attributes:
         json: Only one JSON document goes to stdout.
         quiet: Nothing but errors and results is printed.
+        listener: Takes the lines of progress in the place of the terminal; nothing is printed.
     """
 
     json: bool = False
     quiet: bool = False
+    listener: Callable[[str], None] | None = None
 
 
 settings = Output()
@@ -37,13 +39,15 @@ _held: list[Callable[[], None]] | None = None
 
 def say(text: str) -> None:
     """Prints a line of progress to stderr, unless quiet."""
-    if not settings.quiet:
+    if settings.listener is not None:
+        settings.listener(text)
+    elif not settings.quiet:
         print(text, file=sys.stderr, flush=True)
 
 
 def result(text: str) -> None:
     """Prints a line that is a result: to stdout, or to stderr beside a JSON document."""
-    if _hold(partial(result, text)):
+    if settings.listener is not None or _hold(partial(result, text)):
         return
     print(text, file=sys.stderr if settings.json else sys.stdout, flush=True)
 
@@ -69,6 +73,16 @@ def only_on_failure() -> Iterator[None]:
         raise
     finally:
         _held = None
+
+
+@contextmanager
+def redirected(listener: Callable[[str], None]) -> Iterator[None]:
+    """Gives the lines of progress to a function, and prints nothing: for a caller in Python."""
+    before, settings.listener = settings.listener, listener
+    try:
+        yield
+    finally:
+        settings.listener = before
 
 
 def document(content: Any) -> None:
@@ -98,7 +112,7 @@ def error(message: str, hint: str = "") -> None:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table; columns whose name starts with ">" are aligned to the right."""
     rows = list(rows)
-    if _hold(partial(table, title, columns, rows)):
+    if settings.listener is not None or _hold(partial(table, title, columns, rows)):
         return
     from rich import box
     from rich.console import Console
@@ -146,7 +160,7 @@ class Bar:
 @contextmanager
 def bar(description: str, total: float) -> Iterator[Bar]:
     """Shows the progress of a long step, with the time left."""
-    if settings.quiet or not sys.stderr.isatty():
+    if settings.quiet or settings.listener is not None or not sys.stderr.isatty():
         yield Bar(None, None)
         return
     from rich.console import Console

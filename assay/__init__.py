@@ -1,0 +1,48 @@
+"""assay as a library: the stages as functions with typed results, and bundles that predict."""
+
+# Nothing is printed: results are returned, progress goes to a function of the caller's, and what
+# goes wrong is a DeployError with a message and a hint. Nothing heavy is imported before it is
+# needed.
+
+from assay._predictor import Predictor, load
+from assay._results import Bench, Build, Bundle, Check, Export, Run, Training, Verification
+from assay._stages import bench, build, bundle, check, data, export, run, train, verify
+from engines.errors import (
+    DeployError,
+    NotAvailableError,
+    ParityError,
+    RefusedError,
+    UsageError,
+)
+from pipeline import __version__
+from pipeline.models import Model, Recipe
+
+__all__ = [
+    "Bench",
+    "Build",
+    "Bundle",
+    "Check",
+    "DeployError",
+    "Export",
+    "Model",
+    "NotAvailableError",
+    "ParityError",
+    "Predictor",
+    "Recipe",
+    "RefusedError",
+    "Run",
+    "Training",
+    "UsageError",
+    "Verification",
+    "__version__",
+    "bench",
+    "build",
+    "bundle",
+    "check",
+    "data",
+    "export",
+    "load",
+    "run",
+    "train",
+    "verify",
+]

@@ -1,0 +1,206 @@
+"""A bundle that predicts: the fastest of its engines that this machine has proved."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.errors import DeployError, NotAvailableError, ParityError
+
+if TYPE_CHECKING:
+    from engines.contract import Array, Session, TensorSpec
+    from pipeline.bundling.checking import Unpacked
+
+# How long each engine is timed when several are proved, and on how many rows.
+_TIMING_SECONDS = 0.2
+_TIMING_ROWS = 8
+
+
+class Predictor:
+    """An open engine of a bundle. Not for use from several threads at once.
+
+    Attributes:
+        engine: The name of the engine that was chosen.
+        device: Where it runs, "cpu" or "cuda:N".
+        labels: The classes in the order of the logits; empty for what is no classifier.
+        inputs: Names, dtypes and shapes of the inputs.
+        outputs: The same of the outputs.
+        manifest: The bundle's list of members and facts.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        session: Session,
+        manifest: Mapping[str, Any],
+        folder: tempfile.TemporaryDirectory[str],
+    ) -> None:
+        self.engine = engine
+        self.device = session.device
+        self.labels = tuple(manifest["labels"])
+        self.inputs: tuple[TensorSpec, ...] = session.inputs
+        self.outputs: tuple[TensorSpec, ...] = session.outputs
+        self.manifest = manifest
+        self._session = session
+        self._folder = folder
+
+    def predict(self, *arrays: Array, **named: Array) -> Array | dict[str, Array]:
+        """Computes a batch.
+
+        Args:
+            arrays: The inputs in their order, such as uint8 images `[batch, channels, height,
+                width]`; nothing is cast.
+            named: Inputs by name instead.
+
+        Returns:
+            The output, `[batch, …]`; of a model with several, each by its name.
+
+        Raises:
+            DeployError: An input has another name, dtype or shape than the graph's.
+        """
+        if len(arrays) > len(self.inputs):
+            raise DeployError(
+                f"{len(arrays)} inputs given, but the model takes {len(self.inputs)}",
+                f"give {', '.join(map(str, self.inputs))}",
+            )
+        feeds = {spec.name: array for spec, array in zip(self.inputs, arrays, strict=False)}
+        outputs = self._session.run({**feeds, **named})
+        if len(outputs) == 1:
+            return next(iter(outputs.values()))
+        return outputs
+
+    def classify(self, images: Array) -> list[str]:
+        """Returns the label of each image; DeployError for what is no classifier."""
+        if not self.labels:
+            raise DeployError("the model has no labels", "call predict() for its outputs")
+        outputs = self._session.run({self.inputs[0].name: images})
+        return [self.labels[index] for index in outputs[self.outputs[0].name].argmax(axis=1)]
+
+    def close(self) -> None:
+        """Frees the engine and the files. May be called twice."""
+        self._session.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+def load(
+    bundle: str | os.PathLike[str],
+    *,
+    engine: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> Predictor:
+    """Opens a bundle: checks every digest, proves its engines here and takes the fastest.
+
+    Opening an engine runs native code: load only bundles whose source you trust.
+
+    Args:
+        engine: Take this one. It is proved, too.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: CPU threads for one inference; all that the process may use if not given.
+
+    Raises:
+        DeployError: The bundle is damaged.
+        ParityError: Every engine that runs here computes something else here.
+        NotAvailableError: No engine of the bundle runs here, or not the one that was named.
+    """
+    from engines.hardware import available_cpus
+    from pipeline.bundling import checking
+    from pipeline.workflow import console
+
+    folder = tempfile.TemporaryDirectory(prefix="assay-")
+    try:
+        with console.redirected(lambda _text: None):
+            unpacked = checking.unpack(Path(bundle), Path(folder.name))
+            threads = threads or available_cpus()
+            proved = _proved(unpacked, engine, device, threads)
+            chosen = _fastest(proved, unpacked, device, threads)
+            session = _open(chosen, unpacked.subjects[chosen], device, threads)
+        return Predictor(chosen, session, unpacked.manifest, folder)
+    except BaseException:
+        folder.cleanup()
+        raise
+
+
+def _proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -> list[str]:
+    """Returns the engines that run here and compute what the PyTorch model does."""
+    from pipeline.verification import engine_proof
+
+    names = [name for name in unpacked.subjects if name != engine_proof.GRAPH]
+    if engine is not None:
+        if engine not in names:
+            raise NotAvailableError(
+                f"the bundle has no engine {engine!r}", f"available: {', '.join(names)}"
+            )
+        names = [engine]
+    verdicts = [
+        engine_proof.prove(
+            name,
+            unpacked.subjects[name],
+            unpacked.golden,
+            unpacked.precision,
+            device=device,
+            threads=threads,
+        )
+        for name in names
+    ]
+    proved = [verdict.subject for verdict in verdicts if verdict.status == "pass"]
+    if proved:
+        return proved
+    reasons = "; ".join(
+        f"{verdict.subject}: {verdict.status}, {verdict.reason}" for verdict in verdicts
+    )
+    if any(verdict.status not in ("pass", "not run") for verdict in verdicts):
+        raise ParityError(f"no engine of the bundle is proved here: {reasons}")
+    raise NotAvailableError(
+        f"no engine of the bundle runs here: {reasons}",
+        "`pip install onnxruntime-gpu` runs the engine onnxruntime",
+    )
+
+
+def _fastest(names: list[str], unpacked: Unpacked, device: str, threads: int) -> str:
+    """Returns the engine whose shortest run on a few golden rows is the shortest."""
+    if len(names) == 1:
+        return names[0]
+    import numpy as np
+
+    from pipeline.golden import file as goldens
+
+    rows = goldens.load(unpacked.golden).inputs
+    feeds = {name: np.ascontiguousarray(array[:_TIMING_ROWS]) for name, array in rows.items()}
+
+    def seconds(name: str) -> float:
+        with closing(_open(name, unpacked.subjects[name], device, threads)) as session:
+            session.run(feeds)
+            times: list[float] = []
+            end = time.perf_counter() + _TIMING_SECONDS
+            while not times or time.perf_counter() < end:
+                start = time.perf_counter()
+                session.run(feeds)
+                times.append(time.perf_counter() - start)
+        return min(times)
+
+    return min(names, key=seconds)
+
+
+def _open(name: str, path: Path, device: str, threads: int) -> Session:
+    import engines
+    from engines.checks import choose_device
+    from engines.contract import OpenOptions
+    from pipeline.verification.engine_proof import weights_for
+
+    engine = engines.get(name)
+    options = OpenOptions(
+        device=choose_device(engine, device), threads=threads, weights=weights_for(path)
+    )
+    return engine.open(path, options)

@@ -1,0 +1,312 @@
+"""The stages as functions: what the command line calls, with results instead of tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from assay._results import Bench, Build, Bundle, Check, Export, Run, Training, Verification
+from engines.errors import UsageError, suggestion
+from pipeline.cli import stage_runs
+from pipeline.workflow import artifacts, console
+from pipeline.workflow.chain import stage
+from pipeline.workflow.digests import read_json
+from pipeline.workflow.runner import Outcome, Store
+from pipeline.workflow.stage import options
+
+PathLike = str | os.PathLike[str]
+Progress = Callable[[str], None]
+
+
+def data(
+    name: str | None = None,
+    *,
+    root: PathLike = "artifacts",
+    progress: Progress | None = None,
+    **more: Any,
+) -> None:
+    """Gets a data set: one by its name, or a folder of images.
+
+    Args:
+        root: The folder below which artifacts lie.
+        progress: Called with a line of text now and then.
+        more: The options of `assay data`, by name with underscores.
+    """
+    if name is not None:
+        more["data"] = name
+    _stage("data", more, root, "dist", progress)
+
+
+def train(
+    model: str,
+    *,
+    root: PathLike = "artifacts",
+    progress: Progress | None = None,
+    **more: Any,
+) -> Training:
+    """Trains a model, or takes weights as they are.
+
+    Args:
+        model: A model's name, `package.module:factory` or `path/to/file.py:factory`.
+        root: The folder below which artifacts lie.
+        progress: Called with a line of text now and then.
+        more: The options of `assay train`, by name with underscores.
+
+    Raises:
+        UsageError: An option or a name is not known, or a value is out of range.
+        DeployError: The training failed; the message and the hint say how.
+    """
+    (outcome,) = _stage("train", {**more, "model": model}, root, "dist", progress)
+    return _training(outcome)
+
+
+def export(
+    model: str,
+    *,
+    root: PathLike = "artifacts",
+    progress: Progress | None = None,
+    **more: Any,
+) -> Export:
+    """Exports a model to ONNX, with the golden file that proves it.
+
+    Takes the arguments of `train`, and the options of `assay export`.
+    """
+    with _silent(progress):
+        given = _given(("train", "export"), {**more, "model": model})
+        outcomes = stage_runs.export(given, _store(root, "dist"))
+    return _export(outcomes[-1])
+
+
+def verify(
+    model: str,
+    *,
+    engine: str | Iterable[str] = "graph",
+    root: PathLike = "artifacts",
+    progress: Progress | None = None,
+    **more: Any,
+) -> Verification:
+    """Proves the graph, or built engines, equal to the PyTorch model.
+
+    Args:
+        engine: "graph", engines by name, or "all" that are built.
+        more: The options of `assay verify`, by name with underscores.
+
+    Raises:
+        ParityError: A verdict is a mismatch or proves nothing.
+        NotAvailableError: An engine that was named does not run here.
+    """
+    given = {**more, "model": model, "engine": engine}
+    return _verification(_stage("verify", given, root, "dist", progress))
+
+
+def build(
+    model: str,
+    *,
+    engine: str | Iterable[str] = "all",
+    root: PathLike = "artifacts",
+    progress: Progress | None = None,
+    **more: Any,
+) -> Build:
+    """Builds engines.
+
+    Args:
+        engine: Engines by name, or "all" that can be built here.
+        more: The options of `assay build`, by name with underscores.
+
+    Raises:
+        NotAvailableError: An engine that was named cannot be built here.
+    """
+    given = {**more, "model": model, "engine": engine}
+    return _build(_stage("build", given, root, "dist", progress))
+
+
+def bench(
+    model: str,
+    *,
+    engine: str | Iterable[str] = "all",
+    root: PathLike = "artifacts",
+    progress: Progress | None = None,
+    **more: Any,
+) -> Bench:
+    """Measures built engines side by side; takes the options of `assay bench`."""
+    given = {**more, "model": model, "engine": engine}
+    (outcome,) = _stage("bench", given, root, "dist", progress)
+    return _bench(outcome)
+
+
+def bundle(
+    model: str,
+    *,
+    engine: str | Iterable[str] = "all",
+    root: PathLike = "artifacts",
+    dist: PathLike = "dist",
+    progress: Progress | None = None,
+    **more: Any,
+) -> Bundle:
+    """Puts everything into one archive below `dist`; takes the options of `assay bundle`."""
+    given = {**more, "model": model, "engine": engine}
+    (outcome,) = _stage("bundle", given, root, dist, progress)
+    return Bundle(outcome.outputs[artifacts.BUNDLE], outcome.skipped)
+
+
+def run(
+    model: str,
+    *,
+    engine: str | Iterable[str] = "all",
+    root: PathLike = "artifacts",
+    dist: PathLike = "dist",
+    progress: Progress | None = None,
+    **more: Any,
+) -> Run:
+    """Runs the whole chain; what has not changed is skipped.
+
+    Takes the options of `assay run`. Engines that this machine lacks are left out, unless they
+    are named.
+    """
+    with _silent(progress):
+        stages = ("data", "train", "export", "verify", "build", "bench", "bundle")
+        given = _given(stages, {**more, "model": model, "engine": engine})
+        outcomes = stage_runs.run_all(given, _store(root, dist))
+    by_stage: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_stage.setdefault(outcome.stage, []).append(outcome)
+    measured = by_stage.get("bench")
+    return Run(
+        training=_training(by_stage["train"][-1]),
+        export=_export(by_stage["export"][-1]),
+        build=_build(by_stage["build"]),
+        verification=_verification(by_stage["verify"]),
+        bench=_bench(measured[-1]) if measured else None,
+        bundle=by_stage["bundle"][-1].outputs[artifacts.BUNDLE],
+    )
+
+
+def check(
+    bundle: PathLike,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Check:
+    """Proves a bundle on this machine: every digest, and every engine that runs here.
+
+    Raises:
+        DeployError: The bundle is damaged or its chain of digests is broken.
+        ParityError: An engine computes something else here.
+        NotAvailableError: Nothing in it runs here.
+    """
+    from engines.hardware import available_cpus
+    from pipeline.bundling import checking
+    from pipeline.verification.acceptance import require_pass
+
+    with _silent(progress):
+        checked = checking.check(Path(bundle), device, threads or available_cpus())
+        require_pass([verdict for verdict in checked.verdicts if verdict.status != "not run"])
+    return Check(checked.manifest, Verification(tuple(checked.verdicts)))
+
+
+@contextmanager
+def _silent(progress: Progress | None) -> Iterator[None]:
+    with console.redirected(progress or (lambda _text: None)):
+        yield
+
+
+def _store(root: PathLike, dist: PathLike) -> Store:
+    return Store(Path(root), Path(dist))
+
+
+def _stage(
+    name: str, given: dict[str, Any], root: PathLike, dist: PathLike, progress: Progress | None
+) -> list[Outcome]:
+    with _silent(progress):
+        return stage_runs.run_stage(name, _given((name,), given), _store(root, dist))
+
+
+def _given(stages: Iterable[str], asked: dict[str, Any]) -> dict[str, Any]:
+    """Returns options as the stages take them: lists as tuples, engines as a list.
+
+    Raises:
+        UsageError: None of the stages has an option of that name, or it does not take the value.
+    """
+    known = {option.name: option for name in stages for option in options(stage(name).params)}
+    given: dict[str, Any] = {}
+    for name, value in asked.items():
+        if name not in known:
+            raise UsageError(f"unknown option {name!r}", suggestion(name, sorted(known)))
+        option = known[name]
+        several = name == "engine" or option.many
+        values = [value] if isinstance(value, str) or not several else list(value)
+        if option.names is not None and name != "model":
+            names = option.names() + ([stage_runs.ALL, stage_runs.GRAPH] * (name == "engine"))
+            for word in values:
+                if word not in names and word is not None:
+                    raise UsageError(f"unknown {name} {word!r}", suggestion(str(word), names))
+        if name == "engine":
+            given[name] = values
+        elif name == "model":
+            given[name] = _relative(value)
+        else:
+            given[name] = tuple(values) if several else value
+    return given
+
+
+def _relative(model: str) -> str:
+    """Returns a model's name; of a file, by its path from here, as the records keep it."""
+    place, _, what = model.rpartition(":")
+    if not place.endswith(".py") or not Path(place).is_absolute():
+        return model
+    try:
+        return f"{Path(os.path.relpath(place)).as_posix()}:{what}"
+    except ValueError:  # on another drive
+        return model
+
+
+def _training(outcome: Outcome) -> Training:
+    record = read_json(outcome.outputs[artifacts.TRAINING])
+    return Training(
+        outcome.outputs[artifacts.CHECKPOINT],
+        record.get("test_accuracy"),
+        record,
+        outcome.skipped,
+    )
+
+
+def _export(outcome: Outcome) -> Export:
+    program = outcome.outputs.locate(artifacts.PROGRAM.at(**outcome.params))
+    return Export(
+        graph=outcome.outputs[artifacts.GRAPH],
+        program=program if program.exists() else None,
+        golden=outcome.outputs[artifacts.GOLDEN],
+        description=read_json(outcome.outputs[artifacts.DESCRIPTION]),
+        skipped=outcome.skipped,
+    )
+
+
+def _build(outcomes: list[Outcome]) -> Build:
+    import engines
+
+    built = {outcome.params["engine"]: outcome.outputs[artifacts.ENGINE] for outcome in outcomes}
+    missing = {
+        name: engines.get(name).available().reason for name in engines.names() if name not in built
+    }
+    return Build(built, missing)
+
+
+def _verification(outcomes: list[Outcome]) -> Verification:
+    from pipeline.verification.verdict import from_json
+
+    paths = [
+        outcome.outputs.locate(artifact)
+        for outcome in outcomes
+        for artifact in outcome.outputs.declared
+    ]
+    return Verification(tuple(from_json(read_json(path)) for path in paths))
+
+
+def _bench(outcome: Outcome) -> Bench:
+    path = outcome.outputs[artifacts.MEASUREMENTS]
+    document = read_json(path)
+    return Bench(tuple(document["results"]), document["machine"], path)

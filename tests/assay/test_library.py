@@ -1,0 +1,149 @@
+"""assay as a library: the whole chain from Python, and a bundle that predicts without PyTorch."""
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import assay
+import engines
+from engines.checks import choose_device
+from pipeline.golden import file as goldens
+from pipeline.workflow.runner import Store
+from tests.subset import ROOT
+
+MODEL = textwrap.dedent(
+    """
+    import numpy as np
+    import torch
+    from torch import nn
+    from assay import Model
+
+    def make():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+        rows = np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32)
+        return Model(network=network, inputs={"x": rows})
+    """
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "mine.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_whole_chain_of_an_own_model_in_a_file(capfd: pytest.CaptureFixture[str]) -> None:
+    lines: list[str] = []
+    run = assay.run(
+        "mine.py:make",
+        engine=["onnxruntime", "pytorch"],
+        batch=[1],
+        budget=0.1,
+        progress=lines.append,
+    )
+    assert capfd.readouterr() == ("", "")
+    assert any("onnxruntime" in line for line in lines)
+    assert run.verification["onnxruntime"].status == "pass"
+    assert set(run.build.engines) == {"onnxruntime", "pytorch"}
+    assert run.bench is not None
+    assert {entry["name"] for entry in run.bench.results} == {"onnxruntime", "pytorch"}
+    assert not run.training.skipped
+    assert assay.train("mine.py:make").skipped  # nothing has changed
+    checked = assay.check(run.bundle)
+    assert checked.verification["graph"].status == "pass"
+    with assay.load(run.bundle) as predictor:
+        assert predictor.engine in run.build.engines
+        rows = np.zeros((2, 6), np.float32)
+        by_place, by_name = predictor.predict(rows), predictor.predict(x=rows)
+        assert np.array_equal(by_place, by_name)
+        assert by_place.shape == (2, 3)
+
+
+def test_a_file_is_named_by_its_path_from_here(folder: Path) -> None:
+    exported = assay.export(f"{folder}/mine.py:make")
+    assert exported.graph == Path("artifacts/mine.py-make/fp32/model.onnx")
+    assert str(folder) not in (exported.graph.with_name("export.json")).read_text()
+
+
+def test_a_users_module_named_as_one_of_ours_is_no_obstacle(folder: Path) -> None:
+    (folder / "pipeline.py").write_text(MODEL)
+    exported = assay.export("pipeline.py:make")
+    assert exported.description["opset"] >= 18
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: assay.train("gone.py:make"), assay.UsageError, "there is no file gone.py"),
+        (lambda: assay.train("mine.py:gone"), assay.UsageError, "mine.py has no 'gone'"),
+        (lambda: assay.export("mine.py:make", precision="fp99"), assay.UsageError, "fp99"),
+        (lambda: assay.load("gone.tar.gz"), assay.DeployError, "there is no bundle gone.tar.gz"),
+        (lambda: assay.verify("mine.py:make"), assay.DeployError, "no graph here"),
+    ],
+)
+def test_what_is_wrong_is_said(call: object, error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()  # type: ignore[operator]
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_unknown_option_is_named() -> None:
+    with pytest.raises(assay.UsageError, match="precison"):
+        assay.export("mine.py:make", precison="fp16")
+
+
+def test_a_bundle_predicts_in_a_process_without_torch(built: Store) -> None:
+    script = textwrap.dedent(
+        f"""
+        import sys
+
+        class Blocked:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in ("torch", "torchvision", "onnxscript"):
+                    raise ImportError(f"{{name}} is blocked")
+
+        sys.meta_path.insert(0, Blocked())
+        import numpy as np
+        import assay
+        predictor = assay.load({str(built.dist / "lenet-fp32.tar.gz")!r}, engine="onnxruntime")
+        images = np.zeros((2, 1, 28, 28), np.uint8)
+        print(predictor.predict(images).shape, predictor.classify(images), len(predictor.labels))
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(2, 10) ['")
+    assert done.stdout.rstrip().endswith(" 10")
+
+
+def test_predictions_are_the_models(built: Store) -> None:
+    golden = goldens.load(built.root / "lenet/fp32/golden.npz")
+    images = golden.inputs["image"][:8]
+    with assay.load(built.dist / "lenet-fp32.tar.gz") as predictor:
+        assert predictor.device == choose_device(engines.get(predictor.engine), "auto")
+        logits = predictor.predict(images)
+        np.testing.assert_allclose(logits, golden.reference["logits"][:8], atol=1e-3)
+        with pytest.raises(assay.DeployError, match="dtype float32"):
+            predictor.predict(images.astype(np.float32))
+    with pytest.raises(assay.DeployError, match="closed"):
+        predictor.predict(images)
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    heavy = ("torch", "onnx", "onnxruntime", "rich")
+    code = f"import sys, assay; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == "[]"
