@@ -12,7 +12,6 @@ import exporters
 from engines.errors import NotAvailableError
 from exporters import PRECISIONS, QUANTIZED
 from exporters.cast import dtype_of
-from pipeline.cli.main import main
 from pipeline.stages import build, engine_source, export
 from pipeline.verification import noise_floor
 from pipeline.workflow.artifacts import CPU_GRAPH, GRAPH, PROGRAM
@@ -51,4 +50,5 @@ def test_a_quantized_precision_is_one_row(
     with pytest.raises(NotAvailableError, match="'pytorch' has no int7: it runs the PyTorch"):
         build.resolve(build.Params(model="edge", precision=another.name, engine="pytorch"))
     assert "unknown precision 'int6'" in assay("export", "edge", "--precision", "int6").err
-    assert main(["export", "edge", "--precision", another.name, "--calibration", "no.npz"]) == 1
+    result = assay("export", "edge", "--precision", another.name, "--calibration", "no.npz")
+    assert "there is no file no.npz" in result.err
