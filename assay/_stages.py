@@ -11,11 +11,12 @@ from typing import Any
 from assay._results import Bench, Build, Bundle, Check, Export, Run, Training, Verification
 from engines.errors import UsageError, suggestion
 from pipeline.cli import stage_runs
+from pipeline.cli.options import ALL
 from pipeline.workflow import artifacts, console
 from pipeline.workflow.chain import stage
 from pipeline.workflow.digests import read_json
 from pipeline.workflow.runner import Outcome, Store
-from pipeline.workflow.stage import options
+from pipeline.workflow.stage import Option, options
 
 PathLike = str | os.PathLike[str]
 Progress = Callable[[str], None]
@@ -72,11 +73,14 @@ def export(
 ) -> Export:
     """Exports a model to ONNX, with the golden file that proves it.
 
-    Takes the arguments of `train`, and the options of `assay export`.
+    Takes the arguments of `train`, and the options of `assay export`, `weights` included.
     """
     with _silent(progress):
-        given = _given(("train", "export"), {**more, "model": model})
-        outcomes = stage_runs.export(given, _store(root, "dist"))
+        command = stage("export").command
+        own = () if command is None else options(command)
+        given = _given(("export",), {**more, "model": model}, own)
+        extra = {option.name: given.pop(option.name) for option in own if option.name in given}
+        outcomes = stage_runs.run_command("export", given, _store(root, "dist"), extra)
     return _export(outcomes[-1])
 
 
@@ -204,7 +208,8 @@ def check(
 
     with _silent(progress):
         checked = checking.check(Path(bundle), device, threads or available_cpus())
-        require_pass([verdict for verdict in checked.verdicts if verdict.status != "not run"])
+        ran = [verdict for verdict in checked.verdicts if verdict.status != "not run"]
+        require_pass(ran, str(checked.manifest["model"]))
     return Check(checked.manifest, Verification(tuple(checked.verdicts)))
 
 
@@ -225,26 +230,33 @@ def _stage(
         return stage_runs.run_stage(name, _given((name,), given), _store(root, dist))
 
 
-def _given(stages: Iterable[str], asked: dict[str, Any]) -> dict[str, Any]:
+def _given(
+    stages: Iterable[str], asked: dict[str, Any], own: Iterable[Option] = ()
+) -> dict[str, Any]:
     """Returns options as the stages take them: lists as tuples, engines as a list.
+
+    Args:
+        own: Options of a command that are no parameters of its stage.
 
     Raises:
         UsageError: None of the stages has an option of that name, or it does not take the value.
     """
     known = {option.name: option for name in stages for option in options(stage(name).params)}
+    known |= {option.name: option for option in own}
     given: dict[str, Any] = {}
     for name, value in asked.items():
         if name not in known:
             raise UsageError(f"unknown option {name!r}", suggestion(name, sorted(known)))
         option = known[name]
-        several = name == "engine" or option.many
+        spread = option.meaning.every is not None
+        several = spread or option.many
         values = [value] if isinstance(value, str) or not several else list(value)
-        if option.names is not None and name != "model":
-            names = option.names() + ([stage_runs.ALL, stage_runs.GRAPH] * (name == "engine"))
+        if option.names is not None:
+            names = option.names() + ([ALL, artifacts.GRAPH_SUBJECT] if spread else [])
             for word in values:
                 if word not in names and word is not None:
                     raise UsageError(f"unknown {name} {word!r}", suggestion(str(word), names))
-        if name == "engine":
+        if spread:
             given[name] = values
         elif name == "model":
             given[name] = _relative(value)

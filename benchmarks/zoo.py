@@ -41,7 +41,7 @@ from safetensors.torch import save_file
 import engines
 from benchmarks import peers
 from engines.contract import OpenOptions
-from exporters import PRECISIONS, QUANTIZED
+from exporters import PRECISIONS
 from pipeline import models
 from pipeline.golden import file as goldens
 from pipeline.golden import rows
@@ -194,7 +194,7 @@ def measure(name: str, precision: str, folder: Path, limit: float, seconds: floa
                 read_verdict(case, json.loads(verdict_path.read_text(encoding="utf-8")))
             if case.verdict != "not run":
                 break
-        if case.runner == "onnxruntime" and case.verdict and precision != QUANTIZED:
+        if case.runner == "onnxruntime" and case.verdict and not PRECISIONS[precision].quantized:
             ask_peers(case, made)
     case.seconds = round(time.monotonic() - start, 1)
     if ended or (not case.reason and "error" in found):
@@ -297,7 +297,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--models", type=lambda text: text.split(","))
-    parser.add_argument("--precisions", type=lambda text: text.split(","), default=PRECISIONS)
+    parser.add_argument("--precisions", type=lambda text: text.split(","), default=[*PRECISIONS])
     parser.add_argument("--memory", type=float, default=18.0)
     parser.add_argument("--seconds", type=float, default=1200.0)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -331,7 +331,10 @@ def write(cases: list[Case], path: Path) -> None:
     # Of a model that this torchvision lacks, the results stay.
     cases = sorted(
         cases,
-        key=lambda case: (order.get(case.model, len(order)), PRECISIONS.index(case.precision)),
+        key=lambda case: (
+            order.get(case.model, len(order)),
+            list(PRECISIONS).index(case.precision),
+        ),
     )
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     content = {**versions, "cases": [asdict(case) for case in cases]}

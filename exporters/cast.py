@@ -13,18 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-# Of int8, the type of what is quantized afterwards.
-DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "int8": torch.float32,
-}
-# The first opset whose convolutions and poolings take the type; None for the exporter's own.
-OPSETS = {"fp32": None, "fp16": None, "bf16": 22, "int8": None}
+from exporters import PRECISIONS
+
 # A layer whose values come this near to the largest number of the type is kept in float32:
 # other inputs may well give twice what the golden ones do.
 _HEADROOM = 0.5
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Returns the type that a module is cast to at a precision."""
+    dtype: torch.dtype = getattr(torch, PRECISIONS[precision].dtype)
+    return dtype
 
 
 def typed(
@@ -40,7 +39,7 @@ def typed(
         The network, and the layers that are kept in float32, since on those inputs they give or
         take values near the largest of the type, or hold weights beyond it.
     """
-    dtype = DTYPES[precision]
+    dtype = dtype_of(precision)
     if dtype == torch.float32:
         return network, ()
     copied = copy.deepcopy(network)

@@ -10,6 +10,8 @@ from typing import Any
 
 import onnx
 
+from engines.layer_report import precision
+from exporters import PRECISIONS, QUANTIZED
 from exporters.onnx_graph import spec_of
 
 _INT8 = ("DequantizeLinear",)
@@ -144,11 +146,12 @@ def _precision(node: onnx.NodeProto, types: _Types, makers: Mapping[str, onnx.No
     # A bias stays in float: it is added to the integer sum.
     data = floats[:2] if node.op_type in ("Conv", "ConvTranspose", "Gemm") else floats
     if data and all(name in makers and makers[name].op_type in _INT8 for name in data):
-        return "int8"
+        stored = {types.get(makers[name].input[0], ("",))[0] for name in data}
+        return next(
+            (name for name in QUANTIZED if PRECISIONS[name].weights in stored), QUANTIZED[0]
+        )
     dtype = types.get(node.output[0], ("?",))[0]
-    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}.get(
-        dtype, dtype
-    )
+    return precision(dtype)
 
 
 def _multiply_adds(node: onnx.NodeProto, types: _Types) -> int:

@@ -56,13 +56,13 @@ class Quantized:
 
     Attributes:
         graph: For TensorRT and whatever computes signed int8 exactly.
-        cpu_graph: For CPUs.
+        cpu_graph: For CPUs; None if they run `graph` as well.
         method: How the ranges of activations were found, one of METHODS.
         scores: What `judge` said of each method.
     """
 
     graph: onnx.ModelProto
-    cpu_graph: onnx.ModelProto
+    cpu_graph: onnx.ModelProto | None
     method: str
     scores: dict[str, tuple[float, ...]]
 

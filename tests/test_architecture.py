@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from exporters import PRECISIONS
+from pipeline.workflow import artifacts as workflow_artifacts
 from pipeline.workflow import chain
+from pipeline.workflow.artifacts import Artifact
 from tests.subset import ROOT
 
 PACKAGES = ("assay", "engines", "exporters", "pipeline")
@@ -55,6 +58,7 @@ ALLOWED = {
         "exporters",
         "pipeline/golden",
         "pipeline/verification",
+        "pipeline/workflow",
     },
     "pipeline/exporting": {
         "engines",
@@ -159,6 +163,33 @@ def test_engines_import_only_what_a_target_has() -> None:
         assert imported <= allowed | vendors.get(name, set()), name
 
 
+def test_what_a_file_is_called_is_known_in_one_place() -> None:
+    artifacts = [each for each in vars(workflow_artifacts).values() if isinstance(each, Artifact)]
+    names = {each.name for each in artifacts} | {Path(each.record).name for each in artifacts}
+    # "engine" is a word of its own, too.
+    names = {name for name in names if "." in name and "{" not in name}
+    for path in sorted((ROOT / "pipeline").rglob("*.py")):
+        if path == ROOT / "pipeline" / "workflow" / "artifacts.py":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        keys = [key for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys]
+        keys += [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and node not in keys:
+                assert node.value not in names, f"{path}:{node.lineno}"
+
+
+def test_a_precision_is_named_in_its_table_alone() -> None:
+    # What the precision of an engine's layer or a training's autocast is called is their own.
+    others = {"exporters/__init__.py", "pipeline/golden/rounding.py", "pipeline/training/loop.py"}
+    for path in [each for each in SOURCES if not str(each.relative_to(ROOT)).startswith("engines")]:
+        if str(path.relative_to(ROOT)) in others:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant):
+                assert node.value not in PRECISIONS, f"{path}:{node.lineno}"
+
+
 def test_no_stage_imports_another() -> None:
     stages = {f"pipeline.stages.{name}" for name in chain.STAGES}
     for name in chain.STAGES:
@@ -200,6 +231,10 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
     after = loaded_by("import pipeline.cli.main")
     ours = {"pipeline", "exporters", "engines", "click"}
     assert after - before - set(sys.stdlib_module_names) <= ours
+
+
+def test_the_table_of_precisions_loads_no_torch() -> None:
+    assert loaded_by("import exporters").isdisjoint({"torch", "numpy", "onnx"})
 
 
 def test_help_loads_neither_numpy_nor_torch() -> None:

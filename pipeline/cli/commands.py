@@ -15,7 +15,12 @@ from pipeline.workflow import console
 
 @click.command()
 @click.argument("model")
-@click.option("--precision", default="fp32", show_default=True, help="Precision of the graph.")
+@click.option(
+    "--precision",
+    default=exporters.DEFAULT_PRECISION,
+    show_default=True,
+    help="Precision of the graph.",
+)
 @storing
 def report(model: str, precision: str, **values: Any) -> None:
     """Print what has been made of a model: accuracy, verdicts, latency, bundle."""
@@ -49,7 +54,8 @@ def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None
     members = len(found.manifest["members"])
     console.result(f"{bundle}: {members} members and {found.links} links of the chain are right")
     verdict_report.show(found.verdicts)
-    require_pass([verdict for verdict in found.verdicts if verdict.status != "not run"])
+    ran = [verdict for verdict in found.verdicts if verdict.status != "not run"]
+    require_pass(ran, str(found.manifest["model"]))
     console.document(found.document())
 
 

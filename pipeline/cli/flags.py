@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pipeline.workflow import console
+from pipeline.workflow.artifacts import DIST, ROOT
 from pipeline.workflow.runner import Store
 
 
@@ -34,14 +35,14 @@ def storing(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--dist",
             type=folder,
-            default=Path("dist"),
+            default=DIST,
             show_default=True,
             help="Folder of the bundles.",
         ),
         click.option(
             "--root",
             type=folder,
-            default=Path("artifacts"),
+            default=ROOT,
             show_default=True,
             help="Folder of the artifacts.",
         ),

@@ -8,12 +8,12 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
 from engines.errors import DeployError, UsageError, suggestion
+from exporters import DEFAULT_PRECISION
 from pipeline import __version__
 from pipeline.cli import commands, stage_runs
 from pipeline.cli.flags import make_store, storing
@@ -62,69 +62,27 @@ def _document(outcomes: list[Outcome]) -> list[dict[str, Any]]:
     return documents
 
 
-_FILE_OPTIONS: list[click.Parameter] = [
-    click.Option(
-        ["--file"],
-        type=click.Path(path_type=Path),
-        help="Judge this file instead of what was built; nothing is recorded.",
-    ),
-    click.Option(
-        ["--golden"],
-        type=click.Path(path_type=Path),
-        help="With --file: the golden file, if not the model's own.",
-    ),
-    click.Option(
-        ["--bisect"],
-        is_flag=True,
-        help="Name the first node of the graph, or of --engine, whose value is not the model's.",
-    ),
-    click.Option(
-        ["--plot"],
-        type=click.Path(path_type=Path),
-        help="With --bisect: draw how the error grows into this file (.svg, .png, .pdf).",
-    ),
-]
-
-_WEIGHTS = click.Option(
-    ["--weights"],
-    type=click.Path(path_type=Path),
-    help="Weights of a model that is not trained here: a safetensors or torch file.",
-)
-
-
 def _add_stage(name: str) -> None:
     stage = chain.stage(name)
+    own = () if stage.command is None else options(stage.command)
 
     @storing
     def command(**values: Any) -> None:
         store = make_store(values)
-        looked_into = values.pop("bisect", False)
         given = {key: value for key, value in values.items() if value is not None}
-        plot = given.pop("plot", None)
-        if looked_into:
-            paths = given.pop("file", None), given.pop("golden", None), plot
-            console.document(stage_runs.bisect(*paths, given, store))
+        extra = {option.name: given.pop(option.name) for option in own if option.name in given}
+        for option in own:
+            needs = option.meaning.needs
+            if option.name in extra and needs and not set(needs) & extra.keys():
+                raise UsageError(f"{option.flag} without --{needs[0]}", option.meaning.advice)
+        instead = [each.meaning.instead for each in own if each.name in extra]
+        if any(instead):
+            action = getattr(stage_runs, [each for each in instead if each][-1])
+            console.document(action(given, store, **extra))
             return
-        if plot is not None:
-            raise UsageError("--plot without --bisect", "add --bisect")
-        if "file" in given or "golden" in given:
-            golden = given.pop("golden", None)
-            if "file" not in given:
-                raise UsageError("--golden without --file", "name the file to judge")
-            console.document(stage_runs.verify_file(given.pop("file"), golden, given, store))
-            return
-        ran = (
-            stage_runs.export(given, store)
-            if name == "export"
-            else stage_runs.run_stage(name, given, store)
-        )
-        console.document({"outcomes": _document(ran)})
+        console.document({"outcomes": _document(stage_runs.run_command(name, given, store, extra))})
 
-    parameters = click_parameters(options(stage.params), with_defaults=True)
-    if name == "verify":
-        parameters += _FILE_OPTIONS
-    if name == "export":
-        parameters.append(_WEIGHTS)
+    parameters = click_parameters((*options(stage.params), *own), with_defaults=True)
     _add(name, stage.help, command, parameters)
 
 
@@ -138,12 +96,13 @@ def _add(
 
 def _add_run() -> None:
     union: dict[str, Option] = {}
+    stages: dict[str, list[str]] = {}
     for name in chain.STAGES:
         for option in options(chain.stage(name).params):
-            union.setdefault(option.name, option)
-    union["engine"] = next(o for o in options(chain.stage("build").params) if o.name == "engine")
-    for own in ("measurements", "against"):  # of what else there may be, a single run knows nothing
-        del union[own]
+            if option.meaning.in_run:
+                stages.setdefault(option.name, []).append(name)
+                if option.meaning.leads or option.name not in union:
+                    union[option.name] = option
     ordered = sorted(union.values(), key=lambda option: not option.required)
 
     @storing
@@ -155,12 +114,12 @@ def _add_run() -> None:
         outcomes = stage_runs.run_all(given, store)
         skipped = sum(outcome.skipped for outcome in outcomes)
         console.say(f"{len(outcomes)} stages, {skipped} skipped")
-        found = summary.collect(given["model"], given.get("precision", "fp32"), store)
+        found = summary.collect(given["model"], given.get("precision", DEFAULT_PRECISION), store)
         summary.show(found)
         console.document({"outcomes": _document(outcomes), "summary": found.document()})
 
     text = "Run the whole chain: data, train, export, verify, build, bench, bundle."
-    _add("run", text, run, click_parameters(tuple(ordered), with_defaults=False))
+    _add("run", text, run, click_parameters(ordered, False, stages))
 
 
 for _name in chain.STAGES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,24 @@ import click
 from engines.errors import UsageError, suggestion
 from pipeline.workflow.stage import Option
 
-
-def click_parameters(found: tuple[Option, ...], with_defaults: bool) -> list[click.Parameter]:
-    """Returns the click parameters of a stage's options."""
-    return [_parameter(option, with_defaults) for option in found]
+ALL = "all"
 
 
-def _parameter(option: Option, with_defaults: bool) -> click.Parameter:
+def click_parameters(
+    declared: Iterable[Option],
+    with_defaults: bool,
+    stages: Mapping[str, Sequence[str]] | None = None,
+) -> list[click.Parameter]:
+    """Returns the click parameters of stages' options.
+
+    Args:
+        stages: By the name of an option, the stages that it steers; they are named in its help.
+    """
+    steered = stages or {}
+    return [_parameter(each, with_defaults, steered.get(each.name, ())) for each in declared]
+
+
+def _parameter(option: Option, with_defaults: bool, stages: Sequence[str]) -> click.Parameter:
     """Returns the click parameter of one field; MODEL is an argument, the rest options."""
 
     def check(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
@@ -26,15 +38,19 @@ def _parameter(option: Option, with_defaults: bool) -> click.Parameter:
 
     if option.required:
         return click.Argument([option.name], callback=check, metavar=option.name.upper())
-    flag = f"--{option.name.replace('_', '-')}"
-    listed = option.many or option.name == "engine"
+    flag = option.flag
+    listed = _is_list(option)
     help_text = option.text
-    if option.names is not None and option.name != "model":
+    if option.names is not None:
         help_text += f" Known: {', '.join(option.names())}."
     if with_defaults and option.default not in (None, ()):
         default = option.default
         text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
         help_text += f" [default: {text}]"
+    if stages:
+        help_text += f" For {', '.join(stages)}."
+    if option.type is bool and option.meaning.instead:  # to leave it out is the only other way
+        return click.Option([flag], is_flag=True, default=None, help=help_text)
     if option.type is bool:
         return click.Option(
             [f"{flag}/--no-{flag[2:]}"], default=None, help=help_text, callback=check
@@ -48,16 +64,20 @@ def _parameter(option: Option, with_defaults: bool) -> click.Parameter:
     )
 
 
+def _is_list(option: Option) -> bool:
+    return option.many or option.meaning.every is not None
+
+
 def _check(option: Option, value: Any) -> Any:
     """Returns a value in the field's type; an unknown name gets the nearest suggested."""
-    listed, flag = option.many or option.name == "engine", f"--{option.name.replace('_', '-')}"
+    listed, flag, every = _is_list(option), option.flag, option.meaning.every is not None
     values = [part.strip() for part in value.split(",") if part.strip()] if listed else [value]
     if listed and not values:
         raise UsageError(f"{flag} is empty", "give at least one")
-    if option.name == "engine" and "all" in values and len(set(values)) > 1:
+    if every and ALL in values and len(set(values)) > 1:
         raise UsageError(f"{flag} {value}: all, and some by name", "give one or the other")
     if option.names is not None:
-        known = option.names() + (["all"] if option.name == "engine" else [])
+        known = option.names() + ([ALL] if every else [])
         for each in values:
             if each not in known:
                 raise UsageError(f"unknown {option.name} {each!r}", suggestion(each, known))
@@ -73,4 +93,4 @@ def _check(option: Option, value: Any) -> Any:
         ) from error
     if option.many:
         option.check(converted)
-    return converted if option.name == "engine" else tuple(converted)
+    return converted if every else tuple(converted)

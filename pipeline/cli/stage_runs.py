@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import engines
-from engines.errors import NotAvailableError, RefusedError, UsageError
-from exporters import QUANTIZED
+from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
+from exporters import PRECISIONS
 from pipeline import models
+from pipeline.cli.options import ALL
 from pipeline.data import registry
-from pipeline.workflow import console, runner
-from pipeline.workflow.artifacts import CHECKPOINT, ENGINE, GOLDEN, PROGRAM
-from pipeline.workflow.artifacts import GRAPH as GRAPH_FILE
+from pipeline.workflow import console, hints, runner
+from pipeline.workflow.artifacts import CHECKPOINT, GOLDEN, GRAPH, GRAPH_SUBJECT, PROGRAM
 from pipeline.workflow.chain import stage
 from pipeline.workflow.digests import require_file
 from pipeline.workflow.records import load
 from pipeline.workflow.runner import Outcome, Store
-from pipeline.workflow.stage import Stage, check, options
-
-ALL = "all"
-GRAPH = "graph"
+from pipeline.workflow.stage import Option, Stage, check, options
 
 
 def run_stage(
@@ -38,6 +35,7 @@ def run_stage(
         DeployError: The stage failed, or what it made says that something is wrong.
     """
     chosen = stage(name)
+    store = dataclasses.replace(store, images=_images(given) or store.images)
     given = localised(name, given)
     outcomes = []
     asked = _engines(chosen, given)
@@ -46,14 +44,16 @@ def run_stage(
         try:
             outcomes.append((runner.run(chosen, params, store), params))
         except (NotAvailableError, RefusedError) as error:
-            if name != "build":
+            spread = _spread(chosen)
+            if spread is None or not spread.meaning.lenient:
                 raise
             if ALL in asked:
-                console.say(f"build: without {params.engine}: {error.message}")
+                console.say(f"{name}: without {getattr(params, spread.name)}: {error.message}")
             else:  # the engines named after it may well be had
                 lacking = lacking or error
     try:
-        chosen.show([(outcome.outputs, params) for outcome, params in outcomes])
+        with hints.completed(store.place):
+            chosen.show([(outcome.outputs, params) for outcome, params in outcomes])
         if lacking is not None:
             raise lacking
     except NotAvailableError:
@@ -65,40 +65,59 @@ def run_stage(
 
 def localised(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """Returns given parameters with a folder of images replaced by the name of its data set."""
-    data = given.get("data")
-    if data is None or data in registry.DATASETS or not Path(data).is_dir():
+    folder = _images(given)
+    if folder is None:
         return given
     from pipeline.data import imagefolder
 
-    found = {**given, "data": imagefolder.name_of(Path(data))}
-    return {**found, "data_dir": Path(data)} if name == "data" else found
+    declared = options(stage(name).params)
+    values: dict[str, Any] = {
+        option.name: imagefolder.name_of(folder) for option in declared if option.meaning.images
+    }
+    values |= {option.name: folder for option in declared if option.meaning.images_folder}
+    return {**given, **values}
 
 
-def export(given: dict[str, Any], store: Store) -> list[Outcome]:
-    """Runs the export stage; first takes the weights of a model that nothing has trained.
+def _images(given: dict[str, Any]) -> Path | None:
+    """Returns the folder of images that `--data` names, if it names one."""
+    data = given.get("data")
+    if data is None or data in registry.DATASETS or not Path(data).is_dir():
+        return None
+    return Path(data)
+
+
+def run_command(
+    name: str, given: dict[str, Any], store: Store, extra: dict[str, Any]
+) -> list[Outcome]:
+    """Runs a stage as its command does: after the stage that it says has to run first, if any.
 
     Args:
-        given: As for `run_stage`; `weights` names a file of weights.
+        given: As for `run_stage`.
+        extra: Options of the command alone.
     """
-    model, weights = given["model"], given.pop("weights", None)
     outcomes = []
-    taken = (store.root / CHECKPOINT.at(model=model).path).exists()
-    if weights is not None or not (taken or models.get(model).trainable):
-        first = {"model": model, "weights": weights, "data": given.get("data")}
-        outcomes += run_stage("train", {k: v for k, v in first.items() if v is not None}, store)
-    return outcomes + run_stage("export", given, store)
+    if first := stage(name).first({**given, **extra}, store.root):
+        known = {option.name for option in options(stage(first).params)}
+        passed = {key: value for key, value in {**given, **extra}.items() if key in known}
+        outcomes += run_stage(first, passed, store)
+    return outcomes + run_stage(name, given, store)
 
 
 def _trained_on(given: dict[str, Any], store: Store) -> dict[str, Any]:
     """Returns given parameters with the data set that the model was trained on."""
-    record = load(store.root / CHECKPOINT.at(model=given["model"]).record)
-    if record is None or given.get("data") is not None:
+    if given.get("data") is not None:
+        return given
+    try:
+        record = load(store.root / CHECKPOINT.at(model=given["model"]).record)
+    except DeployError:
+        return given  # the stage will say so
+    if record is None:
         return given
     return {**given, "data": record.params.get("data")}
 
 
 def verify_file(
-    file: Path, golden: Path | None, given: dict[str, Any], store: Store
+    given: dict[str, Any], store: Store, *, file: Path, golden: Path | None = None
 ) -> dict[str, Any]:
     """Judges a file that no stage made, prints the verdict and returns its JSON form.
 
@@ -130,16 +149,19 @@ def verify_file(
         threads=params.threads,
     )
     report.show([verdict])
-    require_pass([verdict], file)
+    with hints.completed(store.place):
+        require_pass([verdict], params.model, file)
     return dataclasses.asdict(verdict)
 
 
 def bisect(
-    file: Path | None,
-    golden: Path | None,
-    plot: Path | None,
     given: dict[str, Any],
     store: Store,
+    *,
+    file: Path | None = None,
+    golden: Path | None = None,
+    plot: Path | None = None,
+    **_flag: bool,
 ) -> dict[str, Any]:
     """Looks for the first value of a graph that is not the model's; prints, returns its JSON form.
 
@@ -158,26 +180,27 @@ def bisect(
     from pipeline.verification.bisection import search, windows
 
     need_torch("onnxscript")
-    subject, *more = given.get("engine") or [GRAPH]
+    subject, *more = given.get("engine") or [GRAPH_SUBJECT]
     if more or subject == ALL:
         raise UsageError("--bisect follows one engine at a time", "name one --engine")
     if plot is not None:
         growth.check_plot(plot)
-    params = stage("verify").params(**{**given, "engine": GRAPH})
-    if params.precision == QUANTIZED:
+    params = stage("verify").params(**{**given, "engine": GRAPH_SUBJECT})
+    precision = PRECISIONS[params.precision]
+    if precision.quantized:
         raise UsageError(
-            f"there is no PyTorch program in {QUANTIZED} to compare a graph with",
-            "bisect the fp32 graph that it was made of",
+            f"there is no PyTorch program in {precision.name} to compare a graph with",
+            f"bisect the {precision.made_from} graph that it was made of",
         )
     prober = windows.Prober(subject, params.device)
     prober.check()
-    graph = file or runner.require(GRAPH_FILE, params, store)
+    graph = file or runner.require(GRAPH, params, store)
     program = runner.require(PROGRAM, params, store)
     golden = golden or runner.require(GOLDEN, params, store)
     for path in (graph, golden):
         require_file(path)
     known = goldens.load(golden)
-    what = str(graph) if subject == GRAPH else subject
+    what = str(graph) if subject == GRAPH_SUBJECT else subject
     others = search.other_faults(graph, known)
     if search.takes_other_inputs(graph, known):
         growth.refuse(what, others)
@@ -213,7 +236,7 @@ def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
         step("data")
     step("train")
     step("export")
-    step("verify", engine=[GRAPH], tolerant=True)
+    step("verify", engine=[GRAPH_SUBJECT], tolerant=True)
     step("build", engine=asked)
     built = [each.params["engine"] for each in outcomes if each.stage == "build"]
     here = [name for name in built if engines.get(name).available().run]
@@ -226,45 +249,30 @@ def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
 
 def _expand(chosen: Stage[Any], given: dict[str, Any], store: Store) -> list[Any]:
     """Returns the parameters of each run that the given options ask for."""
-    fields = {option.name: option for option in options(chosen.params)}
-    if chosen.name in ("export", "verify"):
+    if any(option.meaning.as_trained for option in options(chosen.params)):
         given = _trained_on(given, store)
-    if "engine" not in fields:
+    spread = _spread(chosen)
+    if spread is None or spread.meaning.every is None:
         return [chosen.params(**given)]
     names = _engines(chosen, given)
     if ALL in names:
         rest = [name for name in names if name != ALL]
-        names = rest or _all(chosen.name, given, store)
-    if fields["engine"].many:
-        return [chosen.params(**{**given, "engine": tuple(names)})]
-    return [chosen.params(**{**given, "engine": name}) for name in dict.fromkeys(names)]
+        names = rest or spread.meaning.every(given, store.root)
+    if spread.many:
+        return [chosen.params(**{**given, spread.name: tuple(names)})]
+    return [chosen.params(**{**given, spread.name: name}) for name in dict.fromkeys(names)]
+
+
+def _spread(chosen: Stage[Any]) -> Option | None:
+    """Returns the option of a stage that takes several values or "all", if it has one."""
+    declared = options(chosen.params)
+    return next((option for option in declared if option.meaning.every is not None), None)
 
 
 def _engines(chosen: Stage[Any], given: dict[str, Any]) -> list[str]:
     """Returns the engines that are asked for, by name or as "all"."""
-    if given.get("engine"):
-        return list(given["engine"])
-    defaults = [option.default for option in options(chosen.params) if option.name == "engine"]
-    return [n for each in defaults for n in (each if isinstance(each, tuple) else [each])]
-
-
-def _all(name: str, given: dict[str, Any], store: Store) -> list[str]:
-    """Returns the engines that "all" stands for in a stage."""
-    if name == "build":
-        found = {each: engines.get(each).available() for each in engines.names()}
-        for each, state in found.items():
-            if not state.build:
-                console.say(f"build: without {each}: {state.reason}")
-        return [each for each, state in found.items() if state.build]
-    fields = {key: value for key, value in given.items() if isinstance(value, str)}
-    fields.setdefault("precision", "fp32")
-    built = [
-        each
-        for each in engines.names()
-        if (store.root / ENGINE.at(engine=each, **fields).path).exists()
-    ]
-    if name == "verify":
-        return [GRAPH, *built]
-    if name == "bench":
-        return [each for each in built if engines.get(each).available().run]
-    return built
+    spread = _spread(chosen)
+    if spread is None:
+        return []
+    values = given.get(spread.name) or spread.default
+    return [values] if isinstance(values, str) else list(values)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from engines.errors import DeployError
-from exporters import QUANTIZED
+from exporters import PRECISIONS
 from pipeline.verification import limits, noise_floor
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def check_rows_alone(exact: ExactModel, golden: Golden) -> None:
     may happen to go the same one with the first. Not looked at are rows that cannot be compared:
     what blows rounding up that far does so in float64, too, which rounds another way alone.
     """
-    precision = "fp32" if golden.precision == QUANTIZED else golden.precision
+    precision = PRECISIONS[golden.precision].computed_in
     comparable = {
         name: noise_floor.floor(reference, golden.noise[name], precision).comparable
         for name, reference in golden.reference.items()

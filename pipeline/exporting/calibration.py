@@ -14,6 +14,7 @@ from engines.contract import Array, Feeds, OpenOptions, Outputs
 from pipeline.golden import rows
 from pipeline.models import IMAGE
 from pipeline.verification import accuracy, limits
+from pipeline.workflow.artifacts import GRAPH
 
 if TYPE_CHECKING:
     import onnx
@@ -112,7 +113,7 @@ def run(graph: onnx.ModelProto, feeds: Feeds) -> Outputs:
 
     parts: dict[str, list[Array]] = {}
     with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-        path = Path(folder) / "graph.onnx"
+        path = Path(folder) / GRAPH.name
         write(graph, path)
         options = OpenOptions("cpu", threads=1, optimize=False)
         with closing(engines.get("onnxruntime").open(path, options)) as session:

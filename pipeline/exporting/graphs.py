@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +18,12 @@ import torch
 import engines
 from engines.contract import Array, OpenOptions
 from engines.errors import DeployError, NotAvailableError
-from exporters import QUANTIZED, weight_map
-from exporters.cast import OPSETS
+from exporters import PRECISIONS, weight_map
 from exporters.module import Served
 from exporters.onnx_files import write
 from exporters.onnx_graph import export_graph, finished, trace_graph
 from exporters.program import export_program
-from exporters.quantize import check_rows, quantize
+from exporters.quantize import Quantized, check_rows
 from pipeline.exporting import calibration
 from pipeline.golden import noise
 from pipeline.golden.file import Golden
@@ -31,6 +31,7 @@ from pipeline.verification import engine_proof, limits, noise_floor, verdict
 from pipeline.verification.batches import batch_sizes
 from pipeline.verification.weight_audit import weights_of
 from pipeline.workflow import console
+from pipeline.workflow.artifacts import GRAPH, GRAPH_SUBJECT
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,19 @@ class Exported:
 
 
 def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> Exported:
-    """Exports a module; at int8 quantizes the graph by what `calibrate` gives.
+    """Exports a module; at a quantized precision by what `calibrate` gives.
 
     Raises:
         DeployError: A step failed; the message says which, and where in the model.
     """
-    least = OPSETS[source.golden.precision]
+    least = PRECISIONS[source.golden.precision].opset
     if least is not None and (source.opset or least) < least:
         raise DeployError(
             f"{source.golden.precision} needs opset {least} or later, not {source.opset}",
             "give a later --opset, or leave it out",
         )
     found = _program(source) if source.exporter == "dynamo" else _traced(source)
-    if source.golden.precision == QUANTIZED:
+    if PRECISIONS[source.golden.precision].quantized:
         found = _quantized(found, source, calibrate())
     weights = weights_of(found.weights, found.graph)
     golden = dataclasses.replace(found.golden, weights=weights)
@@ -93,7 +94,7 @@ def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> 
 
 
 def _opset(source: Source) -> int | None:
-    return source.opset or OPSETS[source.golden.precision]
+    return source.opset or PRECISIONS[source.golden.precision].opset
 
 
 def _examples(source: Source) -> list[torch.Tensor]:
@@ -141,10 +142,15 @@ def _quantized(found: Exported, source: Source, by: calibration.Calibration) -> 
     console.say(f"export: calibrating on {by.source}")
     check_rows(found.graph, by.rows)
     wanted = calibration.run(found.graph, by.selection)
-    made = quantize(found.graph, by.rows, lambda graph: calibration.judge(graph, wanted, by))
+    quantizer = importlib.import_module(PRECISIONS[source.golden.precision].quantizer)
+    made: Quantized = quantizer.quantize(
+        found.graph, by.rows, lambda graph: calibration.judge(graph, wanted, by)
+    )
     specs = source.golden.input_specs, source.golden.output_specs
     graph = finished(made.graph, *specs, source.metadata)
-    cpu_graph = finished(made.cpu_graph, *specs, source.metadata)
+    cpu_graph = None
+    if made.cpu_graph is not None:
+        cpu_graph = finished(made.cpu_graph, *specs, source.metadata)
     native = calibration.run(graph, source.golden.inputs)
     reference = source.golden.reference
     yardstick = {n: noise_floor.pooled(noise.measure(reference[n], [native[n]])) for n in native}
@@ -173,7 +179,7 @@ def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:
     """
     options = OpenOptions("cpu", threads=1, optimize=False)
     with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-        path = Path(folder) / "model.onnx"
+        path = Path(folder) / GRAPH.name
         write(graph, path)
         try:
             session = engines.get(engine_proof.GRAPH_RUNNER).open(path, options)
@@ -181,7 +187,7 @@ def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:
             return "not run"
         with closing(session):
             sizes = batch_sizes(len(source.golden.cases), session.batch)[-1:]
-            return verdict.judge("graph", session, source.golden, sizes=sizes).status
+            return verdict.judge(GRAPH_SUBJECT, session, source.golden, sizes=sizes).status
 
 
 def _removed(before: Counter[str], after: onnx.ModelProto) -> dict[str, int]:

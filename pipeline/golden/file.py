@@ -205,7 +205,8 @@ def load(path: Path) -> Golden:
         golden.check()
     except _READ_ERRORS as error:
         raise DeployError(
-            f"{path} is not a golden file: {error}", "run `assay export` again"
+            f"{path} is not a golden file: {error}",
+            "export the model again, or name another golden file",
         ) from error
     return golden
 

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from exporters import PRECISIONS
+
 if TYPE_CHECKING:
     from exporters.module import Served
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 _MOVED = 0.25
 # Weights to move at a time: of a large tensor, the copies that this takes would not fit.
 _AT_ONCE = 1 << 22
-_UNIT = 2.0**-23
+_UNIT = PRECISIONS["fp32"].unit
 _ATEN = torch.ops.aten
 # Of these, ONNX Runtime's approximations (and the formulas that exporters write out) are right
 # to a unit of the range of the function, 1, not of its value: near zero, all digits may differ.

@@ -9,11 +9,13 @@ from typing import Any
 
 import engines
 from engines.errors import DeployError
+from exporters import DEFAULT_PRECISION
 from pipeline.report.train import describe
-from pipeline.workflow import console
+from pipeline.workflow import console, hints
 from pipeline.workflow.artifacts import (
     BUNDLE,
     ENGINE_VERDICT,
+    GRAPH_SUBJECT,
     GRAPH_VERDICT,
     MEASUREMENTS,
     TRAINING,
@@ -77,7 +79,7 @@ def collect(model: str, precision: str, store: Store) -> Summary:
         path = vouched(artifact)
         return None if path is None else read_json(path)
 
-    subjects = {"graph": GRAPH_VERDICT}
+    subjects = {GRAPH_SUBJECT: GRAPH_VERDICT}
     subjects |= {name: ENGINE_VERDICT.at(engine=name) for name in engines.names()}
     verdicts = {name: read(artifact) for name, artifact in subjects.items()}
     bundle = vouched(BUNDLE)
@@ -90,9 +92,11 @@ def collect(model: str, precision: str, store: Store) -> Summary:
         bundle=None if bundle is None else str(bundle),
         notes=tuple(notes),
     )
+    words = model if precision == DEFAULT_PRECISION else f"{model} --precision {precision}"
     if found.training is None and not found.verdicts and not notes:
         raise DeployError(
-            f"nothing has been made of {model} in {store.root} yet", f"run `assay run {model}`"
+            f"nothing has been made of {model} in {store.root} yet",
+            hints.complete(f"run `assay run {words}`", store.place),
         )
     return found
 

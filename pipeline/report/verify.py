@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from exporters import QUANTIZED
+from exporters import PRECISIONS
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def show(verdicts: Sequence[Verdict]) -> None:
     """Prints a table, one row an output, then what there is to say of each subject."""
     columns = dict(_COLUMNS)
-    if any(verdict.precision == QUANTIZED for verdict in verdicts):
+    if any(PRECISIONS[verdict.precision].quantized for verdict in verdicts):
         columns |= _QUANTIZED_COLUMNS
     rows = []
     for verdict in verdicts:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import engines
 import exporters
 from pipeline import models
-from pipeline.workflow.artifacts import CPU_GRAPH, DATA, GRAPH, PROGRAM, Artifact
-from pipeline.workflow.stage import option
+from pipeline.workflow.artifacts import CPU_GRAPH, DATA, ENGINE, GRAPH, PROGRAM, Artifact
+from pipeline.workflow.stage import Meaning, option
 
 
 def need_torch(*more: str) -> None:
@@ -31,17 +33,23 @@ def model_option() -> Any:
     )
 
 
-def data_option(default: str | None) -> Any:
+def data_option(default: str | None, *, as_trained: bool = False) -> Any:
     """Declares `--data`. The command line turns a folder's path into a data set's name."""
     shown = "" if default is not None else " [the model's own]"
     return option(
-        default, text=f"Data set, or folder with a subfolder of images for each class{shown}."
+        default,
+        text=f"Data set, or folder with a subfolder of images for each class{shown}.",
+        meaning=Meaning(images=True, as_trained=as_trained),
     )
 
 
 def precision_option() -> Any:
     """Declares `--precision`."""
-    return option("fp32", text="Precision of the graph.", names=lambda: list(exporters.PRECISIONS))
+    return option(
+        exporters.DEFAULT_PRECISION,
+        text="Precision of the graph.",
+        names=lambda: list(exporters.PRECISIONS),
+    )
 
 
 def data_artifacts(
@@ -56,5 +64,21 @@ def engine_source(name: str, precision: str) -> Artifact:
     engine = engines.get(name)
     if engine.source == "program":
         return PROGRAM
-    on_cpu = precision == exporters.QUANTIZED and engine.devices == ("cpu",)
-    return CPU_GRAPH if on_cpu else GRAPH
+    for_cpu = exporters.PRECISIONS[precision].cpu_graph and engine.devices == ("cpu",)
+    return CPU_GRAPH if for_cpu else GRAPH
+
+
+def built_engines(params: Mapping[str, Any], root: Path) -> list[str]:
+    """Returns the engines that are built of a model at a precision."""
+    fields = {"precision": exporters.DEFAULT_PRECISION}
+    fields |= {name: value for name, value in params.items() if isinstance(value, str)}
+    return [
+        name
+        for name in engines.names()
+        if (root / ENGINE.at(**{**fields, "engine": name}).path).exists()
+    ]
+
+
+def built_engines_that_run(params: Mapping[str, Any], root: Path) -> list[str]:
+    """Returns those of them that run on this machine."""
+    return [name for name in built_engines(params, root) if engines.get(name).available().run]

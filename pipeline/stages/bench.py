@@ -15,10 +15,11 @@ from engines.errors import DeployError, NotAvailableError, UsageError
 from exporters import PRECISIONS
 from pipeline import models
 from pipeline.report import bench as report
-from pipeline.stages import model_option, precision_option
+from pipeline.stages import built_engines_that_run, model_option, precision_option
+from pipeline.workflow import hints
 from pipeline.workflow.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import Made, Stage, option
+from pipeline.workflow.stage import Made, Meaning, Stage, option
 
 if TYPE_CHECKING:
     from engines.contract import Session
@@ -37,11 +38,13 @@ class Params:
         ("all",),
         text='Built engines to measure, or "all" that run here.',
         names=engines.names,
+        meaning=Meaning(every=built_engines_that_run),
     )
     against: tuple[str, ...] = option(
         (),
         text="Precisions whose engines are measured beside, the first as the baseline.",
         names=lambda: list(PRECISIONS),
+        meaning=Meaning(in_run=False),
     )
     batch: tuple[int, ...] = option((1, 8, 64), text="Batch sizes to measure.", high=65536)
     threads: int = option(
@@ -63,7 +66,7 @@ def resolve(params: Params) -> Params:
     if not params.engine:
         raise DeployError(
             f"no engine of {params.model} that runs here is built",
-            f"run `assay build {params.model}`",
+            f"run `{hints.command('build', vars(params) | {'engine': None})}`",
         )
     ordered = sorted(set(params.engine), key=lambda name: (name != BASELINE, name))
     budget = params.budget

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import engines
 from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
-from exporters import QUANTIZED
+from exporters import PRECISIONS
 from pipeline.report import build as report
 from pipeline.stages import engine_source, model_option, precision_option
 from pipeline.workflow import console
@@ -21,10 +23,18 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import Made, Stage, option
+from pipeline.workflow.stage import Made, Meaning, Stage, option
 
 if TYPE_CHECKING:
     from engines.contract import BuildOptions
+
+
+def _buildable(_params: Mapping[str, Any], _root: Path) -> list[str]:
+    available = {name: engines.get(name).available() for name in engines.names()}
+    for name, state in available.items():
+        if not state.build:
+            console.say(f"build: without {name}: {state.reason}")
+    return [name for name, state in available.items() if state.build]
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class Params:
         "all",
         text='Engine to build, several, or "all" that this machine can build.',
         names=engines.names,
+        meaning=Meaning(every=_buildable, lenient=True, leads=True),
     )
     batch_min: int = option(1, text="Smallest batch (TensorRT's optimization profile).")
     batch_opt: int = option(8, text="Batch to optimise for (TensorRT).")
@@ -70,10 +81,11 @@ def resolve(params: Params) -> Params:
         params = Params(params.model, params.precision, params.engine)
     else:
         params = dataclasses.replace(params, target_sm=tuple(sorted(set(params.target_sm))))
-    if params.precision == QUANTIZED and engines.get(params.engine).source == "program":
+    precision = PRECISIONS[params.precision]
+    if precision.quantized and engines.get(params.engine).source == "program":
         raise NotAvailableError(
-            f"engine {params.engine!r} has no {QUANTIZED}: it runs the PyTorch program, and"
-            f" {QUANTIZED} is made of the ONNX graph",
+            f"engine {params.engine!r} has no {precision.name}: it runs the PyTorch program, and"
+            f" {precision.name} is made of the ONNX graph",
             "build another engine",
         )
     return params

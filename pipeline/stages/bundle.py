@@ -13,9 +13,11 @@ from engines.errors import DeployError, ParityError
 from pipeline import __version__
 from pipeline.report import bundle as report
 from pipeline.report.train import describe
-from pipeline.stages import engine_source, model_option, precision_option
+from pipeline.stages import built_engines, engine_source, model_option, precision_option
+from pipeline.workflow import hints
 from pipeline.workflow.artifacts import (
     BUNDLE,
+    BUNDLE_SUFFIX,
     CHECKPOINT,
     DESCRIPTION,
     ENGINE,
@@ -24,6 +26,7 @@ from pipeline.workflow.artifacts import (
     GOLDEN,
     GRAPH,
     GRAPH_DATA,
+    GRAPH_SUBJECT,
     GRAPH_VERDICT,
     MEASUREMENTS,
     TRAINING,
@@ -31,7 +34,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json
-from pipeline.workflow.stage import Made, Stage, option
+from pipeline.workflow.stage import Made, Meaning, Stage, option
 
 _ACCEPTED = ("pass", "not run")
 
@@ -43,16 +46,22 @@ class Params:
     model: str = model_option()
     precision: str = precision_option()
     engine: tuple[str, ...] = option(
-        ("all",), text='Built engines to put in, or "all" that are built.', names=engines.names
+        ("all",),
+        text='Built engines to put in, or "all" that are built.',
+        names=engines.names,
+        meaning=Meaning(every=built_engines),
     )
-    measurements: bool = option(True, text="Put the measurements in.")
+    measurements: bool = option(
+        True, text="Put the measurements in.", meaning=Meaning(in_run=False)
+    )
 
 
 def resolve(params: Params) -> Params:
     """Sorts the engines: their order changes nothing."""
     if not params.engine:
         raise DeployError(
-            f"no engine of {params.model} is built", f"run `assay build {params.model}`"
+            f"no engine of {params.model} is built",
+            f"run `{hints.command('build', vars(params) | {'engine': None})}`",
         )
     return dataclasses.replace(params, engine=tuple(sorted(set(params.engine))))
 
@@ -65,7 +74,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """
     from pipeline.bundling import archive, provenance, readme
 
-    verdicts = {"graph": read_json(inputs[GRAPH_VERDICT])}
+    verdicts = {GRAPH_SUBJECT: read_json(inputs[GRAPH_VERDICT])}
     for name in params.engine:
         verdicts[name] = read_json(inputs[ENGINE_VERDICT.at(engine=name)])
     for name, verdict in verdicts.items():
@@ -73,7 +82,8 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             raise ParityError(
                 f"{name} is not proved equal to the PyTorch model, so it is not bundled:"
                 f" {verdict['reason']}",
-                f"leave it out with --engine, or see `assay verify {params.model}`",
+                f"leave it out with --engine, or see"
+                f" `{hints.command('verify', vars(params) | {'engine': name})}`",
             )
     members = {
         artifact.label: inputs.locate(artifact)
@@ -92,7 +102,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         **{path: inputs.root / path for path in records},
         "README.md": text.encode(),
     }
-    folder = outputs[BUNDLE].name.removesuffix(".tar.gz")
+    folder = outputs[BUNDLE].name.removesuffix(BUNDLE_SUFFIX)
     archive.write(outputs[BUNDLE], folder, facts, content)
 
 

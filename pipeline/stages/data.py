@@ -23,7 +23,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import write_json
-from pipeline.workflow.stage import Made, Stage, option
+from pipeline.workflow.stage import Made, Meaning, Stage, option
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,10 @@ class Params:
     data: str = data_option(FASHION_MNIST.name)
     # The digests pin the content, so where it comes from changes nothing.
     data_dir: Path | None = option(
-        None, text="Folder that holds the data set's files (.gz or not).", key=False
+        None,
+        text="Folder that holds the data set's files (.gz or not).",
+        key=False,
+        meaning=Meaning(images_folder=True),
     )
     image_size: int | None = option(
         None, text="Side in pixels of the square that a folder's images are brought to.", high=4096

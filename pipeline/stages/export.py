@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import hardware
-from engines.cache import slug
 from engines.errors import DeployError, UsageError
-from exporters import QUANTIZED
+from exporters import PRECISIONS, QUANTIZED
 from pipeline import models
 from pipeline.data import registry
 from pipeline.report import export as report
@@ -25,7 +24,7 @@ from pipeline.stages import (
 )
 from pipeline.training.weights import load
 from pipeline.verification import limits
-from pipeline.workflow import console
+from pipeline.workflow import console, hints
 from pipeline.workflow.artifacts import (
     CHECKPOINT,
     CONTENTS,
@@ -42,6 +41,7 @@ from pipeline.workflow.artifacts import (
     TRAINING,
     Artifact,
     Paths,
+    reference_cache,
 )
 from pipeline.workflow.digests import read_json, sha256_file, write_json
 from pipeline.workflow.stage import Made, Stage, option
@@ -71,7 +71,7 @@ class Params:
     opset: int | None = option(
         None, text="ONNX opset, 18 to 23 [the exporter's own].", low=18, high=23
     )
-    data: str | None = data_option(None)
+    data: str | None = data_option(None, as_trained=True)
     inputs: Path | None = option(
         None,
         text="Golden inputs from this .npz file, an array for each input [test images].",
@@ -79,9 +79,27 @@ class Params:
     )
     calibration: Path | None = option(
         None,
-        text="int8: calibrate on the inputs in this .npz file [training images].",
+        text=f"{', '.join(QUANTIZED)}: calibrate on the inputs in this .npz file"
+        " [training images].",
         key=False,
     )
+
+
+@dataclass(frozen=True)
+class CommandOptions:
+    """Options of the command alone."""
+
+    weights: Path | None = option(
+        None, text="Weights of a model that is not trained here: a safetensors or torch file."
+    )
+
+
+def first(params: Mapping[str, Any], root: Path) -> str:
+    """Returns the stage that takes the weights of a model that nothing has trained, or ""."""
+    model = params["model"]
+    taken = (root / CHECKPOINT.at(model=model).path).exists()
+    wanted = params.get("weights") is not None
+    return CHECKPOINT.stage if wanted or not (taken or models.get(model).trainable) else ""
 
 
 def resolve(params: Params) -> Params:
@@ -89,10 +107,10 @@ def resolve(params: Params) -> Params:
     for path in (params.inputs, params.calibration):
         if path is not None and not path.is_file():
             raise DeployError(f"there is no file {path}", "give the path of an .npz file")
-    if params.calibration is not None and params.precision != QUANTIZED:
+    if params.calibration is not None and not PRECISIONS[params.precision].quantized:
         raise UsageError(
-            f"--calibration is for {QUANTIZED}, not for {params.precision}",
-            f"leave it out, or give --precision {QUANTIZED}",
+            f"--calibration is for {' and '.join(QUANTIZED)}, not for {params.precision}",
+            f"leave it out, or give --precision {QUANTIZED[0]}",
         )
     return dataclasses.replace(params, data=params.data or models.get(params.model).dataset)
 
@@ -103,7 +121,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     import numpy as np
     import torch
 
-    from exporters.cast import DTYPES, typed
+    from exporters.cast import dtype_of, typed
     from exporters.module import Served
     from exporters.onnx_describe import describe
     from exporters.onnx_files import write
@@ -119,7 +137,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     if training["data"] != params.data:
         raise DeployError(
             f"{params.model} was trained on {training['data']}, not on {params.data}",
-            f"leave --data out, or run `assay train {params.model} --data …`",
+            f"leave --data out, or run `{hints.command('train', _train_params(params))}`",
         )
     contents = None
     if params.data is not None:
@@ -140,7 +158,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     )
     if kept:
         console.say(f"export: kept in fp32, since {params.precision} overflows: {', '.join(kept)}")
-    served = Served(network, model.prepare, DTYPES[params.precision]).eval()
+    served = Served(network, model.prepare, dtype_of(params.precision)).eval()
     checkpoint = sha256_file(inputs[CHECKPOINT])
     arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
     memo = _memo(inputs, params, {"checkpoint": checkpoint, "outputs": [*names]}, arrays)
@@ -154,7 +172,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         test,
         memo,
         # What is quantized afterwards has another noise, and is not judged by it.
-        noise_runs=0 if params.precision == QUANTIZED else limits.NOISE_RUNS,
+        noise_runs=0 if PRECISIONS[params.precision].quantized else limits.NOISE_RUNS,
     )
     check_rows_alone(exact, golden)
     memo.save()
@@ -178,6 +196,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         save_program(found.program, outputs[PROGRAM], *specs)
     found.golden.save(outputs[GOLDEN])
     write_json(outputs[DESCRIPTION], {**describe(found.graph).document(), **found.notes})
+
+
+def _train_params(params: Params) -> dict[str, Any]:
+    return {"model": params.model, "data": params.data}
 
 
 def _preprocessing(model: Model) -> str:
@@ -233,7 +255,7 @@ def _memo(
         "cpus": hardware.available_cpus(),
         **{name: hardware.version(name) for name in ("torch", "torchvision", "timm")},
     }
-    return Memo(inputs.root / ".reference" / f"{slug(params.model)}.npz", key_of(said, arrays))
+    return Memo(reference_cache(inputs.root, params.model), key_of(said, arrays))
 
 
 def _test_set(
@@ -251,15 +273,15 @@ def _test_set(
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
     wanted: tuple[Artifact, ...] = (TEST_IMAGES, TEST_LABELS, CONTENTS)
-    if params.precision == QUANTIZED and params.calibration is None:
+    if PRECISIONS[params.precision].quantized and params.calibration is None:
         wanted += (TRAIN_IMAGES, TRAIN_LABELS)
     return (CHECKPOINT, TRAINING, *data_artifacts(params.data, wanted))
 
 
 def _outputs(params: Params) -> tuple[Artifact, ...]:
     found: tuple[Artifact, ...] = (GRAPH, GRAPH_DATA, GOLDEN, DESCRIPTION)
-    if params.precision == QUANTIZED:
-        return (*found, CPU_GRAPH)
+    if PRECISIONS[params.precision].quantized:
+        return (*found, CPU_GRAPH) if PRECISIONS[params.precision].cpu_graph else found
     # TorchScript traces what torch.export cannot: there is no program then.
     return (*found, PROGRAM) if params.exporter == EXPORTERS[0] else found
 
@@ -290,5 +312,7 @@ STAGE = Stage(
     tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime-gpu", "numpy"),
     facts=facts,
     resolve=resolve,
+    command=CommandOptions,
+    first=first,
     show=show,
 )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import hardware
-from engines.cache import slug
 from engines.errors import DeployError, UsageError
+from exporters import REDUCED
 from pipeline import models
 from pipeline.data import registry
 from pipeline.report import train as report
@@ -25,6 +25,7 @@ from pipeline.workflow.artifacts import (
     TRAINING,
     Artifact,
     Paths,
+    training_state,
 )
 from pipeline.workflow.digests import read_json, sha256_file, write_json
 from pipeline.workflow.stage import Made, Stage, option
@@ -66,7 +67,7 @@ class Params:
     amp: str = option(
         "none",
         text="Mixed precision; for GPUs, as it makes most CPUs slower.",
-        names=lambda: ["none", "bf16", "fp16"],
+        names=lambda: ["none", *REDUCED],
     )
     resume: bool = option(
         False, text="Go on where an interrupted training with the same options stopped.", key=False
@@ -163,7 +164,7 @@ def _job(inputs: Paths, params: Params) -> Job:
         limit=params.limit,
         weights=params.weights,
         settings=Settings(**{name: values[name] for name in names}),
-        state=inputs.root / ".resume" / f"{slug(params.model)}.safetensors",
+        state=training_state(inputs.root, params.model),
         depends={
             "facts": facts(params),
             "data": [sha256_file(inputs.locate(artifact)) for artifact in inputs.declared],

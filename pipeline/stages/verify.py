@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import engines
 from engines import hardware
 from pipeline import models
 from pipeline.report import verify as report
-from pipeline.stages import data_artifacts, data_option, model_option, precision_option
+from pipeline.stages import (
+    built_engines,
+    data_artifacts,
+    data_option,
+    model_option,
+    precision_option,
+)
 from pipeline.verification import limits
 from pipeline.verification.acceptance import require_pass
 from pipeline.workflow.artifacts import (
@@ -18,15 +25,14 @@ from pipeline.workflow.artifacts import (
     GOLDEN,
     GRAPH,
     GRAPH_DATA,
+    GRAPH_SUBJECT,
     GRAPH_VERDICT,
     TEST_IMAGES,
     Artifact,
     Paths,
 )
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import Made, Stage, option
-
-SUBJECT = "graph"  # engine_proof.GRAPH, which is too heavy to import for --help
+from pipeline.workflow.stage import Made, Meaning, Stage, option
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,40 @@ class Params:
     model: str = model_option()
     precision: str = precision_option()
     engine: str = option(
-        SUBJECT,
+        GRAPH_SUBJECT,
         text='What to verify: "graph", the name of a built engine, several, or "all".',
-        names=lambda: [SUBJECT, *engines.names()],
+        names=lambda: [GRAPH_SUBJECT, *engines.names()],
+        meaning=Meaning(every=lambda *where: [GRAPH_SUBJECT, *built_engines(*where)]),
     )
-    data: str | None = data_option(None)
+    data: str | None = data_option(None, as_trained=True)
     threads: int = option(factory=hardware.available_cpus, text="CPU threads.", high=1024)
     device: str = option("auto", text="Where the engine runs: auto, cpu, cuda or cuda:N.")
+
+
+@dataclass(frozen=True)
+class CommandOptions:
+    """Options of the command alone, which judge or follow a file and record nothing."""
+
+    file: Path | None = option(
+        None,
+        text="Judge this file instead of what was built; nothing is recorded.",
+        meaning=Meaning(instead="verify_file"),
+    )
+    golden: Path | None = option(
+        None,
+        text="With --file: the golden file, if not the model's own.",
+        meaning=Meaning(needs=("file", "bisect"), advice="name the file to judge"),
+    )
+    bisect: bool = option(
+        False,
+        text="Name the first node of the graph, or of --engine, whose value is not the model's.",
+        meaning=Meaning(instead="bisect"),
+    )
+    plot: Path | None = option(
+        None,
+        text="With --bisect: draw how the error grows into this file (.svg, .png, .pdf).",
+        meaning=Meaning(needs=("bisect",), advice="add --bisect"),
+    )
 
 
 def resolve(params: Params) -> Params:
@@ -73,11 +106,11 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
 
 def _subject(params: Params) -> Artifact:
-    return GRAPH if params.engine == SUBJECT else ENGINE
+    return GRAPH if params.engine == GRAPH_SUBJECT else ENGINE
 
 
 def _verdict(params: Params) -> Artifact:
-    return GRAPH_VERDICT if params.engine == SUBJECT else ENGINE_VERDICT
+    return GRAPH_VERDICT if params.engine == GRAPH_SUBJECT else ENGINE_VERDICT
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
@@ -100,7 +133,8 @@ def show(made: Made[Params]) -> None:
 
     verdicts = [from_json(read_json(outputs[_verdict(params)])) for outputs, params in made]
     report.show(verdicts)
-    require_pass(verdicts)
+    for _, params in made[:1]:  # all are of one model
+        require_pass(verdicts, params.model)
 
 
 STAGE = Stage(
@@ -114,5 +148,6 @@ STAGE = Stage(
     tools=("numpy",),
     facts=facts,
     resolve=resolve,
+    command=CommandOptions,
     show=show,
 )

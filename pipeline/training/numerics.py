@@ -18,9 +18,11 @@ def autocast(settings: Settings, device: torch.device) -> AbstractContextManager
     """Returns the context of a forward pass, of mixed precision where that is asked for."""
     import torch
 
+    from exporters.cast import dtype_of
+
     if settings.amp == "none":
         return nullcontext()
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[settings.amp]
+    dtype = dtype_of(settings.amp)
     # Casts are kept for one use only: a captured step must hold its own.
     context: AbstractContextManager[Any] = torch.autocast(
         device.type, dtype, cache_enabled=device.type == "cpu"

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.errors import NotAvailableError, ParityError
-from exporters import QUANTIZED
+from exporters import PRECISIONS
+from pipeline.workflow import hints
 
 if TYPE_CHECKING:
     from pipeline.verification.verdict import Verdict
 
 
-def require_pass(verdicts: Sequence[Verdict], file: Path | None = None) -> None:
+def require_pass(verdicts: Sequence[Verdict], model: str, file: Path | None = None) -> None:
     """Raises unless every verdict is a pass.
 
     Args:
+        model: The name of the model.
         file: What was judged, if no stage made it.
 
     Raises:
@@ -26,11 +29,12 @@ def require_pass(verdicts: Sequence[Verdict], file: Path | None = None) -> None:
     """
     for verdict in verdicts:
         if verdict.status in ("mismatch", "vacuous"):
-            words = f" --file {file}" if file else ""
-            hint = f"`assay verify MODEL{words} --bisect` names the first node that differs, if any"
+            words = hints.command("verify", {"model": model, **_named(verdict)})
+            words += f" --file {shlex.quote(str(file))}" if file else ""
+            hint = f"`{words} --bisect` names the first node that differs, if any"
             if verdict.status == "vacuous":
                 hint = "no engine can be proved by it; look at the model's weights and inputs"
-            elif verdict.precision == QUANTIZED:
+            elif PRECISIONS[verdict.precision].quantized:
                 hint = "calibrate on other data, or deploy another precision"
             raise ParityError(
                 f"{verdict.subject} is not proved equal to the PyTorch model: {verdict.reason}",
@@ -43,3 +47,7 @@ def require_pass(verdicts: Sequence[Verdict], file: Path | None = None) -> None:
                 f"{verdict.subject} was not run on this machine: {verdict.reason}",
                 "prove it on the target with `assay check BUNDLE`",
             )
+
+
+def _named(verdict: Verdict) -> dict[str, str]:
+    return {"precision": verdict.precision, "engine": verdict.subject}

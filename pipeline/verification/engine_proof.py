@@ -16,11 +16,12 @@ from pipeline.golden import file as goldens
 from pipeline.verification.batches import rows_to_run
 from pipeline.verification.verdict import Verdict, judge, not_run, with_audit
 from pipeline.verification.weight_audit import audit
-from pipeline.workflow import console, records
+from pipeline.workflow import console, hints, records
+from pipeline.workflow.artifacts import GRAPH_SUBJECT, graph_of, is_engine, record_beside
 from pipeline.workflow.digests import sha256_file
 
 # The exported graph itself is a subject too. This engine runs it as it is, unoptimised.
-GRAPH = "graph"
+GRAPH = GRAPH_SUBJECT
 GRAPH_RUNNER = "onnxruntime"
 
 
@@ -67,26 +68,27 @@ def require_fit(engine: Engine, path: Path) -> None:
         NotAvailableError: It was built for another version or GPU than is here, or is not what
             was built.
     """
-    record = records.load(path.with_name("build.json"))
+    record = records.load(record_beside(path))
     if record is None:
         return
-    digests = [each["sha256"] for name, each in record.outputs.items() if name.endswith("/engine")]
+    digests = [each["sha256"] for name, each in record.outputs.items() if is_engine(name)]
     found = sha256_file(path)
     why = engine.incompatibility(record.facts, record.params)
     if digests and found not in digests:
         why = f"its SHA-256 is {found}, and {digests[0]} was built"
     if why:
         raise NotAvailableError(
-            f"{path} is not loaded: {why}", f"build it here with `--engine {engine.name}`"
+            f"{path} is not loaded: {why}",
+            f"build it here: `{hints.again(record.stage, record.params)}`",
         )
 
 
 def weights_for(path: Path) -> Path | None:
     """Returns the graph whose weights an engine needs that was built without, by its record."""
-    record = records.load(path.with_name("build.json"))
+    record = records.load(record_beside(path))
     if record is None or not record.params.get("strip_weights"):
         return None
-    return path.parents[1] / "model.onnx"
+    return graph_of(path)
 
 
 def _judge(

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.contract import Array
-from exporters import QUANTIZED
+from exporters import PRECISIONS
 from pipeline.golden.noise import by_row
 from pipeline.verification import limits
-
-# The unit of rounding at each precision (the spacing of floats at 1).
-_UNIT = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7}
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def floor(reference: Array, noise: Array, precision: str, least: float = 1.0) ->
         noise: What `measure` gave, `[rows, 2]`.
         least: Units of rounding that are always allowed for.
     """
-    unit, rows = _UNIT[precision], np.abs(by_row(reference.astype(np.float64)))
+    unit, rows = PRECISIONS[precision].unit, np.abs(by_row(reference.astype(np.float64)))
     if reference.dtype.kind in "biu":
         # Nothing rounds an integer; where it was made of rounded numbers, the noise shows it.
         unit = 0.0
@@ -62,7 +59,7 @@ def floor(reference: Array, noise: Array, precision: str, least: float = 1.0) ->
     peak = np.where(peak > 0, peak, rows.max())
     part = min(limits.LOST_UNITS * unit, limits.LOST_PART) or limits.LOST_PART
     comparable = noise[:, 0] <= part * scale
-    comparable |= precision == QUANTIZED
+    comparable |= PRECISIONS[precision].quantized
     return Floor(
         rms=np.maximum(_steadied(noise[:, 0], scale, comparable), least * unit * scale),
         max=np.maximum(_steadied(noise[:, 1], peak, comparable), least * unit * peak),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from engines.contract import Array, Outputs, Session, TensorSpec
-from exporters import QUANTIZED
+from exporters import PRECISIONS
 from pipeline.golden import noise
 from pipeline.golden.file import Golden
 from pipeline.verification import accuracy, limits, noise_floor
@@ -142,7 +142,7 @@ def judge(
         faults = [f"{output.name}: {fault}" for output in outputs for fault in output.faults]
         if not faults and golden.logits:
             flips = _count_flips(session, golden, sizes[-1], test, runs[-1])
-        if not faults and golden.precision == QUANTIZED:
+        if not faults and PRECISIONS[golden.precision].quantized:
             faults = _quantization_faults(outputs, flips)
         elif flips is not None:
             faults = _flip_faults(flips)
@@ -216,6 +216,7 @@ def _judge_output(
             f"largest error is {max_ratio:.1f} times the noise floor, {limits.K_MAX:g} allowed"
             f" (on {worst})"
         )
+    quantized = PRECISIONS[golden.precision].quantized
     every = np.concatenate([error.ravel() for error in errors]) if errors else np.zeros(1)
     return OutputVerdict(
         name=spec.name,
@@ -228,7 +229,7 @@ def _judge_output(
         faults=tuple(dict.fromkeys(faults)),
         vacuous=_vacuous(reference, floor.comparable & golden.common),
         incomparable=int((~floor.comparable).sum()),
-        sqnr=_sqnr(spec, golden, runs) if golden.precision == QUANTIZED and not faults else None,
+        sqnr=_sqnr(spec, golden, runs) if quantized and not faults else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,11 @@ from engines.cache import slug
 
 # A folder of the user's images is a data set too, named after the folder.
 FOLDER_PREFIX = "folder-"
+# Where artifacts and bundles lie unless told otherwise.
+ROOT, DIST = Path("artifacts"), Path("dist")
+# What is proved first, under the name by which commands and verdicts call it.
+GRAPH_SUBJECT = "graph"
+BUNDLE_SUFFIX = ".tar.gz"
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Artifact:
         record: The record that vouches for it, as a template like `path`.
         dist: It lies below the distribution folder instead of the root.
         optional: The stage makes it only where it has something to put in.
+        values: The fields that are filled in, as they were given.
     """
 
     kind: str
@@ -33,15 +39,31 @@ class Artifact:
     record: str
     dist: bool = False
     optional: bool = False
+    values: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def at(self, **fields: str) -> Artifact:
         """Returns the artifact with some of its fields filled in."""
-        return replace(self, path=_fill(self.path, fields), record=_fill(self.record, fields))
+        values = {name: fields[name] for name in _open_fields(self.path) if name in fields}
+        return replace(
+            self,
+            path=_fill(self.path, fields),
+            record=_fill(self.record, fields),
+            values=(*self.values, *values.items()),
+        )
+
+    @property
+    def name(self) -> str:
+        """The name of the file in its folder."""
+        return Path(self.path).name
 
     @property
     def label(self) -> str:
         """The path by which records and bundles name the file."""
         return f"dist/{self.path}" if self.dist else self.path
+
+
+def _open_fields(template: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
 
 
 def _fill(template: str, fields: Mapping[str, Any]) -> str:
@@ -138,8 +160,40 @@ MEASUREMENTS = Artifact(
 
 BUNDLE = Artifact(
     "bundle",
-    "{model}-{precision}.tar.gz",
+    f"{{model}}-{{precision}}{BUNDLE_SUFFIX}",
     "bundle",
     "{model}/{precision}/bundle.json",
     dist=True,
 )
+
+
+def record_beside(engine: Path) -> Path:
+    """Returns where the record of a built engine is."""
+    return engine.with_name(Path(ENGINE.record).name)
+
+
+def graph_of(engine: Path) -> Path:
+    """Returns where the graph is that an engine was built from."""
+    return engine.parents[1] / GRAPH.name
+
+
+def is_engine(label: str) -> bool:
+    """Whether a label is that of a built engine."""
+    return Path(label).name == ENGINE.name and len(Path(label).parts) == len(
+        Path(ENGINE.path).parts
+    )
+
+
+def training_state(root: Path, model: str) -> Path:
+    """Returns where an interrupted training keeps its progress."""
+    return root / ".resume" / f"{slug(model)}.safetensors"
+
+
+def reference_cache(root: Path, model: str) -> Path:
+    """Returns where a model's outputs in float64 are kept from one export to the next."""
+    return root / ".reference" / f"{slug(model)}.npz"
+
+
+def lock_file(root: Path, record: str) -> Path:
+    """Returns the lock that is held while the stage of a record runs."""
+    return root / ".locks" / record.removesuffix(".json").replace("/", "-")

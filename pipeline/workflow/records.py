@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError
-from pipeline.workflow.artifacts import FOLDER_PREFIX, Artifact, Paths
+from pipeline.workflow import hints
+from pipeline.workflow.artifacts import Artifact, Paths
 from pipeline.workflow.digests import read_json, sha256_file
 
 SCHEMA = 1
@@ -102,55 +103,38 @@ class Vouchers:
                 something that has been made anew since.
         """
         path = paths.locate(artifact)
-        again = _command(artifact.stage, params, artifact) + self._where()
+        mend = f"run `{hints.making(artifact, params)}`"
         if not path.exists():
-            raise DeployError(f"no {artifact.kind} here: {path} does not exist", f"run `{again}`")
-        record = load(self.root / artifact.record)
+            raise DeployError(f"no {artifact.kind} here: {path} does not exist", mend)
+        try:
+            record = load(self.root / artifact.record)
+        except DeployError as error:
+            raise DeployError(error.message, mend) from error
         if record is None or artifact.label not in record.outputs:
             raise DeployError(
                 f"no record vouches for {path}",
-                f"run `{again}`, which writes {self.root / artifact.record}",
+                f"{mend}, which writes {self.root / artifact.record}",
             )
+        mend = f"run `{hints.again(record.stage, record.params)}`"
         expected, found = record.outputs[artifact.label]["sha256"], sha256_file(path)
         if found != expected:
             raise DeployError(
                 f"{path} is not the {artifact.kind} that was made: expected sha256 {expected},"
                 f" found {found}",
-                f"restore the file, or run `{again}`",
+                f"restore the file, or {mend}",
             )
-        self._check_fresh(artifact.label, record, again)
+        self._check_fresh(artifact.label, record)
         return found
 
-    def _check_fresh(self, label: str, record: Record, again: str) -> None:
-        for name, given in record.inputs.items():
-            maker = load(self.root / given["record"])
-            if maker is None or name not in maker.outputs:
-                continue  # it may have been removed since: the digest in the record still holds
-            if maker.outputs[name]["sha256"] != given["sha256"]:
+    def _check_fresh(self, label: str, record: Record) -> None:
+        makers = {name: load(self.root / entry["record"]) for name, entry in record.inputs.items()}
+        # One that was removed is no matter: the digest in the record still holds.
+        known = {name: made for name, made in makers.items() if made and name in made.outputs}
+        for name, maker in known.items():
+            self._check_fresh(name, maker)  # what is stale further up has to be made first
+        for name, maker in known.items():
+            if maker.outputs[name]["sha256"] != record.inputs[name]["sha256"]:
                 raise DeployError(
-                    f"{label} is out of date: it was made from another {name}", f"run `{again}`"
+                    f"{label} is out of date: it was made from another {name}",
+                    f"run `{hints.again(record.stage, record.params)}`",
                 )
-            self._check_fresh(name, maker, _again(maker) + self._where())
-
-    def _where(self) -> str:
-        return "" if self.root == Path("artifacts") else f" --root {self.root}"
-
-
-def _again(record: Record) -> str:
-    words = ["assay", record.stage, str(record.params.get("model", ""))]
-    return " ".join(word for word in words if word)
-
-
-def _command(stage: str, params: Mapping[str, Any], artifact: Artifact) -> str:
-    """Returns the command that makes an artifact."""
-    words = ["assay", stage]
-    folders = Path(artifact.path).parts
-    if stage == "data" and folders[1].startswith(FOLDER_PREFIX):
-        words += ["--data", f"PATH/TO/{folders[1].removeprefix(FOLDER_PREFIX)}"]
-    if stage != "data":
-        words.append(str(params.get("model", "MODEL")))
-    if stage in ("export", "build", "verify") and len(folders) > 2 and folders[1] != "fp32":  # noqa: PLR2004 - model/precision/file
-        words += ["--precision", folders[1]]
-    if stage in ("build", "verify") and len(folders) > 3:  # noqa: PLR2004 - model/precision/engine
-        words += ["--engine", folders[2]]
-    return " ".join(words)

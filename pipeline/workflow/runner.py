@@ -18,8 +18,8 @@ from engines import hardware
 from engines.cache import sync
 from engines.errors import DeployError
 from pipeline import __version__
-from pipeline.workflow import console, lock, signals
-from pipeline.workflow.artifacts import Artifact, Paths
+from pipeline.workflow import console, hints, lock, signals
+from pipeline.workflow.artifacts import Artifact, Paths, lock_file
 from pipeline.workflow.digests import replace_json, sha256_file, sha256_json
 from pipeline.workflow.records import SCHEMA, Record, Vouchers, load
 from pipeline.workflow.stage import Stage, check, options
@@ -34,12 +34,19 @@ class Store:
         dist: The folder below which bundles lie.
         force: Run a stage even if nothing it depends on has changed.
         wait: Seconds to wait for another process that runs the same stage.
+        images: The folder of the user's that became a data set, if one was named.
     """
 
     root: Path
     dist: Path
     force: bool = False
     wait: float = 3600.0
+    images: Path | None = None
+
+    @property
+    def place(self) -> hints.Place:
+        """What the commands in a hint have to say of where artifacts lie."""
+        return hints.Place(self.root, self.dist, self.images)
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,10 @@ def run(stage: Stage[Any], params: Any, store: Store) -> Outcome:
             stage itself failed. Outputs are left complete or as they were.
     """
     check(params)
-    params = stage.resolve(params)
-    job = _Job(stage, params, store)
-    with _disk_errors(), lock.held(job.lock, job.title, store.wait):
-        return job.run()
+    with hints.completed(store.place):
+        job = _Job(stage, stage.resolve(params), store)
+        with _disk_errors(), lock.held(job.lock, job.title, store.wait):
+            return job.run()
 
 
 def require(artifact: Artifact, params: Any, store: Store) -> Path:
@@ -92,7 +99,8 @@ def require(artifact: Artifact, params: Any, store: Store) -> Path:
     fields = dataclasses.asdict(params)
     filled = artifact.at(**fields)
     paths = Paths(store.root, store.dist, fields, (filled,))
-    Vouchers(store.root).digest(filled, paths, fields)
+    with hints.completed(store.place):
+        Vouchers(store.root).digest(filled, paths, fields)
     return paths.locate(filled)
 
 
@@ -123,10 +131,9 @@ class _Job:
         self.outputs = self._paths(stage.outputs(params))
         (record,) = {artifact.record for artifact in self.outputs.declared}
         self.record = store.root / record
-        slug = record.removesuffix(".json").replace("/", "-")
-        self.lock = store.root / ".locks" / slug
-        self.scratch = f"{slug}."
-        self.title = slug.replace("-", " ")
+        self.lock = lock_file(store.root, record)
+        self.scratch = f"{self.lock.name}."
+        self.title = self.lock.name.replace("-", " ")
 
     def _paths(self, artifacts: tuple[Artifact, ...]) -> Paths:
         filled = tuple(artifact.at(**_joined(self.fields)) for artifact in artifacts)

@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from engines.errors import UsageError
@@ -20,6 +21,37 @@ P = TypeVar("P")
 Names = Callable[[], list[str]]
 # Runs of one stage: where the outputs of each lie, and its parameters.
 Made: TypeAlias = Sequence[tuple[Paths, P]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meaning:
+    """What an option means beyond the one run of the stage whose parameter it is.
+
+    Attributes:
+        every: What "all" stands for, by the other parameters and the root. Such an option takes a
+            list; the stage runs once for each value, unless the field is a tuple.
+        lenient: Of "all" values, those that are not available here are left out.
+        as_trained: Left out, it is what the model was trained with, by the checkpoint's record.
+        images: It takes a folder of images, too, which stands for the data set made of it.
+        images_folder: It is given the folder that another option took for its `images`.
+        instead: The function of the command line that runs instead of the stage, which then
+            records nothing.
+        needs: Other options of which one has to be given with it.
+        advice: What to do where none of them is.
+        in_run: `assay run` has it, too.
+        leads: Of the declarations that stages share, the one that `assay run` shows.
+    """
+
+    every: Callable[[Mapping[str, Any], Path], list[str]] | None = None
+    lenient: bool = False
+    as_trained: bool = False
+    images: bool = False
+    images_folder: bool = False
+    instead: str = ""
+    needs: tuple[str, ...] = ()
+    advice: str = ""
+    in_run: bool = True
+    leads: bool = False
 
 
 def option(
@@ -32,6 +64,7 @@ def option(
     key: bool = True,
     low: int = 1,
     high: int = 2**31 - 1,
+    meaning: Meaning = Meaning(),
 ) -> Any:
     """Declares a field of a stage's parameters that becomes a command-line option.
 
@@ -44,6 +77,7 @@ def option(
         key: Whether another value means other outputs, so that the stage has to run again.
         low: The smallest whole number accepted; a float has to be above 0.
         high: The largest number accepted.
+        meaning: What it means to the other stages and to the command line.
     """
     metadata = {
         "text": text,
@@ -52,6 +86,7 @@ def option(
         "key": key,
         "low": low,
         "high": high,
+        "meaning": meaning,
     }
     return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
 
@@ -76,6 +111,12 @@ class Option:
     key: bool
     low: int
     high: int
+    meaning: Meaning
+
+    @property
+    def flag(self) -> str:
+        """How it is written on the command line."""
+        return f"--{self.name.replace('_', '-')}"
 
     def check(self, value: Any) -> None:
         """Raises UsageError for a word or a number that the option does not accept."""
@@ -88,7 +129,7 @@ class Option:
             if not fits:
                 range_ = "above 0 and up to" if self.type is float else f"from {self.low} to"
                 raise UsageError(
-                    f"--{self.name.replace('_', '-')} {each} is out of range",
+                    f"{self.flag} {each} is out of range",
                     f"give a number {range_} {self.high}",
                 )
 
@@ -124,6 +165,10 @@ def _same(params: Any) -> Any:
     return params
 
 
+def _no_stage(_params: Mapping[str, Any], _root: Path) -> str:
+    return ""
+
+
 def _no_facts(_params: Any) -> dict[str, str]:
     return {}
 
@@ -142,6 +187,10 @@ class Stage(Generic[P]):
         tools: Distributions whose versions are part of the key.
         facts: More that the outputs depend on: source digests, a backend's fingerprint.
         resolve: Fills in the defaults that depend on other parameters.
+        command: A dataclass of options of the command alone, made with `option` as well; none of
+            them changes what the stage makes.
+        first: The stage that has to run before it, by the options given and the root; "" if none
+            has to. It gets those of the options that it has, too.
         show: Prints what one or more runs gave, whether they ran or were skipped, and raises
             DeployError if that says that something is wrong.
     """
@@ -156,4 +205,6 @@ class Stage(Generic[P]):
     tools: tuple[str, ...] = ()
     facts: Callable[[P], Mapping[str, str]] = _no_facts
     resolve: Callable[[P], P] = _same
+    command: type | None = None
+    first: Callable[[Mapping[str, Any], Path], str] = _no_stage
     show: Callable[[Made[P]], None]

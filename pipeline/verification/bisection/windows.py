@@ -16,6 +16,7 @@ from engines.contract import Array, BuildOptions, OpenOptions
 from engines.errors import DeployError, NotAvailableError, UsageError
 from exporters import onnx_files
 from pipeline.verification import engine_proof
+from pipeline.workflow.artifacts import ENGINE, GRAPH
 
 # Bytes of the engine's values to hold at a time; of a larger graph, it is run again for the next.
 _BYTES = 256 << 20
@@ -64,7 +65,7 @@ class Prober:
         del watched.graph.output[:]
         outputs = {name: self._output(watched, name) for name in names}
         with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-            path, built = Path(folder) / "model.onnx", Path(folder) / "engine"
+            path, built = Path(folder) / GRAPH.name, Path(folder) / ENGINE.name
             onnx_files.write(watched, path)
             engine = engines.get(engine_proof.runner(self.subject))
             as_it_is = self.subject == engine_proof.GRAPH

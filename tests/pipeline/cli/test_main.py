@@ -1,5 +1,6 @@
 """The command line: exit codes, messages, JSON, and what an interruption leaves behind."""
 
+import ast
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 from pipeline.cli import main, stage_runs
 from pipeline.workflow import chain
 from pipeline.workflow.runner import Store
+from pipeline.workflow.stage import options
 from tests import bare
 from tests.conftest import Process, Result
 from tests.subset import ROOT, stages
@@ -378,3 +380,53 @@ def _with_prefix(words: Process, prefix: tuple[str, ...]) -> Result:
 
 def test_every_stage_is_a_command() -> None:
     assert set(chain.STAGES) < set(main.cli.commands)
+
+
+def help_of(assay: Assay, command: str) -> dict[str, str]:
+    """Returns the help of each option, by its flag."""
+    out = assay(command, "--help").out
+    parts = re.split(r"\n  (?=-)", out.partition("Options:\n")[2])
+    words = (part.split() for part in parts)
+    return {each[0]: " ".join(each[1:]) for each in words if each}
+
+
+def test_the_help_of_run_says_which_stages_an_option_steers(assay: Assay) -> None:
+    texts = help_of(assay, "run")
+    assert texts["--precision"].endswith("For export, verify, build, bench, bundle.")
+    assert texts["--engine"].endswith("For verify, build, bench, bundle.")
+    assert "Engine to build" in texts["--engine"]
+    assert texts["--epochs"].endswith("For train.")
+    assert not {"--measurements/--no-measurements", "--against", "--file", "--plot"} & texts.keys()
+    assert " For " not in help_of(assay, "export")["--precision"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (("--golden", "g.npz"), "--golden without --file", "name the file to judge"),
+        (("--plot", "p.svg"), "--plot without --bisect", "add --bisect"),
+        (("--plot", "p.svg", "--file", "f.onnx"), "--plot without --bisect", "add --bisect"),
+    ],
+)
+def test_an_option_that_needs_another_says_which(
+    assay: Assay, words: tuple[str, ...], message: str, hint: str
+) -> None:
+    result = assay("verify", "edge", *words)
+    assert result.code == 2
+    assert result.err.splitlines() == [f"error: {message}", f"hint: {hint}"]
+
+
+def test_the_command_line_knows_no_option_of_a_stage_by_name() -> None:
+    named = {
+        option.name
+        for stage in map(chain.stage, chain.STAGES)
+        for params in (stage.params, stage.command)
+        if params is not None
+        for option in options(params)
+    }
+    # What `assay run` prints at the end is of a model and a precision.
+    named -= {"model", "precision"}
+    for module in ("main", "options"):
+        source = (ROOT / "pipeline" / "cli" / f"{module}.py").read_text()
+        constants = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)]
+        assert not named & {value for value in constants if isinstance(value, str)}

@@ -33,7 +33,7 @@ def test_one_convolution_weight_off_by_a_thousandth_exits_3(
     assert result.code == 3
     assert "mismatch" in result.out
     assert "network.0.weight" in result.err
-    assert f"`assay verify MODEL --file {path} --bisect`" in result.err
+    assert f"`assay verify lenet --file {path} --bisect --root {store.root}`" in result.err
 
 
 def test_a_mismatch_is_told_to_programs_too(store: Store, assay: Callable[..., Result]) -> None:
