@@ -172,8 +172,8 @@ def quantized(found: Mapping[str, Array], graph: onnx.ModelProto) -> dict[str, A
         graph: The quantized graph made of that one.
 
     Returns:
-        By the parameter's name, the tensor of integers whose dequantized values lie within half
-        a step of it, or the parameter itself if there is none; by their own names, the scales
+        By the parameter's name, the quantized tensor whose values lie within half a step of it,
+        or the parameter itself if there is none; by their own names, the scales
         and zero points of everything.
     """
     made = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
@@ -198,10 +198,19 @@ def quantized(found: Mapping[str, Array], graph: onnx.ModelProto) -> dict[str, A
 def _rounded(array: Array, candidates: Sequence[tuple[Array, Array]]) -> Array:
     for integers, step in candidates:
         if integers.shape == array.shape:
-            error = np.abs(integers * step - array.astype(np.float64))
-            if (error <= step / 2 * (1 + 1e-5)).all():
+            values = integers.astype(np.float64)
+            error = np.abs(values * step - array.astype(np.float64))
+            if (error <= step * _half_steps(integers) * (1 + 1e-5)).all():
                 return integers
     return array
+
+
+def _half_steps(stored: Array) -> Array:
+    """Returns by how much rounding moves values at most, in units of their scale."""
+    if stored.dtype.kind in "iu":
+        return np.full(stored.shape, 0.5)
+    # E4M3: three bits of mantissa, and 2^-9 is the smallest number.
+    return np.asarray(np.maximum(np.abs(stored.astype(np.float64)) * 2.0**-4, 2.0**-10))
 
 
 def _array(tensor: torch.Tensor) -> Array:

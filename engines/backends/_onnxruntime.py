@@ -87,6 +87,7 @@ class OnnxRuntimeEngine(Engine):
     needs_gpu: bool = False
     cuda_graphs: bool = False
     missing: Callable[[], str] = lambda: ""
+    lacks: frozenset[str] = frozenset({"fp8"})  # it converts the type, and has no products in it
     module: str = "onnxruntime"
     source: Literal["graph", "program"] = "graph"
 

@@ -58,6 +58,7 @@ class OpenVINOEngine(Engine):
     module = "openvino"
     source: Literal["graph", "program"] = "graph"
     devices = ("cpu",)
+    lacks = frozenset({"fp8"})
 
     def available(self) -> Availability:
         return available_on_cpu(_DISTRIBUTIONS, _INSTALL)
