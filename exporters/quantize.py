@@ -83,13 +83,13 @@ def quantize(
         DeployError: ONNX Runtime cannot calibrate or quantize the graph.
     """
     with _float_file(graph) as path:
-        made, scores = {}, {}
+        graphs, scores = {}, {}
         for method in METHODS:
             ranges = _calibrate(path, rows, method)
-            made[method] = _static(path, ranges, cpu=False), ranges
-            scores[method] = judge(made[method][0])
+            graphs[method] = _static(path, ranges, cpu=False), ranges
+            scores[method] = judge(graphs[method][0])
         best = max(METHODS, key=lambda method: scores[method])
-        signed, ranges = made[best]
+        signed, ranges = graphs[best]
         return Quantized(signed, _static(path, ranges, cpu=True), best, scores)
 
 

@@ -111,7 +111,7 @@ class _Quantizer:
         self._graph.node.extend(copies)
         read = {name for node in copies for name in node.input}
         read |= {value.name for value in self._graph.output}
-        for tensor in [each for each in self._graph.initializer if each.name not in read]:
+        for tensor in [tensor for tensor in self._graph.initializer if tensor.name not in read]:
             self._graph.initializer.remove(tensor)
 
     def _activation(self, name: str) -> str:
@@ -185,6 +185,6 @@ def _channel_axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
     if node.op_type == "Conv":
         return 0
     if node.op_type == "Gemm":
-        transposed = any(each.name == "transB" and each.i for each in node.attribute)
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         return 0 if transposed else 1
     return len(weight.dims) - 1

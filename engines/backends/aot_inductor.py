@@ -54,11 +54,11 @@ class AOTInductorEngine(Engine):
     cuda_graphs = True
 
     def available(self) -> Availability:
-        found = available_on_cpu(("torch",), _INSTALL)
+        library = available_on_cpu(("torch",), _INSTALL)
         why = missing_compiler()
-        if found.build and why:
+        if library.build and why:
             return Availability(False, True, why, "apt install g++")
-        return found
+        return library
 
     def fingerprint(self) -> dict[str, str]:
         return {**installed(("torch",)), **hardware.cpu_fingerprint(), **hardware.gpu_fingerprint()}

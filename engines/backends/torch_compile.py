@@ -33,11 +33,11 @@ class TorchCompileEngine(PyTorchEngine):
     name = "torch_compile"
 
     def available(self) -> Availability:
-        found = super().available()
+        library = super().available()
         why = missing_compiler()
-        if found.build and why:
+        if library.build and why:
             return Availability(True, False, why, "apt install g++")
-        return found
+        return library
 
     def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
         """Copies the program, once it has been seen to load. No option applies.
