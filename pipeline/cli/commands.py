@@ -77,6 +77,7 @@ def summary(model: str, depth: int | None, inputs: Path | None, **values: Any) -
     from pipeline.golden import rows
     from pipeline.report import layers
 
+    torch.manual_seed(0)
     built = spec.build(None)
     given = rows.without_test_set(built, None if inputs is None else rows.read(inputs)).inputs
     tensors = [torch.from_numpy(array[:1]) for array in given.values()]

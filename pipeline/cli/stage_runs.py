@@ -219,7 +219,7 @@ def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
         DeployError: A stage failed; those before it keep what they made.
     """
     asked = given.get("engine", [ALL])
-    data = given.get("data") or models.get(given["model"]).dataset
+    data = given.get("data") or models.get(given["model"], given.get("seed") or 0).dataset
     if data is not None:
         given = {**given, "data": data}
     outcomes: list[Outcome] = []

@@ -26,7 +26,7 @@ from exporters.program import export_program
 from exporters.quantize import Quantized, check_rows
 from pipeline.exporting import calibration
 from pipeline.golden import noise
-from pipeline.golden.file import Golden
+from pipeline.golden.file import Golden, Reference
 from pipeline.verification import engine_proof, limits, noise_floor, verdict
 from pipeline.verification.batches import batch_sizes
 from pipeline.verification.weight_audit import weights_of
@@ -39,13 +39,13 @@ class Source:
     """What is exported, and how.
 
     Attributes:
-        golden: Made of `served`; it knows nothing of a graph yet.
+        reference: Made of `served`.
         exporter: "dynamo" or "torchscript".
         opset: None means the exporter's own, or the first that has the precision.
     """
 
     served: Served
-    golden: Golden
+    reference: Reference
     metadata: Mapping[str, str]
     exporter: str
     opset: int | None
@@ -59,14 +59,27 @@ class Exported:
         cpu_graph: The form of a quantized graph for CPUs.
         program: The torch.export program; None where TorchScript traced the model.
         golden: With the digests of the weights in `graph`.
-        weights: By the name of each parameter, the tensor that carries it in `graph`; none once
-            `golden` has the digests.
         notes: For the graph's description.
     """
 
     graph: onnx.ModelProto
     program: Any
     golden: Golden
+    cpu_graph: onnx.ModelProto | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A graph whose weights are not yet written down.
+
+    Attributes:
+        weights: By the name of each parameter, the tensor that carries it in `graph`.
+    """
+
+    graph: onnx.ModelProto
+    program: Any
+    reference: Reference
     weights: Mapping[str, Array]
     cpu_graph: onnx.ModelProto | None = None
     notes: dict[str, Any] = field(default_factory=dict)
@@ -78,38 +91,36 @@ def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> 
     Raises:
         DeployError: A step failed; the message says which, and where in the model.
     """
-    least = PRECISIONS[source.golden.precision].opset
+    least = PRECISIONS[source.reference.precision].opset
     if least is not None and (source.opset or least) < least:
         raise DeployError(
-            f"{source.golden.precision} needs opset {least} or later, not {source.opset}",
+            f"{source.reference.precision} needs opset {least} or later, not {source.opset}",
             "give a later --opset, or leave it out",
         )
     found = _program(source) if source.exporter == "dynamo" else _traced(source)
-    if PRECISIONS[source.golden.precision].quantized:
+    if PRECISIONS[source.reference.precision].quantized:
         found = _quantized(found, source, calibrate())
-    weights = weights_of(found.weights, found.graph)
-    golden = dataclasses.replace(found.golden, weights=weights)
-    # Of no use any more, and another copy of every weight.
-    return dataclasses.replace(found, golden=golden, weights={})
+    golden = found.reference.with_weights(weights_of(found.weights, found.graph))
+    return Exported(found.graph, found.program, golden, found.cpu_graph, found.notes)
 
 
 def _opset(source: Source) -> int | None:
-    return source.opset or PRECISIONS[source.golden.precision].opset
+    return source.opset or PRECISIONS[source.reference.precision].opset
 
 
 def _examples(source: Source) -> list[torch.Tensor]:
-    return [torch.from_numpy(array[:2]) for array in source.golden.inputs.values()]
+    return [torch.from_numpy(array[:2]) for array in source.reference.inputs.values()]
 
 
-def _program(source: Source) -> Exported:
+def _program(source: Source) -> _Draft:
     """Exports by torch.export, as the simplest graph that is still the model."""
-    program = export_program(source.served, _examples(source), list(source.golden.inputs))
-    specs = source.golden.input_specs, source.golden.output_specs
+    program = export_program(source.served, _examples(source), list(source.reference.inputs))
+    specs = source.reference.input_specs, source.reference.output_specs
     translated = export_graph(program, *specs, source.metadata, _opset(source))
     chosen = _simplest(translated.graphs, source)
     weights = weight_map.carriers(program, chosen, limits.WEIGHT_ROUNDINGS)
     notes: dict[str, Any] = {"warnings": [], "removed": _removed(translated.nodes, chosen)}
-    return Exported(chosen, program, source.golden, weights, notes=notes)
+    return _Draft(chosen, program, source.reference, weights, notes=notes)
 
 
 def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> onnx.ModelProto:
@@ -128,33 +139,33 @@ def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> onnx.ModelPr
     return found
 
 
-def _traced(source: Source) -> Exported:
-    specs = source.golden.input_specs, source.golden.output_specs
+def _traced(source: Source) -> _Draft:
+    specs = source.reference.input_specs, source.reference.output_specs
     graph, warned = trace_graph(
         source.served, _examples(source), *specs, source.metadata, source.opset
     )
     state = weight_map.state_of(source.served)
     notes = {"warnings": list(warned), "removed": {}}
-    return Exported(graph, None, source.golden, state, notes=notes)
+    return _Draft(graph, None, source.reference, state, notes=notes)
 
 
-def _quantized(found: Exported, source: Source, by: calibration.Calibration) -> Exported:
+def _quantized(found: _Draft, source: Source, by: calibration.Calibration) -> _Draft:
     console.say(f"export: calibrating on {by.source}")
     check_rows(found.graph, by.rows)
     wanted = calibration.run(found.graph, by.selection)
-    quantizer = importlib.import_module(PRECISIONS[source.golden.precision].quantizer)
+    quantizer = importlib.import_module(PRECISIONS[source.reference.precision].quantizer)
     made: Quantized = quantizer.quantize(
         found.graph, by.rows, lambda graph: calibration.judge(graph, wanted, by)
     )
-    specs = source.golden.input_specs, source.golden.output_specs
+    specs = source.reference.input_specs, source.reference.output_specs
     graph = finished(made.graph, *specs, source.metadata)
     cpu_graph = None
     if made.cpu_graph is not None:
         cpu_graph = finished(made.cpu_graph, *specs, source.metadata)
-    native = calibration.run(graph, source.golden.inputs)
-    reference = source.golden.reference
+    native = calibration.run(graph, source.reference.inputs)
+    reference = source.reference.reference
     yardstick = {n: noise_floor.pooled(noise.measure(reference[n], [native[n]])) for n in native}
-    golden = dataclasses.replace(source.golden, native=native, noise=yardstick)
+    judged_by = dataclasses.replace(source.reference, native=native, noise=yardstick)
     notes = {
         **found.notes,
         "calibration": {
@@ -167,8 +178,8 @@ def _quantized(found: Exported, source: Source, by: calibration.Calibration) -> 
             },
         },
     }
-    return Exported(
-        graph, None, golden, weight_map.quantized(found.weights, graph), cpu_graph, notes
+    return _Draft(
+        graph, None, judged_by, weight_map.quantized(found.weights, graph), cpu_graph, notes
     )
 
 
@@ -186,8 +197,8 @@ def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:
         except NotAvailableError:
             return "not run"
         with closing(session):
-            sizes = batch_sizes(len(source.golden.cases), session.batch)[-1:]
-            return verdict.judge(GRAPH_SUBJECT, session, source.golden, sizes=sizes).status
+            sizes = batch_sizes(len(source.reference.cases), session.batch)[-1:]
+            return verdict.judge(GRAPH_SUBJECT, session, source.reference, sizes=sizes).status
 
 
 def _removed(before: Counter[str], after: onnx.ModelProto) -> dict[str, int]:

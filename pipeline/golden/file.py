@@ -67,7 +67,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Golden:
+class Reference:
     """What an engine has to reproduce.
 
     Attributes:
@@ -83,7 +83,6 @@ class Golden:
             them if there is no test set.
         test_labels: The class of each test image, `[count]`.
         precision: The graph's precision, such as "fp32".
-        weights: What the weights of the graph have to be.
     """
 
     inputs: dict[str, Array]
@@ -96,7 +95,6 @@ class Golden:
     test_reference: Array
     test_labels: Array
     precision: str
-    weights: Weights
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
@@ -153,6 +151,22 @@ class Golden:
             raise ValueError(f"{self.logits!r} is not an output of shape [rows, classes]")
         if not np.isfinite(self.test_reference).all() or len(self.labels) > rows:
             raise ValueError("the test set's outputs are not numbers, or has too many labels")
+
+    def with_weights(self, weights: Weights) -> Golden:
+        """Returns the golden file of a graph with these weights."""
+        parts = {part.name: getattr(self, part.name) for part in dataclasses.fields(Reference)}
+        return Golden(**parts, weights=weights)
+
+
+@dataclass(frozen=True)
+class Golden(Reference):
+    """A reference, and the weights of the graph that was exported with it: the golden file.
+
+    Attributes:
+        weights: What the weights of the graph have to be.
+    """
+
+    weights: Weights
 
     def save(self, path: Path) -> None:
         """Writes a compressed .npz; equal contents give equal bytes."""

@@ -1,4 +1,4 @@
-"""Making the golden file: the model in float64 and at its precision, over the golden inputs."""
+"""Making the reference: the model in float64 and at its precision, over the golden inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engines import hardware
 from engines.errors import DeployError
 from exporters.module import Served, batch_for, named_outputs
 from pipeline.golden import noise, rounding
-from pipeline.golden.file import EDGES, Golden, Weights
+from pipeline.golden.file import EDGES, Reference
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class ExactModel:
         return names
 
 
-def make_golden(
+def make_reference(
     model: Model,
     served: Served,
     exact: ExactModel,
@@ -85,8 +85,8 @@ def make_golden(
     memo: Memo,
     *,
     noise_runs: int,
-) -> Golden:
-    """Runs a model in float64 and at the precision; knows nothing yet of a graph's weights.
+) -> Reference:
+    """Runs a model in float64 and at the precision.
 
     Args:
         served: The model as it is exported, at the precision.
@@ -147,7 +147,7 @@ def make_golden(
         every = [torch.from_numpy(images)]
         test_reference = memo.outputs("test", lambda: exact.run(every))[names[0]]
     measured = _noise(served, tensors, reference, native, noise_runs)
-    golden = Golden(
+    made = Reference(
         inputs=rows.inputs,
         reference=reference,
         native=native,
@@ -158,16 +158,15 @@ def make_golden(
         test_reference=test_reference,
         test_labels=labels,
         precision=precision,
-        weights=Weights({}),
     )
     try:
-        golden.check()
+        made.check()
     except ValueError as error:
         raise DeployError(
             f"the model cannot be judged: {error}",
             "look at its weights and inputs; if it was trained here, use a smaller --lr",
         ) from error
-    return golden
+    return made
 
 
 def _numbers(cases: tuple[str, ...], runs: Sequence[dict[str, Array]]) -> Array:

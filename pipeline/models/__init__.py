@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from engines.errors import UsageError, suggestion
 from pipeline.data.registry import FASHION_MNIST, Contents
@@ -24,6 +24,8 @@ LIBRARIES = ("torchvision", "timm")
 Loss = Literal["cross-entropy", "squared error"]
 # Names that every graph of a classifier gets.
 IMAGE, LOGITS = "image", "logits"
+# Models that are not of the zoo and have been looked for, by name.
+_OTHERS: dict[str, ModelSpec] = {}
 
 
 @dataclass(frozen=True)
@@ -231,12 +233,15 @@ def check_name(name: str) -> None:
     raise UsageError(f"unknown model {name!r}", suggestion(name, names()) + others)
 
 
-@cache
-def get(name: str) -> ModelSpec:
+def get(name: str, seed: int = 0) -> ModelSpec:
     """Returns a model by its name.
 
     For a name of the zoo nothing heavy is imported; for one of the user's own, the factory is
     imported and called.
+
+    Args:
+        seed: Of the initial weights that are wanted, if any: if `build` is called with torch's
+            generator seeded so, it returns what the factory has returned here.
 
     Raises:
         UsageError: There is no such model.
@@ -246,9 +251,15 @@ def get(name: str) -> ModelSpec:
     check_name(name)
     if name in _zoo():
         return _zoo()[name]
-    place, _, what = name.rpartition(":")
-    finder: Any = importlib.import_module(
-        f"{__name__}.{place}" if place in LIBRARIES else f"{__name__}.own"
-    )
-    found: ModelSpec = finder.find(place, what)
-    return found
+    if name not in _OTHERS:
+        place, _, what = name.rpartition(":")
+        if place in LIBRARIES:
+            _OTHERS[name] = importlib.import_module(f"{__name__}.{place}").find(place, what)
+        else:
+            _OTHERS[name] = importlib.import_module(f"{__name__}.own").find(place, what, seed)
+    return _OTHERS[name]
+
+
+def forget() -> None:
+    """Forgets the models that are not of the zoo: the next `get` looks for them again."""
+    _OTHERS.clear()

@@ -129,7 +129,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     from pipeline.exporting.batch_independence import check_rows_alone
     from pipeline.exporting.graphs import Source, export
     from pipeline.golden.file import EXTREMES
-    from pipeline.golden.reference import ExactModel, make_golden, output_names, run_all
+    from pipeline.golden.reference import ExactModel, make_reference, output_names, run_all
 
     # One thread: PyTorch's own rounding, and with it the noise floor, depends on the number.
     torch.set_num_threads(1)
@@ -139,11 +139,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             f"{params.model} was trained on {training['data']}, not on {params.data}",
             f"leave --data out, or run `{hints.command('train', _train_params(params))}`",
         )
-    contents = None
-    if params.data is not None:
-        contents = registry.read_contents(inputs[CONTENTS.at(dataset=params.data)])
-    model = models.get(params.model).build(contents)
-    load(model.network, inputs[CHECKPOINT], params.model)
+    model = _trained_model(inputs, params)
     test = _test_set(inputs, training, params.data) if model.labels else None
     rows = _rows(model, test, params)
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
@@ -163,7 +159,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
     memo = _memo(inputs, params, {"checkpoint": checkpoint, "outputs": [*names]}, arrays)
     exact = ExactModel(model, names)
-    golden = make_golden(
+    reference = make_reference(
         model,
         served,
         exact,
@@ -174,7 +170,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         # What is quantized afterwards has another noise, and is not judged by it.
         noise_runs=0 if PRECISIONS[params.precision].quantized else limits.NOISE_RUNS,
     )
-    check_rows_alone(exact, golden)
+    check_rows_alone(exact, reference)
     memo.save()
     metadata = {
         "assay.model": params.model,
@@ -186,16 +182,28 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         "assay.dataset": params.data or "",
         "assay.exporter": params.exporter,
     }
-    source = Source(served, golden, metadata, params.exporter, params.opset)
+    source = Source(served, reference, metadata, params.exporter, params.opset)
     found = export(source, lambda: _calibration(inputs, model, params))
     write(found.graph, outputs[GRAPH])
     if found.cpu_graph is not None:
         write(found.cpu_graph, outputs[CPU_GRAPH])
     if PROGRAM in _outputs(params):
-        specs = golden.input_specs, golden.output_specs
+        specs = reference.input_specs, reference.output_specs
         save_program(found.program, outputs[PROGRAM], *specs)
     found.golden.save(outputs[GOLDEN])
     write_json(outputs[DESCRIPTION], {**describe(found.graph).document(), **found.notes})
+
+
+def _trained_model(inputs: Paths, params: Params) -> Model:
+    import torch
+
+    contents = None
+    if params.data is not None:
+        contents = registry.read_contents(inputs[CONTENTS.at(dataset=params.data)])
+    torch.manual_seed(0)  # as by default in training: the weights are the checkpoint's
+    model = models.get(params.model).build(contents)
+    load(model.network, inputs[CHECKPOINT], params.model)
+    return model
 
 
 def _train_params(params: Params) -> dict[str, Any]:

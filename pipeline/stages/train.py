@@ -78,7 +78,7 @@ def resolve(params: Params) -> Params:
     """Fills in the preset, the data set, and the device that "auto" means here."""
     from engines.checks import pick_device
 
-    spec = models.get(params.model)
+    spec = models.get(params.model, params.seed)
     if params.data is not None:
         registry.check_name(params.data)
     if params.weights is not None and not params.weights.is_file():

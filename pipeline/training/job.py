@@ -61,7 +61,7 @@ def fit(job: Job) -> tuple[Model, list[dict[str, float]], dict[str, Any]]:
     if job.settings.compile:
         cache.compiled_by_torch()
     seed(job.settings)
-    model = models.get(job.model).build(job.contents)
+    model = models.get(job.model, job.settings.seed).build(job.contents)
     if job.weights is not None:
         weights.load(model.network, job.weights, job.model)
     details: dict[str, Any] = {**dataclasses.asdict(job.settings)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engines.contract import Array, Outputs, Session
-from pipeline.golden.file import Golden
+from pipeline.golden.file import Reference
 from pipeline.verification import limits
 
 
@@ -18,7 +18,7 @@ def batch_sizes(rows: int, accepted: tuple[int, int] | None) -> tuple[int, ...]:
     return tuple(size for size in sorted({*limits.BATCH_SIZES, largest}) if low <= size <= largest)
 
 
-def rows_to_run(golden: Golden, accepted: tuple[int, int] | None, tested: int) -> int:
+def rows_to_run(golden: Reference, accepted: tuple[int, int] | None, tested: int) -> int:
     """Returns how many rows a verdict takes, beside those that fill up a batch.
 
     Args:
@@ -32,7 +32,7 @@ def rows_to_run(golden: Golden, accepted: tuple[int, int] | None, tested: int) -
     return sum(at_sizes) + (classified if golden.logits else 0)
 
 
-def run_rows(session: Session, golden: Golden, size: int) -> tuple[Array, Outputs]:
+def run_rows(session: Session, golden: Reference, size: int) -> tuple[Array, Outputs]:
     """Runs golden rows through a session in batches of `size`.
 
     All rows are run at large batches; at small ones enough rows to fill several batches,

@@ -15,7 +15,7 @@ from exporters import onnx_files
 from pipeline.golden import file as goldens
 from pipeline.verification.batches import rows_to_run
 from pipeline.verification.verdict import Verdict, judge, not_run, with_audit
-from pipeline.verification.weight_audit import audit
+from pipeline.verification.weight_audit import audit_model
 from pipeline.workflow import console, hints, records
 from pipeline.workflow.artifacts import GRAPH_SUBJECT, graph_of, is_engine, record_beside
 from pipeline.workflow.digests import sha256_file
@@ -55,10 +55,14 @@ def prove(
             f"{golden_path} is of {golden.precision}, not of {precision}",
             f"give --precision {golden.precision}, or another golden file",
         )
+    audit = None
     if runner(subject) == GRAPH_RUNNER:
-        onnx_files.read(path, data=False)  # nothing may lead out of its folder
+        # Read once, before the engine reads it: nothing in it may lead out of its folder.
+        model = onnx_files.read(path, data=subject == GRAPH)
+        audit = audit_model(model, golden.weights, path) if subject == GRAPH else None
+        del model
     verdict = _judge(subject, path, golden, precision, OpenOptions(device, threads), images)
-    return with_audit(verdict, audit(path, golden.weights)) if subject == GRAPH else verdict
+    return verdict if audit is None else with_audit(verdict, audit)
 
 
 def require_fit(engine: Engine, path: Path) -> None:

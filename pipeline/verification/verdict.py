@@ -17,7 +17,7 @@ import numpy as np
 from engines.contract import Array, Outputs, Session, TensorSpec
 from exporters import PRECISIONS
 from pipeline.golden import noise
-from pipeline.golden.file import Golden
+from pipeline.golden.file import Reference
 from pipeline.verification import accuracy, limits, noise_floor
 from pipeline.verification.batches import batch_sizes, run_padded, run_rows
 from pipeline.verification.weight_audit import Audit
@@ -119,12 +119,12 @@ def _rms(array: Array) -> float:
 def judge(
     subject: str,
     session: Session,
-    golden: Golden,
+    golden: Reference,
     test: dict[str, Array] | None = None,
     *,
     sizes: tuple[int, ...] = (),
 ) -> Verdict:
-    """Judges a session against a golden file.
+    """Judges a session against a reference.
 
     Args:
         sizes: The batch sizes to run the golden rows at; those of `batch_sizes` if not given.
@@ -162,7 +162,7 @@ def judge(
 
 
 def signature_faults(
-    inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], golden: Golden
+    inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], golden: Reference
 ) -> list[str]:
     """Returns what inputs and outputs have that the golden file's have not, in words."""
     sides = (
@@ -177,7 +177,7 @@ def signature_faults(
 
 
 def _judge_output(
-    spec: TensorSpec, golden: Golden, runs: Sequence[tuple[Array, Outputs]]
+    spec: TensorSpec, golden: Reference, runs: Sequence[tuple[Array, Outputs]]
 ) -> OutputVerdict:
     reference = golden.reference[spec.name]
     floor = noise_floor.floor(reference, golden.noise[spec.name], golden.precision)
@@ -249,7 +249,7 @@ def over(error: Array, floor: Array) -> Array:
     return error / np.maximum(floor, least)
 
 
-def _sqnr(spec: TensorSpec, golden: Golden, runs: Sequence[tuple[Array, Outputs]]) -> float:
+def _sqnr(spec: TensorSpec, golden: Reference, runs: Sequence[tuple[Array, Outputs]]) -> float:
     signal, noise = [], []
     for rows, outputs in runs:
         common = golden.common[rows]
@@ -265,7 +265,7 @@ def _constant(array: Array) -> bool:
 
 def _count_flips(
     session: Session,
-    golden: Golden,
+    golden: Reference,
     size: int,
     test: dict[str, Array] | None,
     run: tuple[Array, Outputs],
@@ -311,7 +311,7 @@ def _count_flips(
     )
 
 
-def _allowed(golden: Golden, images: int, *, tested: bool) -> Array:
+def _allowed(golden: Reference, images: int, *, tested: bool) -> Array:
     """Returns the noise floor of each image's logits, `[images]`.
 
     Of images that are no golden rows, that of the noisiest golden image that is no edge case.

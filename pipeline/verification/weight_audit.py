@@ -115,7 +115,11 @@ def audit(graph: Path, weights: Weights) -> Audit:
     Raises:
         DeployError: The file is not an ONNX graph.
     """
-    model = onnx_files.read(graph)
+    return audit_model(onnx_files.read(graph), weights, graph)
+
+
+def audit_model(model: onnx.ModelProto, weights: Weights, graph: Path) -> Audit:
+    """Does the same with a model that was read from the file `graph`."""
     try:
         arrays = _initializers(model)
         found = {name: digest(array) for name, array in arrays.items()}

@@ -46,9 +46,9 @@ def test_a_mismatch_everywhere_is_the_simplest_graphs(built: Store, source: Sour
     graph = onnx.load(built.root / "lenet/fp32/model.onnx")
     first, second = other(graph), other(graph)
     assert _simplest(iter([first, second]), source) is first
-    reference = {"logits": source.golden.reference["logits"] + 1}
+    reference = {"logits": source.reference.reference["logits"] + 1}
     shifted = dataclasses.replace(
-        source, golden=dataclasses.replace(source.golden, reference=reference)
+        source, reference=dataclasses.replace(source.reference, reference=reference)
     )
     assert _simplest(iter([graph, second]), shifted) is graph
 

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import nn
 
+from pipeline import models
 from pipeline.golden import file as goldens
 from tests.conftest import Process, Result
 from tests.subset import ROOT, stages
@@ -396,3 +400,46 @@ def test_a_model_without_data_cannot_be_trained(tmp_path: Path, assay: Assay) ->
     assert result.code == 2
     assert "it has no data set" in result.err
     assert "--data" in result.err
+
+
+COUNTING = """
+from pathlib import Path
+import numpy as np
+import torch
+from torch import nn
+from pipeline.models import Model
+
+def make():
+    with open("calls", "a") as file:
+        file.write("x")
+    samples = np.ones((8, 3), np.float32), np.ones((8, 2), np.float32)
+    return Model(network=nn.Linear(3, 2), inputs={"x": samples[0]}, samples=samples)
+"""
+
+
+@pytest.mark.parametrize("seed", ["0", "5"])
+def test_a_factory_is_called_once_a_command(
+    tmp_path: Path, assay: Assay, monkeypatch: pytest.MonkeyPatch, seed: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "counting.py").write_text(COUNTING)
+    model, calls = "counting.py:make", tmp_path / "calls"
+    train = ("train", model, "--epochs", 0, "--seed", seed)
+    weights = []
+    commands = (train, ("export", model), ("verify", model), ("summary", model))
+    for words in (*commands, (*train, "--force")):
+        models.forget()  # each command is a process of its own
+        result = assay(*words)
+        assert result.code == 0, result.err
+        assert not calls.exists() or calls.read_text() == "x", words
+        calls.unlink(missing_ok=True)
+        if words[0] == "train":
+            (checkpoint,) = Path("artifacts").glob("*/checkpoint.safetensors")
+            weights.append(checkpoint.read_bytes())
+    assert weights[0] == weights[1]
+    torch.manual_seed(int(seed))
+    expected = nn.Linear(3, 2).weight.detach().numpy()
+    assert np.array_equal(load_file(checkpoint)["weight"], expected)
+    # In one process, a second training starts from the beginning, too.
+    assert assay(*train, "--force").code == 0
+    assert checkpoint.read_bytes() == weights[0]

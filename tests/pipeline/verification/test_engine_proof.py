@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from exporters import onnx_files
 from pipeline.verification import engine_proof
 from pipeline.verification.verdict import Verdict
 from pipeline.workflow.runner import Store
@@ -103,3 +104,20 @@ def test_a_planted_fault_is_found(fault: Fault, built: Store, tmp_path: Path) ->
 
 def test_the_graph_without_a_fault_passes(built: Store, tmp_path: Path) -> None:
     assert judged(onnx.load(built.root / "lenet/fp32/model.onnx"), built, tmp_path).status == "pass"
+
+
+@pytest.mark.parametrize("subject", ["graph", "onnxruntime"])
+def test_the_file_is_read_once_a_verdict(
+    built: Store, monkeypatch: pytest.MonkeyPatch, subject: str
+) -> None:
+    reads = []
+    read = onnx_files.read
+    monkeypatch.setattr(
+        onnx_files, "read", lambda path, **more: reads.append(path) or read(path, **more)
+    )
+    folder = built.root / "lenet/fp32"
+    path = folder / "model.onnx" if subject == "graph" else folder / subject / "engine"
+    golden = folder / "golden.npz"
+    verdict = engine_proof.prove(subject, path, golden, "fp32", device="auto", threads=1)
+    assert verdict.status == "pass"
+    assert reads == [path]
