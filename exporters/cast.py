@@ -26,7 +26,7 @@ def dtype_of(precision: str) -> torch.dtype:
     return dtype
 
 
-def typed(
+def cast_to_precision(
     network: nn.Module, precision: str, run: Callable[[nn.Module], object]
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Returns a network at a precision: a copy, or in fp32 itself.

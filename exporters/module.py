@@ -109,13 +109,13 @@ class Served(nn.Module):
             prepared = self.prepare(*inputs)
             inputs = prepared if isinstance(prepared, tuple) else (prepared,)
         if self.dtype.itemsize >= torch.float32.itemsize:
-            return _apart(inputs, tuple(named_outputs(self.network(*inputs)).values()))
+            return _untie(inputs, tuple(named_outputs(self.network(*inputs)).values()))
         inputs = _cast(inputs, self.dtype)
-        outputs = _apart(inputs, tuple(named_outputs(self.network(*inputs)).values()))
+        outputs = _untie(inputs, tuple(named_outputs(self.network(*inputs)).values()))
         return _cast(outputs, torch.float32)
 
 
-def _apart(
+def _untie(
     inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, ...]:
     """Returns outputs of which none is an input, or another one: a graph has one name for each."""

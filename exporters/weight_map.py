@@ -48,7 +48,7 @@ class _Fold:
     axis: int
 
 
-def carriers(program: Any, graph: onnx.ModelProto, roundings: int) -> dict[str, Array]:
+def trace_weights(program: Any, graph: onnx.ModelProto, roundings: int) -> dict[str, Array]:
     """Returns the tensor that carries each parameter and buffer that the program reads.
 
     Args:

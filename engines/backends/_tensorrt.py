@@ -144,7 +144,7 @@ class TensorRTEngine(Engine):
             report = inspected(vendor, vendor.Runtime(logger).deserialize_cuda_engine(plan))
             options.note("inspector", json.loads(report))
             layers = of_inspector(report) or of_tensorrt(logger.messages)
-        if missed := unrealised(source, layers):
+        if missed := type_mismatches(source, layers):
             if not options.other_types:
                 raise DeployError(
                     f"{self.name} does not compute as {source} says: {'; '.join(missed)}",
@@ -291,7 +291,7 @@ def monitor_of(vendor: Any, tell: Callable[[str, float], None]) -> Any:
     return Monitor()
 
 
-def unrealised(source: Path, layers: Iterable[Layer]) -> list[str]:
+def type_mismatches(source: Path, layers: Iterable[Layer]) -> list[str]:
     """Returns the products of a graph that no layer computes in the type of their weights.
 
     Products are what a precision is chosen for; what lies between them may be fused.

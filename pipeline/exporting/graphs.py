@@ -118,7 +118,7 @@ def _program(source: Source) -> _Draft:
     specs = source.reference.input_specs, source.reference.output_specs
     translated = export_graph(program, *specs, source.metadata, _opset(source))
     chosen = _simplest(translated.graphs, source)
-    weights = weight_map.carriers(program, chosen, limits.WEIGHT_ROUNDINGS)
+    weights = weight_map.trace_weights(program, chosen, limits.WEIGHT_ROUNDINGS)
     notes: dict[str, Any] = {"warnings": [], "removed": _removed(translated.nodes, chosen)}
     return _Draft(chosen, program, source.reference, weights, notes=notes)
 

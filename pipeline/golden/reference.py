@@ -21,7 +21,7 @@ from pipeline.workflow import console
 
 if TYPE_CHECKING:
     from engines.contract import Array
-    from pipeline.golden.reference_cache import Memo
+    from pipeline.golden.reference_cache import ReferenceCache
     from pipeline.golden.rows import Rows
     from pipeline.models import Model
 
@@ -82,7 +82,7 @@ def make_reference(
     rows: Rows,
     precision: str,
     test: tuple[Array, Array] | None,
-    memo: Memo,
+    cache: ReferenceCache,
     *,
     noise_runs: int,
 ) -> Reference:
@@ -93,7 +93,7 @@ def make_reference(
         exact: The model in float64.
         rows: The golden inputs.
         test: The test images, uint8 `[count, channels, height, width]`, and their classes.
-        memo: Where the outputs in float64 of this model and these inputs are kept. They are not
+        cache: Where the outputs in float64 of this model and these inputs are kept. They are not
             taken if the first row is another now: a model may depend on what nobody knows of.
         noise_runs: Runs at the precision that are rounded at random, besides the plain one.
 
@@ -108,7 +108,7 @@ def make_reference(
         served = copy.deepcopy(served).to(memory_format=torch.channels_last)
     _check_repeats(served, tensors, names)
     native = run_all(served, tensors, names, "")
-    reference = memo.outputs(
+    reference = cache.outputs(
         "golden",
         lambda: exact.run(tensors),
         lambda kept: not exact.differing(kept, tensors, 0),
@@ -145,7 +145,7 @@ def make_reference(
     test_reference = np.zeros((0, len(model.labels)))
     if images is not None:
         every = [torch.from_numpy(images)]
-        test_reference = memo.outputs("test", lambda: exact.run(every))[names[0]]
+        test_reference = cache.outputs("test", lambda: exact.run(every))[names[0]]
     measured = _noise(served, tensors, reference, native, noise_runs)
     made = Reference(
         inputs=rows.inputs,

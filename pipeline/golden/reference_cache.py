@@ -20,7 +20,7 @@ from pipeline.workflow import console
 from pipeline.workflow.digests import sha256_json
 
 
-class Memo:
+class ReferenceCache:
     """Outputs by part and name, in one file, good for one key alone.
 
     Nothing depends on the file but time: of another key, damaged, or not to be written, it is as

@@ -23,7 +23,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json
-from pipeline.workflow.records import Vouchers
+from pipeline.workflow.records import RecordVerifier
 from pipeline.workflow.runner import Store
 
 
@@ -69,7 +69,7 @@ def collect(model: str, precision: str, store: Store) -> Summary:
         if not path.exists():
             return None
         try:
-            Vouchers(store.root).digest(filled, paths, fields)
+            RecordVerifier(store.root).digest(filled, paths, fields)
         except (DeployError, OSError) as error:
             notes.append(f"{path} is left out: {error}")
             return None

@@ -49,7 +49,7 @@ from pipeline.workflow.stage import Made, Stage, option
 if TYPE_CHECKING:
     from engines.contract import Array
     from pipeline.exporting.calibration import Calibration
-    from pipeline.golden.reference_cache import Memo
+    from pipeline.golden.reference_cache import ReferenceCache
     from pipeline.golden.rows import Rows
     from pipeline.models import Model
 
@@ -121,7 +121,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     import numpy as np
     import torch
 
-    from exporters.cast import dtype_of, typed
+    from exporters.cast import cast_to_precision, dtype_of
     from exporters.module import Served
     from exporters.onnx_describe import describe
     from exporters.onnx_files import write
@@ -147,7 +147,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     # Of a thousandfold input, every layer would overflow.
     tame = ~np.isin(rows.cases, EXTREMES)
     usual = [torch.from_numpy(array[tame]) for array in rows.inputs.values()]
-    network, kept = typed(
+    network, kept = cast_to_precision(
         model.network.eval(),
         params.precision,
         lambda network: run_all(Served(network, model.prepare).eval(), usual, names),
@@ -157,7 +157,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     served = Served(network, model.prepare, dtype_of(params.precision)).eval()
     checkpoint = sha256_file(inputs[CHECKPOINT])
     arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
-    memo = _memo(inputs, params, {"checkpoint": checkpoint, "outputs": [*names]}, arrays)
+    cached = _reference_cache(
+        inputs, params, {"checkpoint": checkpoint, "outputs": [*names]}, arrays
+    )
     exact = ExactModel(model, names)
     reference = make_reference(
         model,
@@ -166,12 +168,12 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         rows,
         params.precision,
         test,
-        memo,
+        cached,
         # What is quantized afterwards has another noise, and is not judged by it.
         noise_runs=0 if PRECISIONS[params.precision].quantized else limits.NOISE_RUNS,
     )
     check_rows_alone(exact, reference)
-    memo.save()
+    cached.save()
     metadata = {
         "assay.model": params.model,
         "assay.precision": params.precision,
@@ -242,16 +244,16 @@ def _rows(model: Model, test: tuple[Array, Array] | None, params: Params) -> Row
     return rows.without_test_set(model, None) if test is None else rows.of_test_set(*test)
 
 
-def _memo(
+def _reference_cache(
     inputs: Paths, params: Params, facts: dict[str, Any], arrays: Sequence[tuple[str, Array]]
-) -> Memo:
+) -> ReferenceCache:
     """Returns where the outputs in float64 are kept, for the next precision.
 
     Args:
         facts: What they depend on, besides the model's source, the machine and the libraries.
         arrays: What they are computed of, by name.
     """
-    from pipeline.golden.reference_cache import Memo, key_of
+    from pipeline.golden.reference_cache import ReferenceCache, key_of
 
     said = {
         **facts,
@@ -263,7 +265,7 @@ def _memo(
         "cpus": hardware.available_cpus(),
         **{name: hardware.version(name) for name in ("torch", "torchvision", "timm")},
     }
-    return Memo(reference_cache(inputs.root, params.model), key_of(said, arrays))
+    return ReferenceCache(reference_cache(inputs.root, params.model), key_of(said, arrays))
 
 
 def _test_set(

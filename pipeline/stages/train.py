@@ -129,7 +129,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     if params.data is not None and model.labels:
         images, labels = (_at(inputs, part, params) for part in (TEST_IMAGES, TEST_LABELS))
         accuracy = evaluate(model, images, labels, params.test_limit, params.device)
-    save_file(weights.apart(model.network.state_dict()), outputs[CHECKPOINT])
+    save_file(weights.untie(model.network.state_dict()), outputs[CHECKPOINT])
     write_json(
         outputs[TRAINING],
         {

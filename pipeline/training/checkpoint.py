@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.cache import write_atomic
 from engines.errors import DeployError
-from pipeline.training.weights import apart
+from pipeline.training.weights import untie
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Keeper:
+class TrainingCheckpoint:
     """The one file in which a training keeps its progress.
 
     Attributes:
@@ -70,7 +70,7 @@ class Keeper:
         tensors = {
             f"{part}/{name}": tensor
             for part in _PARTS
-            for name, tensor in apart(progress.tensors.get(part, {})).items()
+            for name, tensor in untie(progress.tensors.get(part, {})).items()
         }
         with write_atomic(self.path) as part:
             save_file(tensors, part, {"schema": str(SCHEMA), "progress": json.dumps(meta)})

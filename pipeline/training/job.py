@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from engines.contract import Array
     from pipeline.data.registry import Contents
     from pipeline.models import Model
-    from pipeline.training.checkpoint import Keeper
+    from pipeline.training.checkpoint import TrainingCheckpoint
     from pipeline.training.settings import Samples, Settings
 
 
@@ -71,20 +71,20 @@ def fit(job: Job) -> tuple[Model, list[dict[str, float]], dict[str, Any]]:
         details |= {"images": len(samples.targets), "images_available": available}
         if job.contents is not None:
             details["look"] = describe_dataset(samples, job.contents)
-        keeper = _keeper(job, details)
-        if keeper.path.exists() and not job.resume:
+        checkpoint = _progress_file(job, details)
+        if checkpoint.path.exists() and not job.resume:
             console.say(
-                f"a training was interrupted ({keeper.path}): starting anew; --resume goes on"
+                f"a training was interrupted ({checkpoint.path}): starting anew; --resume goes on"
             )
         curve = loop.train(
-            model.network, model.prepare, samples, job.settings, keeper, resume=job.resume
+            model.network, model.prepare, samples, job.settings, checkpoint, resume=job.resume
         )
     model.network.eval()
     return model, curve, details
 
 
-def _keeper(job: Job, details: dict[str, Any]) -> Keeper:
-    from pipeline.training.checkpoint import Keeper
+def _progress_file(job: Job, details: dict[str, Any]) -> TrainingCheckpoint:
+    from pipeline.training.checkpoint import TrainingCheckpoint
 
     key = {
         **job.depends,
@@ -92,7 +92,7 @@ def _keeper(job: Job, details: dict[str, Any]) -> Keeper:
         "said": details,
         "torch": hardware.version("torch"),
     }
-    return Keeper(job.state, sha256_json(key))
+    return TrainingCheckpoint(job.state, sha256_json(key))
 
 
 def _samples(model: Model, job: Job) -> tuple[Samples, int]:

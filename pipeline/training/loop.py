@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engines.errors import DeployError, NotAvailableError
 from pipeline.training import memory
 from pipeline.training.captured import CapturedStep
-from pipeline.training.checkpoint import Keeper, Progress
+from pipeline.training.checkpoint import Progress, TrainingCheckpoint
 from pipeline.training.distributed import Group, group, shared
 from pipeline.training.numerics import autocast, tf32
 from pipeline.training.settings import Samples, Settings
@@ -36,7 +36,7 @@ def train(
     prepare: nn.Module | None,
     samples: Samples,
     settings: Settings,
-    keeper: Keeper | None = None,
+    checkpoint: TrainingCheckpoint | None = None,
     *,
     resume: bool = False,
 ) -> list[dict[str, float]]:
@@ -46,7 +46,7 @@ def train(
         network: Newly initialised after `seed`. It is left on the CPU, in evaluation mode.
         prepare: Turns raw inputs into the network's; the same module that goes into the
             exported graph, so that training and serving cannot differ.
-        keeper: Where to keep the progress: after an epoch, every minute, and when a signal
+        checkpoint: Where to keep the progress: after an epoch, every minute, and when a signal
             ends the training.
         resume: Go on from the kept progress, if there is some.
 
@@ -61,9 +61,9 @@ def train(
     """
     total = settings.epochs * len(samples.targets)
     with _memory_errors(settings), console.bar("train", total) as bar:
-        run = _Run(network, prepare, samples, settings, keeper, bar)
-        if resume and keeper is not None:
-            run.restore(keeper)
+        run = _Run(network, prepare, samples, settings, checkpoint, bar)
+        if resume and checkpoint is not None:
+            run.restore(checkpoint)
         bar.advance((run.epoch - 1) * run.count + run.seen)
         try:
             with memory.kept(run.memory), tf32(settings):
@@ -86,7 +86,7 @@ class _Run:
         prepare: nn.Module | None,
         samples: Samples,
         settings: Settings,
-        keeper: Keeper | None,
+        checkpoint: TrainingCheckpoint | None,
         bar: console.Bar,
     ) -> None:
         import torch
@@ -94,7 +94,7 @@ class _Run:
         self.settings = settings
         self.group = group()
         self.device = _device(settings.device, self.group)
-        self.keeper = keeper if self.group.rank == 0 else None
+        self.checkpoint = checkpoint if self.group.rank == 0 else None
         self.count = len(samples.targets)
         self.memory = memory.check(network, prepare, samples, settings)
         # The order in which convolutions are fastest: on two cores by a quarter to a half.
@@ -246,8 +246,8 @@ class _Run:
 
     def _diverged(self, what: str) -> DeployError:
         hint = "use a smaller --lr"
-        if self.keeper is not None and (epoch := self.keeper.rescue()):
-            hint += f"; the weights of epoch {epoch} are in {self.keeper.rescued}"
+        if self.checkpoint is not None and (epoch := self.checkpoint.rescue()):
+            hint += f"; the weights of epoch {epoch} are in {self.checkpoint.rescued}"
         return DeployError(
             f"{what} within the first {self.seen:,} images of epoch {self.epoch}", hint
         )
@@ -256,7 +256,7 @@ class _Run:
         """Keeps the progress, unless a weight is no longer a number."""
         import torch
 
-        if self.keeper is None or (self.group.world > 1 and self.step):
+        if self.checkpoint is None or (self.group.world > 1 and self.step):
             return  # of several processes, only the end of an epoch is the same in all
         with signals.deferred():
             start = time.perf_counter()
@@ -273,9 +273,9 @@ class _Run:
                 for name, value in entry.items()
                 if isinstance(value, torch.Tensor)
             }
-            self.keeper.save(
+            self.checkpoint.save(
                 Progress(
-                    key=self.keeper.key,
+                    key=self.checkpoint.key,
                     epoch=self.epoch,
                     step=self.step,
                     loss=float(self.loss),
@@ -291,11 +291,11 @@ class _Run:
         if said:
             self.bar.line(f"epoch {self.epoch}, step {self.step}: {said}")
 
-    def restore(self, keeper: Keeper) -> None:
+    def restore(self, checkpoint: TrainingCheckpoint) -> None:
         """Goes to where the kept progress stood."""
         import torch
 
-        found = keeper.load() if self.group.rank == 0 else None
+        found = checkpoint.load() if self.group.rank == 0 else None
         if self.group.world > 1:  # the others may be on machines without the file
             found = shared(found)
         if found is None:

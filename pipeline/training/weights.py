@@ -61,7 +61,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     return {str(name).removeprefix(_PREFIX): tensor for name, tensor in found.items()}
 
 
-def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def untie(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Returns copies on the CPU, each with memory of its own, as safetensors wants them.
 
     Tied weights share theirs; and a layout such as channels_last is not stored.

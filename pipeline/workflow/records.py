@@ -86,7 +86,7 @@ def _check_types(record: Record) -> None:
 
 
 @dataclass
-class Vouchers:
+class RecordVerifier:
     """Reads records and checks inputs against them.
 
     Attributes:

@@ -21,7 +21,7 @@ from pipeline import __version__
 from pipeline.workflow import console, hints, lock, signals
 from pipeline.workflow.artifacts import Artifact, Paths, lock_file
 from pipeline.workflow.digests import replace_json, sha256_file, sha256_json
-from pipeline.workflow.records import SCHEMA, Record, Vouchers, load
+from pipeline.workflow.records import SCHEMA, Record, RecordVerifier, load
 from pipeline.workflow.stage import Stage, check, options
 
 
@@ -100,7 +100,7 @@ def require(artifact: Artifact, params: Any, store: Store) -> Path:
     filled = artifact.at(**fields)
     paths = Paths(store.root, store.dist, fields, (filled,))
     with hints.completed(store.place):
-        Vouchers(store.root).digest(filled, paths, fields)
+        RecordVerifier(store.root).digest(filled, paths, fields)
     return paths.locate(filled)
 
 
@@ -142,10 +142,10 @@ class _Job:
     def run(self) -> Outcome:
         from engines import checks  # numpy, which --help must not load
 
-        vouchers = Vouchers(self.store.root)
+        verifier = RecordVerifier(self.store.root)
         inputs = {
             artifact.label: {
-                "sha256": vouchers.digest(artifact, self.inputs, self.fields),
+                "sha256": verifier.digest(artifact, self.inputs, self.fields),
                 "record": artifact.record,
             }
             for artifact in self.inputs.declared

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from exporters.cast import typed
+from exporters.cast import cast_to_precision
 from exporters.program import export_program
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
@@ -73,7 +73,7 @@ class Steep(nn.Module):
 def test_layers_that_overflow_stay_in_fp32_and_are_listed() -> None:
     torch.manual_seed(0)
     network, x = Steep().eval(), torch.rand(8, 4)
-    small, kept = typed(network, "fp16", lambda net: net(x))
+    small, kept = cast_to_precision(network, "fp16", lambda net: net(x))
     assert kept == ("steep", "flat")  # the one takes what the other gives
     assert small.first.weight.dtype == torch.float16
     assert small.steep.weight.dtype == torch.float32
@@ -107,7 +107,7 @@ class Both(nn.Module):
 
 def test_what_adds_up_beyond_fp16_is_added_in_fp32() -> None:
     network, x = Sum().eval(), torch.ones(2, 1)
-    small, kept = typed(network, "fp16", lambda net: net(x))
+    small, kept = cast_to_precision(network, "fp16", lambda net: net(x))
     assert kept == ("one",)
     with torch.no_grad():
         assert torch.allclose(small(x.half()).float(), network(x), rtol=1e-2)
@@ -126,7 +126,7 @@ def test_beside_a_layer_in_fp32_batch_norms_are_still_folded() -> None:
 
     torch.manual_seed(0)
     x = torch.rand(2, 1, 5, 5)
-    small, kept = typed(Mixed().eval(), "fp16", lambda net: net(x))
+    small, kept = cast_to_precision(Mixed().eval(), "fp16", lambda net: net(x))
     assert kept
     program = export_program(small, [x.half()])
     casts = [node for node in program.graph.nodes if "aten.to" in str(node.target)]
@@ -137,11 +137,11 @@ def test_beside_a_layer_in_fp32_batch_norms_are_still_folded() -> None:
 
 def test_bf16_has_the_range_of_fp32() -> None:
     network, x = Steep().eval(), torch.rand(8, 4)
-    _, kept = typed(network, "bf16", lambda net: net(x))
+    _, kept = cast_to_precision(network, "bf16", lambda net: net(x))
     assert kept == ()
 
 
 def test_fp32_is_the_network_itself() -> None:
     network = Steep().eval()
-    assert typed(network, "fp32", lambda net: net(torch.rand(1, 4))) == (network, ())
+    assert cast_to_precision(network, "fp32", lambda net: net(torch.rand(1, 4))) == (network, ())
     assert network.first.weight.dtype == torch.float32

@@ -9,7 +9,7 @@ from torch import nn
 from engines import hardware
 from pipeline import models
 from pipeline.training import loop
-from pipeline.training.checkpoint import Keeper
+from pipeline.training.checkpoint import TrainingCheckpoint
 from pipeline.training.settings import seed
 
 pytestmark = [
@@ -49,14 +49,14 @@ class WithDropout(nn.Module):
 def trained(
     network: str | nn.Module = "lenet",
     settings: loop.Settings = SETTINGS,
-    keeper: Keeper | None = None,
+    checkpoint: TrainingCheckpoint | None = None,
     *,
     resume: bool = False,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     seed(settings)
     model = models.get("lenet").build(None)
     module = model.network if isinstance(network, str) else network
-    curve = loop.train(module, model.prepare, samples(), settings, keeper, resume=resume)
+    curve = loop.train(module, model.prepare, samples(), settings, checkpoint, resume=resume)
     return module.state_dict(), curve
 
 
@@ -100,7 +100,7 @@ def test_resumed_is_the_same_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     whole, _ = trained(with_dropout())
-    keeper = Keeper(tmp_path / "state.safetensors", "key")
+    checkpoint = TrainingCheckpoint(tmp_path / "state.safetensors", "key")
     original, count = loop._Run._train_on, 0
 
     def stopping(run: loop._Run, batch: torch.Tensor) -> None:
@@ -113,8 +113,8 @@ def test_resumed_is_the_same_bit_for_bit(
     with monkeypatch.context() as patch:
         patch.setattr(loop._Run, "_train_on", stopping)
         with pytest.raises(Stopped):
-            trained(with_dropout(), keeper=keeper)
-    parts, _ = trained(with_dropout(), keeper=keeper, resume=True)
+            trained(with_dropout(), checkpoint=checkpoint)
+    parts, _ = trained(with_dropout(), checkpoint=checkpoint, resume=True)
     assert same(whole, parts)
 
 

@@ -12,7 +12,7 @@ import pytest
 import engines
 from engines import hardware
 from engines.backends import _turing
-from engines.backends._tensorrt import unrealised
+from engines.backends._tensorrt import type_mismatches
 from engines.contract import BuildOptions, Engine, OpenOptions
 from engines.errors import DeployError, NotAvailableError, UsageError
 from engines.layer_report import Layer, of_inspector
@@ -170,9 +170,9 @@ def test_a_product_in_another_type_than_its_weights_is_named(built: Store) -> No
     source = built.root / "lenet/fp32/model.onnx"
     names = [n.name for n in onnx.load(source).graph.node if n.op_type in ("Conv", "Gemm")]
     right = [Layer(name, "correlation", "fp32", (name,)) for name in names]
-    assert unrealised(source, right) == []
+    assert type_mismatches(source, right) == []
     wrong = [*right[1:], Layer(names[0], "correlation", "fp16", (names[0],))]
-    assert unrealised(source, wrong) == [f"Conv {names[0]!r} in fp16"]
+    assert type_mismatches(source, wrong) == [f"Conv {names[0]!r} in fp16"]
 
 
 def test_a_plan_of_another_version_or_gpu_is_refused_unread(

@@ -268,7 +268,7 @@ def test_launching_what_is_bound_copies_nothing(runtime: Runtime, tmp_path: Path
     assert runtime.copies == 1
 
 
-def test_sessions_that_share_a_plan_keep_apart(runtime: Runtime, tmp_path: Path) -> None:
+def test_sessions_that_share_a_plan_keep_untie(runtime: Runtime, tmp_path: Path) -> None:
     vendor = Vendor(runtime)
     one = opened(vendor, tmp_path)
     two = one.another()

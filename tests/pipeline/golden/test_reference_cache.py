@@ -13,7 +13,7 @@ from engines.contract import Array
 from pipeline import models
 from pipeline.golden import file as goldens
 from pipeline.golden import reference
-from pipeline.golden.reference_cache import Memo, key_of
+from pipeline.golden.reference_cache import ReferenceCache, key_of
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
@@ -25,22 +25,22 @@ def never() -> dict[str, Array]:
 
 
 def keep(path: Path, key: str, **outputs: Array) -> None:
-    memo = Memo(path, key)
-    memo.outputs("golden", lambda: outputs)
-    memo.save()
+    cache = ReferenceCache(path, key)
+    cache.outputs("golden", lambda: outputs)
+    cache.save()
 
 
 def test_what_is_kept_is_given_again_and_not_computed(tmp_path: Path) -> None:
     path = tmp_path / "made/here.npz"
-    memo = Memo(path, "one")
+    cache = ReferenceCache(path, "one")
     wanted = {
         name: np.full((2, 3), index, np.float64)
         for index, name in enumerate(["x", "x.npy", "a/b", "file", "", "../q", "a\0b", "n" * 70000])
     }
-    assert memo.outputs("golden", lambda: wanted) is wanted
-    memo.outputs("test", lambda: {"x": np.array([7, 8])})
-    memo.save()
-    again = Memo(path, "one")
+    assert cache.outputs("golden", lambda: wanted) is wanted
+    cache.outputs("test", lambda: {"x": np.array([7, 8])})
+    cache.save()
+    again = ReferenceCache(path, "one")
     found = again.outputs("golden", never)
     assert list(found) == list(wanted)
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
@@ -53,15 +53,15 @@ def test_what_is_kept_is_given_again_and_not_computed(tmp_path: Path) -> None:
 
 def test_what_holds_no_more_is_forgotten_with_all_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "kept.npz"
-    memo = Memo(path, "one")
-    memo.outputs("golden", lambda: {"a": np.zeros(2)})
-    memo.outputs("test", lambda: {"a": np.zeros(3)})
-    memo.save()
-    memo = Memo(path, "one")
+    cache = ReferenceCache(path, "one")
+    cache.outputs("golden", lambda: {"a": np.zeros(2)})
+    cache.outputs("test", lambda: {"a": np.zeros(3)})
+    cache.save()
+    cache = ReferenceCache(path, "one")
     ones = {"a": np.ones(2)}
-    assert memo.outputs("golden", never, lambda kept: not kept["a"].any())["a"].tolist() == [0, 0]
-    assert memo.outputs("golden", lambda: ones, lambda kept: bool(kept["a"].all())) is ones
-    assert memo.outputs("test", lambda: ones) is ones
+    assert cache.outputs("golden", never, lambda kept: not kept["a"].any())["a"].tolist() == [0, 0]
+    assert cache.outputs("golden", lambda: ones, lambda kept: bool(kept["a"].all())) is ones
+    assert cache.outputs("test", lambda: ones) is ones
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "bit", "method", "folder", "foreign"])
@@ -89,14 +89,14 @@ def test_another_key_or_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage
         path.mkdir()
     else:
         path.write_bytes(content)
-    found = Memo(path, "one").outputs("golden", lambda: {"a": np.ones(2)})
+    found = ReferenceCache(path, "one").outputs("golden", lambda: {"a": np.ones(2)})
     assert found["a"].tolist() == [1, 1]
 
 
 def test_another_key_is_another_model(tmp_path: Path) -> None:
     path = tmp_path / "kept.npz"
     keep(path, "one", a=np.zeros(2))
-    other = Memo(path, "two").outputs("golden", lambda: {"a": np.full(2, 2.0)})
+    other = ReferenceCache(path, "two").outputs("golden", lambda: {"a": np.full(2, 2.0)})
     assert other["a"].tolist() == [2, 2]
 
 

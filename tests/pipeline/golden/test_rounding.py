@@ -45,7 +45,7 @@ def test_runs_with_moved_weights_measure_what_rounding_does(tmp_path: Path) -> N
 
     from exporters.module import Served
     from pipeline.golden.reference import ExactModel, make_reference
-    from pipeline.golden.reference_cache import Memo
+    from pipeline.golden.reference_cache import ReferenceCache
     from pipeline.golden.rows import Rows
     from pipeline.models import Model
 
@@ -57,9 +57,9 @@ def test_runs_with_moved_weights_measure_what_rounding_does(tmp_path: Path) -> N
     model = Model(network=network, inputs={"x": image})
     cases = tuple(f"row {index}" for index in range(8))
     rows = Rows({"x": image}, cases, np.zeros(0, np.int64))
-    memo = Memo(tmp_path / "kept.npz", "")
+    cache = ReferenceCache(tmp_path / "kept.npz", "")
     found = make_reference(
-        model, served, ExactModel(model, ("y",)), rows, "fp32", None, memo, noise_runs=4
+        model, served, ExactModel(model, ("y",)), rows, "fp32", None, cache, noise_runs=4
     )
     alone = noise.measure(found.reference["y"], [found.native["y"]])
     assert (found.noise["y"][:, 0] > alone[:, 0]).all()

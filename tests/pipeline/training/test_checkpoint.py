@@ -16,7 +16,7 @@ from torch import nn
 
 from engines.errors import DeployError, NotAvailableError
 from pipeline.training import loop
-from pipeline.training.checkpoint import Keeper, Progress
+from pipeline.training.checkpoint import Progress, TrainingCheckpoint
 from pipeline.training.settings import seed
 from pipeline.workflow import console
 from tests.conftest import Process, Result
@@ -58,57 +58,59 @@ class Stops(Prepare):
         return super().forward(image)
 
 
-def trained(settings: loop.Settings, prepare: nn.Module, keeper: Keeper, **more: bool) -> tuple:
+def trained(
+    settings: loop.Settings, prepare: nn.Module, checkpoint: TrainingCheckpoint, **more: bool
+) -> tuple:
     seed(settings)
     net = network()
-    curve = loop.train(net, prepare, samples(), settings, keeper, **more)
+    curve = loop.train(net, prepare, samples(), settings, checkpoint, **more)
     return net.state_dict(), [{**entry, "seconds": 0, "images_per_second": 0} for entry in curve]
 
 
-def keeper(folder: Path, key: str = "key") -> Keeper:
-    return Keeper(folder / "state" / "net.safetensors", key)
+def checkpoint(folder: Path, key: str = "key") -> TrainingCheckpoint:
+    return TrainingCheckpoint(folder / "state" / "net.safetensors", key)
 
 
 @pytest.mark.parametrize("amp", ["none", "fp16"])
 @pytest.mark.parametrize("step", [0, 1, 7, 8, 13, 23])
 def test_it_goes_on_as_if_it_had_never_stopped(tmp_path: Path, step: int, amp: str) -> None:
     settings = dataclasses.replace(SETTINGS, amp=amp)
-    whole, curve = trained(settings, Prepare(), keeper(tmp_path / "other"))
+    whole, curve = trained(settings, Prepare(), checkpoint(tmp_path / "other"))
     with pytest.raises(KeyboardInterrupt):
-        trained(settings, Stops(step), keeper(tmp_path))
+        trained(settings, Stops(step), checkpoint(tmp_path))
     torch.manual_seed(99)  # nothing may depend on what this process did before
-    resumed, resumed_curve = trained(settings, Prepare(), keeper(tmp_path), resume=True)
+    resumed, resumed_curve = trained(settings, Prepare(), checkpoint(tmp_path), resume=True)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert resumed_curve == curve
 
 
 def test_without_resume_it_starts_anew(tmp_path: Path) -> None:
-    whole, _ = trained(SETTINGS, Prepare(), keeper(tmp_path))
+    whole, _ = trained(SETTINGS, Prepare(), checkpoint(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        trained(SETTINGS, Stops(13), keeper(tmp_path))
-    again, curve = trained(SETTINGS, Prepare(), keeper(tmp_path))
+        trained(SETTINGS, Stops(13), checkpoint(tmp_path))
+    again, curve = trained(SETTINGS, Prepare(), checkpoint(tmp_path))
     assert len(curve) == 3
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_another_training_is_not_resumed(tmp_path: Path) -> None:
-    trained(SETTINGS, Prepare(), keeper(tmp_path))
+    trained(SETTINGS, Prepare(), checkpoint(tmp_path))
     with pytest.raises(DeployError, match="is of another training"):
-        trained(SETTINGS, Prepare(), keeper(tmp_path, "other"), resume=True)
+        trained(SETTINGS, Prepare(), checkpoint(tmp_path, "other"), resume=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 8, b"\xff" * 100, None])
 def test_a_damaged_state_is_an_error(tmp_path: Path, content: bytes | None) -> None:
-    trained(SETTINGS, Prepare(), keeper(tmp_path))
-    path = keeper(tmp_path).path
+    trained(SETTINGS, Prepare(), checkpoint(tmp_path))
+    path = checkpoint(tmp_path).path
     path.write_bytes(path.read_bytes()[:-50] if content is None else content)
     with pytest.raises(DeployError, match="is damaged"):
-        trained(SETTINGS, Prepare(), keeper(tmp_path), resume=True)
+        trained(SETTINGS, Prepare(), checkpoint(tmp_path), resume=True)
 
 
 def test_with_nothing_kept_resume_starts(tmp_path: Path) -> None:
-    whole, _ = trained(SETTINGS, Prepare(), keeper(tmp_path / "one"))
-    resumed, _ = trained(SETTINGS, Prepare(), keeper(tmp_path / "two"), resume=True)
+    whole, _ = trained(SETTINGS, Prepare(), checkpoint(tmp_path / "one"))
+    resumed, _ = trained(SETTINGS, Prepare(), checkpoint(tmp_path / "two"), resume=True)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -127,16 +129,18 @@ class Explodes(Prepare):
 
 def test_a_nan_loss_keeps_the_last_good_weights(tmp_path: Path) -> None:
     with pytest.raises(DeployError, match=r"loss became nan within .* of epoch 2") as caught:
-        trained(SETTINGS, Explodes(12), keeper(tmp_path))
+        trained(SETTINGS, Explodes(12), checkpoint(tmp_path))
     assert "--lr" in caught.value.hint
     (path,) = re.findall(r"\S+last-good\.safetensors", caught.value.hint)
-    whole, _ = trained(dataclasses.replace(SETTINGS, epochs=1), Prepare(), keeper(tmp_path / "1"))
+    whole, _ = trained(
+        dataclasses.replace(SETTINGS, epochs=1), Prepare(), checkpoint(tmp_path / "1")
+    )
     kept = load_file(path)
     assert all(torch.equal(whole[name], kept[name]) for name in whole)
 
 
 def test_a_state_with_nan_weights_is_never_kept(tmp_path: Path) -> None:
-    place = keeper(tmp_path)
+    place = checkpoint(tmp_path)
     state = {"weight": torch.ones(2)}
     parts = {"model": state, "optimizer": {}, "rng": {"cpu": torch.get_rng_state()}}
     place.save(Progress("key", 1, 4, 0.5, 3, 0.1, [], {}, parts))
@@ -239,7 +243,7 @@ def test_out_of_memory_amid_a_step_is_an_error(tmp_path: Path) -> None:
             return super().forward(image)
 
     with pytest.raises(DeployError, match="out of memory at a batch of 8"):
-        trained(SETTINGS, Full(), keeper(tmp_path))
+        trained(SETTINGS, Full(), checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize("changed", [{"amp": "bf16"}, {"amp": "fp16"}, {"compile": True}])
@@ -263,4 +267,4 @@ def test_without_a_compiler_compiling_is_not_available(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotAvailableError, match="needs a C\\+\\+ compiler"):
-        trained(dataclasses.replace(SETTINGS, compile=True), Prepare(), keeper(tmp_path))
+        trained(dataclasses.replace(SETTINGS, compile=True), Prepare(), checkpoint(tmp_path))
