@@ -11,7 +11,7 @@ from torch import nn
 from engines.contract import TensorSpec
 from exporters.onnx_graph import export_graph
 from exporters.program import export_program
-from exporters.weight_map import carriers
+from exporters.weight_map import trace_weights
 from pipeline.verification import limits
 
 
@@ -38,7 +38,7 @@ def exported(
 
 def unexplained(module: nn.Module, program: object, graph: onnx.ModelProto) -> set[str]:
     made = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
-    found = carriers(program, graph, limits.WEIGHT_ROUNDINGS)
+    found = trace_weights(program, graph, limits.WEIGHT_ROUNDINGS)
     wanted = {n for n in module.state_dict() if not n.endswith("num_batches_tracked")}
     assert set(found) == wanted
     return {
