@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def names() -> list[str]:
     """Returns the names of all engines, without importing any of them."""
-    found = {module.name for module in pkgutil.iter_modules(backends.__path__)}
-    return sorted(name for name in found if not name.startswith("_"))
+    modules = {module.name for module in pkgutil.iter_modules(backends.__path__)}
+    return sorted(name for name in modules if not name.startswith("_"))
 
 
 def get(name: str) -> Engine:

@@ -60,9 +60,9 @@ class FeedCheck:
         with_batch = [spec.name for spec in self.inputs if None in spec.shape[:1]]
         counts = {name: len(feeds[name]) for name in with_batch}
         if len(set(counts.values())) > 1:
-            said = ", ".join(f"{name} {count}" for name, count in counts.items())
+            sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise DeployError(
-                f"the inputs have batches of different sizes: {said}", "give as many rows of each"
+                f"the inputs have batches of different sizes: {sizes}", "give as many rows of each"
             )
 
     def _check_one(self, spec: TensorSpec, array: Array) -> None:
@@ -145,18 +145,18 @@ def import_vendor(module: str, install: str) -> Any:
 def installed(distributions: tuple[str, ...]) -> dict[str, str]:
     """Returns name and version of the first distribution that is installed."""
     for distribution in distributions:
-        found = hardware.version(distribution)
-        if found != "not installed":
-            return {distribution: found}
+        version = hardware.version(distribution)
+        if version != "not installed":
+            return {distribution: version}
     return {distributions[0]: "not installed"}
 
 
 def available_on_cpu(distributions: tuple[str, ...], install: str) -> Availability:
     """Returns the availability of an engine that needs its library and nothing else."""
-    ((name, found),) = installed(distributions).items()
-    if found == "not installed":
+    ((name, version),) = installed(distributions).items()
+    if version == "not installed":
         return Availability(False, False, f"{name} is not installed", install)
-    return Availability(True, True, f"{name} {found}")
+    return Availability(True, True, f"{name} {version}")
 
 
 def closed_error(name: str) -> DeployError:

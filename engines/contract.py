@@ -167,6 +167,7 @@ class Engine(Protocol):
         devices: The kinds of device it runs on, "cpu" or "cuda"; the preferred one first.
         cuda_graphs: Whether its launches can replay a CUDA graph.
         build_options: The fields of BuildOptions that change what it builds.
+        lacks: Precisions that it has no kernels for, such as "fp8".
     """
 
     # Plain annotations, since a dataclass would take a property of its base for a default.
@@ -176,6 +177,7 @@ class Engine(Protocol):
     devices: tuple[str, ...]
     cuda_graphs: bool = False
     build_options: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()
 
     def available(self) -> Availability:
         """Whether it can be built and run here, or why not and what to install.

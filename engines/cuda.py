@@ -151,7 +151,7 @@ class Cuda:
         known = self._runtime.cudaError_t
         if error == known.cudaSuccess:
             return
-        said = f"{name} says {error.name}"
+        failure = f"{name} says {error.name}"
         absent = (
             known.cudaErrorInsufficientDriver,
             known.cudaErrorNoDevice,
@@ -159,7 +159,7 @@ class Cuda:
         )
         if error in absent:
             raise NotAvailableError(
-                f"no CUDA device {self.index} to be had here: {said}",
+                f"no CUDA device {self.index} to be had here: {failure}",
                 "install the NVIDIA driver, or use --device cpu",
             )
-        raise DeployError(f"CUDA: {said}")
+        raise DeployError(f"CUDA: {failure}")

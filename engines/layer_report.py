@@ -59,26 +59,26 @@ def of_tensorrt(log: Iterable[str]) -> tuple[Layer, ...]:
     (listed, *_) = [*(text for text in log if text.startswith("Layers:")), ""]
     layers = []
     for line in listed.splitlines():
-        found = _LAYER.match(line)
-        if found is None:
+        match = _LAYER.match(line)
+        if match is None:
             continue
-        name, kind, inputs = found.groups()
+        name, kind, inputs = match.groups()
         types = re.findall(r"Datatype: (\w+)", inputs)
         nodes = re.findall(r"\[ONNX Layer: ([^\]]+)\]", line)
         layers.append(Layer(name, kind, precision(types[0]) if types else "", tuple(nodes)))
     return tuple(layers)
 
 
-def of_inspector(said: str) -> tuple[Layer, ...]:
+def of_inspector(report: str) -> tuple[Layer, ...]:
     """Reads the layers from what TensorRT's engine inspector gives as JSON, at full verbosity."""
     layers = []
-    for entry in json.loads(said).get("Layers", []):
+    for entry in json.loads(report).get("Layers", []):
         if not isinstance(entry, dict):  # names alone: the plan was built with less verbosity
             continue
         types = [
-            found.group(0)
+            match.group(0)
             for tensor in entry.get("Inputs", [])
-            if (found := _FORMAT.search(tensor.get("Format/Datatype", "")))
+            if (match := _FORMAT.search(tensor.get("Format/Datatype", "")))
         ]
         nodes = re.findall(r"\[ONNX Layer: ([^\]]+)\]", entry.get("Metadata", ""))
         kind = precision(types[0]) if types else ""

@@ -61,6 +61,16 @@ PRECISIONS = {
             quantizer="exporters.quantize",
             cpu_graph=True,
         ),
+        # E4M3. Opset 19 has the type; 20 is the exporter's own.
+        Precision(
+            "fp8",
+            "float32",
+            "float8_e4m3fn",
+            2.0**-3,
+            opset=20,
+            made_from="fp32",
+            quantizer="exporters.quantize_fp8",
+        ),
     )
 }
 QUANTIZED = tuple(name for name, precision in PRECISIONS.items() if precision.quantized)

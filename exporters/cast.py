@@ -82,11 +82,11 @@ def _peaks(network: nn.Module, run: Callable[[nn.Module], object]) -> dict[str, 
     last = ""
 
     def watch(path: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: Any, made: Any) -> None:
+        def hook(_module: nn.Module, inputs: Any, outputs: Any) -> None:
             nonlocal last
             if path in layers:
                 last = path
-            seen = (*inputs, made) if path in layers else (made,)
+            seen = (*inputs, outputs) if path in layers else (outputs,)
             tensors = [value for value in seen if isinstance(value, torch.Tensor)]
             if last:
                 peaks[last] = max([peaks[last], *map(_peak, tensors)])

@@ -47,7 +47,11 @@ def resize_by_constants(model: onnx.ModelProto) -> None:
         node.input[_SIZES - 1] = name
         del node.input[_SIZES:]
         # Says what becomes of sizes of another aspect ratio, and is valid with them alone.
-        keep = [each for each in node.attribute if each.name != "keep_aspect_ratio_policy"]
+        keep = [
+            attribute
+            for attribute in node.attribute
+            if attribute.name != "keep_aspect_ratio_policy"
+        ]
         del node.attribute[:]
         node.attribute.extend(keep)
     _remove_unused(graph)
@@ -60,9 +64,9 @@ def _leads(shape: onnx.NodeProto, name: str) -> bool:
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> object:
-    for each in node.attribute:
-        if each.name == name:
-            return helper.get_attribute_value(each)
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return helper.get_attribute_value(attribute)
     return None
 
 
@@ -101,5 +105,5 @@ def _remove_unused(graph: onnx.GraphProto) -> None:
             break
         for node in unused:
             graph.node.remove(node)
-    for tensor in [each for each in graph.initializer if each.name not in read]:
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)

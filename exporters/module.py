@@ -111,8 +111,8 @@ class Served(nn.Module):
         if self.dtype.itemsize >= torch.float32.itemsize:
             return _apart(inputs, tuple(named_outputs(self.network(*inputs)).values()))
         inputs = _cast(inputs, self.dtype)
-        made = _apart(inputs, tuple(named_outputs(self.network(*inputs)).values()))
-        return _cast(made, torch.float32)
+        outputs = _apart(inputs, tuple(named_outputs(self.network(*inputs)).values()))
+        return _cast(outputs, torch.float32)
 
 
 def _apart(
@@ -120,33 +120,33 @@ def _apart(
 ) -> tuple[torch.Tensor, ...]:
     """Returns outputs of which none is an input, or another one: a graph has one name for each."""
     known = [*inputs]
-    made = []
+    separate = []
     for output in outputs:
-        made.append(output.clone() if any(output is each for each in known) else output)
+        separate.append(output.clone() if any(output is other for other in known) else output)
         known.append(output)
-    return tuple(made)
+    return tuple(separate)
 
 
 def _cast(tensors: tuple[torch.Tensor, ...], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     return tuple(x.to(dtype) if x.is_floating_point() else x for x in tensors)
 
 
-def named_outputs(made: Any) -> dict[str, torch.Tensor]:
+def named_outputs(outputs: Any) -> dict[str, torch.Tensor]:
     """Returns what a network gave, by name: its own names where it gives a mapping.
 
     Raises:
         DeployError: Something in it is not a tensor.
     """
-    if isinstance(made, torch.Tensor):
-        named = {"output": made}
-    elif isinstance(made, Mapping):
-        named = dict(made)
-    elif hasattr(made, "_asdict"):  # a named tuple
-        named = made._asdict()
-    elif isinstance(made, tuple | list):
-        named = {f"output_{index}": value for index, value in enumerate(made)}
+    if isinstance(outputs, torch.Tensor):
+        named = {"output": outputs}
+    elif isinstance(outputs, Mapping):
+        named = dict(outputs)
+    elif hasattr(outputs, "_asdict"):  # a named tuple
+        named = outputs._asdict()
+    elif isinstance(outputs, tuple | list):
+        named = {f"output_{index}": value for index, value in enumerate(outputs)}
     else:
-        named = {"output": made}
+        named = {"output": outputs}
     for name, value in named.items():
         if not isinstance(value, torch.Tensor):
             raise DeployError(

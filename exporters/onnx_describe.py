@@ -131,14 +131,14 @@ _Types = Mapping[str, tuple[str, tuple[int, ...]]]
 
 def _types(graph: onnx.GraphProto) -> _Types:
     """Returns dtype and shape of every value, one for a dynamic axis."""
-    found = {}
+    types = {}
     for value in (*graph.value_info, *graph.input, *graph.output):
         spec = spec_of(value)
-        found[value.name] = spec.dtype, tuple(axis or 1 for axis in spec.shape)
+        types[value.name] = spec.dtype, tuple(axis or 1 for axis in spec.shape)
     for tensor in graph.initializer:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name
-        found[tensor.name] = dtype, tuple(tensor.dims)
-    return found
+        types[tensor.name] = dtype, tuple(tensor.dims)
+    return types
 
 
 def _precision(node: onnx.NodeProto, types: _Types, makers: Mapping[str, onnx.NodeProto]) -> str:

@@ -143,12 +143,12 @@ def check_external(model: onnx.ModelProto, path: Path) -> None:
             )
         file = folder / location
         try:
-            found = file.lstat()
+            status = file.lstat()
         except OSError as error:
             raise DeployError(
                 f"{path}: external data {location} is not there", "copy it beside the graph"
             ) from error
-        if not file.is_file() or file.is_symlink() or found.st_nlink != 1:
+        if not file.is_file() or file.is_symlink() or status.st_nlink != 1:
             raise DeployError(
                 f"{path}: external data {location} is a link or no plain file",
                 "put a copy beside the graph; a link may lead anywhere",
@@ -157,10 +157,10 @@ def check_external(model: onnx.ModelProto, path: Path) -> None:
             offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
         except ValueError as error:
             raise DeployError(f"{path}: tensor {tensor.name!r}: {error}") from error
-        if offset < 0 or length != size or offset + length > found.st_size:
+        if offset < 0 or length != size or offset + length > status.st_size:
             raise DeployError(
                 f"{path}: tensor {tensor.name!r} is {size:,} bytes and lies at {offset:,} to"
-                f" {offset + length:,} of {location}, which has {found.st_size:,}",
+                f" {offset + length:,} of {location}, which has {status.st_size:,}",
                 "the file is damaged or another; export it again",
             )
 

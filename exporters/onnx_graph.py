@@ -68,7 +68,8 @@ def export_graph(
 
     def translate(*, simplify: bool) -> tuple[Counter[str], onnx.ModelProto]:
         with trace_errors.recorded() as report, warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+            for category in (DeprecationWarning, FutureWarning):  # of torch's own parts
+                warnings.simplefilter("ignore", category)
             try:
                 translated = torch.onnx.export(
                     _without_bf16_einsum(program),
@@ -131,16 +132,16 @@ def _slimmed(model: onnx.ModelProto) -> onnx.ModelProto | None:
     copied.CopyFrom(model)
     with trace_errors.recorded():
         try:
-            made: onnx.ModelProto = onnxslim.slim(copied)
+            slimmed: onnx.ModelProto = onnxslim.slim(copied)
         except Exception:  # it is a bonus: whatever it stumbles over is no failure of ours
             return None
-    if len(made.graph.node) >= len(model.graph.node):
+    if len(slimmed.graph.node) >= len(model.graph.node):
         return None
     # What a message was made of lives as long as it does, and what made it until it is collected:
     # four copies of all weights.
     fresh = onnx.ModelProto()
-    fresh.CopyFrom(made)
-    del copied, made
+    fresh.CopyFrom(slimmed)
+    del copied, slimmed
     gc.collect()
     return fresh
 
@@ -183,9 +184,9 @@ def trace_graph(
         trace_errors.guarded("TorchScript", export)
     warned = tuple(
         dict.fromkeys(
-            f"{each.filename}:{each.lineno}: {str(each.message).splitlines()[0]}"
-            for each in caught
-            if issubclass(each.category, TracerWarning)
+            f"{warning.filename}:{warning.lineno}: {str(warning.message).splitlines()[0]}"
+            for warning in caught
+            if issubclass(warning.category, TracerWarning)
         )
     )
     model = onnx.load_model_from_string(file.getvalue())
@@ -257,10 +258,10 @@ def check_graph(
             "put the module in evaluation mode; a layer may have been left in training mode",
         )
     for wanted, values in ((inputs, model.graph.input), (outputs, model.graph.output)):
-        found = tuple(spec_of(value) for value in values)
-        if found != wanted:
+        specs = tuple(spec_of(value) for value in values)
+        if specs != wanted:
             raise DeployError(
-                f"the exported graph has {_list(found)}, but {_list(wanted)} was asked for",
+                f"the exported graph has {_list(specs)}, but {_list(wanted)} was asked for",
                 "a model that fixes its batch gives a static graph; remove the constant",
             )
 
@@ -268,7 +269,9 @@ def check_graph(
 def _trains(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     """Whether a node computes as in training."""
     if node.op_type == "BatchNormalization":
-        return any(each.name == "training_mode" and each.i for each in node.attribute)
+        return any(
+            attribute.name == "training_mode" and attribute.i for attribute in node.attribute
+        )
     if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:  # noqa: PLR2004
         return False
     constants = {tensor.name: tensor for tensor in model.graph.initializer}

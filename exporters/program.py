@@ -33,7 +33,7 @@ def export_program(
     """
     # DYNAMIC, unlike AUTO or a named Dim, is an error where the model fixes the axis.
     shapes: tuple[Any, ...] = tuple({0: torch.export.Dim.DYNAMIC} for _ in examples)
-    kinds = {each.kind for each in inspect.signature(module.forward).parameters.values()}
+    kinds = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         shapes = (shapes,)  # `*inputs` is one argument to torch.export
     return guarded(

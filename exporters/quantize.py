@@ -13,7 +13,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,20 +82,51 @@ def quantize(
     Raises:
         DeployError: ONNX Runtime cannot calibrate or quantize the graph.
     """
+    with _float_file(graph) as path:
+        graphs, scores = {}, {}
+        for method in METHODS:
+            ranges = _calibrate(path, rows, method)
+            graphs[method] = _static(path, ranges, cpu=False), ranges
+            scores[method] = judge(graphs[method][0])
+        best = max(METHODS, key=lambda method: scores[method])
+        signed, ranges = graphs[best]
+        return Quantized(signed, _static(path, ranges, cpu=True), best, scores)
+
+
+def ranges_of(
+    graph: onnx.ModelProto, rows: Feeds, methods: Sequence[str]
+) -> Iterator[tuple[str, dict[str, tuple[float, float]]]]:
+    """Gives, by calibration method, the least and largest value of activations.
+
+    Args:
+        graph: In float32, with batch norms folded.
+        rows: As for `quantize`.
+
+    Raises:
+        DeployError: ONNX Runtime cannot calibrate the graph.
+    """
+    with _float_file(graph) as path:
+        for method in methods:
+            data = _calibrate(path, rows, method).data
+            yield (
+                method,
+                {
+                    name: (float(np.min(entry.range_value[0])), float(np.max(entry.range_value[1])))
+                    for name, entry in data.items()
+                },
+            )
+
+
+@contextlib.contextmanager
+def _float_file(graph: onnx.ModelProto) -> Iterator[Path]:
+    """Writes a graph where the library reads it, and keeps the library quiet."""
     source = onnx.ModelProto()
     source.CopyFrom(graph)
     onnx.helper.set_model_props(source, dict([_PREPROCESSED]))
     with tempfile.TemporaryDirectory(prefix="assay-") as folder, _quietly():
         path = Path(folder) / "float.onnx"
         onnx.save(source, path)
-        made, scores = {}, {}
-        for method in METHODS:
-            ranges = _calibrate(path, rows, method)
-            made[method] = _static(path, ranges, cpu=False), ranges
-            scores[method] = judge(made[method][0])
-        best = max(METHODS, key=lambda method: scores[method])
-        signed, ranges = made[best]
-        return Quantized(signed, _static(path, ranges, cpu=True), best, scores)
+        yield path
 
 
 def check_rows(graph: onnx.ModelProto, rows: Feeds) -> None:

@@ -65,10 +65,10 @@ class _Keep(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        found = _FIXED.match(message)
-        if found:
+        match = _FIXED.match(message)
+        if match:
             line = place(traceback.extract_stack()[:-1])  # the last is this function
-            self._report.fixed.append((int(found[2]), line))
+            self._report.fixed.append((int(match[2]), line))
         self._report.text.write(f"{message}\n")
 
 
@@ -117,34 +117,34 @@ def failure(step: str, error: Exception, report: Report, names: Sequence[str] = 
         step: What failed, such as "torch.export".
         names: Of the inputs, which torch only counts.
     """
-    said = str(error).strip()
+    message = str(error).strip()
     full = "".join(traceback.format_exception(error))
     text = f"{report.text.getvalue()}\n{full}"
     where = place(traceback.extract_tb(error.__traceback__))
-    if re.search(r"marked .* as dynamic but your code specialized", said):
-        return _fixed_axis(step, said, report, text, names)
+    if re.search(r"marked .* as dynamic but your code specialized", message):
+        return _fixed_axis(step, message, report, text, names)
     for pattern, cause, change in _CAUSES:
-        if re.search(pattern, said):
+        if re.search(pattern, message):
             return DeployError(
-                f"{step} cannot trace the model: {cause}{_at(where)} ({_first(said)})",
+                f"{step} cannot trace the model: {cause}{_at(where)} ({_first(message)})",
                 change,
                 report=text,
             )
     return DeployError(
-        f"{step} cannot trace the model{_at(where)}: {type(error).__name__}: {_first(said)}",
+        f"{step} cannot trace the model{_at(where)}: {type(error).__name__}: {_first(message)}",
         "run the model on a batch of two by itself; if that works, try --exporter torchscript",
         report=text,
     )
 
 
 def _fixed_axis(
-    step: str, said: str, report: Report, text: str, names: Sequence[str]
+    step: str, message: str, report: Report, text: str, names: Sequence[str]
 ) -> DeployError:
-    axes = re.findall(r"L\['(\w+)'\](?:\[(\d+)\])?\.size\(\)\[(\d+)\]", said)
-    size = re.search(r"constant \((\d+)\)", said)
+    axes = re.findall(r"L\['(\w+)'\](?:\[(\d+)\])?\.size\(\)\[(\d+)\]", message)
+    size = re.search(r"constant \((\d+)\)", message)
     number = size[1] if size else "a number"
-    found = [(names[int(i)] if i and names else name, axis) for name, i, axis in axes]
-    named = " and ".join(dict.fromkeys(f"axis {axis} of {name}" for name, axis in found))
+    axes_by_name = [(names[int(i)] if i and names else name, axis) for name, i, axis in axes]
+    named = " and ".join(dict.fromkeys(f"axis {axis} of {name}" for name, axis in axes_by_name))
     lines = [line for fixed, line in report.fixed if line and (not size or str(fixed) == number)]
     return DeployError(
         f"the model fixes its batch ({named or 'axis 0'}) to {number}, the size it was traced"
@@ -208,8 +208,8 @@ def _short(line: str) -> str:
         return line
 
 
-def _first(said: str) -> str:
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", said)  # colours
+def _first(message: str) -> str:
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", message)  # colours
     return next((line.strip() for line in plain.splitlines() if line.strip()), "no message")
 
 
@@ -225,6 +225,6 @@ def guarded(step: str, run: Callable[[], Any], names: Sequence[str] = ()) -> Any
         except DeployError:
             raise
         except Exception as error:  # torch raises many types, some of them private
-            found = failure(step, error, report, names)
+            explained = failure(step, error, report, names)
             cause = error
-    raise found from cause
+    raise explained from cause

@@ -65,26 +65,28 @@ def carriers(program: Any, graph: onnx.ModelProto, roundings: int) -> dict[str, 
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     read = {names[node.name] for node in program.graph.nodes if node.name in names and node.users}
-    found = {name: state[name] for name in sorted(read) if name in state}
-    made = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
-    missing = {name for name in found if name not in made}
-    found |= _computed(program, names, missing, made, roundings)
+    values = {name: state[name] for name in sorted(read) if name in state}
+    tensors = {
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer
+    }
+    missing = {name for name in values if name not in tensors}
+    values |= _computed(program, names, missing, tensors, roundings)
     for node in program.graph.nodes:
         if node.target in _FOLDED_INTO:
             bias = names.get(getattr([*node.args, None][2], "name", ""))
-            if bias is not None and bias not in made and not state[bias].any():
-                found.pop(bias, None)  # a bias of zeros is left out of the graph
+            if bias is not None and bias not in tensors and not state[bias].any():
+                values.pop(bias, None)  # a bias of zeros is left out of the graph
         fold = _fold(node, names)
         if fold is not None:
-            found |= _carried(fold, state, made, roundings)
-    return found
+            values |= _carried(fold, state, tensors, roundings)
+    return values
 
 
 def _computed(
     program: Any,
     names: Mapping[str, str],
     wanted: set[str],
-    made: Mapping[str, Array],
+    tensors: Mapping[str, Array],
     roundings: int,
 ) -> dict[str, Array]:
     """Returns the tensors of the graph that hold what is computed of parameters alone.
@@ -93,27 +95,27 @@ def _computed(
     numbers rounds none, and is there bit for bit. Or it is a result, such as attention's bias
     that a small network makes of the distances: then the tensor has to be what float64 gives.
     """
-    by_content = {_content(array): array for array in made.values()}
-    found: dict[str, Array] = {}
+    by_content = {_content(array): array for array in tensors.values()}
+    computed: dict[str, Array] = {}
     for value, made_of in _constant_values(program, names, exact=False):
         forms = [value, value.T] if value.ndim == 2 else [value]  # noqa: PLR2004 - a matrix
         for form in forms:
             carrier = by_content.get(_content(form))
             if carrier is not None:
-                found = dict.fromkeys(made_of & wanted, carrier) | found
-    wanted = wanted - found.keys()
+                computed = dict.fromkeys(made_of & wanted, carrier) | computed
+    wanted = wanted - computed.keys()
     if not wanted:
-        return found
+        return computed
     for value, made_of in _constant_values(program, names, exact=True):
         # What float32 holds exactly was only moved: it would have been found above.
         if made_of & wanted and (value.astype(np.float32) != value).any():
             size = np.broadcast_to(np.abs(value).max(), value.shape)
-            for array in made.values():
+            for array in tensors.values():
                 if array.size == value.size and _close(
                     array.reshape(value.shape), value, size, roundings
                 ):
-                    found = dict.fromkeys(made_of & wanted, array) | found
-    return found
+                    computed = dict.fromkeys(made_of & wanted, array) | computed
+    return computed
 
 
 def _constant_values(
@@ -138,11 +140,11 @@ def _constant_values(
             wider = exact and tensor.is_floating_point()
             values[node] = tensor.double() if wider else tensor, {name}
         elif node.op == "call_function" and node.all_input_nodes:
-            parts = [values.get(each) for each in node.all_input_nodes]
+            parts = [values.get(input_node) for input_node in node.all_input_nodes]
             if None in parts or not isinstance(node.meta.get("val"), torch.Tensor):
                 continue
             args, kwargs = torch.fx.node.map_arg(
-                (node.args, node.kwargs), lambda each: values[each][0]
+                (node.args, node.kwargs), lambda input_node: values[input_node][0]
             )
             made_of = set[str]().union(*(part[1] for part in parts if part))
             if node.target is torch.ops.aten.linear.default and args[2:]:
@@ -164,7 +166,7 @@ def state_of(module: nn.Module) -> dict[str, Array]:
     return {name: _array(tensor) for name, tensor in module.state_dict().items()}
 
 
-def quantized(found: Mapping[str, Array], graph: onnx.ModelProto) -> dict[str, Array]:
+def quantized(carried: Mapping[str, Array], graph: onnx.ModelProto) -> dict[str, Array]:
     """Returns what carries each parameter in a quantized graph, and its scales.
 
     Args:
@@ -172,36 +174,45 @@ def quantized(found: Mapping[str, Array], graph: onnx.ModelProto) -> dict[str, A
         graph: The quantized graph made of that one.
 
     Returns:
-        By the parameter's name, the tensor of integers whose dequantized values lie within half
-        a step of it, or the parameter itself if there is none; by their own names, the scales
+        By the parameter's name, the quantized tensor whose values lie within half a step of it,
+        or the parameter itself if there is none; by their own names, the scales
         and zero points of everything.
     """
-    made = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
     rounded: list[tuple[Array, Array]] = []
     scales: dict[str, Array] = {}
     for node in graph.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
-        scales |= {name: made[name] for name in node.input[1:] if name in made}
-        if node.op_type == "DequantizeLinear" and node.input[0] in made:
+        scales |= {name: tensors[name] for name in node.input[1:] if name in tensors}
+        if node.op_type == "DequantizeLinear" and node.input[0] in tensors:
             axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-            integers = made[node.input[0]]
-            scale = made[node.input[1]].astype(np.float64)
+            integers = tensors[node.input[0]]
+            scale = tensors[node.input[1]].astype(np.float64)
             shape = [1] * integers.ndim
             if scale.ndim:
                 shape[axis] = -1
             step = np.broadcast_to(scale.reshape(shape), integers.shape)
             rounded.append((integers, step))
-    return {name: _rounded(array, rounded) for name, array in found.items()} | scales
+    return {name: _rounded(array, rounded) for name, array in carried.items()} | scales
 
 
 def _rounded(array: Array, candidates: Sequence[tuple[Array, Array]]) -> Array:
     for integers, step in candidates:
         if integers.shape == array.shape:
-            error = np.abs(integers * step - array.astype(np.float64))
-            if (error <= step / 2 * (1 + 1e-5)).all():
+            values = integers.astype(np.float64)
+            error = np.abs(values * step - array.astype(np.float64))
+            if (error <= step * _half_steps(integers) * (1 + 1e-5)).all():
                 return integers
     return array
+
+
+def _half_steps(stored: Array) -> Array:
+    """Returns by how much rounding moves values at most, in units of their scale."""
+    if stored.dtype.kind in "iu":
+        return np.full(stored.shape, 0.5)
+    # E4M3: three bits of mantissa, and 2^-9 is the smallest number.
+    return np.asarray(np.maximum(np.abs(stored.astype(np.float64)) * 2.0**-4, 2.0**-10))
 
 
 def _array(tensor: torch.Tensor) -> Array:
@@ -209,8 +220,8 @@ def _array(tensor: torch.Tensor) -> Array:
     if tensor.dtype == torch.bfloat16:  # which numpy does not know without help
         bits: Array = tensor.contiguous().view(torch.int16).numpy()
         return bits.view(ml_dtypes.bfloat16)
-    found: Array = tensor.numpy()
-    return found
+    array: Array = tensor.numpy()
+    return array
 
 
 def _fold(node: Any, names: Mapping[str, str]) -> _Fold | None:
@@ -276,28 +287,28 @@ def _in_float64(fold: _Fold, state: Mapping[str, Array]) -> tuple[Array, Array, 
 
 
 def _carried(
-    fold: _Fold, state: Mapping[str, Array], made: Mapping[str, Array], roundings: int
+    fold: _Fold, state: Mapping[str, Array], tensors: Mapping[str, Array], roundings: int
 ) -> dict[str, Array]:
     """Returns the tensors of the graph that carry a fold's parameters; none if it is not there."""
     weight, shift, size = _in_float64(fold, state)
-    found = made.get(fold.weight)
-    if found is None or not _close(found, weight, np.abs(weight), roundings):
+    tensor = tensors.get(fold.weight)
+    if tensor is None or not _close(tensor, weight, np.abs(weight), roundings):
         return {}
-    carried = {fold.weight: found}
+    carried = {fold.weight: tensor}
     rest = [name for name in (fold.bias, fold.gamma, fold.beta, fold.mean, fold.variance) if name]
     if not shift.any():  # a bias of zeros is left out
-        return carried | dict.fromkeys(rest, found)
-    bias = made.get(_bias(fold, made))
+        return carried | dict.fromkeys(rest, tensor)
+    bias = tensors.get(_bias(fold, tensors))
     if bias is None or not _close(bias, shift, size, roundings):
         return {}
     return carried | dict.fromkeys(rest, bias)
 
 
-def _close(found: Array, expected: Array, size: Array, roundings: int) -> bool:
+def _close(array: Array, expected: Array, size: Array, roundings: int) -> bool:
     """Whether a float tensor is a float64 one, within the roundings of terms of a given size."""
-    if found.shape != expected.shape or found.dtype.kind in "biu":
+    if array.shape != expected.shape or array.dtype.kind in "biu":
         return False
-    kind = ml_dtypes.finfo(found.dtype)  # type: ignore[no-untyped-call]  # knows bfloat16
-    error = np.abs(found.astype(np.float64) - expected)
+    kind = ml_dtypes.finfo(array.dtype)  # type: ignore[no-untyped-call]  # knows bfloat16
+    error = np.abs(array.astype(np.float64) - expected)
     limit = roundings * float(kind.eps) / 2 * size + float(kind.tiny)
     return bool((error <= limit).all())

@@ -87,6 +87,7 @@ class OnnxRuntimeEngine(Engine):
     needs_gpu: bool = False
     cuda_graphs: bool = False
     missing: Callable[[], str] = lambda: ""
+    lacks: frozenset[str] = frozenset({"fp8"})  # it converts the type, and has no products in it
     module: str = "onnxruntime"
     source: Literal["graph", "program"] = "graph"
 
@@ -95,15 +96,15 @@ class OnnxRuntimeEngine(Engine):
         return self.devices == ("cpu",)
 
     def available(self) -> Availability:
-        found = available_on_cpu(_DISTRIBUTIONS, _INSTALL)
-        if not found.build or self._on_cpu:
-            return found
+        library = available_on_cpu(_DISTRIBUTIONS, _INSTALL)
+        if not library.build or self._on_cpu:
+            return library
         ((name, version),) = installed(_DISTRIBUTIONS).items()
         if name != _DISTRIBUTIONS[0]:
             return Availability(False, False, f"{name} {version} has no {self.provider}", _INSTALL)
         if problem := hardware.no_gpu() or self.missing():
-            return Availability(not self.needs_gpu, False, f"{found.reason}; {problem}")
-        return Availability(True, True, f"{found.reason}, {hardware.gpus()[0]['name']}")
+            return Availability(not self.needs_gpu, False, f"{library.reason}; {problem}")
+        return Availability(True, True, f"{library.reason}, {hardware.gpus()[0]['name']}")
 
     def fingerprint(self) -> dict[str, str]:
         facts = hardware.cpu_fingerprint() if self._on_cpu else hardware.gpu_fingerprint()
@@ -305,8 +306,8 @@ def _layers(onnx: Any, path: Path) -> tuple[Layer, ...]:
             dtype = "int8"
         else:
             # A weight has the type of the layer, where that of its input is not known.
-            found = [names[types[name]] for name in node.input if types.get(name)]
-            dtype = found[0] if found else ""
+            dtypes = [names[types[name]] for name in node.input if types.get(name)]
+            dtype = dtypes[0] if dtypes else ""
         layers.append(Layer(node.name, node.op_type, precision(dtype), (node.name,)))
     return tuple(layers)
 

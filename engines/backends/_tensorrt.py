@@ -139,11 +139,11 @@ class TensorRTEngine(Engine):
                 hint,
             )
         if self.builds_without_gpu:
-            layers = of_tensorrt(logger.said)
+            layers = of_tensorrt(logger.messages)
         else:
-            said = inspected(vendor, vendor.Runtime(logger).deserialize_cuda_engine(plan))
-            options.note("inspector", json.loads(said))
-            layers = of_inspector(said) or of_tensorrt(logger.said)
+            report = inspected(vendor, vendor.Runtime(logger).deserialize_cuda_engine(plan))
+            options.note("inspector", json.loads(report))
+            layers = of_inspector(report) or of_tensorrt(logger.messages)
         if missed := unrealised(source, layers):
             if not options.other_types:
                 raise DeployError(
@@ -199,8 +199,8 @@ class TensorRTEngine(Engine):
         if not differ:
             return ""
         there, now = (
-            ", ".join(f"{name} {each.get(name, 'none')}" for name in differ)
-            for each in (built_by, here)
+            ", ".join(f"{name} {fingerprint.get(name, 'none')}" for name in differ)
+            for fingerprint in (built_by, here)
         )
         return f"it was built with {there}, and here is {now}"
 
@@ -327,13 +327,13 @@ def _logger(vendor: Any) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
-            self.said: list[str] = []
+            self.messages: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= vendor.ILogger.Severity.ERROR:
                 self.errors.append(message)
             else:
-                self.said.append(message)
+                self.messages.append(message)
 
     return Logger()
 

@@ -118,10 +118,10 @@ class TensorRTSession:
         self._put(feeds)
         self.launch()
         _, outputs = self._split()
-        for each in outputs:
-            self._cuda.to_host(each.host, each.device, each.size, self._stream)
+        for buffer in outputs:
+            self._cuda.to_host(buffer.host, buffer.device, buffer.size, self._stream)
         self.synchronize()
-        return {each.spec.name: each.view.copy() for each in outputs}
+        return {buffer.spec.name: buffer.view.copy() for buffer in outputs}
 
     def bind(self, feeds: Feeds) -> None:
         self._put(feeds)
@@ -134,7 +134,7 @@ class TensorRTSession:
         if not self._graph_wanted:
             self._enqueue()
             return
-        shapes = tuple(each.shape for each in self._buffers)
+        shapes = tuple(buffer.shape for buffer in self._buffers)
         if shapes != self._graph_shapes:
             self._drop_graph()
             # TensorRT does what a new shape needs in the first launch, which is no part of it.
@@ -158,9 +158,9 @@ class TensorRTSession:
         finally:  # after an error of the device too, which every later call would repeat
             self._context = self._engine = self._kept = None
             buffers, self._buffers = self._buffers, []
-            for each in buffers:
-                self._cuda.free(each.device)
-                self._cuda.free_host(each.host)
+            for buffer in buffers:
+                self._cuda.free(buffer.device)
+                self._cuda.free_host(buffer.host)
             self._cuda.destroy_stream(self._stream)
 
     def _drop_graph(self) -> None:
@@ -237,15 +237,15 @@ class TensorRTSession:
         self._require_open()
         self._check(feeds)
         inputs, outputs = self._split()
-        for each in inputs:
-            feed = feeds[each.spec.name]
-            if each.shape != feed.shape or not self._bound:
-                each.shape = feed.shape
-                self._set_shape(each.spec.name, each.shape)
-            np.copyto(each.view, feed)
-            self._cuda.to_device(each.device, each.host, each.size, self._stream)
-        for each in outputs:
-            each.shape = tuple(self._context.get_tensor_shape(each.spec.name))
+        for buffer in inputs:
+            feed = feeds[buffer.spec.name]
+            if buffer.shape != feed.shape or not self._bound:
+                buffer.shape = feed.shape
+                self._set_shape(buffer.spec.name, buffer.shape)
+            np.copyto(buffer.view, feed)
+            self._cuda.to_device(buffer.device, buffer.host, buffer.size, self._stream)
+        for buffer in outputs:
+            buffer.shape = tuple(self._context.get_tensor_shape(buffer.spec.name))
         self._bound = True
 
     def _set_shape(self, name: str, shape: tuple[int, ...]) -> None:

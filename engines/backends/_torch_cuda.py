@@ -133,7 +133,9 @@ class CudaRunner:
             )
             for array in arrays
         ]
-        return _Buffers([torch.empty_like(each, device=self._device) for each in staged], staged)
+        return _Buffers(
+            [torch.empty_like(tensor, device=self._device) for tensor in staged], staged
+        )
 
     def _execute(self, buffers: _Buffers) -> Sequence[Any]:
         if not self._graph_wanted:

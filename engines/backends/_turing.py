@@ -47,7 +47,9 @@ def _convolution(
 ) -> list[Any]:
     """Returns the nodes in the place of a product, or none if it stays; adds their weights."""
     make = onnx.helper.make_node
-    settings = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+    settings = {
+        attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute
+    }
     plain = [settings.get(name, default) for name, default in _DEFAULTS.items()]
     if node.op_type != "Gemm" or plain != list(_DEFAULTS.values()):
         return []
@@ -66,17 +68,21 @@ def _convolution(
     weights = weights if settings.get("transB") else weights.T
     name = f"{node.name}_weights"
     kernel = onnx.numpy_helper.from_array(weights[..., None, None].copy(), name)
-    made = []
+    dequantized = []
     if maker:
-        axis = next((each.i for each in maker.attribute if each.name == "axis"), 1) % 2
+        axis = (
+            next((attribute.i for attribute in maker.attribute if attribute.name == "axis"), 1) % 2
+        )
         axis = axis if settings.get("transB") else 1 - axis
         kernel.name = f"{name}_quantized"
         inputs = [kernel.name, *maker.input[1:]]
-        made.append(make("DequantizeLinear", inputs, [name], f"{name}_dequantize", axis=axis))
+        dequantized.append(
+            make("DequantizeLinear", inputs, [name], f"{name}_dequantize", axis=axis)
+        )
     graph.initializer.append(kernel)
     wide, result = f"{node.name}_spatial", f"{node.name}_convolved"
     return [
-        *made,
+        *dequantized,
         make("Unsqueeze", [node.input[0], _SPATIAL], [wide], f"{node.name}_unsqueeze"),
         make("Conv", [wide, name, *bias], [result], node.name, kernel_shape=[1, 1]),
         make("Squeeze", [result, _SPATIAL], [node.output[0]], f"{node.name}_squeeze"),
@@ -90,9 +96,9 @@ def _shapes(
     names: list[str], constants: dict[str, Any], makers: dict[str, Any]
 ) -> list[tuple[int, ...]]:
     """Returns the shapes of constants, plain or dequantized; those of others are empty."""
-    found = []
+    shapes = []
     for name in names:
         maker = makers.get(name)
         held = constants.get(name if maker is None else maker.input[0])
-        found.append(tuple(held.dims) if held is not None else ())
-    return found
+        shapes.append(tuple(held.dims) if held is not None else ())
+    return shapes

@@ -15,7 +15,14 @@ from typing import Any, Literal
 
 from engines import cache, hardware
 from engines.backends._torch_cuda import channels_last
-from engines.backends.pytorch import PyTorchSession, exact_fp32, load_program, moved, specs_of
+from engines.backends.pytorch import (
+    PyTorchSession,
+    exact_fp32,
+    load_program,
+    moved,
+    quietly,
+    specs_of,
+)
 from engines.backends.torch_compile import missing_compiler
 from engines.checks import available_on_cpu, choose_device, import_vendor, installed
 from engines.contract import Availability, BuildOptions, Engine, OpenOptions
@@ -47,11 +54,11 @@ class AOTInductorEngine(Engine):
     cuda_graphs = True
 
     def available(self) -> Availability:
-        found = available_on_cpu(("torch",), _INSTALL)
+        library = available_on_cpu(("torch",), _INSTALL)
         why = missing_compiler()
-        if found.build and why:
+        if library.build and why:
             return Availability(False, True, why, "apt install g++")
-        return found
+        return library
 
     def fingerprint(self) -> dict[str, str]:
         return {**installed(("torch",)), **hardware.cpu_fingerprint(), **hardware.gpu_fingerprint()}
@@ -82,7 +89,8 @@ class AOTInductorEngine(Engine):
         with tempfile.TemporaryDirectory(prefix="assay-") as folder:
             package = Path(folder) / "model.pt2"
             try:
-                torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+                with quietly():
+                    torch._inductor.aoti_compile_and_package(program, package_path=str(package))
             except Exception as error:  # inductor and the C++ compiler raise what they like
                 raise DeployError(
                     f"AOTInductor cannot compile {source}: {error}", "build another engine"

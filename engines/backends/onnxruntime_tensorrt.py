@@ -24,7 +24,11 @@ def library() -> str:
     Seen in a child process: it takes hundreds of megabytes.
     """
     spec = find_spec("tensorrt_libs")
-    folders = [] if spec is None else [Path(each) for each in spec.submodule_search_locations or ()]
+    folders = (
+        []
+        if spec is None
+        else [Path(location) for location in spec.submodule_search_locations or ()]
+    )
     for name in (_LIBRARY, *(str(folder / _LIBRARY) for folder in folders)):
         code = f"import ctypes; ctypes.CDLL({name!r})"
         try:

@@ -58,6 +58,7 @@ class OpenVINOEngine(Engine):
     module = "openvino"
     source: Literal["graph", "program"] = "graph"
     devices = ("cpu",)
+    lacks = frozenset({"fp8"})
 
     def available(self) -> Availability:
         return available_on_cpu(_DISTRIBUTIONS, _INSTALL)
@@ -164,10 +165,10 @@ def _compile(openvino: Any, model: Any, threads: int, path: Path) -> Any:
 def _refused(path: Path, error: Exception) -> DeployError:
     """Returns the error for a file that is not accepted, with the nodes at fault."""
     lines = [line for line in str(error).splitlines() if line and "src/" not in line]
-    said = " ".join(lines) or str(error)
-    nodes = _nodes(path, set(re.findall(r"\b(\w+)-\d+\b", said)))
+    reason = " ".join(lines) or str(error)
+    nodes = _nodes(path, set(re.findall(r"\b(\w+)-\d+\b", reason)))
     return DeployError(
-        f"OpenVINO does not accept {path}: {said}{nodes}",
+        f"OpenVINO does not accept {path}: {reason}{nodes}",
         "export with operators it supports, or build another engine",
     )
 
@@ -181,8 +182,8 @@ def _nodes(path: Path, operators: set[str]) -> str:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception:  # protobuf's error types are not public, and this only adds to an error
         return ""
-    found = [f"{n.name!r} ({n.op_type})" for n in graph.node if n.op_type in operators]
-    return f"; node {', '.join(found)}" if found else ""
+    names = [f"{n.name!r} ({n.op_type})" for n in graph.node if n.op_type in operators]
+    return f"; node {', '.join(names)}" if names else ""
 
 
 def _layers(compiled: Any) -> tuple[Layer, ...]:
@@ -203,7 +204,7 @@ def _layers(compiled: Any) -> tuple[Layer, ...]:
 def _numpy_name(name: str) -> str:
     """Returns OpenVINO's name of a type, such as "f32" or "u8", in numpy's words."""
     prefixes = {"f": "float", "i": "int", "u": "uint"}
-    return re.sub("^[fiu](?=[0-9])", lambda found: prefixes[found[0]], name)
+    return re.sub("^[fiu](?=[0-9])", lambda match: prefixes[match[0]], name)
 
 
 class OpenVINOSession:
@@ -224,7 +225,7 @@ class OpenVINOSession:
         self.device = str(where).lower()  # what really runs it
         self._request: Any = compiled.create_infer_request()
         self._bound = False
-        self._given: list[Any] = []
+        self._bound_arrays: list[Any] = []
         # A compiled model may give them the names of values that were merged with them.
         self.inputs, self.outputs = inputs, outputs
         self._check = FeedCheck(self.inputs)
@@ -240,14 +241,16 @@ class OpenVINOSession:
     def bind(self, feeds: Feeds) -> None:
         self._require_open()
         self._check(feeds)
-        self._given = []
+        self._bound_arrays = []
         for index, spec in enumerate(self.inputs):
             array = feeds[spec.name]
             # It takes no memory that it must not write to, though it never writes to an input.
             shared = array.flags.c_contiguous and array.flags.writeable
-            given = array if shared else np.array(array, order="C")
-            self._given.append(given)  # a tensor that shares memory does not keep it
-            self._request.set_input_tensor(index, self._openvino.Tensor(given, shared_memory=True))
+            contiguous = array if shared else np.array(array, order="C")
+            self._bound_arrays.append(contiguous)  # a tensor that shares memory does not keep it
+            self._request.set_input_tensor(
+                index, self._openvino.Tensor(contiguous, shared_memory=True)
+            )
         self._bound = True
 
     def launch(self) -> None:
@@ -265,7 +268,7 @@ class OpenVINOSession:
 
     def close(self) -> None:
         self._request = None
-        self._given = []
+        self._bound_arrays = []
 
     def _require_open(self) -> None:
         if self._request is None:

@@ -8,6 +8,7 @@ import linecache
 import logging
 import shutil
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,7 +114,8 @@ def moved(program: Any, device: str) -> Any:
     """
     from torch.export.passes import move_to_device_pass
 
-    return move_to_device_pass(program, device if ":" in device else f"{device}:0")
+    with quietly():
+        return move_to_device_pass(program, device if ":" in device else f"{device}:0")
 
 
 def exact_fp32(torch: Any) -> None:
@@ -136,7 +138,7 @@ def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
         if not zipfile.is_zipfile(path):  # asked first: torch would log its whole traceback
             raise ValueError("it is no zip archive")
         # An open file, since a path would have to end in .pt2.
-        with _LOADING, _unlogged(), _forgotten(torch), path.open("rb") as file:
+        with _LOADING, quietly(), _forgotten(torch), path.open("rb") as file:
             program = torch.export.load(file, extra_files=extra)
         return program, json.loads(extra[SIGNATURE])
     except Exception as error:  # torch.export.load documents no exception types
@@ -166,12 +168,14 @@ def _forgotten(torch: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _unlogged() -> Iterator[None]:
-    """Keeps torch from logging, with its traceback, what it then raises."""
+def quietly() -> Iterator[None]:
+    """Keeps torch from logging and warning about its own parts; what it raises is still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
 

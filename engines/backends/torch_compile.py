@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import cache
-from engines.backends.pytorch import PyTorchEngine, PyTorchSession
+from engines.backends.pytorch import PyTorchEngine, PyTorchSession, quietly
 from engines.contract import Availability, BuildOptions, OpenOptions
 from engines.errors import NotAvailableError
 from engines.layer_report import Layer
@@ -33,11 +33,11 @@ class TorchCompileEngine(PyTorchEngine):
     name = "torch_compile"
 
     def available(self) -> Availability:
-        found = super().available()
+        library = super().available()
         why = missing_compiler()
-        if found.build and why:
+        if library.build and why:
             return Availability(True, False, why, "apt install g++")
-        return found
+        return library
 
     def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
         """Copies the program, once it has been seen to load. No option applies.
@@ -61,7 +61,19 @@ class TorchCompileSession(PyTorchSession):
     name = "torch_compile"
 
     def _compiled(self, module: Any) -> Any:
-        return self._torch.compile(module, dynamic=True)
+        compiled = self._torch.compile(module, dynamic=True)
+        seen = set[object]()
+
+        def call(*tensors: Any) -> Any:
+            shapes = tuple(tensor.shape for tensor in tensors)
+            if shapes in seen:
+                return compiled(*tensors)
+            with quietly():  # it may compile, and tells of that at length
+                outputs = compiled(*tensors)
+            seen.add(shapes)
+            return outputs
+
+        return call
 
 
 ENGINE = TorchCompileEngine()

@@ -56,8 +56,6 @@ class Recipe:
         batch_size: Images a step.
         loss: "cross-entropy" against classes, or the sum of squared errors against a target.
         bench_seconds: Time to spend on a batch size in a benchmark.
-        compile_on_gpu: Whether a whole training on a GPU takes less time compiled, the compiler's
-            included.
     """
 
     epochs: int = 10
@@ -66,7 +64,6 @@ class Recipe:
     loss: Loss = "cross-entropy"
     quick: Quick = Quick()
     bench_seconds: float = 8.0
-    compile_on_gpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,10 @@ def resolve(params: Params) -> Params:
             f" {precision.name} is made of the ONNX graph",
             "build another engine",
         )
+    if precision.name in engines.get(params.engine).lacks:
+        raise NotAvailableError(
+            f"engine {params.engine!r} has no kernels for {precision.name}", "build another engine"
+        )
     return params
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
-import shutil
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +60,7 @@ class Params:
     seed: int = option(0, text="Seed of the initial weights and of the order of images.", low=0)
     threads: int = option(factory=hardware.available_cpus, text="CPU threads.", high=1024)
     device: str = option("auto", text="Device to train on: auto, cpu, cuda or cuda:N.")
-    compile: bool | None = option(
-        None, text="Compile the network with torch.compile [where the recipe gains by it on a GPU]."
-    )
+    compile: bool = option(False, text="Compile the network with torch.compile.")
     tf32: bool = option(
         True, text="On a GPU, compute convolutions and products in TF32; never when proving."
     )
@@ -106,24 +101,13 @@ def resolve(params: Params) -> Params:
             "name one with --data, or leave --epochs out to take its weights as they are",
         )
     device = pick_device(params.device, ("cuda", "cpu"), "training")
-    on_gpu = device != "cpu"
-    compile_ = params.compile
-    if compile_ is None:
-        compile_ = on_gpu and spec.recipe.compile_on_gpu and _can_compile_for_gpu()
     return dataclasses.replace(
         params,
         **chosen,
         data=data,
         device=device,
-        compile=compile_,
-        tf32=params.tf32 and on_gpu,
+        tf32=params.tf32 and device != "cpu",
     )
-
-
-def _can_compile_for_gpu() -> bool:
-    """Whether torch.compile finds Triton, and the C compiler that Triton needs."""
-    compilers = (os.environ.get("CC"), "gcc", "clang")
-    return find_spec("triton") is not None and any(map(shutil.which, filter(None, compilers)))
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:

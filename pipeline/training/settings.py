@@ -69,8 +69,9 @@ def seed(settings: Settings) -> None:
         inductor = importlib.import_module("torch._inductor.config")
         if hasattr(inductor, "deterministic"):  # since torch 2.10
             inductor.deterministic = True  # type: ignore[attr-defined]
-    # Some models have operators without a deterministic CUDA kernel: torch then says which.
-    torch.use_deterministic_algorithms(True, warn_only=settings.device != "cpu")
+    # Some models have operators without a deterministic CUDA kernel: torch then says which. (Not
+    # by use_deterministic_algorithms, which imports the compiler for it: two seconds.)
+    torch.set_deterministic_debug_mode("error" if settings.device == "cpu" else "warn")
     # A help in finding what reads memory before it is written; we do not pay for it every step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(settings.seed)

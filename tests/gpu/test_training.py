@@ -41,7 +41,7 @@ class WithDropout(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         hidden = self.body(image)
-        if self.waits and float(hidden.sum()) == 0.5:  # asks the device for a value
+        if self.waits and float(hidden.detach().sum()) == 0.5:  # asks the device for a value
             hidden = hidden * 2
         return self.head(hidden)
 

@@ -53,7 +53,6 @@ def vgg(arch: tuple[tuple[int, int], ...], classes: int = 10, channels: int = 1)
 _RECIPE = Recipe(
     epochs=10,
     lr=0.01,
-    compile_on_gpu=True,
     quick=Quick(epochs=1, limit=2500, test_limit=500, lr=0.02, batch_size=8),
 )
 
