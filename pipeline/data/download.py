@@ -7,12 +7,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from engines import cache
 from engines.cache import write_atomic
@@ -33,8 +32,8 @@ def cache_folder(dataset: DataSet) -> Path:
 def fetch(dataset: DataSet, data_dir: Path | None) -> dict[str, bytes]:
     """Returns the uncompressed content of each file, every digest checked.
 
-    Sources, in order: `data_dir` (and then nothing else), the cache, the installed Debian
-    package, torchvision's mirrors, the Debian package downloaded and unpacked without root.
+    Sources, in order: `data_dir` (and then nothing else), the cache, what the data set's own
+    `fetch` gives.
 
     Raises:
         DeployError: No source has the data set, or a file is corrupt or truncated.
@@ -49,30 +48,56 @@ def fetch(dataset: DataSet, data_dir: Path | None) -> dict[str, bytes]:
                 f"put all four files of {dataset.name} there, or leave --data-dir out",
             )
         return _from_folder(dataset, data_dir)
+    folder = cache_folder(dataset)
+    try:
+        content = _from_folder(dataset, folder)
+        console.say(f"data: {dataset.name} from {folder}")
+        return content
+    except DeployError as error:
+        console.say(f"data: not from {folder}: {error.message}")
+    content = dataset.fetch(dataset)
+    for file in dataset.files:
+        if file.name not in content:
+            raise DeployError(f"{dataset.name} came without {file.name}")
+        _checked(file, content[file.name], file.name)
+    _fill_cache(dataset, content)
+    return content
+
+
+def from_anywhere(dataset: DataSet) -> dict[str, bytes]:
+    """Returns the files from the first source that has them.
+
+    Sources, in order: the installed Debian package, the mirrors, the Debian package downloaded
+    and unpacked without root.
+
+    Raises:
+        DeployError: No source has the data set.
+    """
     tried = []
-    for describe, source in _sources(dataset):
+    for description, source in _sources(dataset):
         try:
             content = source()
         except DeployError as error:
-            tried.append(f"{describe}: {error.message}")
+            tried.append(f"{description}: {error.message}")
             console.say(f"data: not from {tried[-1]}")
             continue
-        console.say(f"data: {dataset.name} from {describe}")
-        if describe != str(cache_folder(dataset)):
-            _fill_cache(dataset, content)
+        console.say(f"data: {dataset.name} from {description}")
         return content
     raise DeployError(
-        f"{dataset.name} is nowhere to be had. " + "; ".join(tried),
+        f"{dataset.name} could not be obtained. " + "; ".join(tried),
         "download the four files yourself and give their folder with --data-dir",
     )
 
 
 def _sources(dataset: DataSet) -> Iterator[tuple[str, Callable[[], dict[str, bytes]]]]:
-    for folder in (cache_folder(dataset), dataset.debian_folder):
-        yield str(folder), partial(_from_folder, dataset, folder)
+    installed = dataset.debian_folder
+    if installed is not None:
+        yield str(installed), partial(_from_folder, dataset, installed)
     for mirror in dataset.mirrors:
         yield mirror, partial(_from_mirror, dataset, mirror)
-    yield f"Debian package {dataset.debian_package}", partial(_from_debian, dataset)
+    if dataset.debian_package and installed is not None:
+        package = dataset.debian_package
+        yield f"Debian package {package}", partial(_from_debian, dataset, package, installed)
 
 
 def _candidates(folder: Path, file: DataFile) -> list[Path]:
@@ -121,32 +146,83 @@ def _unzip(content: bytes, place: str, file: DataFile) -> bytes:
 
 def _from_mirror(dataset: DataSet, mirror: str) -> dict[str, bytes]:
     content = {}
-    for file in dataset.files:
-        url = f"{mirror}{file.name}.gz"
-        packed = _download(url)
-        found = hashlib.md5(packed, usedforsecurity=False).hexdigest()
-        if found != file.md5_gz:
-            raise DeployError(f"{url} is corrupt: expected md5 {file.md5_gz}, found {found}")
-        content[file.name] = _checked(file, packed, url)
+    with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+        for file in dataset.files:
+            url = f"{mirror}{file.name}.gz"
+            packed = _retrieve(url, file.md5_gz, Path(folder), _over_http()).read_bytes()
+            content[file.name] = _checked(file, packed, url)
     return content
 
 
-def _download(url: str) -> bytes:
+def _retrieve(url: str, md5: str, folder: Path, downloader: Any) -> Path:
+    """Downloads a file into a folder.
+
+    Args:
+        md5: Digest of the file; "" if none is known.
+        downloader: A downloader of pooch, for the kind of URL that this is.
+    """
+    pooch = _pooch()
     try:
-        # The scheme is that of a mirror named above, never a user's.
-        with urllib.request.urlopen(url, timeout=_DOWNLOAD_SECONDS) as answer:  # noqa: S310
-            packed: bytes = answer.read(_MAX_BYTES)
-            return packed
-    except (urllib.error.URLError, OSError) as error:
+        path = pooch.retrieve(
+            url,
+            f"md5:{md5}" if md5 else None,
+            fname=Path(url).name,
+            path=folder,
+            downloader=downloader,
+        )
+    except ValueError as error:  # of the digest
+        raise DeployError(f"{url} is corrupt: expected md5 {md5}: {error}") from error
+    except OSError as error:
         raise DeployError(f"{url} cannot be downloaded: {error}") from error
+    return Path(path)
 
 
-def _from_debian(dataset: DataSet) -> dict[str, bytes]:
+def _pooch() -> Any:
+    from engines.checks import import_vendor  # numpy, which --help must not load
+
+    pooch = import_vendor("pooch", "pip install pooch")
+    pooch.get_logger().setLevel("WARNING")  # what is downloaded is said here
+    return pooch
+
+
+class _Limit:
+    """Ends a download that is larger than any file of a data set; pooch's progress bar."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._received = 0
+
+    def update(self, received: int) -> None:
+        self._received += received
+        if self._received > _MAX_BYTES:
+            raise DeployError(f"a download of more than {_MAX_BYTES:,} bytes is not a data set")
+
+    def reset(self) -> None:
+        self._received = 0
+
+    def close(self) -> None:
+        pass
+
+
+def _over_http() -> Any:
+    return _pooch().HTTPDownloader(progressbar=_Limit(), timeout=_DOWNLOAD_SECONDS)
+
+
+def _from_debian(dataset: DataSet, package: str, installed: Path) -> dict[str, bytes]:
     """Downloads and unpacks the package; needs no root and installs nothing."""
+    with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+        archive = _retrieve(f"debian:{package}", "", Path(folder), download_debian_package)
+        unpacked = Path(folder) / "unpacked"
+        _apt(["dpkg", "-x", str(archive), str(unpacked)], folder)
+        return _from_folder(dataset, unpacked / installed.relative_to("/"))
+
+
+def download_debian_package(url: str, output_file: str, _pooch: Any) -> None:
+    """Downloads the package that `debian:PACKAGE` names; a downloader of pooch."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise DeployError("this is not a Debian system (no apt-get and dpkg)")
     with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-        command = ["apt-get", "download", "--quiet", dataset.debian_package]
+        command = ["apt-get", "download", "--quiet", url.removeprefix("debian:")]
         answer = _apt(command, folder)
         if answer.returncode and os.access("/var/lib/apt/lists", os.W_OK):
             _apt(["apt-get", "update", "--quiet"], folder)
@@ -154,9 +230,7 @@ def _from_debian(dataset: DataSet) -> dict[str, bytes]:
         packages = sorted(Path(folder).glob("*.deb"))
         if answer.returncode or not packages:
             raise DeployError(f"apt-get download failed: {answer.stderr.strip()[-300:]}")
-        unpacked = Path(folder) / "unpacked"
-        _apt(["dpkg", "-x", str(packages[0]), str(unpacked)], folder)
-        return _from_folder(dataset, unpacked / dataset.debian_folder.relative_to("/"))
+        shutil.move(packages[0], output_file)
 
 
 def _apt(command: list[str], folder: str) -> subprocess.CompletedProcess[str]:

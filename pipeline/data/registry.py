@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,31 +37,41 @@ class DataFile:
     Attributes:
         name: Its name, without `.gz`.
         sha256: Digest of the uncompressed file.
-        md5_gz: torchvision's digest of the `.gz` file on its mirrors.
+        md5_gz: Published digest of the `.gz` file on the mirrors; "" if there is none.
     """
 
     name: str
     sha256: str
-    md5_gz: str
+    md5_gz: str = ""
 
 
-@dataclass(frozen=True)
+def _from_anywhere(dataset: DataSet) -> dict[str, bytes]:
+    from pipeline.data import download
+
+    return download.from_anywhere(dataset)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """A labelled image data set in the IDX format.
+    """A labelled image data set in the IDX format. Another one is another entry of DATASETS.
 
     Attributes:
         files: Training images and labels, test images and labels.
         contents: Image shape and classes.
+        fetch: Returns the uncompressed content of each file by its name, for a data set that is
+            not in the cache; raises DeployError. Every digest is checked afterwards.
         mirrors: Web folders that hold the files as `.gz`.
-        debian_package: The Debian package that holds them, and where it installs them.
+        debian_package: The Debian package that holds them, if there is one.
+        debian_folder: Where that package installs them.
     """
 
     name: str
     files: tuple[DataFile, DataFile, DataFile, DataFile]
     contents: Contents
-    mirrors: tuple[str, ...]
-    debian_package: str
-    debian_folder: Path
+    fetch: Callable[[DataSet], dict[str, bytes]] = _from_anywhere
+    mirrors: tuple[str, ...] = ()
+    debian_package: str = ""
+    debian_folder: Path | None = None
 
 
 FASHION_MNIST = DataSet(

@@ -8,6 +8,7 @@ import http.server
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_a_mirror_whose_file_has_another_md5_is_refused(mirror: str, folder: Pat
 
 def test_a_mirror_that_lacks_a_file_is_passed_over(mirror: str, folder: Path) -> None:
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(DeployError, match="nowhere to be had") as caught:
+    with pytest.raises(DeployError, match="could not be obtained") as caught:
         download.fetch(dataclasses.replace(NOWHERE, mirrors=(mirror,)), None)
     assert "404" in caught.value.message
     assert "--data-dir" in caught.value.hint
@@ -188,3 +189,49 @@ def test_the_command_refuses_a_folder_that_is_none(
     assert result.code == 1
     assert "is not a folder" in result.err
     assert not list((tmp_path / "root").glob("data/*"))
+
+
+def test_a_second_data_set_is_one_entry(
+    assay: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def fetch(dataset: registry.DataSet) -> dict[str, bytes]:
+        calls.append(dataset.name)
+        return {
+            file.name: gzip.decompress((FOLDER / f"{file.name}.gz").read_bytes())
+            for file in dataset.files
+        }
+
+    entry = registry.DataSet(
+        name="second", files=SUBSET.files, contents=SUBSET.contents, fetch=fetch
+    )
+    monkeypatch.setitem(registry.DATASETS, entry.name, entry)
+    words = ("data", "--data", "second", "--root", tmp_path)
+    result = assay(*words)
+    assert result.code == 0, result.err
+    assert (tmp_path / "data/second/test-images.idx").exists()
+    assert assay(*words, "--force").code == 0
+    assert calls == ["second"]  # then it is in the cache
+
+
+def test_what_a_data_set_fetches_is_checked() -> None:
+    wrong = dataclasses.replace(SUBSET, fetch=lambda _: {f.name: b"x" for f in SUBSET.files})
+    with pytest.raises(DeployError, match="is corrupt: expected sha256"):
+        download.fetch(wrong, None)
+    with pytest.raises(DeployError, match="came without train-images-idx3-ubyte"):
+        download.fetch(dataclasses.replace(SUBSET, fetch=lambda _: {}), None)
+
+
+def test_a_mirror_that_sends_too_much_is_refused(
+    mirror: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_MAX_BYTES", 1000)
+    with pytest.raises(DeployError, match="a download of more than 1,000 bytes"):
+        download.fetch(dataclasses.replace(NOWHERE, mirrors=(mirror,)), None)
+
+
+def test_without_pooch_the_hint_names_it(mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    with pytest.raises(DeployError, match="pooch cannot be imported"):
+        download.fetch(dataclasses.replace(NOWHERE, mirrors=(mirror,)), None)
