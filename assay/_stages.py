@@ -78,9 +78,11 @@ def export(
     with _silent(progress):
         command = stage("export").command
         own = () if command is None else options(command)
-        given = _given(("export",), {**more, "model": model}, own)
-        extra = {option.name: given.pop(option.name) for option in own if option.name in given}
-        outcomes = stage_runs.run_command("export", given, _store(root, "dist"), extra)
+        arguments = _given(("export",), {**more, "model": model}, own)
+        extra = {
+            option.name: arguments.pop(option.name) for option in own if option.name in arguments
+        }
+        outcomes = stage_runs.run_command("export", arguments, _store(root, "dist"), extra)
     return _export(outcomes[-1])
 
 
@@ -102,8 +104,8 @@ def verify(
         ParityError: A verdict is a mismatch or proves nothing.
         NotAvailableError: An engine that was named does not run here.
     """
-    given = {**more, "model": model, "engine": engine}
-    return _verification(_stage("verify", given, root, "dist", progress))
+    arguments = {**more, "model": model, "engine": engine}
+    return _verification(_stage("verify", arguments, root, "dist", progress))
 
 
 def build(
@@ -123,8 +125,8 @@ def build(
     Raises:
         NotAvailableError: An engine that was named cannot be built here.
     """
-    given = {**more, "model": model, "engine": engine}
-    return _build(_stage("build", given, root, "dist", progress))
+    arguments = {**more, "model": model, "engine": engine}
+    return _build(_stage("build", arguments, root, "dist", progress))
 
 
 def bench(
@@ -136,8 +138,8 @@ def bench(
     **more: Any,
 ) -> Bench:
     """Measures built engines side by side; takes the options of `assay bench`."""
-    given = {**more, "model": model, "engine": engine}
-    (outcome,) = _stage("bench", given, root, "dist", progress)
+    arguments = {**more, "model": model, "engine": engine}
+    (outcome,) = _stage("bench", arguments, root, "dist", progress)
     return _bench(outcome)
 
 
@@ -151,8 +153,8 @@ def bundle(
     **more: Any,
 ) -> Bundle:
     """Puts everything into one archive below `dist`; takes the options of `assay bundle`."""
-    given = {**more, "model": model, "engine": engine}
-    (outcome,) = _stage("bundle", given, root, dist, progress)
+    arguments = {**more, "model": model, "engine": engine}
+    (outcome,) = _stage("bundle", arguments, root, dist, progress)
     return Bundle(outcome.outputs[artifacts.BUNDLE], outcome.skipped)
 
 
@@ -172,8 +174,8 @@ def run(
     """
     with _silent(progress):
         stages = ("data", "train", "export", "verify", "build", "bench", "bundle")
-        given = _given(stages, {**more, "model": model, "engine": engine})
-        outcomes = stage_runs.run_all(given, _store(root, dist))
+        arguments = _given(stages, {**more, "model": model, "engine": engine})
+        outcomes = stage_runs.run_all(arguments, _store(root, dist))
     by_stage: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_stage.setdefault(outcome.stage, []).append(outcome)
@@ -224,10 +226,10 @@ def _store(root: PathLike, dist: PathLike) -> Store:
 
 
 def _stage(
-    name: str, given: dict[str, Any], root: PathLike, dist: PathLike, progress: Progress | None
+    name: str, arguments: dict[str, Any], root: PathLike, dist: PathLike, progress: Progress | None
 ) -> list[Outcome]:
     with _silent(progress):
-        return stage_runs.run_stage(name, _given((name,), given), _store(root, dist))
+        return stage_runs.run_stage(name, _given((name,), arguments), _store(root, dist))
 
 
 def _given(
@@ -243,7 +245,7 @@ def _given(
     """
     known = {option.name: option for name in stages for option in options(stage(name).params)}
     known |= {option.name: option for option in own}
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name, value in asked.items():
         if name not in known:
             raise UsageError(f"unknown option {name!r}", suggestion(name, sorted(known)))
@@ -257,12 +259,12 @@ def _given(
                 if word not in names and word is not None:
                     raise UsageError(f"unknown {name} {word!r}", suggestion(str(word), names))
         if spread:
-            given[name] = values
+            arguments[name] = values
         elif name == "model":
-            given[name] = _relative(value)
+            arguments[name] = _relative(value)
         else:
-            given[name] = tuple(values) if several else value
-    return given
+            arguments[name] = tuple(values) if several else value
+    return arguments
 
 
 def _relative(model: str) -> str:

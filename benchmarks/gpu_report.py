@@ -95,19 +95,19 @@ def peaks(device: str) -> dict[str, float]:
     on_gpu = device != "cpu"
     source = torch.ones(2**28 if on_gpu else 2**25, device=device)
     target = torch.empty_like(source)
-    found = {"copy": 2 * source.nbytes / seconds_of(lambda: target.copy_(source), device)}
+    rates = {"copy": 2 * source.nbytes / seconds_of(lambda: target.copy_(source), device)}
     torch.backends.cuda.matmul.allow_tf32 = False
     size = 8192 if on_gpu else 2048
     # Of other types, torch's products on a CPU say nothing of what it can do.
     kinds = {"fp32": torch.float32, **({"fp16": torch.float16} if on_gpu else {})}
     for name, kind in kinds.items():
         matrix = torch.ones(size, size, dtype=kind, device=device)
-        found[name] = 2 * size**3 / seconds_of(lambda each=matrix: each @ each, device)
+        rates[name] = 2 * size**3 / seconds_of(lambda each=matrix: each @ each, device)
     if on_gpu:
         whole = torch.ones(size, size, dtype=torch.int8, device=device)
         # cuBLAS has its fast kernels for a second operand in columns.
-        found["int8"] = 2 * size**3 / seconds_of(lambda: torch._int_mm(whole, whole.t()), device)
-    return found
+        rates["int8"] = 2 * size**3 / seconds_of(lambda: torch._int_mm(whole, whole.t()), device)
+    return rates
 
 
 def work(name: str) -> dict[str, float]:
@@ -118,7 +118,7 @@ def work(name: str) -> dict[str, float]:
         outputs = model.network(model.prepare(images))
     return {
         "flop": counter.get_total_flops(),
-        "parameters": sum(each.numel() for each in model.network.parameters()),
+        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
         "bytes": images.nbytes + outputs.nbytes,
     }
 
@@ -268,18 +268,18 @@ class Report:
         exported = worker(export, end - time.monotonic())
         if "error" in exported:
             return {**case, "error": exported["error"]["message"]}
-        proved, said = [], []
+        proved, failures = [], []
         for engine in self.engines:
             if precision == "int8" and engines.get(engine).source == "program":
                 continue  # it is made of the ONNX graph
             for stage in ("build", "verify"):
                 answer = worker([stage, *words, "--engine", engine], end - time.monotonic())
                 if "error" in answer:
-                    said.append(f"{engine} {stage}: {answer['error']['message']}")
+                    failures.append(f"{engine} {stage}: {answer['error']['message']}")
                     break
             else:
                 proved.append(engine)
-        return {**case, "passed": proved, "said": said}
+        return {**case, "passed": proved, "said": failures}
 
     def measure(self, case: dict[str, Any]) -> dict[str, Any]:
         """Measures what was proved of one case."""
@@ -319,7 +319,7 @@ def page(content: dict[str, Any]) -> str:
         "",
         *deploy(content),
         f"GPU: {card}. CPU: {doctor.get('cpu')}, {doctor.get('cpus')} available. torch"
-        f" {content['torch']}. Made by `make gpu-report`.",
+        f" {content['torch']}. StageRuns by `make gpu-report`.",
         "",
         f"Measured by torch in the same run: copies of {known['copy'] / 1e9:,.1f} GB/s, read and"
         f" written; products in Tflop/s: {rates}. The last columns are the part of these that the"
@@ -385,12 +385,12 @@ def deploy(content: dict[str, Any]) -> list[str]:
 
 
 def _lines(case: dict[str, Any], needed: dict[str, float], known: dict[str, float]) -> list[str]:
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    by_candidate: dict[tuple[str, int], dict[str, Any]] = {}
     for entry in case["measurements"]["results"]:
-        found.setdefault((entry["name"], entry["batch"]), {})[entry["boundary"]] = entry
+        by_candidate.setdefault((entry["name"], entry["batch"]), {})[entry["boundary"]] = entry
     lines = []
-    for (name, batch), each in sorted(found.items(), key=lambda item: item[0][1]):
-        device, whole = each["device"], each["end to end"]
+    for (name, batch), entries in sorted(by_candidate.items(), key=lambda item: item[0][1]):
+        device, whole = entries["device"], entries["end to end"]
         seconds = device["seconds"]["value"]
         rate = known.get(case["precision"])
         of_rate = f"{needed['flop'] * batch / seconds / rate:.1%}" if rate else ""

@@ -52,7 +52,7 @@ def main() -> int:
         print(f"| {kind} | {len(names)} | {' | '.join(map(str, good))} |")
     for name, failed in failures.items():
         print(f"\n## Why {name} does not\n")
-        for why, count in Counter(each[:_LENGTH] for each in failed.values()).most_common():
+        for why, count in Counter(reason[:_LENGTH] for reason in failed.values()).most_common():
             print(f"- {count}: {why.replace('|', '/')}")
     return 0
 

@@ -90,11 +90,11 @@ def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in exact.graph.initializer:
         widen(tensor)
     for node in exact.graph.node:
-        for each in node.attribute:
-            if node.op_type == "Cast" and each.name == "to" and each.i == onnx.TensorProto.FLOAT:
-                each.i = onnx.TensorProto.DOUBLE
-            if each.HasField("t"):
-                widen(each.t)
+        for entry in node.attribute:
+            if node.op_type == "Cast" and entry.name == "to" and entry.i == onnx.TensorProto.FLOAT:
+                entry.i = onnx.TensorProto.DOUBLE
+            if entry.HasField("t"):
+                widen(entry.t)
     for value in (*exact.graph.input, *exact.graph.output):
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
             value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
@@ -160,11 +160,11 @@ def judge(model: onnx.ModelProto, golden: Golden, output: str, case: Case) -> No
         options = OpenOptions("cpu", threads=1, optimize=False)
         with closing(engines.get(engine_proof.GRAPH_RUNNER).open(path, options)) as session:
             case.numeric = verdict.judge("graph", session, golden).status == "mismatch"
-            found = session.run(golden.inputs)[output]
+            outputs = session.run(golden.inputs)[output]
         case.audit = bool(audit(path, golden.weights).fault)
     wanted = golden.native[output]
-    case.allclose = not peers.allclose(found, wanted)
-    case.polygraphy = not peers.polygraphy(found, wanted)
+    case.allclose = not peers.allclose(outputs, wanted)
+    case.polygraphy = not peers.polygraphy(outputs, wanted)
 
 
 def clean_runs(name: str, root: Path) -> dict[str, Any]:
@@ -178,17 +178,17 @@ def clean_runs(name: str, root: Path) -> dict[str, Any]:
 
 def counts(cases: list[Case]) -> list[dict[str, Any]]:
     """Returns how many faults of each effect each judge catches."""
-    found = []
+    lines = []
     for name in dict.fromkeys(case.model for case in cases):
         for effect in ("broken", "material", "rounding", "none"):
             some = [case for case in cases if (case.model, case.effect) == (name, effect)]
             tools = ("numeric", "audit", "allclose", "polygraphy")
             caught = {tool: sum(getattr(case, tool) for case in some) for tool in tools}
-            found.append({"model": name, "effect": effect, "faults": len(some), **caught})
+            lines.append({"model": name, "effect": effect, "faults": len(some), **caught})
         weights = [case for case in cases if case.model == name and case.weight]
         caught = sum(case.audit for case in weights)
-        found.append({"model": name, "effect": "weight", "faults": len(weights), "audit": caught})
-    return found
+        lines.append({"model": name, "effect": "weight", "faults": len(weights), "audit": caught})
+    return lines
 
 
 def main() -> None:

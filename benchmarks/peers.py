@@ -7,12 +7,12 @@ import numpy as np
 from engines.contract import Array
 
 
-def allclose(found: Array, wanted: Array) -> bool:
+def allclose(outputs: Array, wanted: Array) -> bool:
     """Whether numpy.allclose takes them for the same, at tolerances in common use."""
-    return np.allclose(found, wanted, rtol=1e-3, atol=1e-5)
+    return np.allclose(outputs, wanted, rtol=1e-3, atol=1e-5)
 
 
-def polygraphy(found: Array, wanted: Array) -> bool:
+def polygraphy(outputs: Array, wanted: Array) -> bool:
     """Whether Polygraphy's own comparator does, at its default tolerances (1e-5 each).
 
     Raises:
@@ -22,7 +22,7 @@ def polygraphy(found: Array, wanted: Array) -> bool:
     from polygraphy.logger import G_LOGGER
 
     results = RunResults()
-    for runner, array in (("graph", found), ("pytorch", wanted)):
+    for runner, array in (("graph", outputs), ("pytorch", wanted)):
         results.add([{"y": array}], runner_name=runner)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         return bool(Comparator.compare_accuracy(results))

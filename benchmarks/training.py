@@ -123,18 +123,18 @@ def measure(name: str, folder: Path, threads: int) -> dict[str, Any]:
         rounds.append(
             [pools[way].submit(run, name, folder, threads).result() for way, run in ways.items()]
         )
-        print(f"{name}, round {number}: {[round(each) for each in rounds[-1]]}", file=sys.stderr)
+        print(f"{name}, round {number}: {[round(speed) for speed in rounds[-1]]}", file=sys.stderr)
     for pool in pools.values():
         pool.shutdown()
     speeds = dict(zip(ways, np.array(rounds[1:]).T, strict=True))  # the first warms up
-    found: dict[str, Any] = {"model": name, "images_a_round": IMAGES[name], "rounds": ROUNDS}
-    for way, each in speeds.items():
-        ratio = clock.bootstrap(each / speeds["notebook"], seed=0)
-        found[way] = {
-            "images_per_second": round(float(np.median(each)), 1),
+    measured: dict[str, Any] = {"model": name, "images_a_round": IMAGES[name], "rounds": ROUNDS}
+    for way, speed in speeds.items():
+        ratio = clock.bootstrap(speed / speeds["notebook"], seed=0)
+        measured[way] = {
+            "images_per_second": round(float(np.median(speed)), 1),
             "ratio": {key: round(value, 2) for key, value in vars(ratio).items()},
         }
-    return found
+    return measured
 
 
 def main() -> None:

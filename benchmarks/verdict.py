@@ -47,7 +47,7 @@ def main() -> None:
     served = Served(model.network, model.prepare).eval()
 
     def verdict() -> None:
-        found = engine_proof.prove(
+        outcome = engine_proof.prove(
             "graph",
             folder / "model.onnx",
             folder / "golden.npz",
@@ -56,8 +56,8 @@ def main() -> None:
             threads=THREADS,
             images=images,
         )
-        if found.status != "pass":
-            raise SystemExit(f"the graph is no pass: {found.reason}")
+        if outcome.status != "pass":
+            raise SystemExit(f"the graph is no pass: {outcome.reason}")
 
     def eager() -> None:
         torch.set_num_threads(THREADS)

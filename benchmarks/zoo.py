@@ -89,12 +89,12 @@ class Case:
 def names() -> list[str]:
     """Returns torchvision's classification models, the cheapest first."""
     module = torchvision.models
-    found = torchvision.models.list_models(module=module)
+    all_models = torchvision.models.list_models(module=module)
 
     def cost(name: str) -> float:
         return float(module.get_model_weights(name).DEFAULT.meta["_ops"])
 
-    return sorted(found, key=cost)
+    return sorted(all_models, key=cost)
 
 
 def prepare(name: str, folder: Path) -> None:
@@ -175,30 +175,30 @@ def measure(name: str, precision: str, folder: Path, limit: float, seconds: floa
     more += ["--inputs", str(folder / "golden.npz")]
     if precision == "int8":
         more += ["--calibration", str(folder / "calibration.npz")]
-    found, case.peak, ended = command([*words, "export", *model, *more, *where], limit, seconds)
-    if "outcomes" in found:
+    export, case.peak, ended = command([*words, "export", *model, *more, *where], limit, seconds)
+    if "outcomes" in export:
         case.exported = True
-        described = found["outcomes"][-1]["results"]["graph"]
+        described = export["outcomes"][-1]["results"]["graph"]
         case.nodes = ", ".join(f"{n} {kind}" for kind, n in described["precisions"].items())
-        made = folder / f"artifacts/torchvision-{name}/{precision}"
+        folder = folder / f"artifacts/torchvision-{name}/{precision}"
         for case.runner in ("onnxruntime", "openvino"):
             judge = [*words, "verify", *model]
-            verdict_path = made / "verdict.json"
+            verdict_path = folder / "verdict.json"
             if case.runner != "onnxruntime":
                 command([*words, "build", *model, "--engine", case.runner, *where], limit, seconds)
                 judge += ["--engine", case.runner]
-                verdict_path = made / case.runner / "verdict.json"
-            found, peak, ended = command([*judge, *where], limit, seconds)
+                verdict_path = folder / case.runner / "verdict.json"
+            export, peak, ended = command([*judge, *where], limit, seconds)
             case.peak = max(case.peak, peak)
             if verdict_path.exists():
                 read_verdict(case, json.loads(verdict_path.read_text(encoding="utf-8")))
             if case.verdict != "not run":
                 break
         if case.runner == "onnxruntime" and case.verdict and not PRECISIONS[precision].quantized:
-            ask_peers(case, made)
+            ask_peers(case, folder)
     case.seconds = round(time.monotonic() - start, 1)
-    if ended or (not case.reason and "error" in found):
-        case.reason = ended or found["error"]["message"]
+    if ended or (not case.reason and "error" in export):
+        case.reason = ended or export["error"]["message"]
     case.reason = case.reason.splitlines()[0][:300] if case.reason else ""
     return case
 
@@ -213,11 +213,11 @@ def read_verdict(case: Case, verdict: dict[str, Any]) -> None:
         case.audited = str(Audit(**audit))
 
 
-def ask_peers(case: Case, made: Path) -> None:
+def ask_peers(case: Case, folder: Path) -> None:
     """Fills in what the usual comparisons with PyTorch's outputs say of a graph."""
-    golden = goldens.load(made / "golden.npz")
+    golden = goldens.load(folder / "golden.npz")
     options = OpenOptions("cpu", threads=2, optimize=False)
-    with closing(engines.get("onnxruntime").open(made / "model.onnx", options)) as session:
+    with closing(engines.get("onnxruntime").open(folder / "model.onnx", options)) as session:
         size = min(4, len(golden.cases))
         parts = []
         for start in range(0, len(golden.cases), size):
@@ -226,10 +226,10 @@ def ask_peers(case: Case, made: Path) -> None:
             }
             parts.append(session.run(feeds))
     for output, wanted in golden.native.items():
-        found = np.concatenate([part[output] for part in parts])
-        case.allclose = case.allclose is not False and peers.allclose(found, wanted)
+        outputs = np.concatenate([part[output] for part in parts])
+        case.allclose = case.allclose is not False and peers.allclose(outputs, wanted)
         with contextlib.suppress(ImportError):
-            case.polygraphy = case.polygraphy is not False and peers.polygraphy(found, wanted)
+            case.polygraphy = case.polygraphy is not False and peers.polygraphy(outputs, wanted)
 
 
 def table(cases: list[Case]) -> str:
@@ -251,12 +251,12 @@ def table(cases: list[Case]) -> str:
     )
     lines = [head, tuple("---" for _ in head)]
     for case in cases:
-        ratios = ["" if each is None else f"{each:.2f}" for each in (case.ratio, case.largest)]
+        ratios = ["" if part is None else f"{part:.2f}" for part in (case.ratio, case.largest)]
         verdict = case.verdict or "not exported"
         measured = (f"{case.seconds:.0f}", f"{case.peak:,}")
         others = (_said(case.allclose), _said(case.polygraphy))
-        found = (*ratios, *others, case.audited, case.runner, case.nodes, *measured, case.reason)
-        lines.append((case.model, case.precision, verdict, *found))
+        cells = (*ratios, *others, case.audited, case.runner, case.nodes, *measured, case.reason)
+        lines.append((case.model, case.precision, verdict, *cells))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -281,9 +281,9 @@ def page(cases: list[Case]) -> str:
     for precision in PRECISIONS:
         known = sum(case.precision == precision for case in cases)
         counts = Counter(c.verdict or "not exported" for c in cases if c.precision == precision)
-        said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+        summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
         so_far = " so far" if known < total else ""
-        lines.append(f"- {precision}, {known} of {total} models{so_far}: {said or 'none'}")
+        lines.append(f"- {precision}, {known} of {total} models{so_far}: {summary or 'none'}")
         passed = [c for c in cases if (c.precision, c.verdict) == (precision, "pass")]
         for peer in ("allclose", "polygraphy"):
             asked = [getattr(c, peer) for c in passed if getattr(c, peer) is not None]
@@ -307,7 +307,7 @@ def main() -> int:
     if asked.results.exists() and not asked.quick:
         known = [Case(**entry) for entry in json.loads(asked.results.read_text())["cases"]]
     done = {(case.model, case.precision) for case in known}
-    made: list[Case] = []
+    cases: list[Case] = []
     for name in wanted:
         missing = [p for p in asked.precisions if (name, p) not in done]
         if not missing:
@@ -317,12 +317,12 @@ def main() -> int:
             prepare(name, folder)
             for precision in missing:
                 case = measure(name, precision, folder, asked.memory * 1024, asked.seconds)
-                made.append(case)
+                cases.append(case)
                 print(table([case]).splitlines()[-1], file=sys.stderr, flush=True)
                 if not asked.quick:
-                    write([*known, *made], asked.results)
-    print(table([*known, *made]))
-    return int(any(case.verdict not in ("pass", "not run") for case in made)) if asked.quick else 0
+                    write([*known, *cases], asked.results)
+    print(table([*known, *cases]))
+    return int(any(case.verdict not in ("pass", "not run") for case in cases)) if asked.quick else 0
 
 
 def write(cases: list[Case], path: Path) -> None:

@@ -98,7 +98,7 @@ def measure(
         progress: Called after every round with the seconds it took.
     """
     order = random.Random(seed)  # noqa: S311 - no secret
-    pairs = [(each, boundary) for boundary in BOUNDARIES for each in candidates]
+    pairs = [(candidate, boundary) for boundary in BOUNDARIES for candidate in candidates]
     runs = [_clocked(candidate, boundary) for candidate, boundary in pairs]
     plans = [_plan(run) for run in runs]
     samples: list[list[float]] = [[] for _ in runs]

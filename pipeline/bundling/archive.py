@@ -128,12 +128,12 @@ def _read_manifest(bundle: Path, files: Iterator[tuple[str, IO[bytes]]]) -> dict
             raise DeployError(f"{bundle} is no bundle: {name} stands where {wanted} should", _HINT)
         contents.append(_guarded(bundle, name, file, _MAX_MANIFEST))
     manifest, digest = contents
-    found = hashlib.sha256(manifest).hexdigest()
+    manifest_digest = hashlib.sha256(manifest).hexdigest()
     expected = digest.decode("ascii", "replace").split(" ")[0]
-    if found != expected:
+    if manifest_digest != expected:
         raise DeployError(
             f"{bundle}: member {MANIFEST} is damaged: {MANIFEST_DIGEST} says sha256 {expected},"
-            f" found {found}",
+            f" found {manifest_digest}",
             _HINT,
         )
     try:

@@ -52,9 +52,9 @@ def _check_listed(bundle: Path, manifest: dict[str, Any]) -> None:
 
 def _check_made(bundle: Path, manifest: dict[str, Any], records: Mapping[str, Record]) -> None:
     """Raises DeployError if no record vouches for something that is to be proved."""
-    made = {label for record in records.values() for label in record.outputs}
+    recorded = {label for record in records.values() for label in record.outputs}
     for path in _subjects(manifest):
-        if path not in made:
+        if path not in recorded:
             raise DeployError(f"{bundle}: the chain of records is broken: no record made {path}")
 
 

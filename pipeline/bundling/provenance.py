@@ -52,21 +52,21 @@ def check(records: Mapping[str, Record], digests: Mapping[str, str]) -> int:
     """
     links = 0
     for path, record in records.items():
-        for label, given in record.inputs.items():
-            maker = records.get(given["record"])
+        for label, entry in record.inputs.items():
+            maker = records.get(entry["record"])
             if maker is None or label not in maker.outputs:
                 raise DeployError(
                     f"the chain of records is broken: {path} was made from {label}, which no"
                     " record in the bundle made"
                 )
-            if maker.outputs[label]["sha256"] != given["sha256"]:
+            if maker.outputs[label]["sha256"] != entry["sha256"]:
                 raise DeployError(
                     f"the chain of records is broken: {path} was made from another {label}"
-                    f" (sha256 {given['sha256']}, made was {maker.outputs[label]['sha256']})"
+                    f" (sha256 {entry['sha256']}, made was {maker.outputs[label]['sha256']})"
                 )
             links += 1
-        for label, made in record.outputs.items():
-            if digests.get(label, made["sha256"]) != made["sha256"]:
+        for label, entry in record.outputs.items():
+            if digests.get(label, entry["sha256"]) != entry["sha256"]:
                 raise DeployError(
                     f"the chain of records is broken: {label} is not the file that {path} names"
                 )

@@ -32,9 +32,9 @@ def report(model: str, precision: str, **values: Any) -> None:
     if precision not in exporters.PRECISIONS:
         known = list(exporters.PRECISIONS)
         raise UsageError(f"unknown precision {precision!r}", suggestion(precision, known))
-    found = summary.collect(model, precision, store)
-    summary.show(found)
-    console.document(found.document())
+    results = summary.collect(model, precision, store)
+    summary.show(results)
+    console.document(results.document())
 
 
 @click.command()
@@ -50,13 +50,13 @@ def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None
     from pipeline.verification.acceptance import require_pass
 
     print_as(values)
-    found = checking.check(bundle, device, threads or available_cpus())
-    members = len(found.manifest["members"])
-    console.result(f"{bundle}: {members} members and {found.links} links of the chain are right")
-    verdict_report.show(found.verdicts)
-    ran = [verdict for verdict in found.verdicts if verdict.status != "not run"]
-    require_pass(ran, str(found.manifest["model"]))
-    console.document(found.document())
+    checked = checking.check(bundle, device, threads or available_cpus())
+    members = len(checked.manifest["members"])
+    console.result(f"{bundle}: {members} members and {checked.links} links of the chain are right")
+    verdict_report.show(checked.verdicts)
+    ran = [verdict for verdict in checked.verdicts if verdict.status != "not run"]
+    require_pass(ran, str(checked.manifest["model"]))
+    console.document(checked.document())
 
 
 @click.command()
@@ -79,11 +79,11 @@ def summary(model: str, depth: int | None, inputs: Path | None, **values: Any) -
 
     torch.manual_seed(0)
     built = spec.build(None)
-    given = rows.without_test_set(built, None if inputs is None else rows.read(inputs)).inputs
-    tensors = [torch.from_numpy(array[:1]) for array in given.values()]
-    found = layers.summarise(model, built, tensors, depth)
-    layers.show(found)
-    console.document(found.document())
+    examples = rows.without_test_set(built, None if inputs is None else rows.read(inputs)).inputs
+    tensors = [torch.from_numpy(array[:1]) for array in examples.values()]
+    table = layers.summarise(model, built, tensors, depth)
+    layers.show(table)
+    console.document(table.document())
 
 
 @click.command("models")
@@ -93,7 +93,7 @@ def list_models(**values: Any) -> None:
     from pipeline import models
 
     print_as(values)
-    found = [models.get(name) for name in models.names()]
+    specs = [models.get(name) for name in models.names()]
     console.table(
         "Models",
         ("model", "image", "data set", ">epochs", ">learning rate", ">batch"),
@@ -106,10 +106,10 @@ def list_models(**values: Any) -> None:
                 f"{spec.recipe.lr:g}",
                 str(spec.recipe.batch_size),
             )
-            for spec in found
+            for spec in specs
         ],
     )
-    console.document([spec.name for spec in found])
+    console.document([spec.name for spec in specs])
 
 
 @click.command()
@@ -119,9 +119,9 @@ def doctor(**values: Any) -> None:
     from pipeline.cli import doctor as surgery
 
     print_as(values)
-    found = surgery.examine()
-    surgery.show(found)
-    console.document(found)
+    machine = surgery.examine()
+    surgery.show(machine)
+    console.document(machine)
 
 
 @click.command()
@@ -133,9 +133,9 @@ def inspect(graph: Path, nodes: bool, **values: Any) -> None:
     from pipeline.report import graph as shown
 
     print_as(values)
-    found = shown.read(graph)
-    shown.show(found, nodes=nodes)
-    console.document(found)
+    description = shown.read(graph)
+    shown.show(description, nodes=nodes)
+    console.document(description)
 
 
 COMMANDS = (report, check, summary, inspect, list_models, doctor)

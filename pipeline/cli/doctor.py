@@ -30,16 +30,16 @@ def examine() -> dict[str, Any]:
 
 def _engine(name: str) -> dict[str, Any]:
     engine = engines.get(name)
-    found = engine.available()
-    if found.build:
+    state = engine.available()
+    if state.build:
         try:
-            import_vendor(engine.module, found.install)
+            import_vendor(engine.module, state.install)
         except NotAvailableError as error:
-            found = dataclasses.replace(found, build=False, run=False, reason=error.message)
-    return {"build": found.build, "run": found.run, "reason": found.reason, "fix": found.install}
+            state = dataclasses.replace(state, build=False, run=False, reason=error.message)
+    return {"build": state.build, "run": state.run, "reason": state.reason, "fix": state.install}
 
 
-def show(found: dict[str, Any]) -> None:
+def show(machine: dict[str, Any]) -> None:
     """Prints two tables."""
     gpus = [
         (
@@ -48,19 +48,19 @@ def show(found: dict[str, Any]) -> None:
             f" {gpu['compute_capability']}, driver {gpu['driver']} (CUDA {gpu['cuda']}),"
             f" {gpu['uuid']}",
         )
-        for number, gpu in enumerate(found["gpus"])
+        for number, gpu in enumerate(machine["gpus"])
     ]
     rows = [
-        ("Python", found["python"]),
-        ("platform", found["platform"]),
-        ("CPU", f"{found['cpu']}, {found['cpus']} available"),
-        ("memory", f"{found['memory_gib']} GiB"),
-        *(gpus or [("GPU", f"none: {found['no_gpu']}")]),
+        ("Python", machine["python"]),
+        ("platform", machine["platform"]),
+        ("CPU", f"{machine['cpu']}, {machine['cpus']} available"),
+        ("memory", f"{machine['memory_gib']} GiB"),
+        *(gpus or [("GPU", f"none: {machine['no_gpu']}")]),
     ]
     console.table("This machine", ("", ""), rows)
     states = [
         (name, _yes(state["build"]), _yes(state["run"]), state["reason"], state["fix"])
-        for name, state in found["engines"].items()
+        for name, state in machine["engines"].items()
     ]
     console.table("Engines", ("engine", "builds", "runs", "what was found", "to mend it"), states)
 

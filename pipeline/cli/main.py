@@ -54,11 +54,11 @@ def cli() -> None:
 def _document(outcomes: list[Outcome]) -> list[dict[str, Any]]:
     documents = []
     for outcome in outcomes:
-        made = [outcome.outputs.locate(artifact) for artifact in outcome.outputs.declared]
-        made = [path for path in made if path.exists()]
-        results = {path.stem: read_json(path) for path in made if path.suffix == ".json"}
-        files = sorted(str(path) for path in made)
-        documents.append({**outcome.document(), "files": files, "results": results})
+        files = [outcome.outputs.locate(artifact) for artifact in outcome.outputs.declared]
+        files = [path for path in files if path.exists()]
+        results = {path.stem: read_json(path) for path in files if path.suffix == ".json"}
+        names = sorted(map(str, files))
+        documents.append({**outcome.document(), "files": names, "results": results})
     return documents
 
 
@@ -69,18 +69,22 @@ def _add_stage(name: str) -> None:
     @storing
     def command(**values: Any) -> None:
         store = make_store(values)
-        given = {key: value for key, value in values.items() if value is not None}
-        extra = {option.name: given.pop(option.name) for option in own if option.name in given}
+        arguments = {key: value for key, value in values.items() if value is not None}
+        extra = {
+            option.name: arguments.pop(option.name) for option in own if option.name in arguments
+        }
         for option in own:
             needs = option.meaning.needs
             if option.name in extra and needs and not set(needs) & extra.keys():
                 raise UsageError(f"{option.flag} without --{needs[0]}", option.meaning.advice)
-        instead = [each.meaning.instead for each in own if each.name in extra]
+        instead = [declared.meaning.instead for declared in own if declared.name in extra]
         if any(instead):
-            action = getattr(stage_runs, [each for each in instead if each][-1])
-            console.document(action(given, store, **extra))
+            action = getattr(stage_runs, [declared for declared in instead if declared][-1])
+            console.document(action(arguments, store, **extra))
             return
-        console.document({"outcomes": _document(stage_runs.run_command(name, given, store, extra))})
+        console.document(
+            {"outcomes": _document(stage_runs.run_command(name, arguments, store, extra))}
+        )
 
     parameters = click_parameters((*options(stage.params), *own), with_defaults=True)
     _add(name, stage.help, command, parameters)
@@ -89,9 +93,9 @@ def _add_stage(name: str) -> None:
 def _add(
     name: str, text: str, command: Callable[..., Any], parameters: list[click.Parameter]
 ) -> None:
-    made = click.command(name, help=text)(command)
-    made.params = parameters + made.params
-    cli.add_command(made)
+    decorated = click.command(name, help=text)(command)
+    decorated.params = parameters + decorated.params
+    cli.add_command(decorated)
 
 
 def _add_run() -> None:
@@ -110,13 +114,15 @@ def _add_run() -> None:
         from pipeline.report import summary
 
         store = make_store(values)
-        given = {key: value for key, value in values.items() if value is not None}
-        outcomes = stage_runs.run_all(given, store)
+        arguments = {key: value for key, value in values.items() if value is not None}
+        outcomes = stage_runs.run_all(arguments, store)
         skipped = sum(outcome.skipped for outcome in outcomes)
         console.say(f"{len(outcomes)} stages, {skipped} skipped")
-        found = summary.collect(given["model"], given.get("precision", DEFAULT_PRECISION), store)
-        summary.show(found)
-        console.document({"outcomes": _document(outcomes), "summary": found.document()})
+        results = summary.collect(
+            arguments["model"], arguments.get("precision", DEFAULT_PRECISION), store
+        )
+        summary.show(results)
+        console.document({"outcomes": _document(outcomes), "summary": results.document()})
 
     text = "Run the whole chain: data, train, export, verify, build, bench, bundle."
     _add("run", text, run, click_parameters(ordered, False, stages))

@@ -25,7 +25,7 @@ def click_parameters(
         stages: By the name of an option, the stages that it steers; they are named in its help.
     """
     steered = stages or {}
-    return [_parameter(each, with_defaults, steered.get(each.name, ())) for each in declared]
+    return [_parameter(option, with_defaults, steered.get(option.name, ())) for option in declared]
 
 
 def _parameter(option: Option, with_defaults: bool, stages: Sequence[str]) -> click.Parameter:
@@ -78,14 +78,14 @@ def _check(option: Option, value: Any) -> Any:
         raise UsageError(f"{flag} {value}: all, and some by name", "give one or the other")
     if option.names is not None:
         known = option.names() + ([ALL] if every else [])
-        for each in values:
-            if each not in known:
-                raise UsageError(f"unknown {option.name} {each!r}", suggestion(each, known))
+        for word in values:
+            if word not in known:
+                raise UsageError(f"unknown {option.name} {word!r}", suggestion(word, known))
     if not listed:
         option.check(value)
         return value
     try:
-        converted = [option.type(each) for each in values]
+        converted = [option.type(word) for word in values]
     except ValueError as error:
         raise UsageError(
             f"{flag} {value!r} is not a list of {option.type.__name__}",

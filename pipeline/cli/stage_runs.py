@@ -23,7 +23,7 @@ from pipeline.workflow.stage import Option, Stage, check, options
 
 
 def run_stage(
-    name: str, given: dict[str, Any], store: Store, *, tolerant: bool = False
+    name: str, arguments: dict[str, Any], store: Store, *, tolerant: bool = False
 ) -> list[Outcome]:
     """Runs a stage once, or once an engine, and prints what came out.
 
@@ -35,12 +35,12 @@ def run_stage(
         DeployError: The stage failed, or what it made says that something is wrong.
     """
     chosen = stage(name)
-    store = dataclasses.replace(store, images=_images(given) or store.images)
-    given = localised(name, given)
+    store = dataclasses.replace(store, images=_images(arguments) or store.images)
+    arguments = localised(name, arguments)
     outcomes = []
-    asked = _engines(chosen, given)
+    asked = _engines(chosen, arguments)
     lacking: NotAvailableError | RefusedError | None = None
-    for params in _expand(chosen, given, store):
+    for params in _expand(chosen, arguments, store):
         try:
             outcomes.append((runner.run(chosen, params, store), params))
         except (NotAvailableError, RefusedError) as error:
@@ -63,11 +63,11 @@ def run_stage(
     return [outcome for outcome, _ in outcomes]
 
 
-def localised(name: str, given: dict[str, Any]) -> dict[str, Any]:
+def localised(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Returns given parameters with a folder of images replaced by the name of its data set."""
-    folder = _images(given)
+    folder = _images(arguments)
     if folder is None:
-        return given
+        return arguments
     from pipeline.data import imagefolder
 
     declared = options(stage(name).params)
@@ -75,19 +75,19 @@ def localised(name: str, given: dict[str, Any]) -> dict[str, Any]:
         option.name: imagefolder.name_of(folder) for option in declared if option.meaning.images
     }
     values |= {option.name: folder for option in declared if option.meaning.images_folder}
-    return {**given, **values}
+    return {**arguments, **values}
 
 
-def _images(given: dict[str, Any]) -> Path | None:
+def _images(arguments: dict[str, Any]) -> Path | None:
     """Returns the folder of images that `--data` names, if it names one."""
-    data = given.get("data")
+    data = arguments.get("data")
     if data is None or data in registry.DATASETS or not Path(data).is_dir():
         return None
     return Path(data)
 
 
 def run_command(
-    name: str, given: dict[str, Any], store: Store, extra: dict[str, Any]
+    name: str, arguments: dict[str, Any], store: Store, extra: dict[str, Any]
 ) -> list[Outcome]:
     """Runs a stage as its command does: after the stage that it says has to run first, if any.
 
@@ -96,28 +96,28 @@ def run_command(
         extra: Options of the command alone.
     """
     outcomes = []
-    if first := stage(name).first({**given, **extra}, store.root):
+    if first := stage(name).first({**arguments, **extra}, store.root):
         known = {option.name for option in options(stage(first).params)}
-        passed = {key: value for key, value in {**given, **extra}.items() if key in known}
+        passed = {key: value for key, value in {**arguments, **extra}.items() if key in known}
         outcomes += run_stage(first, passed, store)
-    return outcomes + run_stage(name, given, store)
+    return outcomes + run_stage(name, arguments, store)
 
 
-def _trained_on(given: dict[str, Any], store: Store) -> dict[str, Any]:
+def _trained_on(arguments: dict[str, Any], store: Store) -> dict[str, Any]:
     """Returns given parameters with the data set that the model was trained on."""
-    if given.get("data") is not None:
-        return given
+    if arguments.get("data") is not None:
+        return arguments
     try:
-        record = load(store.root / CHECKPOINT.at(model=given["model"]).record)
+        record = load(store.root / CHECKPOINT.at(model=arguments["model"]).record)
     except DeployError:
-        return given  # the stage will say so
+        return arguments  # the stage will say so
     if record is None:
-        return given
-    return {**given, "data": record.params.get("data")}
+        return arguments
+    return {**arguments, "data": record.params.get("data")}
 
 
 def verify_file(
-    given: dict[str, Any], store: Store, *, file: Path, golden: Path | None = None
+    arguments: dict[str, Any], store: Store, *, file: Path, golden: Path | None = None
 ) -> dict[str, Any]:
     """Judges a file that no stage made, prints the verdict and returns its JSON form.
 
@@ -132,7 +132,7 @@ def verify_file(
     from pipeline.verification.acceptance import require_pass
     from pipeline.verification.engine_proof import prove
 
-    (params, *more) = _expand(stage("verify"), given, store)
+    (params, *more) = _expand(stage("verify"), arguments, store)
     if more:
         raise UsageError("--file is one file, but several engines are named", "name one --engine")
     if golden is None:
@@ -155,7 +155,7 @@ def verify_file(
 
 
 def bisect(
-    given: dict[str, Any],
+    arguments: dict[str, Any],
     store: Store,
     *,
     file: Path | None = None,
@@ -180,12 +180,12 @@ def bisect(
     from pipeline.verification.bisection import search, windows
 
     need_torch("onnxscript")
-    subject, *more = given.get("engine") or [GRAPH_SUBJECT]
+    subject, *more = arguments.get("engine") or [GRAPH_SUBJECT]
     if more or subject == ALL:
         raise UsageError("--bisect follows one engine at a time", "name one --engine")
     if plot is not None:
         growth.check_plot(plot)
-    params = stage("verify").params(**{**given, "engine": GRAPH_SUBJECT})
+    params = stage("verify").params(**{**arguments, "engine": GRAPH_SUBJECT})
     precision = PRECISIONS[params.precision]
     if precision.quantized:
         raise UsageError(
@@ -204,29 +204,31 @@ def bisect(
     others = search.other_faults(graph, known)
     if search.takes_other_inputs(graph, known):
         growth.refuse(what, others)
-    found = search.bisect(program, graph, known, prober)
-    growth.show(found, subject)
+    search_result = search.bisect(program, graph, known, prober)
+    growth.show(search_result, subject)
     if plot is not None:
-        growth.plot(found, plot)
-    growth.require(found, what, others)
-    return growth.document(found)
+        growth.plot(search_result, plot)
+    growth.require(search_result, what, others)
+    return growth.document(search_result)
 
 
-def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
+def run_all(arguments: dict[str, Any], store: Store) -> list[Outcome]:
     """Runs the whole chain for a model.
 
     Raises:
         DeployError: A stage failed; those before it keep what they made.
     """
-    asked = given.get("engine", [ALL])
-    data = given.get("data") or models.get(given["model"], given.get("seed") or 0).dataset
+    asked = arguments.get("engine", [ALL])
+    data = (
+        arguments.get("data") or models.get(arguments["model"], arguments.get("seed") or 0).dataset
+    )
     if data is not None:
-        given = {**given, "data": data}
+        arguments = {**arguments, "data": data}
     outcomes: list[Outcome] = []
 
     def step(name: str, *, tolerant: bool = False, **fixed: Any) -> None:
         known = {option.name for option in options(stage(name).params)}
-        picked = {key: value for key, value in {**given, **fixed}.items() if key in known}
+        picked = {key: value for key, value in {**arguments, **fixed}.items() if key in known}
         # The summary at the end says it all again, but for the measurements.
         quietly = nullcontext() if name == "bench" else console.only_on_failure()
         with quietly:
@@ -238,7 +240,7 @@ def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
     step("export")
     step("verify", engine=[GRAPH_SUBJECT], tolerant=True)
     step("build", engine=asked)
-    built = [each.params["engine"] for each in outcomes if each.stage == "build"]
+    built = [outcome.params["engine"] for outcome in outcomes if outcome.stage == "build"]
     here = [name for name in built if engines.get(name).available().run]
     step("verify", engine=built, tolerant=True)
     if here:
@@ -247,20 +249,20 @@ def run_all(given: dict[str, Any], store: Store) -> list[Outcome]:
     return outcomes
 
 
-def _expand(chosen: Stage[Any], given: dict[str, Any], store: Store) -> list[Any]:
+def _expand(chosen: Stage[Any], arguments: dict[str, Any], store: Store) -> list[Any]:
     """Returns the parameters of each run that the given options ask for."""
     if any(option.meaning.as_trained for option in options(chosen.params)):
-        given = _trained_on(given, store)
+        arguments = _trained_on(arguments, store)
     spread = _spread(chosen)
     if spread is None or spread.meaning.every is None:
-        return [chosen.params(**given)]
-    names = _engines(chosen, given)
+        return [chosen.params(**arguments)]
+    names = _engines(chosen, arguments)
     if ALL in names:
         rest = [name for name in names if name != ALL]
-        names = rest or spread.meaning.every(given, store.root)
+        names = rest or spread.meaning.every(arguments, store.root)
     if spread.many:
-        return [chosen.params(**{**given, spread.name: tuple(names)})]
-    return [chosen.params(**{**given, spread.name: name}) for name in dict.fromkeys(names)]
+        return [chosen.params(**{**arguments, spread.name: tuple(names)})]
+    return [chosen.params(**{**arguments, spread.name: name}) for name in dict.fromkeys(names)]
 
 
 def _spread(chosen: Stage[Any]) -> Option | None:
@@ -269,10 +271,10 @@ def _spread(chosen: Stage[Any]) -> Option | None:
     return next((option for option in declared if option.meaning.every is not None), None)
 
 
-def _engines(chosen: Stage[Any], given: dict[str, Any]) -> list[str]:
+def _engines(chosen: Stage[Any], arguments: dict[str, Any]) -> list[str]:
     """Returns the engines that are asked for, by name or as "all"."""
     spread = _spread(chosen)
     if spread is None:
         return []
-    values = given.get(spread.name) or spread.default
+    values = arguments.get(spread.name) or spread.default
     return [values] if isinstance(values, str) else list(values)

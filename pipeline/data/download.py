@@ -119,10 +119,10 @@ def _checked(file: DataFile, content: bytes, place: str) -> bytes:
     """Returns the uncompressed content of a file, if it is the right one."""
     if place.endswith(".gz"):
         content = _unzip(content, place, file)
-    found = hashlib.sha256(content).hexdigest()
-    if found != file.sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != file.sha256:
         raise DeployError(
-            f"{place} is corrupt: expected sha256 {file.sha256}, found {found}"
+            f"{place} is corrupt: expected sha256 {file.sha256}, found {digest}"
             f" ({len(content):,} bytes uncompressed)",
             "remove the file and run again",
         )

@@ -107,28 +107,28 @@ def _classes(folder: Path) -> tuple[list[str], list[Entry]]:
         )
     entries: list[Entry] = []
     for index, label in enumerate(labels):
-        found = sorted(
+        folders = sorted(
             Path(place) / name
             for place, _, names in os.walk(folder / label, followlinks=True)
             for name in names
             if name.lower().endswith(_EXTENSIONS)
         )
-        if not found:
+        if not folders:
             raise DeployError(
                 f"{folder / label} has no images ({', '.join(_EXTENSIONS)})",
                 "remove the folder, or put images there",
             )
-        entries += [(path, index) for path in found]
+        entries += [(path, index) for path in folders]
     return labels, entries
 
 
 def digest(folder: Path) -> str:
     """Returns one digest over the names and contents of all images."""
     listing = scan(folder)
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for path, _ in sorted(listing.train + listing.test):
-        found.update(f"{path.relative_to(folder)}\0{sha256_file(path)}\0".encode())
-    return found.hexdigest()
+        hasher.update(f"{path.relative_to(folder)}\0{sha256_file(path)}\0".encode())
+    return hasher.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,9 @@ def decode(listing: Listing, image_size: int | None, skip_bad: bool) -> tuple[De
     ((size, _),) = sizes.most_common(1)
     if image_size is None:
         bad |= {
-            path: f"{found[0]}x{found[1]} instead of {size[0]}x{size[1]}"
-            for path, (fault, found, _) in heads.items()
-            if not fault and found != size
+            path: f"{image_shape[0]}x{image_shape[1]} instead of {size[0]}x{size[1]}"
+            for path, (fault, image_shape, _) in heads.items()
+            if not fault and image_shape != size
         }
     else:
         size = (image_size, image_size)
@@ -175,7 +175,11 @@ def decode(listing: Listing, image_size: int | None, skip_bad: bool) -> tuple[De
         for entries in (listing.train, listing.test):
             # Files whose head is right may still be broken further on.
             arrays = _decode_all([e for e in entries if e[0] not in bad], image_size, shape, bar)
-            bad |= {path: found for path, found in arrays.items() if isinstance(found, str)}
+            bad |= {
+                path: image_shape
+                for path, image_shape in arrays.items()
+                if isinstance(image_shape, str)
+            }
             parts.append((entries, arrays))
     if bad and not skip_bad:
         raise DeployError(
@@ -231,11 +235,11 @@ def _decode_all(
         except Exception as error:  # a broken file raises nearly anything
             return _fault(error)
 
-    found = {}
+    heads = {}
     for entry, array in zip(entries, _threads(work, entries), strict=True):
-        found[entry[0]] = array
+        heads[entry[0]] = array
         bar.advance(1)
-    return found
+    return heads
 
 
 def _pixels(path: Path, image_size: int | None, shape: tuple[int, int, int]) -> Array:

@@ -62,14 +62,14 @@ def of_training_set(images: Array, labels: Array) -> Calibration:
     )
 
 
-def of_rows(given: Feeds, source: str) -> Calibration:
+def of_rows(feeds: Feeds, source: str) -> Calibration:
     """Takes rows whose classes are not known, `[rows, …]`; every third for the selection."""
-    count = len(next(iter(given.values()))) if given else 0
+    count = len(next(iter(feeds.values()))) if feeds else 0
     chosen = np.arange(count) % 3 == 0 if count > 2 else np.ones(count, bool)  # noqa: PLR2004
-    ranges = {name: array[~chosen] if count > 2 else array for name, array in given.items()}  # noqa: PLR2004
+    ranges = {name: array[~chosen] if count > 2 else array for name, array in feeds.items()}  # noqa: PLR2004
     return Calibration(
         ranges,
-        {name: array[chosen] for name, array in given.items()},
+        {name: array[chosen] for name, array in feeds.items()},
         np.zeros(0, np.int64),
         source,
     )
@@ -83,7 +83,7 @@ def made(model: Model) -> Calibration:
     return of_rows(rows.made_rows(model, CALIBRATE, seed=1), "generated inputs")
 
 
-def judge(graph: onnx.ModelProto, wanted: Outputs, found: Calibration) -> tuple[float, ...]:
+def judge(graph: onnx.ModelProto, wanted: Outputs, calibration: Calibration) -> tuple[float, ...]:
     """Returns how good a quantized graph is, the most important first.
 
     That is whether its SQNR is enough for the verdict (1 or 0), since a model that is not trained
@@ -93,11 +93,11 @@ def judge(graph: onnx.ModelProto, wanted: Outputs, found: Calibration) -> tuple[
     Args:
         wanted: The float graph's outputs for the selection.
     """
-    outputs = run(graph, found.selection)
+    outputs = run(graph, calibration.selection)
     correct = 0.0
-    if len(found.labels):
+    if len(calibration.labels):
         first = next(iter(outputs.values()))
-        correct = float((first.argmax(1) == found.labels).mean())
+        correct = float((first.argmax(1) == calibration.labels).mean())
     ratios = []
     for name, array in wanted.items():
         exact = array.astype(np.float64)

@@ -39,7 +39,7 @@ class Source:
     """What is exported, and how.
 
     Attributes:
-        reference: Made of `served`.
+        reference: StageRuns of `served`.
         exporter: "dynamo" or "torchscript".
         opset: None means the exporter's own, or the first that has the precision.
     """
@@ -97,11 +97,11 @@ def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> 
             f"{source.reference.precision} needs opset {least} or later, not {source.opset}",
             "give a later --opset, or leave it out",
         )
-    found = _program(source) if source.exporter == "dynamo" else _traced(source)
+    draft = _program(source) if source.exporter == "dynamo" else _traced(source)
     if PRECISIONS[source.reference.precision].quantized:
-        found = _quantized(found, source, calibrate())
-    golden = found.reference.with_weights(weights_of(found.weights, found.graph))
-    return Exported(found.graph, found.program, golden, found.cpu_graph, found.notes)
+        draft = _quantized(draft, source, calibrate())
+    golden = draft.reference.with_weights(weights_of(draft.weights, draft.graph))
+    return Exported(draft.graph, draft.program, golden, draft.cpu_graph, draft.notes)
 
 
 def _opset(source: Source) -> int | None:
@@ -128,15 +128,15 @@ def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> onnx.ModelPr
 
     If all are, nothing is gained by a plainer one, and the simplest is returned.
     """
-    simplest = found = next(graphs)
-    while _verdict(found, source) == "mismatch":
+    simplest = candidate = next(graphs)
+    while _verdict(candidate, source) == "mismatch":
         plainer = next(graphs, None)
         if plainer is None:
             return simplest
-        found = plainer
-    if found is not simplest:
+        candidate = plainer
+    if candidate is not simplest:
         console.say("export: simplified further, the graph would not be the model any more")
-    return found
+    return candidate
 
 
 def _traced(source: Source) -> _Draft:
@@ -149,37 +149,37 @@ def _traced(source: Source) -> _Draft:
     return _Draft(graph, None, source.reference, state, notes=notes)
 
 
-def _quantized(found: _Draft, source: Source, by: calibration.Calibration) -> _Draft:
+def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _Draft:
     console.say(f"export: calibrating on {by.source}")
-    check_rows(found.graph, by.rows)
-    wanted = calibration.run(found.graph, by.selection)
+    check_rows(draft.graph, by.rows)
+    wanted = calibration.run(draft.graph, by.selection)
     quantizer = importlib.import_module(PRECISIONS[source.reference.precision].quantizer)
-    made: Quantized = quantizer.quantize(
-        found.graph, by.rows, lambda graph: calibration.judge(graph, wanted, by)
+    result: Quantized = quantizer.quantize(
+        draft.graph, by.rows, lambda graph: calibration.judge(graph, wanted, by)
     )
     specs = source.reference.input_specs, source.reference.output_specs
-    graph = finished(made.graph, *specs, source.metadata)
+    graph = finished(result.graph, *specs, source.metadata)
     cpu_graph = None
-    if made.cpu_graph is not None:
-        cpu_graph = finished(made.cpu_graph, *specs, source.metadata)
+    if result.cpu_graph is not None:
+        cpu_graph = finished(result.cpu_graph, *specs, source.metadata)
     native = calibration.run(graph, source.reference.inputs)
     reference = source.reference.reference
     yardstick = {n: noise_floor.pooled(noise.measure(reference[n], [native[n]])) for n in native}
     judged_by = dataclasses.replace(source.reference, native=native, noise=yardstick)
     notes = {
-        **found.notes,
+        **draft.notes,
         "calibration": {
             "source": by.source,
             "rows": len(next(iter(by.rows.values()))),
-            "method": made.method,
+            "method": result.method,
             "scores": {
                 name: {"accuracy": accuracy, "sqnr": sqnr}
-                for name, (_, accuracy, sqnr) in made.scores.items()
+                for name, (_, accuracy, sqnr) in result.scores.items()
             },
         },
     }
     return _Draft(
-        graph, None, judged_by, weight_map.quantized(found.weights, graph), cpu_graph, notes
+        graph, None, judged_by, weight_map.quantized(draft.weights, graph), cpu_graph, notes
     )
 
 

@@ -28,9 +28,9 @@ def measure(reference: Array, realisations: Sequence[Array]) -> Array:
     """
     squares = np.zeros(len(reference))
     largest = np.zeros(len(reference))
-    for made in realisations:
+    for outputs in realisations:
         with np.errstate(invalid="ignore"):  # infinities, which make a golden file of no use
-            error = difference(made, reference)
+            error = difference(outputs, reference)
             squares += np.mean(np.square(error), axis=1)
             largest = np.maximum(largest, np.abs(error).max(axis=1))
     noise = np.stack([np.sqrt(squares / len(realisations)), largest], axis=1)
@@ -38,12 +38,12 @@ def measure(reference: Array, realisations: Sequence[Array]) -> Array:
     return np.where(np.isfinite(noise), noise, _BEYOND)
 
 
-def difference(found: Array, reference: Array) -> Array:
+def difference(outputs: Array, reference: Array) -> Array:
     """Returns found - reference in float64, `[rows, elements]`; never 0 for unequal integers."""
-    error = found.astype(np.float64) - reference.astype(np.float64)
+    error = outputs.astype(np.float64) - reference.astype(np.float64)
     if reference.dtype.kind in "biu":
         # Float64 holds those up to 2^53 only.
-        error = np.where((error == 0) & (found != reference), 1.0, error)
+        error = np.where((error == 0) & (outputs != reference), 1.0, error)
     return by_row(error)
 
 

@@ -124,7 +124,7 @@ def make_reference(
         )
         tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
         native, reference = (
-            {name: array[kept] for name, array in each.items()} for each in (native, reference)
+            {name: array[kept] for name, array in arrays.items()} for arrays in (native, reference)
         )
     logits = names[0] if model.labels else ""
     for name, array in native.items():
@@ -147,7 +147,7 @@ def make_reference(
         every = [torch.from_numpy(images)]
         test_reference = cache.outputs("test", lambda: exact.run(every))[names[0]]
     measured = _noise(served, tensors, reference, native, noise_runs)
-    made = Reference(
+    complete = Reference(
         inputs=rows.inputs,
         reference=reference,
         native=native,
@@ -160,13 +160,13 @@ def make_reference(
         precision=precision,
     )
     try:
-        made.check()
+        complete.check()
     except ValueError as error:
         raise DeployError(
             f"the model cannot be judged: {error}",
             "look at its weights and inputs; if it was trained here, use a smaller --lr",
         ) from error
-    return made
+    return complete
 
 
 def _numbers(cases: tuple[str, ...], runs: Sequence[dict[str, Array]]) -> Array:
@@ -250,15 +250,15 @@ def output_names(model: Model, tensors: Sequence[torch.Tensor]) -> tuple[str, ..
     network = model.network.eval()
     with torch.inference_mode(), explained(""):
         prepared = tensors if model.prepare is None else model.prepare(*tensors)
-        made = network(*prepared) if isinstance(prepared, tuple | list) else network(prepared)
-    found = named_outputs(made)
-    if model.outputs and len(model.outputs) != len(found):
+        results = network(*prepared) if isinstance(prepared, tuple | list) else network(prepared)
+    named = named_outputs(results)
+    if model.outputs and len(model.outputs) != len(named):
         raise DeployError(
-            f"the model has {len(found)} outputs, but {len(model.outputs)} names:"
+            f"the model has {len(named)} outputs, but {len(model.outputs)} names:"
             f" {', '.join(model.outputs)}",
             "name every output once",
         )
-    return model.outputs or tuple(found)
+    return model.outputs or tuple(named)
 
 
 @contextmanager

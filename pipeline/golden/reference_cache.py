@@ -80,10 +80,10 @@ def _read(path: Path, key: str) -> dict[str, dict[str, Array]]:
     return kept
 
 
-def key_of(said: Any, arrays: Iterable[tuple[str, Array]]) -> str:
+def key_of(facts: Any, arrays: Iterable[tuple[str, Array]]) -> str:
     """Returns the digest of a JSON value and of named arrays."""
     digests = [
         (name, str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest())
         for name, array in arrays
     ]
-    return sha256_json([said, digests])
+    return sha256_json([facts, digests])

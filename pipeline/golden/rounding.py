@@ -148,9 +148,9 @@ def _one_by_one(
     moved = sorted(axis % tensor.ndim for axis in axes or range(tensor.ndim))
     terms = tensor.movedim(moved, [*range(len(moved))]).flatten(0, len(moved) - 1).contiguous()
     # Over the slowest axis, numpy adds row to row; over the fastest, in pairs.
-    found = torch.from_numpy(np.asarray(np.add.reduce(terms.cpu().numpy(), axis=0)))
+    total = torch.from_numpy(np.asarray(np.add.reduce(terms.cpu().numpy(), axis=0)))
     if func is _ATEN.mean.dim:
-        found = found / len(terms)
+        total = total / len(terms)
     for axis in moved if keep else ():
-        found = found.unsqueeze(axis)
-    return found.to(tensor.device, more.get("dtype"))
+        total = total.unsqueeze(axis)
+    return total.to(tensor.device, more.get("dtype"))

@@ -57,7 +57,7 @@ def of_test_set(images: Array, labels: Array) -> Rows:
     return Rows({IMAGE: rows}, cases, labels[chosen])
 
 
-def without_test_set(model: Model, given: Mapping[str, Array] | None) -> Rows:
+def without_test_set(model: Model, examples: Mapping[str, Array] | None) -> Rows:
     """Takes a user's rows, or the model's own examples, and adds made ones and edge cases.
 
     Args:
@@ -66,7 +66,7 @@ def without_test_set(model: Model, given: Mapping[str, Array] | None) -> Rows:
     Raises:
         DeployError: There is neither, or what was given does not fit the model.
     """
-    inputs = _named(model, given) if given is not None else dict(model.inputs)
+    inputs = _named(model, examples) if examples is not None else dict(model.inputs)
     _check_names(model, tuple(inputs))
     if not inputs and model.image is None:
         raise DeployError(
@@ -78,10 +78,10 @@ def without_test_set(model: Model, given: Mapping[str, Array] | None) -> Rows:
     count = len(next(iter(inputs.values()))) if inputs else 0
     parts = [(inputs, tuple(f"example {index}" for index in range(count)))] if inputs else []
     if model.image is not None:
-        if given is None:
-            made = made_images(model.image, MADE_IMAGES)
+        if examples is None:
+            images = made_images(model.image, MADE_IMAGES)
             names = tuple(f"made image {index}" for index in range(MADE_IMAGES))
-            parts.append(({IMAGE: made}, names))
+            parts.append(({IMAGE: images}, names))
         edges = edge_images(model.image)
         parts.append(({IMAGE: np.stack(list(edges.values()))}, tuple(edges)))
     else:
@@ -117,29 +117,29 @@ def read(path: Path, option: str = "--inputs") -> dict[str, Array]:
     return arrays
 
 
-def _named(model: Model, given: Mapping[str, Array]) -> dict[str, Array]:
+def _named(model: Model, arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Returns given arrays in the order of the arguments they are named after.
 
     Raises:
         DeployError: A name is missing or unknown, or shape or dtype are not the model's.
     """
     first = model.prepare if model.prepare is not None else model.network
-    wanted = [IMAGE] if model.image is not None else list(model.inputs) or _arguments(first, given)
-    if sorted(given) != sorted(wanted):
+    wanted = [IMAGE] if model.image is not None else list(model.inputs) or _arguments(first, arrays)
+    if sorted(arrays) != sorted(wanted):
         raise DeployError(
-            f"--inputs has {', '.join(given) or 'nothing'}, but the model takes"
+            f"--inputs has {', '.join(arrays) or 'nothing'}, but the model takes"
             f" {', '.join(wanted)}",
             "give one array for each, under its name",
         )
-    ordered = {name: given[name] for name in wanted}
+    ordered = {name: arrays[name] for name in wanted}
     examples = dict(model.inputs)
     if model.image is not None:
         examples.setdefault(IMAGE, np.zeros((1, *model.image), np.uint8))
     for name, example in examples.items():
-        found = ordered[name]
-        if (found.dtype, found.shape[1:]) != (example.dtype, example.shape[1:]):
+        array = ordered[name]
+        if (array.dtype, array.shape[1:]) != (example.dtype, example.shape[1:]):
             raise DeployError(
-                f"--inputs: {name} is {found.dtype}{list(found.shape)}, but the model takes"
+                f"--inputs: {name} is {array.dtype}{list(array.shape)}, but the model takes"
                 f" {example.dtype}[rows, {', '.join(map(str, example.shape[1:]))}]"
             )
     return ordered
@@ -153,8 +153,8 @@ def _check_names(model: Model, names: tuple[str, ...]) -> None:
     """
     first = model.prepare if model.prepare is not None else model.network
     parameters = inspect.signature(first.forward).parameters.values()
-    known = tuple(each.name for each in parameters)
-    variadic = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
+    known = tuple(parameter.name for parameter in parameters)
+    variadic = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
     if not (variadic or len(names) <= 1 or names == known[: len(names)]):
         raise DeployError(
             f"the inputs are {', '.join(names)}, but the arguments of"
@@ -163,20 +163,24 @@ def _check_names(model: Model, names: tuple[str, ...]) -> None:
         )
 
 
-def _arguments(module: nn.Module, given: Mapping[str, Array]) -> list[str]:
+def _arguments(module: nn.Module, examples: Mapping[str, Array]) -> list[str]:
     """Returns the names of forward's arguments: those without a default, and those given."""
     parameters = inspect.signature(module.forward).parameters.values()
-    if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters):
-        return list(given)
-    return [each.name for each in parameters if each.default is each.empty or each.name in given]
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+        return list(examples)
+    return [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty or parameter.name in examples
+    ]
 
 
 def _check_rows(inputs: Mapping[str, Array]) -> None:
     counts = {name: len(array) if array.ndim else 0 for name, array in inputs.items()}
     if inputs and (len(set(counts.values())) != 1 or 0 in counts.values()):
-        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise DeployError(
-            f"the inputs have different numbers of rows, or none: {found}",
+            f"the inputs have different numbers of rows, or none: {sizes}",
             "the first axis of every input is the batch",
         )
     for name, array in inputs.items():
@@ -192,7 +196,7 @@ def _made_like(
     Integers stay within the range of the examples: as an index, another might not exist.
     """
     random = np.random.default_rng(seed)
-    made = {}
+    columns = {}
     for name, array in inputs.items():
         shape = (count, *array.shape[1:])
         values: Array
@@ -205,25 +209,25 @@ def _made_like(
             values = random.integers(0, 2, shape)
         else:
             values = random.integers(array.min(), array.max(), shape, array.dtype, endpoint=True)
-        made[name] = values.astype(array.dtype)
-    return made
+        columns[name] = values.astype(array.dtype)
+    return columns
 
 
 def _extremes(inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Returns a row for each of EXTREMES."""
-    made = {}
+    columns = {}
     for name, array in inputs.items():
         first, last = array[:1], np.zeros_like(array[:1])
         if array.dtype.kind == "f":
             with np.errstate(over="ignore"):
-                found = [last, first / 1000, first * 1000]
-            rows = [np.nan_to_num(each.astype(array.dtype)) for each in found]
+                candidates = [last, first / 1000, first * 1000]
+            rows = [np.nan_to_num(candidate.astype(array.dtype)) for candidate in candidates]
         elif array.dtype.kind == "b":
             rows = [last, ~first, ~last]
         else:
             rows = [np.full_like(first, array.min()), first, np.full_like(first, array.max())]
-        made[name] = np.concatenate(rows)
-    return made
+        columns[name] = np.concatenate(rows)
+    return columns
 
 
 def made_rows(model: Model, count: int, seed: int) -> dict[str, Array]:

@@ -204,12 +204,12 @@ def source_facts(*sources: Path) -> dict[str, str]:
 def _zoo() -> dict[str, ModelSpec]:
     from pipeline.models import zoo
 
-    found: dict[str, ModelSpec] = {}
+    specs: dict[str, ModelSpec] = {}
     for module in pkgutil.iter_modules(zoo.__path__):
         if not module.name.startswith("_"):
             family = importlib.import_module(f"{zoo.__name__}.{module.name}")
-            found |= {spec.name: spec for spec in family.MODELS}
-    return found
+            specs |= {spec.name: spec for spec in family.MODELS}
+    return specs
 
 
 def names() -> list[str]:

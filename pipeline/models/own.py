@@ -51,7 +51,9 @@ def find(place: str, what: str, seed: int) -> ModelSpec:
     unused = [model]
     package = module_of(place) if is_file(place) else place.partition(".")[0]
     modules = (set(sys.modules) - before) | {
-        each for each in sys.modules if each == package or each.startswith(f"{package}.")
+        module_name
+        for module_name in sys.modules
+        if module_name == package or module_name.startswith(f"{package}.")
     }
 
     def build(_contents: Contents | None) -> Model:
@@ -140,18 +142,18 @@ def _call(factory: Any, name: str) -> Model:
     from torch import nn
 
     try:
-        made = factory()
+        model = factory()
     except Exception as error:  # the user's code may raise anything
         raise _failed(f"{name}()", error) from error
-    if isinstance(made, nn.Module):
-        made = Model(network=made)
-    if not isinstance(made, Model) or not isinstance(made.network, nn.Module):
+    if isinstance(model, nn.Module):
+        model = Model(network=model)
+    if not isinstance(model, Model) or not isinstance(model.network, nn.Module):
         raise DeployError(
-            f"{name}() returned {type(made).__name__}, not a model",
+            f"{name}() returned {type(model).__name__}, not a model",
             "return a torch.nn.Module or an assay.Model",
         )
-    inputs = {key: _array(name, key, value) for key, value in made.inputs.items()}
-    return dataclasses.replace(made, inputs=inputs)
+    inputs = {key: _array(name, key, value) for key, value in model.inputs.items()}
+    return dataclasses.replace(model, inputs=inputs)
 
 
 def _array(name: str, key: str, value: Any) -> Array:
@@ -183,9 +185,9 @@ def _failed(what: str, error: Exception) -> DeployError:
 def _sources(modules: set[str]) -> dict[str, str]:
     """Returns one digest over the files of modules, but for those that are installed."""
     installed = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(modules):
         path = getattr(sys.modules.get(name), "__file__", None)
         if path and not path.startswith(installed) and Path(path).is_file():
-            found.update(name.encode() + Path(path).read_bytes())
-    return {"model_source": found.hexdigest()}
+            digest.update(name.encode() + Path(path).read_bytes())
+    return {"model_source": digest.hexdigest()}

@@ -31,37 +31,37 @@ def read(path: Path) -> dict[str, Any]:
     model = onnx_files.read(path, data=False)
     try:
         onnx.checker.check_model(path, full_check=True)
-        found = describe(model)
+        description = describe(model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise DeployError(f"{path} is not valid ONNX: {error}", "export it again") from error
-    return {"file": str(path), "sha256": sha256_file(path), **found.document()}
+    return {"file": str(path), "sha256": sha256_file(path), **description.document()}
 
 
 def _short(value: str) -> str:
     return value if len(value) <= _WIDTH else f"{value[:_WIDTH]}…"
 
 
-def show(found: dict[str, Any], *, nodes: bool) -> None:
+def show(description: dict[str, Any], *, nodes: bool) -> None:
     """Prints a description that `read` gave; every node that computes, where asked."""
-    console.result(f"{found['file']}: sha256 {found['sha256']}")
+    console.result(f"{description['file']}: sha256 {description['sha256']}")
     for side in ("inputs", "outputs"):
-        console.result(f"{side}: {', '.join(found[side])}")
-    types = ", ".join(f"{count} in {name}" for name, count in found["precisions"].items())
-    console.result(f"opset {found['opset']}; nodes that compute: {types}")
+        console.result(f"{side}: {', '.join(description[side])}")
+    types = ", ".join(f"{count} in {name}" for name, count in description["precisions"].items())
+    console.result(f"opset {description['opset']}; nodes that compute: {types}")
     console.result(
-        f"{found['parameters']:,} parameters in {found['size']:,} bytes,"
-        f" {found['multiply_adds']:,} multiply-adds a row"
+        f"{description['parameters']:,} parameters in {description['size']:,} bytes,"
+        f" {description['multiply_adds']:,} multiply-adds a row"
     )
     if nodes:
         rows = [
-            (each["name"], each["operator"], each["precision"], f"{each['multiply_adds']:,}")
-            for each in found["nodes"]
+            (node["name"], node["operator"], node["precision"], f"{node['multiply_adds']:,}")
+            for node in description["nodes"]
         ]
         console.table("Nodes", ("node", "operator", "precision", ">multiply-adds"), rows)
     else:
-        counts = found["operators"].items()
+        counts = description["operators"].items()
         console.table("Operators", ("operator", ">nodes"), [(k, str(n)) for k, n in counts])
-    said = [(key, _short(value)) for key, value in found["metadata"].items()]
-    console.table("Metadata", ("key", "value"), said)
+    metadata = [(key, _short(value)) for key, value in description["metadata"].items()]
+    console.table("Metadata", ("key", "value"), metadata)
     if importlib.util.find_spec("netron") is not None:
-        console.result(f"to look at it: netron {found['file']}")
+        console.result(f"to look at it: netron {description['file']}")

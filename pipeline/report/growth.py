@@ -21,24 +21,24 @@ _UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 _BAR = 10  # characters for the largest error that is allowed
 
 
-def show(found: Bisection, subject: str) -> None:
+def show(search: Bisection, subject: str) -> None:
     """Prints a row for each value up to the first that is not the model's, and two more."""
-    first = found.first
-    last = len(found.steps) if first is None else found.steps.index(first) + 3
+    first = search.first
+    last = len(search.steps) if first is None else search.steps.index(first) + 3
     rows = []
-    for step in found.steps[:last]:
+    for step in search.steps[:last]:
         bar = "#" * min(round(step.ratio * _BAR), 2 * _BAR)
         numbers = (f"{step.error:.1e}", f"{step.ratio:.2f}")
         rows.append((step.node, step.operator, step.module, *numbers, bar))
     columns = ("node", "operator", "module", ">error so far", ">own, of what is allowed", "")
     console.table("Error along the graph", columns, rows)
-    if len(found.steps) > last:
-        console.result(f"{len(found.steps) - last} more values follow")
+    if len(search.steps) > last:
+        console.result(f"{len(search.steps) - last} more values follow")
     if first is None:
-        console.result(f"all {len(found.steps)} values that could be compared are the model's")
-        if found.unmatched:
+        console.result(f"all {len(search.steps)} values that could be compared are the model's")
+        if search.unmatched:
             console.result(
-                f"{len(found.unmatched)} nodes have values that the model does not know by name:"
+                f"{len(search.unmatched)} nodes have values that the model does not know by name:"
                 " they are judged by what follows from them, if anything does"
             )
         if subject != GRAPH:
@@ -49,7 +49,7 @@ def show(found: Bisection, subject: str) -> None:
         return
     where = f" ({first.module})" if first.module else ""
     console.result(f"first: {first.operator} node {first.node!r}{where}: {first.fault}")
-    console.result(found.opinion)
+    console.result(search.opinion)
 
 
 def check_plot(path: Path) -> None:
@@ -69,7 +69,7 @@ def check_plot(path: Path) -> None:
     import_vendor("matplotlib", "pip install matplotlib")
 
 
-def plot(found: Bisection, path: Path) -> None:
+def plot(search: Bisection, path: Path) -> None:
     """Draws the error so far, and what each node adds of what is allowed, value by value."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -77,19 +77,19 @@ def plot(found: Bisection, path: Path) -> None:
     figure = Figure(figsize=(9, 6), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
-    places = range(1, len(found.steps) + 1)
-    above.plot(places, [step.error or None for step in found.steps], ".-", color="tab:blue")
+    places = range(1, len(search.steps) + 1)
+    above.plot(places, [step.error or None for step in search.steps], ".-", color="tab:blue")
     above.set_yscale("log")
     above.set_ylabel("error so far,\nas a part of the value's size")
-    below.plot(places, [step.ratio or None for step in found.steps], ".", color="tab:blue")
+    below.plot(places, [step.ratio or None for step in search.steps], ".", color="tab:blue")
     below.axhline(1, color="tab:red", linewidth=1)
     below.set_yscale("log")
     below.set_ylabel("own error of the node,\nin units of what is allowed")
     below.set_xlabel("values of the graph, in the order in which they are computed")
-    first = found.first
+    first = search.first
     if first is not None:
         for axes in (above, below):
-            axes.axvline(found.steps.index(first) + 1, color="tab:red", linestyle="--")
+            axes.axvline(search.steps.index(first) + 1, color="tab:red", linestyle="--")
         above.set_title(
             f"first: {first.operator} {first.node!r}, {first.fault}", fontsize=9, parse_math=False
         )
@@ -110,31 +110,31 @@ def refuse(graph: str, others: str) -> None:
     )
 
 
-def require(found: Bisection, graph: str, others: str) -> None:
+def require(search: Bisection, graph: str, others: str) -> None:
     """Raises ParityError if a value is not the model's, or for what no value shows.
 
     Args:
         others: Faults of weights and signature, in words.
     """
-    first = found.first
+    first = search.first
     if first is not None:
         raise ParityError(
             f"{graph} leaves the model at {first.operator} node {first.node!r}: {first.fault}",
-            found.opinion,
-            document(found),
+            search.opinion,
+            document(search),
         )
     if others:
         raise ParityError(
             f"no value of {graph} is further off than rounding explains, but {others}",
             "export it again",
-            document(found),
+            document(search),
         )
 
 
-def document(found: Bisection) -> dict[str, Any]:
+def document(search: Bisection) -> dict[str, Any]:
     """Returns the JSON form."""
-    first = found.first
+    first = search.first
     return {
-        **dataclasses.asdict(found),
+        **dataclasses.asdict(search),
         "first": None if first is None else dataclasses.asdict(first),
     }

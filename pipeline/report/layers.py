@@ -91,8 +91,8 @@ def summarise(
     rows: list[tuple[str, nn.Module, tuple[tuple[int, ...], ...]]] = []
 
     def note(path: str, module: nn.Module) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, made: Any) -> None:
-            rows.append((path, module, _shapes(made)))
+        def hook(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
+            rows.append((path, module, _shapes(outputs)))
 
         return module.register_forward_hook(hook)
 
@@ -124,25 +124,27 @@ def _shown(path: str, module: nn.Module, depth: int | None) -> bool:
     return innermost if depth is None else level == depth or (innermost and level < depth)
 
 
-def _shapes(made: Any) -> tuple[tuple[int, ...], ...]:
-    values = named_outputs(made).values() if not isinstance(made, torch.Tensor) else (made,)
+def _shapes(outputs: Any) -> tuple[tuple[int, ...], ...]:
+    values = (
+        named_outputs(outputs).values() if not isinstance(outputs, torch.Tensor) else (outputs,)
+    )
     return tuple(tuple(value.shape) for value in values)
 
 
 def _parameters(module: nn.Module) -> int:
-    return sum(each.numel() for each in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _counts(counter: FlopCounterMode, network: nn.Module) -> dict[str, int]:
     """Returns multiply-adds by path; torch counts a multiply-add as two operations."""
     root = type(network).__name__
-    found = {}
+    counts = {}
     for path, operations in counter.get_flop_counts().items():
         if path == root:
-            found[""] = sum(operations.values()) // 2
+            counts[""] = sum(operations.values()) // 2
         elif path.startswith(f"{root}."):
-            found[path.removeprefix(f"{root}.")] = sum(operations.values()) // 2
-    return found
+            counts[path.removeprefix(f"{root}.")] = sum(operations.values()) // 2
+    return counts
 
 
 def _totals(network: nn.Module, counts: dict[str, int]) -> dict[str, dict[str, int]]:
@@ -158,9 +160,9 @@ def _totals(network: nn.Module, counts: dict[str, int]) -> dict[str, dict[str, i
     return {**totals, "all": every}
 
 
-def show(found: Summary) -> None:
+def show(summary: Summary) -> None:
     """Prints the layers, then the sums."""
-    shapes = ", ".join(_text(shape) for shape in found.inputs)
+    shapes = ", ".join(_text(shape) for shape in summary.inputs)
     rows = [
         (
             layer.name,
@@ -169,13 +171,13 @@ def show(found: Summary) -> None:
             f"{layer.parameters:,}" if layer.parameters else "",
             f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
         )
-        for layer in found.layers
+        for layer in summary.layers
     ]
     columns = ("layer", "kind", "output", ">parameters", ">multiply-adds")
-    console.table(f"{found.model}, for one sample {shapes}", columns, rows)
+    console.table(f"{summary.model}, for one sample {shapes}", columns, rows)
     sums = [
         (kind, f"{total['parameters']:,}", f"{total['multiply_adds']:,}")
-        for kind, total in found.totals.items()
+        for kind, total in summary.totals.items()
     ]
     console.table("Totals", ("layers", ">parameters", ">multiply-adds"), sums)
 

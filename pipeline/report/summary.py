@@ -83,7 +83,7 @@ def collect(model: str, precision: str, store: Store) -> Summary:
     subjects |= {name: ENGINE_VERDICT.at(engine=name) for name in engines.names()}
     verdicts = {name: read(artifact) for name, artifact in subjects.items()}
     bundle = vouched(BUNDLE)
-    found = Summary(
+    summary = Summary(
         model=model,
         precision=precision,
         training=read(TRAINING),
@@ -93,32 +93,32 @@ def collect(model: str, precision: str, store: Store) -> Summary:
         notes=tuple(notes),
     )
     words = model if precision == DEFAULT_PRECISION else f"{model} --precision {precision}"
-    if found.training is None and not found.verdicts and not notes:
+    if summary.training is None and not summary.verdicts and not notes:
         raise DeployError(
             f"nothing has been made of {model} in {store.root} yet",
             hints.complete(f"run `assay run {words}`", store.place),
         )
-    return found
+    return summary
 
 
-def show(found: Summary) -> None:
+def show(summary: Summary) -> None:
     """Prints accuracy, then a row for each engine, then where the bundle is."""
-    if found.training is not None:
-        console.result(f"{found.model}: {describe(found.training)}")
-    batches = sorted({entry["batch"] for entry in _results(found)})
+    if summary.training is not None:
+        console.result(f"{summary.model}: {describe(summary.training)}")
+    batches = sorted({entry["batch"] for entry in _results(summary)})
     columns = ["engine", "verdict", ">error x floor", ">flips", ">top-1"]
     columns += [f">batch {batch} (µs)" for batch in batches]
     rows = [
-        [name, *_verdict_cells(verdict), *(_latency(found, name, batch) for batch in batches)]
-        for name, verdict in found.verdicts.items()
+        [name, *_verdict_cells(verdict), *(_latency(summary, name, batch) for batch in batches)]
+        for name, verdict in summary.verdicts.items()
     ]
-    console.table(f"{found.model}, {found.precision}: end-to-end latency", columns, rows)
-    for name, verdict in found.verdicts.items():
+    console.table(f"{summary.model}, {summary.precision}: end-to-end latency", columns, rows)
+    for name, verdict in summary.verdicts.items():
         if verdict["status"] == "not run":
             console.result(f"{name}: not run on this machine: {verdict['reason']}")
-    for note in found.notes:
+    for note in summary.notes:
         console.result(note)
-    console.result(f"bundle: {found.bundle or 'none that is up to date'}")
+    console.result(f"bundle: {summary.bundle or 'none that is up to date'}")
 
 
 def _verdict_cells(verdict: dict[str, Any]) -> list[str]:
@@ -133,12 +133,12 @@ def _verdict_cells(verdict: dict[str, Any]) -> list[str]:
     ]
 
 
-def _results(found: Summary) -> list[dict[str, Any]]:
-    return found.measurements["results"] if found.measurements else []
+def _results(summary: Summary) -> list[dict[str, Any]]:
+    return summary.measurements["results"] if summary.measurements else []
 
 
-def _latency(found: Summary, name: str, batch: int) -> str:
-    for entry in _results(found):
+def _latency(summary: Summary, name: str, batch: int) -> str:
+    for entry in _results(summary):
         if (entry["name"], entry["batch"], entry["boundary"]) == (name, batch, "end to end"):
             mark = "" if entry["settled"] else " unstable"
             return f"{entry['seconds']['value'] * 1e6:,.1f}{mark}"

@@ -19,7 +19,7 @@ from pipeline.stages import built_engines_that_run, model_option, precision_opti
 from pipeline.workflow import hints
 from pipeline.workflow.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import Made, Meaning, Stage, option
+from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from engines.contract import Session
@@ -84,12 +84,12 @@ def resolve(params: Params) -> Params:
             )
         if threads == len(allowed):  # nobody asked for so many
             threads = len(set(params.affinity))
-    if params.cuda_graph and not any(_has_graphs(each, params) for each in params.engine):
+    if params.cuda_graph and not any(_has_graphs(other, params) for other in params.engine):
         raise NotAvailableError(
             f"none of {', '.join(params.engine)} has CUDA graphs here",
             "leave --cuda-graph out, or run it where there is a CUDA device",
         )
-    against = tuple(each for each in dict.fromkeys(params.against) if each != params.precision)
+    against = tuple(other for other in dict.fromkeys(params.against) if other != params.precision)
     batch = tuple(sorted(set(params.batch)))
     return dataclasses.replace(
         params,
@@ -124,15 +124,15 @@ class _Subject:
 
 def _subjects(params: Params) -> dict[str, _Subject]:
     """Returns what is measured, by the name it has in the table; the baseline first."""
-    found = {}
+    subjects = {}
     for precision in (*params.against, params.precision):
         for engine in params.engine:
             name = engine if precision == params.precision else f"{engine} {precision}"
             built = ENGINE.at(engine=engine, precision=precision)
-            found[name] = _Subject(engine, built, cuda_graph=False)
+            subjects[name] = _Subject(engine, built, cuda_graph=False)
             if params.cuda_graph and _has_graphs(engine, params):
-                found[f"{name} graph"] = _Subject(engine, built, cuda_graph=True)
-    return found
+                subjects[f"{name} graph"] = _Subject(engine, built, cuda_graph=True)
+    return subjects
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
@@ -184,10 +184,10 @@ def _open(subject: _Subject, built: Path, params: Params) -> Session:
     from pipeline.verification.engine_proof import require_fit, weights_for
 
     engine = engines.get(subject.engine)
-    found = engine.available()
-    if not found.run:
+    state = engine.available()
+    if not state.run:
         raise NotAvailableError(
-            f"engine {subject.engine!r} cannot run here: {found.reason}", found.install
+            f"engine {subject.engine!r} cannot run here: {state.reason}", state.install
         )
     options = OpenOptions(
         device=choose_device(engine, params.device),
@@ -201,20 +201,20 @@ def _open(subject: _Subject, built: Path, params: Params) -> Session:
 
 def facts(params: Params) -> dict[str, str]:
     """What the speed depends on: each backend, the CPU and the GPU."""
-    found = {**hardware.cpu_fingerprint(), **hardware.gpu_fingerprint()}
+    facts_by_name = {**hardware.cpu_fingerprint(), **hardware.gpu_fingerprint()}
     for name in params.engine:
-        found |= engines.get(name).fingerprint()
-    return found
+        facts_by_name |= engines.get(name).fingerprint()
+    return facts_by_name
 
 
-def show(made: Made[Params]) -> None:
+def show(runs: StageRuns[Params]) -> None:
     """Prints the table."""
-    for outputs, _ in made:
+    for outputs, _ in runs:
         report.show(read_json(outputs[MEASUREMENTS]))
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
-    return (GOLDEN, *dict.fromkeys(each.built for each in _subjects(params).values()))
+    return (GOLDEN, *dict.fromkeys(subject.built for subject in _subjects(params).values()))
 
 
 STAGE = Stage(

@@ -23,7 +23,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import Made, Meaning, Stage, option
+from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from engines.contract import BuildOptions
@@ -117,10 +117,10 @@ def _options(params: Params) -> BuildOptions:
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Builds one engine."""
     engine = engines.get(params.engine)
-    found = engine.available()
-    if not found.build:
+    state = engine.available()
+    if not state.build:
         raise NotAvailableError(
-            f"engine {params.engine!r} cannot be built here: {found.reason}", found.install
+            f"engine {params.engine!r} cannot be built here: {state.reason}", state.install
         )
     source = inputs[engine_source(params.engine, params.precision)]
     done, notes = 0.0, dict[str, object]()
@@ -152,9 +152,9 @@ def facts(params: Params) -> dict[str, str]:
     return engines.get(params.engine).fingerprint()
 
 
-def show(made: Made[Params]) -> None:
+def show(runs: StageRuns[Params]) -> None:
     """Prints where each engine is and whether it can run here."""
-    for outputs, params in made:
+    for outputs, params in runs:
         available = engines.get(params.engine).available()
         report.show(params.engine, outputs[ENGINE], read_json(outputs[ENGINE_LAYERS]), available)
 

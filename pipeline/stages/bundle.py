@@ -34,7 +34,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json
-from pipeline.workflow.stage import Made, Meaning, Stage, option
+from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
 
 _ACCEPTED = ("pass", "not run")
 
@@ -90,11 +90,11 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         for artifact in inputs.declared
         if not artifact.optional or inputs.locate(artifact).exists()
     }
-    records = provenance.record_paths(inputs.root, [each.record for each in inputs.declared])
-    found = provenance.read_records(inputs.root, records)
+    records = provenance.record_paths(inputs.root, [part.record for part in inputs.declared])
+    known_records = provenance.read_records(inputs.root, records)
     facts = _facts(inputs, params, records, verdicts)
     for name in params.engine:
-        record = found[ENGINE.at(engine=name).at(**inputs.fields).record]
+        record = known_records[ENGINE.at(engine=name).at(**inputs.fields).record]
         facts["engines"][name]["built_with"] = record.facts
     text = readme.text(facts)
     content: dict[str, Path | bytes] = {
@@ -115,17 +115,17 @@ def _facts(
 
     golden = goldens.load(inputs[GOLDEN])
     graph = onnx.load(inputs[GRAPH], load_external_data=False)
-    said = {entry.key: entry.value for entry in graph.metadata_props}
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
     return {
         "assay": __version__,
         "model": params.model,
         "precision": params.precision,
-        "dataset": said["assay.dataset"],
+        "dataset": metadata["assay.dataset"],
         "training": describe(read_json(inputs[TRAINING])),
-        "labels": json.loads(said["assay.labels"]),
-        "preprocessing": said["assay.preprocessing"],
-        "inputs": [str(each) for each in golden.input_specs],
-        "outputs": [str(each) for each in golden.output_specs],
+        "labels": json.loads(metadata["assay.labels"]),
+        "preprocessing": metadata["assay.preprocessing"],
+        "inputs": [str(spec) for spec in golden.input_specs],
+        "outputs": [str(spec) for spec in golden.output_specs],
         "graph": GRAPH.at(**inputs.fields).label,
         "golden": GOLDEN.at(**inputs.fields).label,
         "engines": {
@@ -140,7 +140,7 @@ def _facts(
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
-    each = (ENGINE, ENGINE_LAYERS, ENGINE_VERDICT)
+    parts = (ENGINE, ENGINE_LAYERS, ENGINE_VERDICT)
     sources = dict.fromkeys(engine_source(name, params.precision) for name in params.engine)
     sources.pop(GRAPH, None)
     return (
@@ -153,13 +153,13 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
         GOLDEN,
         GRAPH_VERDICT,
         *((MEASUREMENTS,) if params.measurements else ()),
-        *(artifact.at(engine=name) for name in params.engine for artifact in each),
+        *(artifact.at(engine=name) for name in params.engine for artifact in parts),
     )
 
 
-def show(made: Made[Params]) -> None:
+def show(runs: StageRuns[Params]) -> None:
     """Prints where the bundle is."""
-    for outputs, _ in made:
+    for outputs, _ in runs:
         report.show(outputs[BUNDLE])
 
 

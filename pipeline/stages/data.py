@@ -23,7 +23,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import write_json
-from pipeline.workflow.stage import Made, Meaning, Stage, option
+from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ def _outputs(params: Params) -> tuple[Artifact, ...]:
     return tuple(artifact.at(dataset=params.data) for artifact in DATA)
 
 
-def show(made: Made[Params]) -> None:
+def show(runs: StageRuns[Params]) -> None:
     """Prints where the files are and what they hold."""
-    for outputs, params in made:
+    for outputs, params in runs:
         path = _at(outputs, CONTENTS)
         report.show(params.data, path.parent, registry.read_contents(path))
 

@@ -44,7 +44,7 @@ from pipeline.workflow.artifacts import (
     reference_cache,
 )
 from pipeline.workflow.digests import read_json, sha256_file, write_json
-from pipeline.workflow.stage import Made, Stage, option
+from pipeline.workflow.stage import Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from engines.contract import Array
@@ -185,15 +185,15 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         "assay.exporter": params.exporter,
     }
     source = Source(served, reference, metadata, params.exporter, params.opset)
-    found = export(source, lambda: _calibration(inputs, model, params))
-    write(found.graph, outputs[GRAPH])
-    if found.cpu_graph is not None:
-        write(found.cpu_graph, outputs[CPU_GRAPH])
+    exported = export(source, lambda: _calibration(inputs, model, params))
+    write(exported.graph, outputs[GRAPH])
+    if exported.cpu_graph is not None:
+        write(exported.cpu_graph, outputs[CPU_GRAPH])
     if PROGRAM in _outputs(params):
         specs = reference.input_specs, reference.output_specs
-        save_program(found.program, outputs[PROGRAM], *specs)
-    found.golden.save(outputs[GOLDEN])
-    write_json(outputs[DESCRIPTION], {**describe(found.graph).document(), **found.notes})
+        save_program(exported.program, outputs[PROGRAM], *specs)
+    exported.golden.save(outputs[GOLDEN])
+    write_json(outputs[DESCRIPTION], {**describe(exported.graph).document(), **exported.notes})
 
 
 def _trained_model(inputs: Paths, params: Params) -> Model:
@@ -227,8 +227,8 @@ def _calibration(inputs: Paths, model: Model, params: Params) -> Calibration:
     from pipeline.golden import rows
 
     if params.calibration is not None:
-        given = rows.read(params.calibration, "--calibration")
-        return calibration.of_rows(given, params.calibration.name)
+        feeds = rows.read(params.calibration, "--calibration")
+        return calibration.of_rows(feeds, params.calibration.name)
     if params.data is None:
         return calibration.made(model)
     images = idx.read_images(inputs[TRAIN_IMAGES.at(dataset=params.data)])
@@ -255,7 +255,7 @@ def _reference_cache(
     """
     from pipeline.golden.reference_cache import ReferenceCache, key_of
 
-    said = {
+    depends = {
         **facts,
         "model": models.get(params.model).facts(),
         "revision": STAGE.revision,
@@ -265,7 +265,7 @@ def _reference_cache(
         "cpus": hardware.available_cpus(),
         **{name: hardware.version(name) for name in ("torch", "torchvision", "timm")},
     }
-    return ReferenceCache(reference_cache(inputs.root, params.model), key_of(said, arrays))
+    return ReferenceCache(reference_cache(inputs.root, params.model), key_of(depends, arrays))
 
 
 def _test_set(
@@ -289,25 +289,25 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
 
 
 def _outputs(params: Params) -> tuple[Artifact, ...]:
-    found: tuple[Artifact, ...] = (GRAPH, GRAPH_DATA, GOLDEN, DESCRIPTION)
+    outputs: tuple[Artifact, ...] = (GRAPH, GRAPH_DATA, GOLDEN, DESCRIPTION)
     if PRECISIONS[params.precision].quantized:
-        return (*found, CPU_GRAPH) if PRECISIONS[params.precision].cpu_graph else found
+        return (*outputs, CPU_GRAPH) if PRECISIONS[params.precision].cpu_graph else outputs
     # TorchScript traces what torch.export cannot: there is no program then.
-    return (*found, PROGRAM) if params.exporter == EXPORTERS[0] else found
+    return (*outputs, PROGRAM) if params.exporter == EXPORTERS[0] else outputs
 
 
 def facts(params: Params) -> dict[str, str]:
     """What defines the model, the limits, and the digests of files of inputs."""
-    found = {**models.get(params.model).facts(), **limits.facts()}
+    facts_by_name = {**models.get(params.model).facts(), **limits.facts()}
     for name in ("inputs", "calibration"):
         if (path := getattr(params, name)) is not None:
-            found[name] = sha256_file(path)
-    return found
+            facts_by_name[name] = sha256_file(path)
+    return facts_by_name
 
 
-def show(made: Made[Params]) -> None:
+def show(runs: StageRuns[Params]) -> None:
     """Prints where the graph is and how large."""
-    for outputs, _ in made:
+    for outputs, _ in runs:
         report.show(outputs[GRAPH], read_json(outputs[DESCRIPTION]))
 
 

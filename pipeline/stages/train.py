@@ -28,7 +28,7 @@ from pipeline.workflow.artifacts import (
     training_state,
 )
 from pipeline.workflow.digests import read_json, sha256_file, write_json
-from pipeline.workflow.stage import Made, Stage, option
+from pipeline.workflow.stage import Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from pipeline.training.job import Job
@@ -93,8 +93,8 @@ def resolve(params: Params) -> Params:
         chosen |= {name: value for name, value in quick.items() if value is not None}
     if params.weights is not None or not (spec.trainable or params.data):
         chosen["epochs"] = 0
-    given = {name: getattr(params, name) for name in chosen}
-    chosen |= {name: value for name, value in given.items() if value is not None}
+    asked = {name: getattr(params, name) for name in chosen}
+    chosen |= {name: value for name, value in asked.items() if value is not None}
     if chosen["epochs"] and not (spec.trainable or data):
         raise UsageError(
             f"{params.model} cannot be trained: it has no data set",
@@ -179,15 +179,15 @@ def _at(inputs: Paths, artifact: Artifact, params: Params) -> Path:
 
 def facts(params: Params) -> dict[str, str]:
     """What defines the model, and the digest of the weights it starts from."""
-    found = models.get(params.model).facts()
+    facts_by_name = models.get(params.model).facts()
     if params.weights is not None:
-        found["weights"] = sha256_file(params.weights)
-    return found
+        facts_by_name["weights"] = sha256_file(params.weights)
+    return facts_by_name
 
 
-def show(made: Made[Params]) -> None:
+def show(runs: StageRuns[Params]) -> None:
     """Prints the test accuracy."""
-    for outputs, params in made:
+    for outputs, params in runs:
         report.show(params.model, read_json(outputs[TRAINING]))
 
 

@@ -32,7 +32,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import Made, Meaning, Stage, option
+from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,13 @@ def facts(params: Params) -> dict[str, str]:
     return {**engine.fingerprint(), **limits.facts(), "run": str(engine.available().run)}
 
 
-def show(made: Made[Params]) -> None:
+def show(runs: StageRuns[Params]) -> None:
     """Prints the verdicts; raises unless all are passes."""
     from pipeline.verification.verdict import from_json
 
-    verdicts = [from_json(read_json(outputs[_verdict(params)])) for outputs, params in made]
+    verdicts = [from_json(read_json(outputs[_verdict(params)])) for outputs, params in runs]
     report.show(verdicts)
-    for _, params in made[:1]:  # all are of one model
+    for _, params in runs[:1]:  # all are of one model
         require_pass(verdicts, params.model)
 
 

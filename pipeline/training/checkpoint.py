@@ -83,14 +83,14 @@ class TrainingCheckpoint:
         """
         if not self.path.exists():
             return None
-        found = _read(self.path)
-        if found.key != self.key:
+        progress = _read(self.path)
+        if progress.key != self.key:
             raise DeployError(
                 f"{self.path} is of another training: an option, the data, the model's source or"
                 " torch is not the same",
                 "give the options it was started with, or leave --resume out to start anew",
             )
-        return found
+        return progress
 
     def rescue(self) -> int:
         """Writes the weights that were kept last as a plain file; returns their epoch, or 0."""
@@ -98,9 +98,9 @@ class TrainingCheckpoint:
 
         if not self.path.exists():
             return 0
-        found = _read(self.path)
-        save_file(found.tensors["model"], self.rescued)
-        return found.epoch if found.step else found.epoch - 1
+        progress = _read(self.path)
+        save_file(progress.tensors["model"], self.rescued)
+        return progress.epoch if progress.step else progress.epoch - 1
 
 
 def _read(path: Path) -> Progress:
@@ -108,14 +108,14 @@ def _read(path: Path) -> Progress:
 
     try:
         with safe_open(path, "pt") as file:
-            said = file.metadata()
-            if said["schema"] != str(SCHEMA):
-                raise ValueError(f"schema {said['schema']}, this version reads {SCHEMA}")
+            header = file.metadata()
+            if header["schema"] != str(SCHEMA):
+                raise ValueError(f"schema {header['schema']}, this version reads {SCHEMA}")
             tensors: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 part, _, name = key.partition("/")
                 tensors[part][name] = file.get_tensor(key)
-            return Progress(**json.loads(said["progress"]), tensors=tensors)
+            return Progress(**json.loads(header["progress"]), tensors=tensors)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DeployError(
             f"{path} is damaged: {error}", "remove it, or leave --resume out to start anew"

@@ -252,7 +252,7 @@ class _Run:
             f"{what} within the first {self.seen:,} images of epoch {self.epoch}", hint
         )
 
-    def save(self, said: str = "") -> None:
+    def save(self, reason: str = "") -> None:
         """Keeps the progress, unless a weight is no longer a number."""
         import torch
 
@@ -288,36 +288,36 @@ class _Run:
             )
             self.saved = time.perf_counter()
             self.saving_takes = self.saved - start
-        if said:
-            self.bar.line(f"epoch {self.epoch}, step {self.step}: {said}")
+        if reason:
+            self.bar.line(f"epoch {self.epoch}, step {self.step}: {reason}")
 
     def restore(self, checkpoint: TrainingCheckpoint) -> None:
         """Goes to where the kept progress stood."""
         import torch
 
-        found = checkpoint.load() if self.group.rank == 0 else None
+        progress = checkpoint.load() if self.group.rank == 0 else None
         if self.group.world > 1:  # the others may be on machines without the file
-            found = shared(found)
-        if found is None:
+            progress = shared(progress)
+        if progress is None:
             console.say("nothing was kept of a training: starting anew")
             return
-        console.say(f"going on from epoch {found.epoch}, step {found.step}")
-        self.network.load_state_dict(found.tensors["model"])
+        console.say(f"going on from epoch {progress.epoch}, step {progress.step}")
+        self.network.load_state_dict(progress.tensors["model"])
         state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, tensor in found.tensors["optimizer"].items():
+        for key, tensor in progress.tensors["optimizer"].items():
             index, _, name = key.partition("/")
             state.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.scaler.load_state_dict(found.scaler)
-        self.epoch, self.step, self.curve = found.epoch, found.step, found.curve
-        self.loss += found.loss
-        self.correct += found.correct
-        self.seconds = found.seconds
+        self.scaler.load_state_dict(progress.scaler)
+        self.epoch, self.step, self.curve = progress.epoch, progress.step, progress.curve
+        self.loss += progress.loss
+        self.correct += progress.correct
+        self.seconds = progress.seconds
         for _ in range(self.epoch - 1):  # the order of the epoch under way comes next
             torch.randperm(self.count, generator=self.order)
-        torch.set_rng_state(found.tensors["rng"]["cpu"])
-        if "cuda" in found.tensors["rng"]:
-            torch.cuda.set_rng_state(found.tensors["rng"]["cuda"], self.device)
+        torch.set_rng_state(progress.tensors["rng"]["cpu"])
+        if "cuda" in progress.tensors["rng"]:
+            torch.cuda.set_rng_state(progress.tensors["rng"]["cuda"], self.device)
 
 
 def _device(name: str, among: Group) -> torch.device:

@@ -44,7 +44,9 @@ def check(
         return 0
     batch = min(settings.batch_size, len(samples.targets))
     needed = int(_kept_per_sample(network, prepare, samples) * batch * _MARGIN)
-    needed += 2 * sum(each.nbytes for each in network.parameters())  # gradient and its update
+    needed += 2 * sum(
+        parameter.nbytes for parameter in network.parameters()
+    )  # gradient and its update
     free = hardware.free_memory()
     if needed > free:
         raise DeployError(
@@ -108,7 +110,7 @@ def _kept_per_sample(network: nn.Module, prepare: nn.Module | None, samples: Sam
 
     # A copy, and the random numbers put back: the trial must leave no trace in the training.
     trial = copy.deepcopy(network).train()
-    parameters = {each.untyped_storage().data_ptr() for each in trial.parameters()}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in trial.parameters()}
     inputs = samples.inputs[:1].repeat(_TRIAL, *[1] * (samples.inputs.ndim - 1))
     with torch.random.fork_rng(devices=[]):
         prepared = inputs if prepare is None else prepare(inputs)

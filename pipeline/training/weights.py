@@ -42,7 +42,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         # runs code from the file. There is no fallback.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found: Any = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises nearly anything
         # Not torch's own message: it advises to load the file without that safety.
         raise DeployError(
@@ -51,14 +51,16 @@ def read(path: Path) -> dict[str, torch.Tensor]:
             "save it with safetensors.torch.save_file(model.state_dict(), FILE)",
         ) from error
     for wrapper in _WRAPPERS:
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(
+        isinstance(v, torch.Tensor) for v in content.values()
+    ):
         raise DeployError(
-            f"{path} holds a {type(found).__name__}, not tensors by name",
+            f"{path} holds a {type(content).__name__}, not tensors by name",
             "save the model's state_dict()",
         )
-    return {str(name).removeprefix(_PREFIX): tensor for name, tensor in found.items()}
+    return {str(name).removeprefix(_PREFIX): tensor for name, tensor in content.items()}
 
 
 def untie(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -69,7 +71,7 @@ def untie(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     import torch
 
     plain = torch.contiguous_format
-    return {n: each.detach().cpu().clone(memory_format=plain) for n, each in tensors.items()}
+    return {n: tensor.detach().cpu().clone(memory_format=plain) for n, tensor in tensors.items()}
 
 
 def load(network: nn.Module, path: Path, model: str) -> None:
@@ -82,24 +84,24 @@ def load(network: nn.Module, path: Path, model: str) -> None:
     fit(network, read(path), str(path), model)
 
 
-def fit(network: nn.Module, found: dict[str, torch.Tensor], where: str, model: str) -> None:
+def fit(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, model: str) -> None:
     """Puts tensors into a network under their names; see `load`."""
     wanted = network.state_dict()
-    faults = [f"{name} is missing" for name in wanted if name not in found]
-    faults += [f"{name} is not one of the model's" for name in found if name not in wanted]
+    faults = [f"{name} is missing" for name in wanted if name not in tensors]
+    faults += [f"{name} is not one of the model's" for name in tensors if name not in wanted]
     faults += [
-        f"{name} is {list(found[name].shape)} instead of {list(tensor.shape)}"
+        f"{name} is {list(tensors[name].shape)} instead of {list(tensor.shape)}"
         for name, tensor in wanted.items()
-        if name in found and found[name].shape != tensor.shape
+        if name in tensors and tensors[name].shape != tensor.shape
     ]
     if faults:
         more = f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
         raise DeployError(
             f"{where} does not hold the weights of {model}, {len(faults)} of"
-            f" {len({*wanted, *found})} tensors do not fit: {'; '.join(faults[:_NAMED])}{more}",
+            f" {len({*wanted, *tensors})} tensors do not fit: {'; '.join(faults[:_NAMED])}{more}",
             "give the weights of this very architecture and number of classes",
         )
-    broken = [n for n, tensor in found.items() if not bool(tensor.double().isfinite().all())]
+    broken = [n for n, tensor in tensors.items() if not bool(tensor.double().isfinite().all())]
     if broken:
         raise DeployError(
             f"{where}: {len(broken)} tensors have NaN or Inf, as {broken[0]}",
@@ -107,6 +109,6 @@ def fit(network: nn.Module, found: dict[str, torch.Tensor], where: str, model: s
         )
     # The versions of the modules' formats, which files of tensors do not keep: some modules
     # refuse a state without. The names fit, so it is of this version.
-    state = OrderedDict(found)
+    state = OrderedDict(tensors)
     state._metadata = wanted._metadata  # type: ignore[attr-defined]
     network.load_state_dict(state)

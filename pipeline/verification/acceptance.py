@@ -39,7 +39,7 @@ def require_pass(verdicts: Sequence[Verdict], model: str, file: Path | None = No
             raise ParityError(
                 f"{verdict.subject} is not proved equal to the PyTorch model: {verdict.reason}",
                 hint,
-                {"verdicts": [dataclasses.asdict(each) for each in verdicts]},
+                {"verdicts": [dataclasses.asdict(verdict) for verdict in verdicts]},
             )
     for verdict in verdicts:
         if verdict.status == "not run":

@@ -30,7 +30,7 @@ class Drop:
     high: float
 
     def __str__(self) -> str:
-        parts = (100 * each for each in (self.value, self.low, self.high))
+        parts = (100 * bound for bound in (self.value, self.low, self.high))
         return "{:.2f} pp ({:.2f} to {:.2f})".format(*parts)
 
 
@@ -55,7 +55,7 @@ def _clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
     """Returns the exact interval of a probability after `hits` of `trials`."""
     tail = (1 - _CONFIDENCE) / 2
     counts = np.arange(trials + 1)
-    logs = np.array([math.lgamma(each + 1) for each in range(trials + 1)])
+    logs = np.array([math.lgamma(number + 1) for number in range(trials + 1)])
     ways = logs[-1] - logs - logs[::-1]
 
     def at_least(p: float, count: int) -> float:

@@ -75,11 +75,11 @@ def require_fit(engine: Engine, path: Path) -> None:
     record = records.load(record_beside(path))
     if record is None:
         return
-    digests = [each["sha256"] for name, each in record.outputs.items() if is_engine(name)]
-    found = sha256_file(path)
+    digests = [output["sha256"] for name, output in record.outputs.items() if is_engine(name)]
+    digest = sha256_file(path)
     why = engine.incompatibility(record.facts, record.params)
-    if digests and found not in digests:
-        why = f"its SHA-256 is {found}, and {digests[0]} was built"
+    if digests and digest not in digests:
+        why = f"its SHA-256 is {digest}, and {digests[0]} was built"
     if why:
         raise NotAvailableError(
             f"{path} is not loaded: {why}",
@@ -104,9 +104,9 @@ def _judge(
     images: Array | None,
 ) -> Verdict:
     engine, device = engines.get(runner(subject)), asked.device
-    found = engine.available()
-    if not found.run:
-        return not_run(subject, precision, found.reason)
+    state = engine.available()
+    if not state.run:
+        return not_run(subject, precision, state.reason)
     kind = device.partition(":")[0]
     if subject == GRAPH:
         device = "auto"  # the graph is judged by one engine, wherever the others run

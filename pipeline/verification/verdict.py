@@ -170,9 +170,9 @@ def signature_faults(
         ("outputs", outputs, golden.output_specs),
     )
     return [
-        f"{side} are {', '.join(map(str, found))}; expected {', '.join(map(str, wanted))}"
-        for side, found, wanted in sides
-        if set(found) != set(wanted)
+        f"{side} are {', '.join(map(str, specs))}; expected {', '.join(map(str, wanted))}"
+        for side, specs, wanted in sides
+        if set(specs) != set(wanted)
     ]
 
 
@@ -204,8 +204,8 @@ def _judge_output(
         judged = floor.comparable[rows]
         if not judged.any():
             continue
-        each = np.sqrt(np.mean(np.square(error), axis=1))
-        rms_ratio = max(rms_ratio, _rms(over(each, floor.rms[rows])[judged]))
+        rms_by_row = np.sqrt(np.mean(np.square(error), axis=1))
+        rms_ratio = max(rms_ratio, _rms(over(rms_by_row, floor.rms[rows])[judged]))
         largest = over(np.abs(error).max(axis=1), floor.max[rows]) * judged
         if largest.max() >= max_ratio:
             max_ratio, worst = float(largest.max()), golden.cases[rows[int(largest.argmax())]]

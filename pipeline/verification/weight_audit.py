@@ -122,11 +122,11 @@ def audit_model(model: onnx.ModelProto, weights: Weights, graph: Path) -> Audit:
     """Does the same with a model that was read from the file `graph`."""
     try:
         arrays = _initializers(model)
-        found = {name: digest(array) for name, array in arrays.items()}
+        digests = {name: digest(array) for name, array in arrays.items()}
     except Exception as error:  # protobuf, onnx and numpy each raise their own
         raise DeployError(f"{graph} is not an ONNX graph: {error}", "export it again") from error
-    values, carried = set(found.values()), weights.carried
-    changed = sorted(name for name in carried if name in found and found[name] != carried[name])
+    values, carried = set(digests.values()), weights.carried
+    changed = sorted(name for name in carried if name in digests and digests[name] != carried[name])
     identical = [n for n, value in carried.items() if value in values and n not in changed]
     missing = set(carried) - set(identical) - set(changed)
     known = {*carried.values(), *weights.constants}
@@ -138,6 +138,6 @@ def audit_model(model: onnx.ModelProto, weights: Weights, graph: Path) -> Audit:
         unexplained=tuple(
             f"{name} {array.dtype}{list(array.shape)}, {array.nbytes:,} bytes"
             for name, array in arrays.items()
-            if found[name] not in known
+            if digests[name] not in known
         ),
     )

@@ -12,5 +12,5 @@ STAGES = ("data", "train", "export", "verify", "build", "bench", "bundle")
 
 def stage(name: str) -> Stage[Any]:
     """Returns a stage by its name. Imports no heavy library."""
-    found: Stage[Any] = importlib.import_module(f"pipeline.stages.{name}").STAGE
-    return found
+    declared: Stage[Any] = importlib.import_module(f"pipeline.stages.{name}").STAGE
+    return declared

@@ -79,10 +79,10 @@ def _check_types(record: Record) -> None:
     for entry in record.inputs.values():
         entry["sha256"].encode()
         entry["record"].encode()
-    for made in record.outputs.values():
-        made["sha256"].encode()
-        if not isinstance(made["bytes"], int):
-            raise TypeError(f"a size of {made['bytes']!r}")
+    for output in record.outputs.values():
+        output["sha256"].encode()
+        if not isinstance(output["bytes"], int):
+            raise TypeError(f"a size of {output['bytes']!r}")
 
 
 @dataclass
@@ -116,20 +116,24 @@ class RecordVerifier:
                 f"{mend}, which writes {self.root / artifact.record}",
             )
         mend = f"run `{hints.again(record.stage, record.params)}`"
-        expected, found = record.outputs[artifact.label]["sha256"], sha256_file(path)
-        if found != expected:
+        expected, actual = record.outputs[artifact.label]["sha256"], sha256_file(path)
+        if actual != expected:
             raise DeployError(
                 f"{path} is not the {artifact.kind} that was made: expected sha256 {expected},"
-                f" found {found}",
+                f" found {actual}",
                 f"restore the file, or {mend}",
             )
         self._check_fresh(artifact.label, record)
-        return found
+        return actual
 
     def _check_fresh(self, label: str, record: Record) -> None:
         makers = {name: load(self.root / entry["record"]) for name, entry in record.inputs.items()}
         # One that was removed is no matter: the digest in the record still holds.
-        known = {name: made for name, made in makers.items() if made and name in made.outputs}
+        known = {
+            name: known_maker
+            for name, known_maker in makers.items()
+            if known_maker and name in known_maker.outputs
+        }
         for name, maker in known.items():
             self._check_fresh(name, maker)  # what is stale further up has to be made first
         for name, maker in known.items():

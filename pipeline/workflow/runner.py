@@ -219,23 +219,23 @@ class _Job:
     @contextmanager
     def _scratch_paths(self) -> Iterator[Paths]:
         """Gives paths in temporary folders, on the file systems of the outputs."""
-        made: list[Path] = []
+        folders: list[Path] = []
         try:
             for base in (self.store.root, self.store.dist):
                 if base is self.store.dist and not any(a.dist for a in self.outputs.declared):
-                    made.append(made[0])
+                    folders.append(folders[0])
                     continue
                 base.mkdir(parents=True, exist_ok=True)
                 # We hold the lock, so what an earlier run left here belongs to nobody.
                 for stale in base.glob(f".tmp-{self.scratch}*"):
                     shutil.rmtree(stale)
-                made.append(Path(tempfile.mkdtemp(prefix=f".tmp-{self.scratch}", dir=base)))
-            scratch = dataclasses.replace(self.outputs, root=made[0], dist=made[1])
+                folders.append(Path(tempfile.mkdtemp(prefix=f".tmp-{self.scratch}", dir=base)))
+            scratch = dataclasses.replace(self.outputs, root=folders[0], dist=folders[1])
             for artifact in scratch.declared:
                 scratch.locate(artifact).parent.mkdir(parents=True, exist_ok=True)
             yield scratch
         finally:
-            for folder in made:
+            for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _check_inputs(self, inputs: Mapping[str, Mapping[str, str]]) -> None:

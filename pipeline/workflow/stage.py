@@ -20,7 +20,7 @@ from pipeline.workflow.artifacts import Artifact, Paths
 P = TypeVar("P")
 Names = Callable[[], list[str]]
 # Runs of one stage: where the outputs of each lie, and its parameters.
-Made: TypeAlias = Sequence[tuple[Paths, P]]
+StageRuns: TypeAlias = Sequence[tuple[Paths, P]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,24 +120,24 @@ class Option:
 
     def check(self, value: Any) -> None:
         """Raises UsageError for a word or a number that the option does not accept."""
-        for each in value if self.many else (value,):
-            if self.valid is not None and each is not None:
-                self.valid(each)
-            if self.type not in (int, float) or each is None:
+        for item in value if self.many else (value,):
+            if self.valid is not None and item is not None:
+                self.valid(item)
+            if self.type not in (int, float) or item is None:
                 continue
-            fits = 0 < each <= self.high if self.type is float else self.low <= each <= self.high
+            fits = 0 < item <= self.high if self.type is float else self.low <= item <= self.high
             if not fits:
                 range_ = "above 0 and up to" if self.type is float else f"from {self.low} to"
                 raise UsageError(
-                    f"{self.flag} {each} is out of range",
+                    f"{self.flag} {item} is out of range",
                     f"give a number {range_} {self.high}",
                 )
 
 
 def check(params: Any) -> None:
     """Raises UsageError if one of a stage's parameters is not what its option accepts."""
-    for each in options(type(params)):
-        each.check(getattr(params, each.name))
+    for item in options(type(params)):
+        item.check(getattr(params, item.name))
 
 
 def options(params: type) -> tuple[Option, ...]:
@@ -207,4 +207,4 @@ class Stage(Generic[P]):
     resolve: Callable[[P], P] = _same
     command: type | None = None
     first: Callable[[Mapping[str, Any], Path], str] = _no_stage
-    show: Callable[[Made[P]], None]
+    show: Callable[[StageRuns[P]], None]

@@ -32,8 +32,10 @@ def of_node(
 
     constants = {tensor.name for tensor in model.graph.initializer} | {*feeds}
     taken = [name for name in node.input if name and name not in constants]
-    found = prober.values(model, feeds, [*dict.fromkeys([*taken, value])])
-    given = {name: found[name] for name in taken} | {k: feeds[k] for k in node.input if k in feeds}
+    computed = prober.values(model, feeds, [*dict.fromkeys([*taken, value])])
+    node_inputs = {name: computed[name] for name in taken} | {
+        k: feeds[k] for k in node.input if k in feeds
+    }
     alone = onnx.helper.make_model(
         onnx.helper.make_graph(
             [node],
@@ -42,7 +44,7 @@ def of_node(
                 onnx.helper.make_tensor_value_info(
                     name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), None
                 )
-                for name, array in given.items()
+                for name, array in node_inputs.items()
             ],
             [onnx.ValueInfoProto(name=value)],
             [tensor for tensor in model.graph.initializer if tensor.name in node.input],
@@ -51,11 +53,14 @@ def of_node(
         ir_version=model.ir_version,
     )
     try:
-        (made,) = ReferenceEvaluator(alone).run([value], given)
+        (output,) = ReferenceEvaluator(alone).run([value], node_inputs)
     except Exception as error:  # it lacks operators, and raises whatever it stumbles over
         return f"ONNX's reference cannot compute it: {error}"
-    said, runtimes = np.asarray(made).astype(np.float64), found[value].astype(np.float64)
-    near, far = (_distance(each.astype(np.float64), runtimes) for each in (said, wanted))
+    by_reference, runtimes = (
+        np.asarray(output).astype(np.float64),
+        computed[value].astype(np.float64),
+    )
+    near, far = (_distance(other.astype(np.float64), runtimes) for other in (by_reference, wanted))
     if near <= far / _NEARER and np.isfinite(near):
         return "ONNX's reference gives the same: the graph says something else than the model"
     who = engine_proof.runner(prober.subject)

@@ -141,12 +141,12 @@ def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = N
         for node in model.graph.node
         if not {*node.output} & {*known.values()}
     )
-    found = Bisection(tuple(steps), unmatched=unmatched)
-    first = found.first
+    bisection = Bisection(tuple(steps), unmatched=unmatched)
+    first = bisection.first
     if first is None or wanted is None:
-        return found
+        return bisection
     return replace(
-        found,
+        bisection,
         opinion=opinion.of_node(prober, model, makers[first.value], first.value, feeds, wanted),
     )
 
@@ -266,14 +266,14 @@ def _walk(
             with torch.inference_mode(), run.context():
                 run.values[node] = None if checks else node.target(*args[0], **args[1])
         if node.name in known:
-            found = engine[known[node.name]]
+            value = engine[known[node.name]]
             values = [_numbers(run.values[node]) for run in runs]
-            yield node, (found, values[0], values[1], values[2:])
-            if found.shape == values[0].shape:
+            yield node, (value, values[0], values[1], values[2:])
+            if value.shape == values[0].shape:
                 for run in runs[1:]:
                     kind = run.values[node].dtype
-                    given = found.astype(np.float64) if found.dtype.kind == "f" else found
-                    run.values[node] = torch.from_numpy(given).to(kind)
+                    exact = value.astype(np.float64) if value.dtype.kind == "f" else value
+                    run.values[node] = torch.from_numpy(exact).to(kind)
         for before in node.all_input_nodes:
             users[before] -= 1
             if not users[before]:
@@ -288,8 +288,8 @@ def _start(run: _Run) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def _numbers(tensor: torch.Tensor) -> Array:
     tensor = tensor.detach()
-    found: Array = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
-    return found
+    array: Array = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+    return array
 
 
 def _bytes(node: Any, rows: int) -> int:
@@ -321,7 +321,7 @@ def _module(node: Any) -> str:
 
 
 def _judge(
-    found: Array,
+    value: Array,
     exact: Array,
     local: Array,
     others: Sequence[Array],
@@ -337,15 +337,15 @@ def _judge(
         others: What PyTorch makes of them at the precision.
         summed: Numbers that come to one: adding them up one by one loses more than in pairs.
     """
-    if found.shape != exact.shape:
-        fault = f"it is {list(found.shape)} where {list(exact.shape)} was expected"
+    if value.shape != exact.shape:
+        fault = f"it is {list(value.shape)} where {list(exact.shape)} was expected"
         return 0.0, 0.0, fault
-    if not np.isfinite(found.astype(np.float64)).all():
+    if not np.isfinite(value.astype(np.float64)).all():
         return 0.0, 0.0, "it has NaN or Inf"
     size = float(np.sqrt(np.mean(np.square(exact.astype(np.float64))))) or 1.0
-    grown = float(np.sqrt(np.mean(np.square(noise.difference(found, exact))))) / size
+    grown = float(np.sqrt(np.mean(np.square(noise.difference(value, exact))))) / size
     floor = noise_floor.floor(local, noise.measure(local, others), precision, least=summed**0.5)
-    error = np.abs(noise.difference(found, local))
+    error = np.abs(noise.difference(value, local))
     judged = floor.comparable
     if not judged.any():
         return grown, 0.0, ""

@@ -45,10 +45,10 @@ class Prober:
                 " follow",
                 "bisect another engine, or the graph",
             )
-        found = engine.available()
-        if not found.run:
+        state = engine.available()
+        if not state.run:
             raise NotAvailableError(
-                f"engine {self.subject!r} cannot be run here: {found.reason}", found.install
+                f"engine {self.subject!r} cannot be run here: {state.reason}", state.install
             )
         choose_device(engine, self.device)
 
@@ -78,13 +78,13 @@ class Prober:
                     rows = len(next(iter(feeds.values())))
                     engine.build(path, built, BuildOptions(1, rows, rows))
                 with closing(engine.open(built, options)) as session:
-                    found = session.run(feeds)
+                    results = session.run(feeds)
             except DeployError as error:  # of a file that the user does not know
-                said = error.message
-                for each in (path, built):
-                    said = said.replace(str(each), "the graph, asked for its inner values")
-                raise type(error)(said, error.hint) from error
-        return {name: found[output] for name, output in outputs.items()}
+                reason = error.message
+                for file in (path, built):
+                    reason = reason.replace(str(file), "the graph, asked for its inner values")
+                raise type(error)(reason, error.hint) from error
+        return {name: results[output] for name, output in outputs.items()}
 
     def _output(self, watched: onnx.ModelProto, name: str) -> str:
         """Makes a value an output; of a bfloat16 one, which numpy does not know, a cast."""
@@ -124,8 +124,8 @@ class Windows:
             window: list[str] = []
             size = 0
             while self._sizes and (not window or size + self._sizes[0][1] <= _BYTES):
-                each, more = self._sizes.pop(0)
-                window.append(each)
+                next_size, more = self._sizes.pop(0)
+                window.append(next_size)
                 size += more
             self._held = self._prober.values(self._model, self._feeds, window)
         return self._held.pop(name)

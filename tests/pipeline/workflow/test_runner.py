@@ -14,7 +14,7 @@ from engines.errors import DeployError
 from pipeline.workflow import lock, runner, signals
 from pipeline.workflow.artifacts import Artifact, Paths
 from pipeline.workflow.runner import Store
-from pipeline.workflow.stage import Made, Stage, option
+from pipeline.workflow.stage import Stage, StageRuns, option
 
 FIRST = Artifact("first file", "{name}/first.txt", "make", "{name}/make.json")
 SECOND = Artifact("second file", "{name}/second.txt", "make", "{name}/make.json")
@@ -37,7 +37,7 @@ def copy(inputs: Paths, outputs: Paths, _params: Params) -> None:
     outputs[COPY].write_bytes(inputs[FIRST].read_bytes())
 
 
-def show(_made: Made[Params]) -> None:
+def show(_made: StageRuns[Params]) -> None:
     pass
 
 
