@@ -14,9 +14,11 @@ STAMP := $(VENV)/.assay-$(shell cat pyproject.toml constraints.txt Makefile | sh
 # This checkout, whatever checkout a shared environment was set up from.
 RUN := PYTHONPATH="$(CURDIR)" $(VENV)/bin/python
 ASSAY := $(RUN) -m pipeline.cli
+# By file, since the tests of a file share its fixtures; in the order of tests/conftest.py.
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-large test-engines test-gpu gpu-report lint clean
+.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-fast test-large test-engines test-gpu gpu-report lint clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,7 +69,10 @@ doctor: $(STAMP) ## say what this machine has and lacks
 	$(ASSAY) doctor $(ARGS)
 
 test: $(STAMP) ## run all tests
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest $(PARALLEL) $(ARGS)
+
+test-fast: $(STAMP) ## run the tests that take no second, in less than a minute
+	$(RUN) -m pytest $(PARALLEL) -m 'not large and not long and not gpu and not slow' $(ARGS)
 
 test-large: $(STAMP) ## run the tests that take 16 GiB of memory
 	$(RUN) -m pytest -m large $(ARGS)

@@ -85,8 +85,10 @@ def probe() -> dict[str, object]:
     """Returns the answer that is printed."""
     try:
         driver = Driver()
-    except OSError:
-        return {"gpus": [], "problem": f"no NVIDIA GPU and driver here (no {_CUDA})"}
+    except OSError as error:
+        if "No such file" in str(error):
+            return {"gpus": [], "problem": f"no NVIDIA GPU here, or no driver for it (no {_CUDA})"}
+        return {"gpus": [], "problem": f"CUDA's driver does not load here: {error}"}
     except DriverError as error:
         return {"gpus": [], "problem": f"CUDA opens no GPU here: {error}"}
     try:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -106,7 +107,13 @@ def _probed() -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
         return {"gpus": [], "problem": f"CUDA's driver did not answer in {_PROBE_SECONDS} s"}
-    except (subprocess.SubprocessError, OSError, ValueError) as error:
+    except subprocess.CalledProcessError as error:
+        if error.returncode >= 0:
+            how = f"with status {error.returncode}"
+        else:
+            how = f"by {signal.Signals(-error.returncode).name}"
+        return {"gpus": [], "problem": f"CUDA's driver ended the process that asked it, {how}"}
+    except (OSError, ValueError) as error:
         return {"gpus": [], "problem": f"CUDA's driver could not be asked: {error}"}
     return answer
 

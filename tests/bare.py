@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-import sysconfig
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -22,22 +22,28 @@ def environment(folder: Path, *extras: str) -> Path:
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
-    here = Path(sysconfig.get_path("purelib"))
-    for name in _needed("assay", extras):
-        for file in metadata.files(name) or ():
+    # Read from the file: not every machine that runs the tests has this project installed.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = [*project["dependencies"]]
+    for extra in extras:
+        texts += project["optional-dependencies"][extra]
+    for name in _needed(texts, extras):
+        distribution = metadata.distribution(name)
+        for file in distribution.files or ():
             top = file.parts[0]
             if top not in ("..", "__pycache__") and not (site / top).exists():
-                (site / top).symlink_to(here / top)
+                (site / top).symlink_to(str(distribution.locate_file(top)))
     (site / "assay.pth").write_text(str(ROOT))
     return folder / "bin/python"
 
 
-def _needed(name: str, extras: tuple[str, ...]) -> set[str]:
-    found: set[str] = set()
-    for text in metadata.requires(name) or ():
+def _needed(texts: list[str], extras: tuple[str, ...]) -> set[str]:
+    """Returns the names of the distributions that requirements lead to."""
+    names: set[str] = set()
+    for text in texts:
         wanted = Requirement(text)
         chosen = [{"extra": extra} for extra in extras or ("",)]
-        if wanted.marker is None or any(wanted.marker.evaluate(each) for each in chosen):
-            other = re.sub(r"[-_.]+", "-", wanted.name).lower()
-            found |= {other} | _needed(other, tuple(wanted.extras))
-    return found
+        if wanted.marker is None or any(wanted.marker.evaluate(extra) for extra in chosen):
+            name = re.sub(r"[-_.]+", "-", wanted.name).lower()
+            names |= {name} | _needed(metadata.requires(name) or [], tuple(wanted.extras))
+    return names

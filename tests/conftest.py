@@ -5,18 +5,60 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
+import engines
+from engines import hardware
 from pipeline.cli import main, stage_runs
 from pipeline.data import registry
 from pipeline.workflow import console
 from pipeline.workflow.runner import Store
-from tests.subset import ROOT, SUBSET, install_trained
+from tests.subset import SUBSET, install_trained, python_path
 from tests.unusual import SOURCE
+
+# Processes that share the tests, by pytest-xdist.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+# A worker with torch and the engines in it, and the commands that it starts.
+WORKER_BYTES = 3 << 30
+MOST_WORKERS = 8
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which is not needed to run the tests
+def pytest_xdist_auto_num_workers() -> int:
+    """Returns how many processes `-n auto` means; 0 is this one alone."""
+    fitting = hardware.free_memory() // WORKER_BYTES
+    workers = min(hardware.available_cpus(), fitting, MOST_WORKERS)
+    return workers if workers > 1 else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first where workers share them, so that all end at about one time."""
+    if WORKERS == 1:
+        return
+    files: Counter[Path] = Counter()
+    for item in items:
+        files[item.path] += _seconds(item)
+    # In a file, too: a worker is dealt its next file before the last two tests.
+    items.sort(key=lambda item: (files[item.path], str(item.path), _seconds(item)), reverse=True)
+
+
+def _seconds(item: pytest.Item) -> int:
+    """Returns about how long a test takes, as its marker tells."""
+    marker = item.get_closest_marker("slow")
+    return int(marker.args[0]) if marker else 0
+
+
+def need_engine(name: str, *, run: bool = True) -> None:
+    """Skips a test, with the engine's own reason, where the engine cannot be run, or built."""
+    state = engines.get(name).available()
+    if not (state.run if run else state.build):
+        pytest.skip(state.reason)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -77,10 +119,16 @@ class Process:
     words: tuple[object, ...]
     cwd: Path
 
-    def start(self, **more: object) -> subprocess.Popen[str]:
-        """Starts it; the caller waits for it."""
+    def start(
+        self, *, machine: Mapping[str, str] = MappingProxyType({}), **more: object
+    ) -> subprocess.Popen[str]:
+        """Starts it; the caller waits for it.
+
+        Args:
+            machine: Environment variables, as `tests.machines` returns them.
+        """
         command = [sys.executable, "-m", "tests.subset", *map(str, self.words)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": python_path(), **machine}
         return subprocess.Popen(
             command,
             cwd=self.cwd,

@@ -29,6 +29,15 @@ FOLDER = ROOT / "tests" / "data" / "fashion-mnist-subset"
 TRAINED = ROOT / "tests" / "data" / "lenet"
 
 
+def python_path(*first: Path) -> str:
+    """Returns the PYTHONPATH of a child process: `first`, this checkout, then what is there.
+
+    On some machines the libraries themselves are there.
+    """
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(filter(None, [*map(str, first), str(ROOT), *inherited]))
+
+
 def _described(file: registry.DataFile) -> registry.DataFile:
     packed = (FOLDER / f"{file.name}.gz").read_bytes()
     sha256 = hashlib.sha256(gzip.decompress(packed)).hexdigest()

@@ -255,3 +255,10 @@ def test_engines_are_found_without_torch_and_onnx() -> None:
     code = "import engines\nfor name in engines.names(): engines.get(name)"
     loaded = loaded_by(code) - loaded_by("import numpy") - set(sys.stdlib_module_names)
     assert loaded == {"engines"}
+
+
+def test_no_room_has_slow_tests_alone(request: pytest.FixtureRequest) -> None:
+    # Of the tests that were asked for: all of them in `make test`.
+    items = request.session.items
+    fast = {item.path.parent for item in items if item.get_closest_marker("slow") is None}
+    assert fast == {item.path.parent for item in items}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu_report
-from tests.subset import ROOT
+from tests.subset import ROOT, python_path
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -19,13 +19,14 @@ def zoo(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": python_path(), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         check=False,
     )
 
 
+@pytest.mark.slow(31)
 def test_the_sweep_says_what_became_of_a_model() -> None:
     result = zoo("--quick", "--models", "squeezenet1_1", "--precisions", "fp16,int8")
     assert result.returncode == 0, result.stderr
@@ -34,6 +35,7 @@ def test_the_sweep_says_what_became_of_a_model() -> None:
         assert f"| squeezenet1_1 | {precision} | pass |" in row
 
 
+@pytest.mark.slow(4)
 def test_the_sweep_goes_on_where_it_stopped_and_keeps_within_its_memory(tmp_path: Path) -> None:
     path = tmp_path / "zoo.json"
     known = {"model": "squeezenet1_1", "precision": "fp32", "exported": True, "verdict": "pass"}

@@ -260,11 +260,13 @@ def test_pytorch_agrees(case: Case) -> None:
     check(case, found.numpy())
 
 
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("case", DEALT, ids=str)
 def test_engine_agrees(case: Case, answers: dict[str, np.ndarray]) -> None:
     check(case, answers[str(case)])
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("name", OTHERS)
 def test_engine_that_cannot_run_here_is_built_where_it_can_be(
     name: str, sources: dict[str, Path], tmp_path: Path

@@ -13,7 +13,7 @@ import pytest
 import engines
 from pipeline.workflow import chain
 from tests.conftest import Process
-from tests.subset import ROOT
+from tests.subset import ROOT, python_path
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = {
@@ -40,6 +40,7 @@ def make(*words: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow(133)
 @pytest.mark.timeout(900)  # some minutes on a slow machine
 def test_the_commands_and_examples_work_one_after_the_other(
     tmp_path: Path, process: Callable[..., Process]
@@ -71,7 +72,7 @@ def run_example(path: Path) -> None:
     done = subprocess.run(
         [sys.executable, path],
         cwd=path.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path()},
         capture_output=True,
         text=True,
         check=False,

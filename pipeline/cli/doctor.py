@@ -45,7 +45,8 @@ def show(machine: dict[str, Any]) -> None:
         (
             f"GPU {number}",
             f"{gpu['name']}, {gpu['memory_gib']} GiB, compute capability"
-            f" {gpu['compute_capability']}, driver {gpu['driver']} (CUDA {gpu['cuda']}),"
+            f" {gpu['compute_capability']}, driver {gpu['driver'] or 'of unknown version'}"
+            f" (CUDA {gpu['cuda']}),"
             f" {gpu['uuid']}",
         )
         for number, gpu in enumerate(machine["gpus"])

@@ -16,6 +16,7 @@ from tests.conftest import Result
 TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("precision", TYPES)
 def test_the_chain_of_a_precision(
     store: Store, assay: Callable[..., Result], precision: str
@@ -38,6 +39,7 @@ def test_the_chain_of_a_precision(
     assert not any(value for key, value in audit.items() if key != "identical")
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("precision", TYPES)
 def test_inputs_and_logits_keep_their_types_and_the_layers_have_the_precision(
     store: Store, assay: Callable[..., Result], precision: str

@@ -76,6 +76,7 @@ def test_an_exported_graph_is_described_in_its_folder(built: Store) -> None:
     assert [node["precision"] for node in found["nodes"]] == ["fp32"] * 13
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("opset", [18, 19, 21, 22, 23])
 def test_the_opset_is_the_one_asked_for(
     store: Store, opset: int, assay: Callable[..., Result]

@@ -17,7 +17,7 @@ from exporters import quantize, weight_map
 from pipeline.exporting import calibration
 from pipeline.verification.weight_audit import audit
 from pipeline.workflow.runner import Store
-from tests.conftest import Process, Result
+from tests.conftest import Process, Result, need_engine
 
 
 @pytest.fixture(scope="session")
@@ -162,6 +162,7 @@ def test_calibration_and_selection_share_no_image() -> None:
     assert ranges.isdisjoint(selection)
 
 
+@pytest.mark.slow(6)
 def test_two_folders_and_two_processes_give_the_same_bytes(
     quantized: Store, tmp_path: Path, process: Callable[..., Process]
 ) -> None:
@@ -179,6 +180,7 @@ def test_two_folders_and_two_processes_give_the_same_bytes(
 def test_other_types_than_asked_for_are_an_error_unless_accepted(
     quantized: Store, tmp_path: Path, assay: Callable[..., Result]
 ) -> None:
+    need_engine("tensorrt_rtx", run=False)
     root = tmp_path / "artifacts"
     shutil.copytree(quantized.root, root)
     words = ("build", "lenet", "--precision", "int8", "--engine", "tensorrt_rtx", "--force")
@@ -198,6 +200,7 @@ def test_other_types_than_asked_for_are_an_error_unless_accepted(
 
 
 def test_tensorrt_computes_every_layer_in_int8(quantized: Store) -> None:
+    need_engine("tensorrt_rtx", run=False)
     layers = json.loads((quantized.root / "lenet/int8/tensorrt_rtx/layers.json").read_text())[
         "layers"
     ]
@@ -227,6 +230,7 @@ def test_precisions_are_measured_side_by_side(
     assert {entry["name"] for entry in found["results"]} == {"onnxruntime fp32", "onnxruntime"}
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

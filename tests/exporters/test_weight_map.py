@@ -115,6 +115,7 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
 }
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_parameter_is_found_in_the_graph(name: str) -> None:
     module, shape = LAYERS[name]()
@@ -122,6 +123,7 @@ def test_every_parameter_is_found_in_the_graph(name: str) -> None:
     assert not unexplained(module, *exported(module, shape))
 
 
+@pytest.mark.slow(1)
 def test_a_batch_norm_behind_a_bias_of_zeros_is_found() -> None:
     module, shape = LAYERS["with bias"]()
     module = filled(module)
@@ -129,6 +131,7 @@ def test_a_batch_norm_behind_a_bias_of_zeros_is_found() -> None:
     assert not unexplained(module, *exported(module, shape))
 
 
+@pytest.mark.slow(1)
 def test_a_result_of_other_weights_explains_nothing() -> None:
     module = filled(LAYERS["made by a small network"]()[0])
     _, graph = exported(module, (4,))
@@ -137,6 +140,7 @@ def test_a_result_of_other_weights_explains_nothing() -> None:
     assert unexplained(module, program, graph) >= {"small.0.weight"}
 
 
+@pytest.mark.slow(1)
 def test_a_product_folded_without_its_bias_is_found() -> None:
     module = filled(Table()).bfloat16()
     program, graph = exported(module, (4,), opset=22)
@@ -146,6 +150,7 @@ def test_a_product_folded_without_its_bias_is_found() -> None:
     assert not unexplained(module, program, graph)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("name", ["transposed for a product", "picked from a table"])
 def test_what_moves_numbers_has_to_hold_the_very_numbers(name: str) -> None:
     module, shape = LAYERS[name]()
@@ -158,6 +163,7 @@ def test_what_moves_numbers_has_to_hold_the_very_numbers(name: str) -> None:
     assert unexplained(module, program, graph)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("part", ["weight", "bias"])
 @pytest.mark.parametrize("change", [1.0001, 1 + 2e-6, 0.9, 0.0])
 def test_a_fold_that_is_wrong_explains_nothing(part: str, change: float) -> None:
@@ -170,6 +176,7 @@ def test_a_fold_that_is_wrong_explains_nothing(part: str, change: float) -> None
     assert unexplained(module, program, graph) >= {f"0.{part}"}
 
 
+@pytest.mark.slow(1)
 def test_another_epsilon_is_another_fold() -> None:
     module, shape = LAYERS["with bias"]()
     module = filled(module)

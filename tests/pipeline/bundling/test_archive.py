@@ -16,6 +16,7 @@ from tests.bundles import FOLDER, bundle_of, members, pack, resigned
 from tests.conftest import Result
 
 
+@pytest.mark.slow(3)
 def test_a_flipped_byte_in_any_member_names_it(
     built: Store, tmp_path: Path, assay: Callable[..., Result]
 ) -> None:
@@ -32,6 +33,7 @@ def test_a_flipped_byte_in_any_member_names_it(
         assert f"member {member} is damaged" in result.err
 
 
+@pytest.mark.slow(2)
 def test_no_flipped_byte_of_the_archive_goes_unseen(built: Store, tmp_path: Path) -> None:
     content = bundle_of(built).read_bytes()
     path = tmp_path / "flipped.tar.gz"
@@ -90,6 +92,7 @@ def test_only_regular_files_are_unpacked(built: Store, tmp_path: Path, kind: byt
         archive.extract(path, tmp_path / "out")
 
 
+@pytest.mark.slow(1)
 def test_a_member_longer_than_listed_is_not_written_out(built: Store, tmp_path: Path) -> None:
     contents = members(bundle_of(built))
     name = f"{FOLDER}/README.md"

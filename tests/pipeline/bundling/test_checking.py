@@ -22,6 +22,7 @@ def test_a_bundle_that_fails_gives_one_document(store: Store, assay: Assay) -> N
     assert json.loads(good.out)
 
 
+@pytest.mark.slow(1)
 def test_a_good_bundle_passes_and_every_engine_is_proved(
     built: Store, assay: Callable[..., Result]
 ) -> None:
@@ -106,6 +107,7 @@ def test_where_nothing_can_be_run_nothing_is_proved(
     assert "nothing in it can be run here" in result.err
 
 
+@pytest.mark.slow(2)
 def test_an_engine_that_fails_on_the_target_exits_3(
     built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
+import engines
 from pipeline.cli import main, stage_runs
 from pipeline.workflow import chain
 from pipeline.workflow.runner import Store
 from pipeline.workflow.stage import options
 from tests import bare
-from tests.conftest import Process, Result
-from tests.subset import ROOT, stages
+from tests.conftest import Process, Result, need_engine
+from tests.subset import ROOT, python_path, stages
 
 Assay = Callable[..., Result]
 
@@ -96,8 +97,6 @@ def test_without_an_engine_the_build_stage_is_named(
 
 
 def test_an_engine_that_is_not_here_exits_4_with_the_pip_line(store: Store, assay: Assay) -> None:
-    import engines
-
     if engines.get("tensorrt").available().build:
         pytest.skip("this machine has TensorRT")
     result = assay("build", "lenet", *where(store), "--engine", "tensorrt")
@@ -116,8 +115,11 @@ def test_without_torch_the_stages_that_need_it_exit_4(
     assert "hint: pip install torch" in result.err
 
 
+@pytest.mark.slow(2)
 def test_where_there_is_no_torch_everything_else_is_proved(store: Store, tmp_path: Path) -> None:
-    python = bare.environment(tmp_path / "venv", "onnxruntime", "openvino")
+    names = ["onnxruntime", "openvino"]
+    here = [name for name in names if engines.get(name).available().run]
+    python = bare.environment(tmp_path / "venv", *here)
 
     def call(*words: object) -> subprocess.CompletedProcess[str]:
         command = [python, "-m", "pipeline.cli", *map(str, words)]
@@ -131,7 +133,9 @@ def test_where_there_is_no_torch_everything_else_is_proved(store: Store, tmp_pat
     assert "pytorch: not run: torch is not installed" in checked.stdout
     subprocess.run(["tar", "-xzf", bundle, "-C", tmp_path], check=True)
     (golden,) = tmp_path.glob("lenet-fp32/**/golden.npz")
-    for engine in ("graph", "onnxruntime", "openvino"):
+    for engine in ("graph", *names):
+        if engine != "graph":
+            need_engine(engine)
         name = "model.onnx" if engine == "graph" else f"{engine}/engine"
         (file,) = tmp_path.glob(f"lenet-fp32/**/{name}")
         words = ("verify", "lenet", "--engine", engine, "--file", file, "--golden", golden)
@@ -150,6 +154,7 @@ def test_a_second_run_skips_every_stage(store: Store, assay: Assay) -> None:
     assert f"bundle: {store.dist}/lenet-fp32.tar.gz" in result.out
 
 
+@pytest.mark.slow(3)
 def test_a_changed_option_runs_what_depends_on_it_and_no_more(store: Store, assay: Assay) -> None:
     words = ("--batch", "1,4", "--budget", "0.2", "--json")
     result = assay("run", "lenet", *where(store), *words)
@@ -269,8 +274,16 @@ QUICK = {"train": ("--epochs", 1), "bench": ("--budget", 0.1, "--batch", 1)}
 ONE = {"build": ("--engine", "onnxruntime")}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", [*WORKING, *PAUSED])
+@pytest.mark.slow(7)
+# Both signals have one handler: SIGINT is shown for one stage that works and one that waits.
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        *((name, signal.SIGTERM) for name in (*WORKING, *PAUSED)),
+        ("train", signal.SIGINT),
+        ("data", signal.SIGINT),
+    ],
+)
 def test_an_interrupted_stage_exits_130_and_leaves_no_half_artifact(
     built: Store,
     tmp_path: Path,
@@ -300,6 +313,7 @@ def test_an_interrupted_stage_exits_130_and_leaves_no_half_artifact(
     assert process(*words, *QUICK.get(name, ())).run().code == 0
 
 
+@pytest.mark.slow(6)
 def test_a_killed_run_leaves_nothing_that_counts(
     built: Store, tmp_path: Path, process: Callable[..., Process]
 ) -> None:
@@ -314,6 +328,7 @@ def test_a_killed_run_leaves_nothing_that_counts(
     assert not list(tmp_path.glob("artifacts/.tmp*"))
 
 
+@pytest.mark.slow(9)
 def test_a_second_process_in_the_same_stage_waits_or_says_who_is_there(
     built: Store, tmp_path: Path, process: Callable[..., Process]
 ) -> None:
@@ -338,6 +353,7 @@ def full_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
+@pytest.mark.slow(7)
 def test_a_full_disk_is_an_error_and_keeps_what_was_there(
     built: Store, tmp_path: Path, process: Callable[..., Process]
 ) -> None:
@@ -371,7 +387,7 @@ def test_a_read_only_folder_is_an_error(
 def _with_prefix(words: Process, prefix: tuple[str, ...]) -> Result:
 
     command = [*prefix, sys.executable, "-m", "tests.subset", *map(str, words.words)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     answer = subprocess.run(
         command, cwd=words.cwd, env=environment, capture_output=True, text=True, check=False
     )

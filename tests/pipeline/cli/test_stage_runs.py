@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 
-from tests.conftest import Result
+import pytest
+
+from tests.conftest import Result, need_engine
 
 Assay = Callable[..., Result]
 
 
+@pytest.mark.slow(2)
 def test_of_all_engines_those_that_lack_an_operator_are_left_out(
     own: Callable[[str], str], assay: Assay
 ) -> None:
+    need_engine("openvino")
     name = own("determinant")
     result = assay("run", name, "--batch", "1", "--budget", "0.1")
     assert result.code == 0, result.err

@@ -125,6 +125,7 @@ def test_a_mirror(mirror: str) -> None:
     assert right(download.fetch(dataclasses.replace(NOWHERE, mirrors=(mirror,)), None))
 
 
+@pytest.mark.slow(2)
 def test_a_mirror_whose_file_has_another_md5_is_refused(mirror: str, folder: Path) -> None:
     path = folder / "train-labels-idx1-ubyte.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
@@ -132,6 +133,7 @@ def test_a_mirror_whose_file_has_another_md5_is_refused(mirror: str, folder: Pat
         download.fetch(dataclasses.replace(NOWHERE, mirrors=(mirror,)), None)
 
 
+@pytest.mark.slow(2)
 def test_a_mirror_that_lacks_a_file_is_passed_over(mirror: str, folder: Path) -> None:
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DeployError, match="could not be obtained") as caught:

@@ -175,6 +175,7 @@ def test_options_of_a_folder_are_for_folders(tmp_path: Path, assay: Assay) -> No
     assert "give its path with --data" in result.err
 
 
+@pytest.mark.slow(7)
 def test_the_zoo_trains_on_it_and_later_stages_know_its_classes(folder: Path, assay: Assay) -> None:
     words = ("--epochs", 1, "--batch-size", 4, "--batch", 1, "--budget", 0.1)
     result = assay("run", "lenet", "--data", folder, *words)
@@ -194,6 +195,7 @@ def test_the_zoo_trains_on_it_and_later_stages_know_its_classes(folder: Path, as
     assert str(folder) not in json.dumps(manifest)
 
 
+@pytest.mark.slow(9)
 def test_a_model_of_torchvision_trains_on_it(folder: Path, assay: Assay) -> None:
     assert assay("data", "--data", folder).code == 0
     words = ("--data", folder, "--epochs", 1, "--batch-size", 6)

@@ -53,6 +53,7 @@ def test_a_mismatch_everywhere_is_the_simplest_graphs(built: Store, source: Sour
     assert _simplest(iter([graph, second]), shifted) is graph
 
 
+@pytest.mark.slow(4)
 def test_attention_is_slimmed_and_a_convolution_is_as_slim_already() -> None:
     def nodes(module: nn.Module, *shape: int) -> list[int]:
         example = torch.zeros(2, *shape)

@@ -100,6 +100,7 @@ def test_another_key_is_another_model(tmp_path: Path) -> None:
     assert other["a"].tolist() == [2, 2]
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("place", ["folder", "file"])
 def test_an_export_goes_on_where_nothing_can_be_kept(
     store: Store, assay: Assay, place: str
@@ -134,6 +135,7 @@ def test_the_key_depends_on_all_that_is_said_and_on_every_number() -> None:
     assert keys[0] == key_of({"torch": "1"}, [("image", np.array(rows))])
 
 
+@pytest.mark.slow(3)
 def test_another_precision_is_exported_without_running_the_test_set_in_float64_again(
     store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -183,6 +185,7 @@ def make():
 """
 
 
+@pytest.mark.slow(4)
 def test_a_model_that_depends_on_what_nobody_knows_of_is_noticed(
     tmp_path: Path, assay: Assay, monkeypatch: pytest.MonkeyPatch
 ) -> None:

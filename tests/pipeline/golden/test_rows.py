@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from pipeline.golden import file as goldens
 from tests.conftest import Result
@@ -11,6 +12,7 @@ from tests.unusual import graph_of
 Assay = Callable[..., Result]
 
 
+@pytest.mark.slow(1)
 def test_large_examples_of_a_small_type_are_taken(own: Callable[[str], str], assay: Assay) -> None:
     name = own("large")
     result = assay("export", name)

@@ -35,6 +35,7 @@ def test_weights_start_xavier_uniform(name: str) -> None:
     assert checked >= 5
 
 
+@pytest.mark.slow(3)
 def test_the_slim_vgg_has_a_quarter_of_the_widths() -> None:
     def widths(name: str) -> list[int]:
         net = models.get(name).build(None).network

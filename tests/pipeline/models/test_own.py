@@ -175,6 +175,7 @@ def artifacts(folder: Path, name: str) -> Path:
     return folder / "artifacts" / name.replace(":", "-")
 
 
+@pytest.mark.slow(2)
 def test_two_inputs_two_outputs_from_a_bare_module(folder: Path, assay: Assay) -> None:
     name = named(folder, "two")
     random = np.random.default_rng(0)
@@ -204,6 +205,7 @@ def test_two_inputs_two_outputs_from_a_bare_module(folder: Path, assay: Assay) -
     assert set(made.ravel()) <= set(range(golden.inputs["token"][:3].max() + 1))
 
 
+@pytest.mark.slow(2)
 def test_an_extreme_that_overflows_is_left_out_and_said(folder: Path, assay: Assay) -> None:
     name = named(folder, "cube")
     for precision, left in (("fp32", 0), ("fp16", 1)):
@@ -216,6 +218,7 @@ def test_an_extreme_that_overflows_is_left_out_and_said(folder: Path, assay: Ass
     assert "kept in fp32" not in result.err
 
 
+@pytest.mark.slow(2)
 def test_the_whole_chain_of_a_spec_with_named_outputs(folder: Path, assay: Assay) -> None:
     name = named(folder, "spec")
     result = assay("run", name, "--batch", "1", "--budget", "0.1", "--json")
@@ -231,6 +234,7 @@ def test_the_whole_chain_of_a_spec_with_named_outputs(folder: Path, assay: Assay
     )
 
 
+@pytest.mark.slow(1)
 def test_a_classifier_with_its_own_preprocessing_is_trained(folder: Path, assay: Assay) -> None:
     name = named(folder, "classifier")
     assert assay("data").code == 0
@@ -241,6 +245,7 @@ def test_a_classifier_with_its_own_preprocessing_is_trained(folder: Path, assay:
     assert verdict["flips"]["images"] == 300
 
 
+@pytest.mark.slow(24)
 def test_mobilenet_of_torchvision_passes_with_every_weight_audited(
     tmp_path: Path, assay: Assay
 ) -> None:
@@ -255,6 +260,7 @@ def test_mobilenet_of_torchvision_passes_with_every_weight_audited(
     assert verdict["flips"]["images"] == 38
 
 
+@pytest.mark.slow(14)
 def test_a_changed_source_exports_again_and_a_missing_one_is_no_matter(
     folder: Path, process: Callable[..., Process]
 ) -> None:
@@ -305,6 +311,7 @@ def test_a_factory_that_does_not_work_says_why(
     assert not list(folder.rglob("*.onnx"))
 
 
+@pytest.mark.slow(1)
 def test_a_model_that_asks_for_float32_is_still_judged_in_float64(
     folder: Path, assay: Assay
 ) -> None:
@@ -317,10 +324,12 @@ def test_a_model_that_asks_for_float32_is_still_judged_in_float64(
     assert golden.native["output"].dtype == np.float32
 
 
+@pytest.mark.slow(1)
 def test_examples_may_be_tensors(folder: Path, assay: Assay) -> None:
     assert assay("export", named(folder, "tensors")).code == 0
 
 
+@pytest.mark.slow(19)
 def test_a_changed_module_beside_the_factorys_exports_again(
     folder: Path, process: Callable[..., Process]
 ) -> None:
@@ -337,6 +346,7 @@ def test_a_changed_module_beside_the_factorys_exports_again(
     assert "running again: model_source was" in run().err
 
 
+@pytest.mark.slow(3)
 def test_nothing_in_a_bundle_names_a_path_of_this_machine(folder: Path, assay: Assay) -> None:
     import tarfile
 

@@ -62,6 +62,7 @@ def summary(assay: Assay, *words: object) -> dict:
     return json.loads(result.out)
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("name", BOOK)
 def test_the_summary_gives_the_books_shapes(assay: Assay, name: str) -> None:
     found = summary(assay, name, "--depth", 1)
@@ -90,6 +91,7 @@ def test_lenets_counts_are_those_worked_out_by_hand(assay: Assay) -> None:
 
 
 # What torchvision publishes beside the weights: parameters, and 10^9 multiply-adds.
+@pytest.mark.slow(3)
 @pytest.mark.parametrize(
     ("name", "parameters", "giga"), [("alexnet", 61_100_840, 0.714), ("vgg16", 138_357_544, 15.47)]
 )
@@ -99,6 +101,7 @@ def test_published_counts(assay: Assay, name: str, parameters: int, giga: float)
     assert total["multiply_adds"] / 1e9 == pytest.approx(giga, abs=0.005)
 
 
+@pytest.mark.slow(2)
 def test_the_table_adds_up_at_every_depth(assay: Assay) -> None:
     for depth in ((), ("--depth", 1), ("--depth", 2)):
         found = summary(assay, "resnet18", *depth)

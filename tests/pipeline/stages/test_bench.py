@@ -14,6 +14,7 @@ Assay = Callable[..., Result]
 BRIEF = ("--budget", "0.05", "--force", "--json")
 
 
+@pytest.mark.slow(1)
 def test_threads_and_cpus_are_recorded_and_kept_to(store: Store, assay: Assay) -> None:
     first, *_ = before = hardware.affinity()
     words = ("bench", "lenet", "--root", store.root, "--engine", "onnxruntime", "--batch", "1")
@@ -27,6 +28,7 @@ def test_threads_and_cpus_are_recorded_and_kept_to(store: Store, assay: Assay) -
     assert found["threads"] == 3
 
 
+@pytest.mark.slow(9)
 def test_a_list_may_come_in_parts(store: Store, assay: Assay) -> None:
     parts = ("--engine", "onnxruntime", "--engine", "pytorch", "--batch", "1,2", "--batch", "3")
     result = assay("bench", "lenet", "--root", store.root, *parts, *BRIEF)

@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from pipeline.workflow.runner import Store
 from tests.bundles import FOLDER, bundle_of, members
 from tests.conftest import Process, Result
@@ -17,6 +19,7 @@ def test_two_runs_give_the_same_bytes(store: Store, assay: Callable[..., Result]
     assert bundle_of(store).read_bytes() == first
 
 
+@pytest.mark.slow(1)
 def test_two_folders_give_the_same_bytes(
     built: Store, tmp_path: Path, process: Callable[..., Process]
 ) -> None:

@@ -16,6 +16,7 @@ from tests.conftest import Result
 Assay = Callable[..., Result]
 
 
+@pytest.mark.slow(7)
 def test_the_quick_preset_is_said_everywhere(store: object, assay: Assay) -> None:
     where = ("--root", store.root, "--dist", store.dist)
     words = ("--preset", "quick", "--epochs", 1, "--limit", 100, "--test-limit", 50)

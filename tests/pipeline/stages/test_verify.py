@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
+import engines
 from pipeline.verification import limits
 from pipeline.workflow.runner import Store
-from tests.conftest import Result
+from tests.conftest import Result, need_engine
 
 
 def altered(store: Store, name: str, index: int, factor: float) -> Path:
@@ -36,6 +37,7 @@ def test_one_convolution_weight_off_by_a_thousandth_exits_3(
     assert f"`assay verify lenet --file {path} --bisect --root {store.root}`" in result.err
 
 
+@pytest.mark.slow(2)
 def test_a_mismatch_is_told_to_programs_too(store: Store, assay: Callable[..., Result]) -> None:
     path = altered(store, "network.0.weight", 7, 2.0)
     words = ("verify", "lenet", "--root", store.root, "--file", path, "--json")
@@ -102,13 +104,13 @@ def test_a_mismatch_stays_a_mismatch_when_nothing_is_run_again(
 def test_an_engine_that_cannot_run_here_is_never_a_pass(
     store: Store, assay: Callable[..., Result]
 ) -> None:
-    from engines import hardware
-
-    if hardware.gpus():
-        pytest.skip("this machine has a GPU")
+    need_engine("tensorrt_rtx", run=False)
+    state = engines.get("tensorrt_rtx").available()
+    if state.run:
+        pytest.skip("TensorRT for RTX runs on this machine")
     result = assay("verify", "lenet", "--root", store.root, "--engine", "tensorrt_rtx")
     assert result.code == 4
     assert "was not run on this machine" in result.err
     verdict = json.loads((store.root / "lenet/fp32/tensorrt_rtx/verdict.json").read_text())
     assert verdict["status"] == "not run"
-    assert "no NVIDIA GPU" in verdict["reason"]
+    assert verdict["reason"] == state.reason

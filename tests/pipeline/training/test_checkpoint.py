@@ -20,7 +20,7 @@ from pipeline.training.checkpoint import Progress, TrainingCheckpoint
 from pipeline.training.settings import seed
 from pipeline.workflow import console
 from tests.conftest import Process, Result
-from tests.subset import ROOT
+from tests.subset import python_path
 
 Assay = Callable[..., Result]
 SETTINGS = loop.Settings(epochs=3, lr=0.1, batch_size=8, seed=0, threads=1, device="cpu")
@@ -180,6 +180,7 @@ while True:
 """
 
 
+@pytest.mark.slow(37)
 def test_killed_twenty_times_it_ends_with_the_same_weights(
     tmp_path: Path, process: Callable[..., Process]
 ) -> None:
@@ -188,7 +189,7 @@ def test_killed_twenty_times_it_ends_with_the_same_weights(
     for folder in (whole, killed):
         assert process("data", "--root", folder).run().code == 0
     assert process(*words, "--root", whole).run().code == 0
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     answer = subprocess.run(
         [sys.executable, "-c", KILLER, "0", *words, "--root", str(killed), "--resume"],
         env=environment,
@@ -203,6 +204,7 @@ def test_killed_twenty_times_it_ends_with_the_same_weights(
     assert not list((killed / ".resume").glob("*"))
 
 
+@pytest.mark.slow(21)
 def test_a_signal_keeps_the_very_step(tmp_path: Path, process: Callable[..., Process]) -> None:
     words = ("train", "lenet", "--epochs", 60, "--threads", 1, "--root")
     for folder in ("whole", "stopped"):
@@ -246,6 +248,7 @@ def test_out_of_memory_amid_a_step_is_an_error(tmp_path: Path) -> None:
         trained(SETTINGS, Full(), checkpoint(tmp_path))
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("changed", [{"amp": "bf16"}, {"amp": "fp16"}, {"compile": True}])
 def test_other_ways_of_computing_learn_the_same(changed: dict[str, object]) -> None:
     few = loop.Samples(samples(3).inputs, torch.arange(3))

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.conftest import Process
-from tests.subset import ROOT
+from tests.subset import ROOT, python_path
 
 LAUNCHER = """
 import sys
@@ -29,7 +30,7 @@ def together(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
     script.write_text(LAUNCHER)
     torchrun = "torch.distributed.run"
     command = [sys.executable, "-m", torchrun, "--standalone", "--nproc-per-node", "2", script]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*map(str, command), *map(str, words)],
         env=environment,
@@ -40,6 +41,7 @@ def together(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow(14)
 def test_two_processes_make_one_checkpoint_as_good_as_one_process(
     tmp_path: Path, process: Callable[..., Process]
 ) -> None:
@@ -66,6 +68,7 @@ def test_two_processes_make_one_checkpoint_as_good_as_one_process(
     assert "nothing changed, skipped" in again.stderr
 
 
+@pytest.mark.slow(4)
 def test_a_failure_ends_all_processes(tmp_path: Path) -> None:
     answer = together(tmp_path, "lenet", "--root", tmp_path / "empty")
     assert answer.returncode == 1

@@ -80,6 +80,7 @@ def test_all_mismatches_are_counted_and_the_first_named(tmp_path: Path, assay: A
     assert not (tmp_path / "lenet/checkpoint.safetensors").exists()
 
 
+@pytest.mark.slow(2)
 def test_given_weights_are_taken_as_they_are(tmp_path: Path, assay: Assay) -> None:
     from pipeline import models
 

@@ -17,6 +17,7 @@ from tests.unusual import graph_of
 Assay = Callable[..., Result]
 
 
+@pytest.mark.slow(1)
 def test_integers_have_to_be_the_very_ones(own: Callable[[str], str], assay: Assay) -> None:
     name = own("whole")
     assert assay("export", name).code == 0
@@ -43,6 +44,7 @@ def test_truth_values_are_an_output_too(own: Callable[[str], str], assay: Assay)
     assert assay("verify", name, "--file", "changed.onnx").code == 3
 
 
+@pytest.mark.slow(1)
 def test_a_golden_file_of_another_model_or_precision_is_refused(
     store: Store, own: Callable[[str], str], assay: Assay
 ) -> None:

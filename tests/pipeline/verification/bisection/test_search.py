@@ -12,7 +12,7 @@ from engines import backends
 from pipeline.golden import file as goldens
 from pipeline.verification.bisection.search import bisect
 from pipeline.workflow.runner import Store
-from tests.conftest import Result
+from tests.conftest import Result, need_engine
 from tests.faults import FAULTS
 
 Assay = Callable[..., Result]
@@ -51,6 +51,7 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(__import__("sys").modules, "engines.backends.faulty", raising=False)
 
 
+@pytest.mark.slow(2)
 @pytest.mark.usefixtures("faulty")
 def test_an_engine_that_does_not_do_what_the_graph_says_is_at_fault(
     store: Store, assay: Callable[..., Result], tmp_path: Path
@@ -66,10 +67,12 @@ def test_an_engine_that_does_not_do_what_the_graph_says_is_at_fault(
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_an_engine_without_a_fault_is_found_to_have_none(
     engine: str, store: Store, assay: Callable[..., Result]
 ) -> None:
+    need_engine(engine)
     words = ("verify", "lenet", "--bisect", "--root", store.root)
     result = assay(*words, "--engine", engine)
     assert result.code == 0, result.err
@@ -95,6 +98,8 @@ def test_what_cannot_be_bisected_is_an_error(
 ) -> None:
     if "tensorrt" in words and engines.get("tensorrt").available().run:
         pytest.skip("this machine has TensorRT and a GPU")
+    if said == "runs on cpu":
+        need_engine("openvino")
     result = assay("verify", "lenet", "--bisect", "--root", built.root, *words)
     assert result.code == code
     assert said in result.err
@@ -106,6 +111,7 @@ def test_a_plot_is_of_a_bisection(built: Store, assay: Callable[..., Result]) ->
     assert "add --bisect" in result.err
 
 
+@pytest.mark.slow(2)
 def test_complex_values_inside_are_passed_over(own: Callable[[str], str], assay: Assay) -> None:
     name = own("spectrum")
     assert assay("export", name).code == 0
@@ -114,6 +120,7 @@ def test_complex_values_inside_are_passed_over(own: Callable[[str], str], assay:
     assert "could be compared are the model's" in result.out
 
 
+@pytest.mark.slow(2)
 def test_bisecting_an_engine_sees_what_no_value_shows(store: Store, assay: Assay) -> None:
     model = onnx.load(store.root / "lenet/fp32/model.onnx")
     model.graph.output.append(onnx.ValueInfoProto(name=model.graph.node[-2].output[0]))
@@ -121,6 +128,8 @@ def test_bisecting_an_engine_sees_what_no_value_shows(store: Store, assay: Assay
     onnx.save(model, path)
     words = ("verify", "lenet", "--root", store.root, "--bisect", "--file", path)
     for engine in ("graph", "openvino"):
+        if engine != "graph":
+            need_engine(engine)
         result = assay(*words, "--engine", engine)
         assert result.code == 3
         assert "its outputs are" in result.err
@@ -132,6 +141,7 @@ def test_bisecting_an_engine_sees_what_no_value_shows(store: Store, assay: Assay
     assert "cannot be followed on the golden inputs: its inputs are picture" in result.err
 
 
+@pytest.mark.slow(4)
 def test_a_graph_in_fp16_that_says_something_else_is_at_fault(store: Store, assay: Assay) -> None:
     where = ("--root", store.root, "--precision", "fp16")
     assert assay("export", "lenet", *where).code == 0
@@ -142,12 +152,15 @@ def test_a_graph_in_fp16_that_says_something_else_is_at_fault(store: Store, assa
     path = store.root / "changed.onnx"
     onnx.save(model, path)
     for engine in ("graph", "openvino"):
+        if engine != "graph":
+            need_engine(engine)
         words = ("verify", "lenet", "--bisect", "--file", path, "--engine", engine)
         result = assay(*words, *where)
         assert result.code == 3
         assert "the graph says something else than the model" in result.out
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     "name",
     [
@@ -185,6 +198,7 @@ def test_bisection_names_the_planted_node_or_its_consumer(
     assert "the graph says something else than the model" in found.opinion
 
 
+@pytest.mark.slow(2)
 def test_the_command_says_where_and_exits_3(store: Store, assay: Callable[..., Result]) -> None:
     where = ("--root", store.root)
     result = assay("verify", "lenet", "--bisect", *where)
@@ -201,6 +215,7 @@ def test_the_command_says_where_and_exits_3(store: Store, assay: Callable[..., R
     assert "leaves the model at Conv node 'node_conv2d_1'" in result.err
 
 
+@pytest.mark.slow(2)
 def test_what_no_value_shows_is_said_too(store: Store, assay: Callable[..., Result]) -> None:
     where = ("--root", store.root)
     (fault,) = (each for each in FAULTS if each.name == "one weight off by 1e-06")
@@ -220,6 +235,7 @@ def test_what_no_value_shows_is_said_too(store: Store, assay: Callable[..., Resu
     assert "1 nodes have values that the model does not know by name" in result.out
 
 
+@pytest.mark.slow(1)
 def test_a_graph_of_another_exporter_has_no_names_to_go_by(
     store: Store, assay: Callable[..., Result]
 ) -> None:

@@ -1,0 +1,103 @@
+"""The commands on machines with less than this one: they say what is missing, and do the rest."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import engines
+from engines import hardware
+from tests import machines
+from tests.conftest import Process, Result
+from tests.machines import H100
+
+Run = Callable[..., Result]
+CHAIN = ("run", "edge", "--engine", "all", "--batch", 1, "--budget", 0.1)
+HIDDEN = ("openvino", "tensorrt", "tensorrt_rtx")
+LISTED = f"nvidia-smi lists {H100.name} (driver 580.159.04)"
+
+
+@pytest.fixture
+def on(process: Callable[..., Process]) -> Run:
+    """Runs a command on a machine as `tests.machines` describes it."""
+
+    def call(machine: Mapping[str, str], *words: object) -> Result:
+        return process(*words).run(machine=machine)
+
+    return call
+
+
+def require_no_gpu() -> None:
+    if hardware.gpus():
+        pytest.skip("this machine has a GPU")
+
+
+def examine(on: Run, machine: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """Returns what doctor finds, and the words of its tables."""
+    result = on(machine, "doctor", "--json")
+    assert result.code == 0, result.err
+    return json.loads(result.out), " ".join(result.err.split())
+
+
+@pytest.mark.slow(20)
+def test_without_the_libraries_of_engines_the_chain_runs_on_the_others(
+    on: Run, tmp_path: Path
+) -> None:
+    machine = machines.without(tmp_path / "hiding", "openvino", "tensorrt")
+    document, tables = examine(on, machine)
+    states = document["engines"]
+    for name in HIDDEN:
+        state = states[name]
+        assert (state["build"], state["run"]) == (False, False)
+        assert state["reason"].endswith("is not installed")
+        assert state["fix"].startswith("pip install ")
+        assert f"{name} no no {state['reason']} {state['fix']}" in tables
+    result = on(machine, *CHAIN)
+    assert result.code == 0, result.err
+    assert "Traceback" not in result.err
+    for name in HIDDEN:
+        assert f"build: without {name}: {states[name]['reason']}" in result.err
+    summary = result.out[result.out.index("edge, fp32") :]
+    for name in ("onnxruntime", "pytorch"):
+        assert f"  {name} " in summary
+    if not hardware.gpus():
+        assert "onnxruntime_cuda: not run on this machine: " in summary
+    result = on(machine, "build", "edge", "--engine", "openvino")
+    assert result.code == 4
+    assert "hint: pip install openvino" in result.err
+
+
+@pytest.mark.slow(20)
+def test_a_gpu_without_cudas_driver_is_named_and_the_chain_runs_on_the_cpu(
+    on: Run, tmp_path: Path
+) -> None:
+    require_no_gpu()
+    machine = machines.with_tool(tmp_path / "tool", f"{H100.name}, 580.159.04")
+    document, tables = examine(on, machine)
+    assert document["gpus"] == []
+    assert document["no_gpu"].endswith(f"; {LISTED}")
+    assert f"GPU none: {document['no_gpu']}" in tables
+    result = on(machine, *CHAIN)
+    assert result.code == 0, result.err
+    assert "onnxruntime_cuda: not run on this machine: " in result.out
+    assert LISTED in result.out
+
+
+@pytest.mark.slow(8)
+@pytest.mark.skipif(machines.COMPILER is None, reason="the stand-in driver needs a C compiler")
+def test_doctor_describes_gpus_and_says_which_engines_do_not_run_on_them(
+    on: Run, tmp_path: Path
+) -> None:
+    machines.compile_driver(tmp_path)
+    machine = machines.with_driver(tmp_path, H100)
+    document, tables = examine(on, machine)
+    (gpu,) = document["gpus"]
+    assert (gpu["name"], gpu["compute_capability"]) == (H100.name, "9.0")
+    assert document["no_gpu"] == ""
+    state = document["engines"]["tensorrt_rtx"]
+    assert not state["run"]
+    if engines.get("tensorrt_rtx").available().build:
+        assert "does not run on compute capability 9.0" in state["reason"]
+    assert f"GPU 0 {H100.name}, 80.0 GiB, compute capability 9.0, driver 580.159.04" in tables
