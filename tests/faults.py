@@ -55,9 +55,9 @@ class Plot:
         self.graph = model.graph
         self.place = place
 
-    def pick(self, found: list) -> object | None:
+    def pick(self, candidates: list) -> object | None:
         """One of the places where the fault may be."""
-        return found[self.place % len(found)] if found else None
+        return candidates[self.place % len(candidates)] if candidates else None
 
     def nodes(self, *operators: str) -> list[onnx.NodeProto]:
         return [node for node in self.graph.node if node.op_type in operators]
@@ -77,8 +77,10 @@ class Plot:
 
     def weighted(self, part: int = 1) -> list[onnx.NodeProto]:
         """Convolutions and products that have a weight (1) or bias (2) among the initializers."""
-        found = self.nodes("Conv", "Gemm")
-        return [n for n in found if len(n.input) > part and self.value(n.input[part]) is not None]
+        candidates = self.nodes("Conv", "Gemm")
+        return [
+            n for n in candidates if len(n.input) > part and self.value(n.input[part]) is not None
+        ]
 
     def change_weight(self, change: Callable[[np.ndarray], None], part: int = 1) -> str | None:
         node = self.pick(self.weighted(part))
@@ -104,26 +106,26 @@ class Plot:
         self.graph.node.remove(node)
         return consumer
 
-    def insert(self, value: str, made: list[onnx.NodeProto]) -> str:
+    def insert(self, value: str, nodes: list[onnx.NodeProto]) -> str:
         """Puts nodes behind a value; the last gives it, the first reads `value + "_was"`."""
         index = 0
         for place, node in enumerate(self.graph.node):
             if value in node.output:
                 index = place + 1
                 node.output[:] = [f"{value}_was" if name == value else name for name in node.output]
-        for offset, node in enumerate(made):
+        for offset, node in enumerate(nodes):
             self.graph.node.insert(index + offset, node)
-        return made[-1].name
+        return nodes[-1].name
 
 
 def attribute(node: onnx.NodeProto, name: str, value: object) -> None:
-    kept = [each for each in node.attribute if each.name != name]
+    kept = [old for old in node.attribute if old.name != name]
     del node.attribute[:]
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
 
 
 def ints(node: onnx.NodeProto, name: str, default: list[int]) -> list[int]:
-    return next((list(each.ints) for each in node.attribute if each.name == name), default)
+    return next((list(entry.ints) for entry in node.attribute if entry.name == name), default)
 
 
 def largest(value: np.ndarray) -> int:
@@ -210,8 +212,8 @@ def _stale(plot: Plot) -> str | None:
 
 @fault("padding on the other side")
 def _padding(plot: Plot) -> str | None:
-    found = [n for n in plot.nodes("Conv") if any(ints(n, "pads", []))]
-    node = plot.pick(found)
+    padded = [n for n in plot.nodes("Conv") if any(ints(n, "pads", []))]
+    node = plot.pick(padded)
     if node is None:
         return None
     top, left, bottom, right = ints(node, "pads", [])
@@ -224,31 +226,31 @@ def _stride(plot: Plot) -> str | None:
     node = plot.pick(plot.nodes("Conv"))
     if node is None:
         return None
-    attribute(node, "strides", [each + 1 for each in ints(node, "strides", [1, 1])])
+    attribute(node, "strides", [step + 1 for step in ints(node, "strides", [1, 1])])
     return node.name
 
 
 @fault("another dilation")
 def _dilation(plot: Plot) -> str | None:
-    found = []
+    nodes = []
     for node in plot.weighted():
         kernel = plot.value(node.input[1]).shape[2:]
         if node.op_type == "Conv" and len(kernel) == 2 and kernel[0] == kernel[1] > 1:
-            found.append((node, kernel[0]))
-    picked = plot.pick(found)
+            nodes.append((node, kernel[0]))
+    picked = plot.pick(nodes)
     if picked is None:
         return None
     node, size = picked
     more = (size - 1) // 2
     attribute(node, "dilations", [2, 2])
-    attribute(node, "pads", [each + more for each in ints(node, "pads", [0, 0, 0, 0])])
+    attribute(node, "pads", [pad + more for pad in ints(node, "pads", [0, 0, 0, 0])])
     return node.name
 
 
 @fault("padding counted in an average")
 def _counted(plot: Plot) -> str | None:
-    found = [n for n in plot.nodes("AveragePool") if any(ints(n, "pads", []))]
-    node = plot.pick(found)
+    padded = [n for n in plot.nodes("AveragePool") if any(ints(n, "pads", []))]
+    node = plot.pick(padded)
     if node is None:
         return None
     attribute(node, "count_include_pad", 1)
@@ -261,7 +263,7 @@ def _maximum(plot: Plot) -> str | None:
     if node is None:
         return None
     node.op_type = "MaxPool"
-    kept = [each for each in node.attribute if each.name != "count_include_pad"]
+    kept = [old for old in node.attribute if old.name != "count_include_pad"]
     del node.attribute[:]
     node.attribute.extend(kept)
     return node.name
@@ -273,7 +275,7 @@ def _average(plot: Plot) -> str | None:
     if node is None:
         return None
     node.op_type = "AveragePool"
-    kept = [each for each in node.attribute if each.name != "storage_order"]
+    kept = [old for old in node.attribute if old.name != "storage_order"]
     del node.attribute[:]
     node.attribute.extend(kept)
     return node.name
@@ -330,8 +332,8 @@ def _classes(plot: Plot) -> str | None:
         return None
     order = np.roll(np.arange(dims[1].dim_value), 1)
     plot.put("order", order)
-    made = helper.make_node("Gather", [f"{name}_was", "order"], [name], name="off_by_one", axis=1)
-    return plot.insert(name, [made])
+    gather = helper.make_node("Gather", [f"{name}_was", "order"], [name], name="off_by_one", axis=1)
+    return plot.insert(name, [gather])
 
 
 @fault("right at batch 1 alone")
@@ -340,13 +342,13 @@ def _batch(plot: Plot) -> str | None:
     name = plot.graph.output[0].name
     plot.put("first_axis", np.array([0]))
     plot.put("a_bit", np.array(0.01, np.float32))
-    made = [
+    nodes = [
         helper.make_node("ReduceMean", [f"{name}_was", "first_axis"], ["mixed_mean"], keepdims=1),
         helper.make_node("Sub", ["mixed_mean", f"{name}_was"], ["mixed_rest"]),
         helper.make_node("Mul", ["mixed_rest", "a_bit"], ["mixed_part"]),
         helper.make_node("Add", [f"{name}_was", "mixed_part"], [name], name="mixed"),
     ]
-    return plot.insert(name, made)
+    return plot.insert(name, nodes)
 
 
 @fault("bright pixels clipped")
@@ -366,11 +368,11 @@ def _clipped(plot: Plot) -> str | None:
 @fault("logits rounded to fp16")
 def _half(plot: Plot) -> str | None:
     name = plot.graph.output[0].name
-    made = [
+    nodes = [
         helper.make_node("Cast", [f"{name}_was"], ["half"], to=TensorProto.FLOAT16),
         helper.make_node("Cast", ["half"], [name], name="to_half", to=TensorProto.FLOAT),
     ]
-    return plot.insert(name, made)
+    return plot.insert(name, nodes)
 
 
 @fault("a quantization scale off by a twentieth", weight=True)

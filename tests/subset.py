@@ -93,7 +93,7 @@ if not os.environ.get("ASSAY_TEST_COMPILERS"):
     _COMPILERS = {"aot_inductor", "torch_compile"}
 
     def _without_compilers(path: Iterable[str]) -> list[pkgutil.ModuleInfo]:
-        return [each for each in pkgutil.iter_modules(path) if each.name not in _COMPILERS]
+        return [module for module in pkgutil.iter_modules(path) if module.name not in _COMPILERS]
 
     engines.pkgutil = SimpleNamespace(iter_modules=_without_compilers)
 

@@ -164,8 +164,10 @@ def test_engines_import_only_what_a_target_has() -> None:
 
 
 def test_what_a_file_is_called_is_known_in_one_place() -> None:
-    artifacts = [each for each in vars(workflow_artifacts).values() if isinstance(each, Artifact)]
-    names = {each.name for each in artifacts} | {Path(each.record).name for each in artifacts}
+    artifacts = [
+        entry for entry in vars(workflow_artifacts).values() if isinstance(entry, Artifact)
+    ]
+    names = {entry.name for entry in artifacts} | {Path(entry.record).name for entry in artifacts}
     # "engine" is a word of its own, too.
     names = {name for name in names if "." in name and "{" not in name}
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
@@ -182,7 +184,9 @@ def test_what_a_file_is_called_is_known_in_one_place() -> None:
 def test_a_precision_is_named_in_its_table_alone() -> None:
     # What the precision of an engine's layer or a training's autocast is called is their own.
     others = {"exporters/__init__.py", "pipeline/golden/rounding.py", "pipeline/training/loop.py"}
-    for path in [each for each in SOURCES if not str(each.relative_to(ROOT)).startswith("engines")]:
+    for path in [
+        entry for entry in SOURCES if not str(entry.relative_to(ROOT)).startswith("engines")
+    ]:
         if str(path.relative_to(ROOT)) in others:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

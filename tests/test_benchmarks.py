@@ -54,8 +54,8 @@ def test_the_sweep_says_that_a_process_was_killed() -> None:
     from benchmarks.zoo import command
 
     killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    found, _, ended = command(killed, limit=1000, seconds=60)
-    assert found == {}
+    answer, _, ended = command(killed, limit=1000, seconds=60)
+    assert answer == {}
     assert ended.startswith("ended by SIGKILL at ")
 
 

@@ -180,18 +180,18 @@ def expected(case: Case) -> np.ndarray:
     return pool(images, case.kernel, case.padding, case.stride)
 
 
-def check(case: Case, found: np.ndarray) -> None:
+def check(case: Case, computed: np.ndarray) -> None:
     wanted = expected(case)
-    assert (found.dtype, found.shape) == (np.float32, wanted.shape)
+    assert (computed.dtype, computed.shape) == (np.float32, wanted.shape)
     if case.kind != "avg":
-        np.testing.assert_array_equal(found, wanted)
+        np.testing.assert_array_equal(computed, wanted)
         return
     # An average of m values takes at most m + 1 roundings, whatever the order: one of 1 / m, one
     # of a product with it, m - 1 of the additions. Each is off by half an eps at most, and with
     # values of one sign they do not grow; the other half leaves room for their products.
     roundings = case.kernel[0] * case.kernel[1] + 1
     bound = roundings * np.finfo(np.float32).eps
-    np.testing.assert_allclose(found, wanted, rtol=bound, atol=0)
+    np.testing.assert_allclose(computed, wanted, rtol=bound, atol=0)
 
 
 class Layers(nn.Module):
@@ -238,26 +238,26 @@ def answers(
     built = tmp_path_factory.mktemp(request.param) / "engine"
     engine.build(sources[engine.source], built, BuildOptions())
     session = engine.open(built, OpenOptions(device=choose_device(engine, "auto"), threads=2))
-    found = session.run({"images": IMAGES})
+    computed = session.run({"images": IMAGES})
     session.close()
-    return found
+    return computed
 
 
 def test_the_layers_extend_the_functions_for_one_image() -> None:
     images = IMAGES[:1].astype(np.float64)
     weight, bias = weight_and_bias(Case("conv", (3, 2), (0, 0), (1, 1), (3, 2)))
-    found = reference.conv2d(images, weight, np.zeros_like(bias))[0]
-    assert np.array_equal(found, reference.corr2d_multi_in_out(images[0], weight))
+    computed = reference.conv2d(images, weight, np.zeros_like(bias))[0]
+    assert np.array_equal(computed, reference.corr2d_multi_in_out(images[0], weight))
     for mode, pool in (("max", reference.max_pool2d), ("avg", reference.avg_pool2d)):
-        found = pool(images, (3, 2), stride=(1, 1))[0, 0]
-        assert np.array_equal(found, reference.pool2d(images[0, 0], (3, 2), mode))
+        computed = pool(images, (3, 2), stride=(1, 1))[0, 0]
+        assert np.array_equal(computed, reference.pool2d(images[0, 0], (3, 2), mode))
 
 
 @pytest.mark.parametrize("case", [*CONVOLUTIONS, *POOLINGS], ids=str)
 def test_pytorch_agrees(case: Case) -> None:
     with torch.inference_mode():
-        found = layer(case)(torch.from_numpy(IMAGES[:, : case.channels[0]]))
-    check(case, found.numpy())
+        computed = layer(case)(torch.from_numpy(IMAGES[:, : case.channels[0]]))
+    check(case, computed.numpy())
 
 
 @pytest.mark.slow(15)
@@ -272,11 +272,11 @@ def test_engine_that_cannot_run_here_is_built_where_it_can_be(
     name: str, sources: dict[str, Path], tmp_path: Path
 ) -> None:
     engine = engines.get(name)
-    found = engine.available()
-    if found.build:
+    computed = engine.available()
+    if computed.build:
         engine.build(sources[engine.source], tmp_path / "engine", BuildOptions())
         assert (tmp_path / "engine").stat().st_size
-    pytest.skip(found.reason)
+    pytest.skip(computed.reason)
 
 
 def test_what_is_dealt_out_meets_every_kernel_padding_and_stride() -> None:

@@ -126,8 +126,8 @@ def test_it_lists_every_stage_and_engine() -> None:
 def test_make_help_says_what_each_target_does() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split()
-    said = dict(re.findall(r"^  make (\S+) +(\S.*)$", make("help"), re.MULTILINE))
-    assert set(said) == set(targets)
+    described = dict(re.findall(r"^  make (\S+) +(\S.*)$", make("help"), re.MULTILINE))
+    assert set(described) == set(targets)
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ def _difference(session: Any, inputs: Any, outputs: Any, case: Any) -> str:
     if len(names) != len(inputs):
         return f"takes {len(names)} inputs where the test has {len(inputs)}"
     feeds = {name: _array(value) for name, value in zip(names, inputs, strict=True)}
-    found = [*session.run(feeds).values()]
-    for got, wanted in zip(found, map(_array, outputs), strict=True):
+    computed = [*session.run(feeds).values()]
+    for got, wanted in zip(computed, map(_array, outputs), strict=True):
         if (got.shape, got.dtype) != (wanted.shape, wanted.dtype):
             return f"gives {got.dtype}{list(got.shape)} for {wanted.dtype}{list(wanted.shape)}"
         if wanted.dtype.kind == "O":
@@ -110,12 +110,12 @@ def _line(text: str, folder: Path) -> str:
 def run(name: str) -> dict[str, str]:
     """Returns the failures of an engine, by the name of the test."""
     engine = engines.get(name)
-    found = {}
+    results = {}
     with tempfile.TemporaryDirectory(prefix="suite-") as scratch:
         for case in cases():
             if why := failure(engine, case, Path(scratch)):
-                found[case.name] = why
-    return found
+                results[case.name] = why
+    return results
 
 
 def main() -> None:
@@ -125,16 +125,16 @@ def main() -> None:
     parser.add_argument("--update", action="store_true")
     asked = parser.parse_args()
     for name in asked.engines:
-        found, total = run(name), len(cases())
-        print(f"{name}: {total - len(found)} of {total} pass")
+        results, total = run(name), len(cases())
+        print(f"{name}: {total - len(results)} of {total} pass")
         for why, count in Counter(
-            re.sub(r"'[^']*'", "…", w)[:90] for w in found.values()
+            re.sub(r"'[^']*'", "…", w)[:90] for w in results.values()
         ).most_common(40):
             print(f"  {count:4} {why}")
         if asked.update:
             EXPECTED.mkdir(exist_ok=True)
             path = EXPECTED / f"{name}.json"
-            path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+            path.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def test_a_file_is_replaced_once_it_is_whole(tmp_path: Path) -> None:
         part.write_text("one")
         assert not path.exists()
     assert path.read_text() == "one"
-    assert [each.name for each in path.parent.iterdir()] == ["file"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
 def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> No
     with pytest.raises(RuntimeError, match="disk"):
         fail()
     assert path.read_text() == "old"
-    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ def test_an_engine_is_what_the_contract_says(name: str) -> None:
     engine = engines.get(name)
     assert isinstance(engine, Engine)
     assert engine.name == name
-    found = engine.available()
-    assert found.reason
-    assert found.build or found.install.startswith("pip install") or found.reason
+    state = engine.available()
+    assert state.reason
+    assert state.build or state.install.startswith("pip install") or state.reason
     assert all(isinstance(value, str) for value in engine.fingerprint().values())
     assert engine.build_options <= {field.name for field in dataclasses.fields(BuildOptions)}
     assert engine.cuda_graphs <= ("cuda" in engine.devices)
@@ -97,8 +97,8 @@ def test_sessions_of_several_threads_do_not_disturb_each_other(
     with closing(engine.open(path, options)) as session:
         wanted = session.run({"image": images[:32]})["logits"]
     with ThreadPoolExecutor(len(sizes)) as pool:
-        for size, found in zip(sizes, pool.map(work, sizes), strict=True):
-            for rows in found:
+        for size, outputs in zip(sizes, pool.map(work, sizes), strict=True):
+            for rows in outputs:
                 assert np.allclose(rows, wanted[size : 2 * size], atol=1e-4)
 
 
@@ -133,9 +133,9 @@ def test_numbers_that_are_none_give_none(tmp_path: Path) -> None:
         engine.build(path, tmp_path / name, BuildOptions())
         options = OpenOptions(device=choose_device(engine, "auto"))
         with closing(engine.open(tmp_path / name, options)) as session:
-            found = session.run({"x": images})["y"]
-        assert np.isnan(found[1, 0, 0, 0]), name
-        assert np.isfinite(found[0]).all(), name
+            outputs = session.run({"x": images})["y"]
+        assert np.isnan(outputs[1, 0, 0, 0]), name
+        assert np.isfinite(outputs[0]).all(), name
 
 
 def test_bound_inputs_stay_for_many_launches(session: Session, images: np.ndarray) -> None:
@@ -207,8 +207,8 @@ def test_inputs_of_any_layout_are_read_as_what_they_are(name: str, tmp_path: Pat
     with closing(engine.open(tmp_path / "engine", options)) as session:
         for _ in range(5):
             # Nobody else holds these: what a session needs of them, it has to keep.
-            found = session.run({"x": x[::-1, ::2], "z": z})["y"]
-            np.testing.assert_allclose(found, x[::-1, ::2] + 2, rtol=1e-6)
+            outputs = session.run({"x": x[::-1, ::2], "z": z})["y"]
+            np.testing.assert_allclose(outputs, x[::-1, ::2] + 2, rtol=1e-6)
         with pytest.raises(DeployError, match="batches of different sizes: x 8, z 3"):
             session.run({"x": x[:, ::2], "z": z[:3]})
         with pytest.raises(DeployError, match="float32 in the byte order of another machine"):

@@ -11,5 +11,5 @@ def test_preprocessing_enlarges_as_pillow_does() -> None:
 
     image = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     wanted = np.asarray(Image.fromarray(image).resize((96, 96), Image.Resampling.BILINEAR))
-    found = Preprocess(size=(96, 96))(torch.from_numpy(image)[None, None])[0, 0] * 255
-    assert np.abs(found.numpy() - wanted).max() <= 1  # Pillow rounds to whole numbers, twice
+    enlarged = Preprocess(size=(96, 96))(torch.from_numpy(image)[None, None])[0, 0] * 255
+    assert np.abs(enlarged.numpy() - wanted).max() <= 1  # Pillow rounds to whole numbers, twice

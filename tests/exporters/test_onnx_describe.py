@@ -13,24 +13,24 @@ from tests.conftest import Result
 
 
 def test_multiply_adds_and_parameters_are_lenets(built: Store) -> None:
-    found = describe(onnx.load(built.root / "lenet/fp32/model.onnx"))
+    description = describe(onnx.load(built.root / "lenet/fp32/model.onnx"))
     # conv1 6x25x28x28, conv2 16x6x25x10x10, and the three matrices
     layers = [117_600, 240_000, 48_000, 10_080, 840]
-    assert [node.multiply_adds for node in found.nodes if node.multiply_adds] == layers
-    assert found.multiply_adds == sum(layers)
-    assert 61_706 <= found.parameters <= 61_720  # and a few constants
-    assert found.operators["Conv"] == 2
-    assert found.inputs == ("image: uint8[batch, 1, 28, 28]",)
-    assert found.metadata["assay.model"] == "lenet"
-    assert found.precisions == {"fp32": 13}
+    assert [node.multiply_adds for node in description.nodes if node.multiply_adds] == layers
+    assert description.multiply_adds == sum(layers)
+    assert 61_706 <= description.parameters <= 61_720  # and a few constants
+    assert description.operators["Conv"] == 2
+    assert description.inputs == ("image: uint8[batch, 1, 28, 28]",)
+    assert description.metadata["assay.model"] == "lenet"
+    assert description.precisions == {"fp32": 13}
 
 
 def test_the_command_prints_it(built: Store, assay: Callable[..., Result]) -> None:
     path = built.root / "lenet/fp32/model.onnx"
     result = assay("inspect", path, "--json")
-    found = json.loads(result.out)
+    document = json.loads(result.out)
     record = json.loads((built.root / "lenet/fp32/export.json").read_text())
-    assert found["sha256"] == record["outputs"]["lenet/fp32/model.onnx"]["sha256"]
+    assert document["sha256"] == record["outputs"]["lenet/fp32/model.onnx"]["sha256"]
     result = assay("inspect", path, "--nodes")
     for word in (
         "node_conv2d",
@@ -58,7 +58,7 @@ def test_behind_an_unknown_operator_shapes_are_not_known(
     built: Store, tmp_path: Path, assay: Callable[..., Result]
 ) -> None:
     model = onnx.load(built.root / "lenet/fp32/model.onnx")
-    node = next(each for each in model.graph.node if each.op_type == "Sigmoid")
+    node = next(candidate for candidate in model.graph.node if candidate.op_type == "Sigmoid")
     node.domain = "com.example"
     model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
     path = tmp_path / "foreign.onnx"
@@ -69,11 +69,11 @@ def test_behind_an_unknown_operator_shapes_are_not_known(
 
 
 def test_an_exported_graph_is_described_in_its_folder(built: Store) -> None:
-    found = json.loads((built.root / "lenet/fp32/graph.json").read_text())
-    assert found["opset"] == 20
-    assert found["removed"]
-    assert found["warnings"] == []
-    assert [node["precision"] for node in found["nodes"]] == ["fp32"] * 13
+    document = json.loads((built.root / "lenet/fp32/graph.json").read_text())
+    assert document["opset"] == 20
+    assert document["removed"]
+    assert document["warnings"] == []
+    assert [node["precision"] for node in document["nodes"]] == ["fp32"] * 13
 
 
 @pytest.mark.slow(1)
@@ -84,7 +84,7 @@ def test_the_opset_is_the_one_asked_for(
     where = ("--root", store.root)
     assert assay("export", "lenet", "--opset", opset, *where).code == 0
     model = onnx.load(store.root / "lenet/fp32/model.onnx")
-    assert [each.version for each in model.opset_import if each.domain == ""] == [opset]
+    assert [imported.version for imported in model.opset_import if imported.domain == ""] == [opset]
     result = assay("verify", "lenet", *where)
     assert result.code == 0, result.err
 

@@ -44,13 +44,13 @@ def graph(tmp_path: Path) -> Path:
 def test_a_small_graph_is_one_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx_files.write(model(), path)
-    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+    assert [item.name for item in tmp_path.iterdir()] == ["model.onnx"]
     assert onnx_files.read(path) == model()
 
 
 def test_external_data_come_back_as_they_were(graph: Path) -> None:
-    found = onnx_files.read(graph)
-    for before, after in zip(model().graph.initializer, found.graph.initializer, strict=True):
+    loaded = onnx_files.read(graph)
+    for before, after in zip(model().graph.initializer, loaded.graph.initializer, strict=True):
         assert np.array_equal(numpy_helper.to_array(before), numpy_helper.to_array(after))
     onnx.checker.check_model(graph, full_check=True)
 
@@ -99,17 +99,17 @@ def test_the_checks_of_a_graph_work_on_one_that_is_too_large_for_a_message(
 ) -> None:
     monkeypatch.setattr(onnx_files, "LIMIT", 1000)
     monkeypatch.setattr(onnx_files.write, "__defaults__", (1000,))
-    found = model()
-    specs = [tuple(spec_of(v) for v in side) for side in (found.graph.input, found.graph.output)]
-    check_graph(found, *specs)
-    found.graph.node[0].op_type = "MatMull"
+    loaded = model()
+    specs = [tuple(spec_of(v) for v in side) for side in (loaded.graph.input, loaded.graph.output)]
+    check_graph(loaded, *specs)
+    loaded.graph.node[0].op_type = "MatMull"
     with pytest.raises(DeployError, match="not valid ONNX"):
-        check_graph(found, *specs)
+        check_graph(loaded, *specs)
 
 
 def location(text: str) -> Callable[[onnx.TensorProto, Path], None]:
     def change(tensor: onnx.TensorProto, _folder: Path) -> None:
-        (entry,) = (each for each in tensor.external_data if each.key == "location")
+        (entry,) = (item for item in tensor.external_data if item.key == "location")
         entry.value = text.format(folder=_folder)
 
     return change
@@ -117,8 +117,8 @@ def location(text: str) -> Callable[[onnx.TensorProto, Path], None]:
 
 def entry(name: str, value: int) -> Callable[[onnx.TensorProto, Path], None]:
     def change(tensor: onnx.TensorProto, _folder: Path) -> None:
-        (found,) = (each for each in tensor.external_data if each.key == name)
-        found.value = str(value)
+        (loaded,) = (item for item in tensor.external_data if item.key == name)
+        loaded.value = str(value)
 
     return change
 
@@ -175,12 +175,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("change", "said"), REFUSED)
+@pytest.mark.parametrize(("change", "message"), REFUSED)
 @pytest.mark.parametrize("tool", ["read", "inspect", "verify"])
 def test_external_data_that_must_not_be_read_are_refused(
     graph: Path,
     change: Callable[[onnx.TensorProto, Path], None],
-    said: str,
+    message: str,
     tool: str,
     assay: Callable[..., Result],
 ) -> None:
@@ -188,7 +188,7 @@ def test_external_data_that_must_not_be_read_are_refused(
     change(altered.graph.initializer[-1], graph.parent)
     graph.write_bytes(altered.SerializeToString())
     if tool == "read":
-        with pytest.raises(DeployError, match=said):
+        with pytest.raises(DeployError, match=message):
             onnx_files.read(graph)
         return
     words = ["inspect", graph] if tool == "inspect" else ["verify", "edge", "--file", graph]
@@ -199,7 +199,7 @@ def test_external_data_that_must_not_be_read_are_refused(
     assert "error: " in result.err
     assert "bug" not in result.err
     if tool == "inspect":
-        assert said.strip("\\[]-1, 4096") in result.err
+        assert message.strip("\\[]-1, 4096") in result.err
 
 
 def test_a_tensor_inside_has_to_have_its_bytes(tmp_path: Path) -> None:

@@ -40,13 +40,13 @@ def test_it_takes_raw_images_of_any_batch_and_gives_logits(graph: onnx.ModelProt
 
 
 def test_its_metadata_say_what_it_is(graph: onnx.ModelProto, built: Store) -> None:
-    said = {entry.key: entry.value for entry in graph.metadata_props}
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
     record = json.loads((built.root / "lenet/train.json").read_text())
-    assert said["assay.model"] == "lenet"
-    assert said["assay.preprocessing"] == "uint8 image / 255"
-    assert len(json.loads(said["assay.labels"])) == 10
+    assert metadata["assay.model"] == "lenet"
+    assert metadata["assay.preprocessing"] == "uint8 image / 255"
+    assert len(json.loads(metadata["assay.labels"])) == 10
     digest = record["outputs"]["lenet/checkpoint.safetensors"]["sha256"]
-    assert said["assay.checkpoint"] == digest
+    assert metadata["assay.checkpoint"] == digest
 
 
 def test_nothing_in_it_names_a_path(built: Store) -> None:
@@ -126,7 +126,7 @@ class Unfit(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("module", "said"),
+    ("module", "words"),
     [
         (FixedBatch(), r"fixes its batch \(axis 0 of image\) to 2.*reshape\(2, -1\)"),
         (BySize(), r"fixes its batch \(axis 0 of image\) to 2.*if x\.shape\[0\] == 2"),
@@ -136,9 +136,9 @@ class Unfit(nn.Module):
     ],
 )
 def test_a_model_that_cannot_be_traced_is_an_error_that_names_the_line(
-    module: nn.Module, said: str, capfd: pytest.CaptureFixture[str]
+    module: nn.Module, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(DeployError, match=said) as caught:
+    with pytest.raises(DeployError, match=words) as caught:
         export_program(module, EXAMPLES)
     assert (
         f"test_onnx_graph.py:{module.forward.__code__.co_firstlineno + 1}" in caught.value.message
@@ -170,8 +170,8 @@ def test_the_report_of_a_failure_is_kept_beside_where_the_graph_would_be(
     assert result.code == 0, result.err
     assert "frozen by tracing?" in result.out
     assert not (root / "mine-switch/fp32/model.pt2").exists()
-    found = json.loads((root / "mine-switch/fp32/graph.json").read_text())
-    assert found["metadata"]["assay.exporter"] == "torchscript"
+    document = json.loads((root / "mine-switch/fp32/graph.json").read_text())
+    assert document["metadata"]["assay.exporter"] == "torchscript"
     assert assay("verify", "mine:switch", "--root", root).code == 0
     # One that goes by its inputs would be frozen to the way of the examples.
     result = assay("export", "mine:branch", "--root", root, "--exporter", "torchscript")
@@ -309,6 +309,6 @@ def test_an_input_or_one_tensor_twice_are_outputs_too(
     result = assay("export", name, *words)
     assert result.code == 0, result.err
     graph = onnx.load(graph_of(name).parent.with_name(precision) / "model.onnx").graph
-    assert [each.name for each in graph.output] == ["given", "first", "second"]
+    assert [tensor_info.name for tensor_info in graph.output] == ["given", "first", "second"]
     result = assay("verify", name, *words)
     assert result.code == 0, result.err

@@ -28,8 +28,8 @@ def quantized(built: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("quantized")
     store = Store(folder / "artifacts", folder / "dist")
     shutil.copytree(built.root, store.root)
-    given = {"model": "lenet", "precision": "int8", "batch": (1,), "budget": 0.1}
-    stage_runs.run_all(given, store)
+    options = {"model": "lenet", "precision": "int8", "batch": (1,), "budget": 0.1}
+    stage_runs.run_all(options, store)
     return store
 
 
@@ -51,25 +51,25 @@ def test_the_verdict_says_what_it_costs(quantized: Store) -> None:
 
 def test_tensorrt_gets_signed_symmetric_types_and_float_biases(quantized: Store) -> None:
     graph = read(quantized, "model.onnx").graph
-    made = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            zero = made[node.input[2]]
+            zero = tensors[node.input[2]]
             assert zero.dtype == np.int8
             assert not zero.any()
-    weights = [value for value in made.values() if value.dtype == np.int8 and value.ndim > 1]
+    weights = [value for value in tensors.values() if value.dtype == np.int8 and value.ndim > 1]
     assert len(weights) == 5
     assert all(np.abs(w.astype(int)).max() == 127 for w in weights)
-    biases = [made[node.input[2]] for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    biases = [tensors[node.input[2]] for node in graph.node if node.op_type in ("Conv", "Gemm")]
     assert {bias.dtype for bias in biases} == {np.dtype(np.float32)}
 
 
 def test_a_cpu_gets_unsigned_activations_and_weights_of_seven_bits(quantized: Store) -> None:
     graph = read(quantized, "model-cpu.onnx").graph
-    made = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    kinds = {made[n.input[2]].dtype.name for n in graph.node if n.op_type == "QuantizeLinear"}
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    kinds = {tensors[n.input[2]].dtype.name for n in graph.node if n.op_type == "QuantizeLinear"}
     assert kinds == {"uint8"}
-    weights = [value for value in made.values() if value.dtype == np.int8 and value.ndim > 1]
+    weights = [value for value in tensors.values() if value.dtype == np.int8 and value.ndim > 1]
     assert len(weights) == 5
     assert all(np.abs(w.astype(int)).max() <= 64 for w in weights)
 
@@ -109,29 +109,29 @@ def test_everything_in_the_graph_is_audited(quantized: Store, tmp_path: Path) ->
         model.graph.initializer[index].CopyFrom(numpy_helper.from_array(altered, tensor.name))
         changed = tmp_path / "changed.onnx"
         onnx.save(model, changed)
-        found = audit(changed, weights)
-        assert found.fault, tensor.name
+        audited = audit(changed, weights)
+        assert audited.fault, tensor.name
 
 
 def test_a_carrier_is_within_half_a_step(quantized: Store) -> None:
     graph = read(quantized, "model.onnx")
-    made = {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
+    tensors = {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
     state = {
-        "weight": made["network.0.weight_quantized"]
-        * made["network.0.weight_scale"].reshape(-1, 1, 1, 1)
+        "weight": tensors["network.0.weight_quantized"]
+        * tensors["network.0.weight_scale"].reshape(-1, 1, 1, 1)
     }
     state["weight"] = state["weight"].astype(np.float32)
     assert weight_map.quantized(state, graph)["weight"].dtype == np.int8
-    state["weight"][0, 0, 0, 0] += made["network.0.weight_scale"][0] * 0.6
+    state["weight"][0, 0, 0, 0] += tensors["network.0.weight_scale"][0] * 0.6
     assert weight_map.quantized(state, graph)["weight"].dtype == np.float32
 
 
 def test_the_method_that_does_best_is_taken(quantized: Store) -> None:
-    found = json.loads((quantized.root / "lenet/int8/graph.json").read_text())["calibration"]
-    scores = {name: (each["accuracy"], each["sqnr"]) for name, each in found["scores"].items()}
+    record = json.loads((quantized.root / "lenet/int8/graph.json").read_text())["calibration"]
+    scores = {name: (score["accuracy"], score["sqnr"]) for name, score in record["scores"].items()}
     assert set(scores) == set(quantize.METHODS)
-    assert scores[found["method"]] == max(scores.values())
-    assert found["source"] == f"{found['rows']} training images"
+    assert scores[record["method"]] == max(scores.values())
+    assert record["source"] == f"{record['rows']} training images"
 
 
 def test_accuracy_gained_by_noise_is_no_reason(built: Store) -> None:
@@ -141,10 +141,10 @@ def test_accuracy_gained_by_noise_is_no_reason(built: Store) -> None:
     rows = {"image": images}
     wanted = calibration.run(graph, rows)
     worst = wanted["logits"].argmin(1)
-    found = calibration.Calibration(rows, rows, worst, "random images")
-    faithful = calibration.judge(graph, wanted, found)
+    images_only = calibration.Calibration(rows, rows, worst, "random images")
+    faithful = calibration.judge(graph, wanted, images_only)
     upside_down = {"logits": -wanted["logits"]}
-    right = dataclasses.replace(found, labels=wanted["logits"].argmax(1))
+    right = dataclasses.replace(images_only, labels=wanted["logits"].argmax(1))
     other = calibration.judge(graph, upside_down, right)
     assert faithful[1] == 0.0
     assert other[1] == 1.0
@@ -155,8 +155,8 @@ def test_calibration_and_selection_share_no_image() -> None:
     images = np.arange(3000, dtype=np.uint8).reshape(-1, 1, 1, 1) * 0 + np.arange(3000).reshape(
         -1, 1, 1, 1
     )
-    found = calibration.of_training_set(images, np.zeros(3000, np.int64))
-    ranges, selection = (set(part["image"].ravel()) for part in (found.rows, found.selection))
+    chosen = calibration.of_training_set(images, np.zeros(3000, np.int64))
+    ranges, selection = (set(part["image"].ravel()) for part in (chosen.rows, chosen.selection))
     assert len(ranges) == calibration.CALIBRATE
     assert len(selection) == calibration.SELECT
     assert ranges.isdisjoint(selection)
@@ -204,9 +204,9 @@ def test_tensorrt_computes_every_layer_in_int8(quantized: Store) -> None:
     layers = json.loads((quantized.root / "lenet/int8/tensorrt_rtx/layers.json").read_text())[
         "layers"
     ]
-    products = [each for each in layers if each["kind"] in ("correlation", "gemm")]
-    assert [each["precision"] for each in products] == ["int8"] * 5
-    assert {node for each in products for node in each["nodes"]} >= {"node_conv2d", "node_linear"}
+    products = [layer for layer in layers if layer["kind"] in ("correlation", "gemm")]
+    assert [layer["precision"] for layer in products] == ["int8"] * 5
+    assert {node for layer in products for node in layer["nodes"]} >= {"node_conv2d", "node_linear"}
 
 
 def test_pytorch_has_no_int8(quantized: Store, assay: Callable[..., Result]) -> None:
@@ -225,14 +225,17 @@ def test_precisions_are_measured_side_by_side(
     )
     assert result.code == 0, result.err
     (outcome,) = json.loads(result.out)["outcomes"]
-    found = outcome["results"]["measurements"]
-    assert found["baseline"] == "onnxruntime fp32"
-    assert {entry["name"] for entry in found["results"]} == {"onnxruntime fp32", "onnxruntime"}
+    measurements = outcome["results"]["measurements"]
+    assert measurements["baseline"] == "onnxruntime fp32"
+    assert {entry["name"] for entry in measurements["results"]} == {
+        "onnxruntime fp32",
+        "onnxruntime",
+    }
 
 
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ({"image": np.zeros((4, 1, 28, 27), np.uint8)}, "but the graph takes image"),
         ({"image": np.zeros((4, 784), np.uint8)}, "but the graph takes image"),
@@ -246,7 +249,7 @@ def test_calibration_data_that_do_not_fit_are_refused(
     quantized: Store,
     tmp_path: Path,
     rows: dict[str, np.ndarray],
-    said: str,
+    message: str,
     assay: Callable[..., Result],
 ) -> None:
     before = (quantized.root / "lenet/int8/model.onnx").read_bytes()
@@ -254,7 +257,7 @@ def test_calibration_data_that_do_not_fit_are_refused(
     where = ("--precision", "int8", "--root", quantized.root)
     result = assay("export", "lenet", "--calibration", tmp_path / "rows.npz", *where)
     assert result.code == 1
-    assert said in result.err
+    assert message in result.err
     assert (quantized.root / "lenet/int8/model.onnx").read_bytes() == before
 
 

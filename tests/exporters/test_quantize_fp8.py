@@ -62,22 +62,22 @@ def test_values_are_rounded_to_the_nearest_and_saturated(value: float, stored: f
 
 
 def test_an_activation_has_one_scale_and_a_weight_one_for_each_output() -> None:
-    found = constants(quantized())
-    assert found["x_scale"] == np.float32(2.0 / 448)
-    assert found["flat_scale"] == np.float32(1.0)
-    assert found["kernel_scale"].shape == (8,)
-    assert found["matrix_scale"].shape == (5,)
-    assert {name: array.dtype.name for name, array in found.items() if name.endswith("_fp8")} == {
+    tensors = constants(quantized())
+    assert tensors["x_scale"] == np.float32(2.0 / 448)
+    assert tensors["flat_scale"] == np.float32(1.0)
+    assert tensors["kernel_scale"].shape == (8,)
+    assert tensors["matrix_scale"].shape == (5,)
+    assert {name: array.dtype.name for name, array in tensors.items() if name.endswith("_fp8")} == {
         "kernel_fp8": "float8_e4m3fn",
         "matrix_fp8": "float8_e4m3fn",
     }
 
 
 def test_a_stored_weight_is_the_nearest_of_the_type() -> None:
-    found = constants(quantized())
+    tensors = constants(quantized())
     original = constants(convolution(8))["kernel"].astype(np.float64)
-    scale = found["kernel_scale"].astype(np.float64).reshape(8, 1, 1, 1)
-    stored = found["kernel_fp8"].astype(np.float64)
+    scale = tensors["kernel_scale"].astype(np.float64).reshape(8, 1, 1, 1)
+    stored = tensors["kernel_fp8"].astype(np.float64)
     assert np.abs(stored).max(axis=(1, 2, 3)) == pytest.approx(np.full(8, 448.0))
     every = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
     every = every[np.isfinite(every)]

@@ -37,14 +37,16 @@ def exported(
 
 
 def unexplained(module: nn.Module, program: object, graph: onnx.ModelProto) -> set[str]:
-    made = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
-    found = trace_weights(program, graph, limits.WEIGHT_ROUNDINGS)
+    tensors = {
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer
+    }
+    traced = trace_weights(program, graph, limits.WEIGHT_ROUNDINGS)
     wanted = {n for n in module.state_dict() if not n.endswith("num_batches_tracked")}
-    assert set(found) == wanted
+    assert set(traced) == wanted
     return {
         name
-        for name, value in found.items()
-        if not any(np.array_equal(value, each) for each in made.values())
+        for name, value in traced.items()
+        if not any(np.array_equal(value, constant) for constant in tensors.values())
     }
 
 
@@ -170,7 +172,9 @@ def test_a_fold_that_is_wrong_explains_nothing(part: str, change: float) -> None
     module, shape = LAYERS["with bias"]()
     module = filled(module)
     program, graph = exported(module, shape)
-    (tensor,) = (each for each in graph.graph.initializer if each.name == f"0.{part}")
+    (tensor,) = (
+        candidate for candidate in graph.graph.initializer if candidate.name == f"0.{part}"
+    )
     values = onnx.numpy_helper.to_array(tensor) * np.float32(change)
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     assert unexplained(module, program, graph) >= {f"0.{part}"}

@@ -64,11 +64,11 @@ def test_a_graph_with_convolutions_for_products_gives_the_same(
     assert not any(node.op_type == "Gemm" for node in onnx.load(target).graph.node)
     runtime, rows = engines.get("onnxruntime"), np.random.default_rng(0)
     images = rows.integers(0, 256, (5, 1, 28, 28), dtype=np.uint8)
-    found = []
+    outputs = []
     for path in (source, target):
         with closing(runtime.open(path, OpenOptions(optimize=False))) as session:
-            found.append(session.run({"image": images})["logits"])
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-5)
+            outputs.append(session.run({"image": images})["logits"])
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_what_a_gpu_lacks_is_said(tmp_path: Path) -> None:
 
 
 def test_layers_are_read_from_the_inspector_of_the_full_tensorrt() -> None:
-    said = {
+    report = {
         "Layers": [
             {
                 "Name": "conv + relu",
@@ -128,7 +128,7 @@ def test_layers_are_read_from_the_inspector_of_the_full_tensorrt() -> None:
         ]
     }
     conv = Layer("conv + relu", "CaskConvolution", "int8", ("conv", "relu"))
-    assert of_inspector(json.dumps(said)) == (conv, Layer("cast", "Reformat", ""))
+    assert of_inspector(json.dumps(report)) == (conv, Layer("cast", "Reformat", ""))
 
 
 @pytest.mark.parametrize(

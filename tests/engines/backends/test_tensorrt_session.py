@@ -190,10 +190,10 @@ class Vendor:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runtime:
-    found = Runtime()
-    monkeypatch.setattr(cuda, "import_vendor", lambda *_: found)
+    stand_in = Runtime()
+    monkeypatch.setattr(cuda, "import_vendor", lambda *_: stand_in)
     monkeypatch.setenv("ASSAY_CACHE", str(tmp_path / "cache"))
-    return found
+    return stand_in
 
 
 def opened(vendor: Vendor, tmp_path: Path, *, cuda_graph: bool = False) -> TensorRTSession:
@@ -214,10 +214,10 @@ def test_every_batch_gives_its_own_outputs(
     before = runtime.free_bytes
     session = opened(Vendor(runtime), tmp_path, cuda_graph=cuda_graph)
     assert session.batch == (1, LARGEST)
-    found = {}
+    outputs = {}
     for count in (2, 4, 1, 2):
-        found[count] = session.run(rows(count, first=count))["y"]
-    for count, output in found.items():  # an output is not overwritten by the next
+        outputs[count] = session.run(rows(count, first=count))["y"]
+    for count, output in outputs.items():  # an output is not overwritten by the next
         np.testing.assert_array_equal(output, 2 * rows(count, first=count)["x"])
     with pytest.raises(DeployError, match="batch 5, outside"):
         session.run(rows(5))

@@ -64,10 +64,12 @@ class Timed:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    fake = SimpleNamespace(perf_counter=made.perf_counter, perf_counter_ns=made.perf_counter_ns)
+    stand_in = Clock()
+    fake = SimpleNamespace(
+        perf_counter=stand_in.perf_counter, perf_counter_ns=stand_in.perf_counter_ns
+    )
     monkeypatch.setattr(timing, "time", fake)
-    return made
+    return stand_in
 
 
 def candidates(clock: Clock, log: list[str], **more: float) -> list[timing.Candidate]:
@@ -81,17 +83,17 @@ def by_name(timings: list[timing.Timing]) -> dict[tuple[str, str], timing.Timing
 
 
 def test_the_boundaries_are_what_they_say(clock: Clock) -> None:
-    found = by_name(timing.measure(candidates(clock, []), budget=0.1, seed=0))
-    assert found["slow", "device"].ratio == timing.Interval(1.0, 1.0, 1.0)
-    assert found["fast", "device"].ratio.value == pytest.approx(2, rel=0.02)
-    assert found["fast", "end to end"].ratio.value == pytest.approx(1.5, rel=0.03)
+    results = by_name(timing.measure(candidates(clock, []), budget=0.1, seed=0))
+    assert results["slow", "device"].ratio == timing.Interval(1.0, 1.0, 1.0)
+    assert results["fast", "device"].ratio.value == pytest.approx(2, rel=0.02)
+    assert results["fast", "end to end"].ratio.value == pytest.approx(1.5, rel=0.03)
 
 
 def test_a_drifting_machine_does_not_move_the_ratio(clock: Clock) -> None:
-    found = by_name(timing.measure(candidates(clock, []), budget=20, seed=0))
-    slow = found["slow", "device"]
+    results = by_name(timing.measure(candidates(clock, []), budget=20, seed=0))
+    slow = results["slow", "device"]
     assert slow.seconds.value > 2.2e-3  # it drifted
-    ratio = found["fast", "device"].ratio
+    ratio = results["fast", "device"].ratio
     assert ratio.low <= ratio.value <= ratio.high
     assert ratio.value == pytest.approx(2, rel=0.02)
 

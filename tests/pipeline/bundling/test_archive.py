@@ -79,7 +79,7 @@ def test_a_member_cannot_leave_the_folder(built: Store, tmp_path: Path, name: st
     path = pack(tmp_path / "evil.tar.gz", [*evil.items(), (f"{FOLDER}/{name}", b"")])
     with pytest.raises(DeployError, match="bad member"):
         archive.extract(path, tmp_path / "deep/out")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["evil.tar.gz"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["evil.tar.gz"]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])

@@ -28,11 +28,11 @@ def test_a_good_bundle_passes_and_every_engine_is_proved(
 ) -> None:
     result = assay("check", bundle_of(built), "--json")
     assert result.code == 0
-    found = json.loads(result.out)
-    status = {verdict["subject"]: verdict["status"] for verdict in found["verdicts"]}
+    document = json.loads(result.out)
+    status = {verdict["subject"]: verdict["status"] for verdict in document["verdicts"]}
     assert status["graph"] == status["onnxruntime"] == status["pytorch"] == "pass"
-    assert found["links"] > 20
-    assert set(found["manifest"]["engines"]) == set(status) - {"graph"}
+    assert document["links"] > 20
+    assert set(document["manifest"]["engines"]) == set(status) - {"graph"}
 
 
 def test_a_broken_chain_is_found_though_every_digest_fits(

@@ -17,12 +17,12 @@ def test_doctor_says_what_each_engine_lacks(assay: Assay) -> None:
     from engines import hardware
 
     result = assay("doctor", "--json")
-    found = json.loads(result.out)
-    assert set(found["engines"]) == set(engines.names())
+    document = json.loads(result.out)
+    assert set(document["engines"]) == set(engines.names())
     if not hardware.gpus():
-        assert not found["engines"]["tensorrt_rtx"]["run"]
+        assert not document["engines"]["tensorrt_rtx"]["run"]
         assert f"none: {hardware.no_gpu()}" in " ".join(result.err.split())
-    for state in found["engines"].values():
+    for state in document["engines"].values():
         assert state["run"] or state["reason"]
 
 

@@ -158,7 +158,7 @@ def test_a_second_run_skips_every_stage(store: Store, assay: Assay) -> None:
 def test_a_changed_option_runs_what_depends_on_it_and_no_more(store: Store, assay: Assay) -> None:
     words = ("--batch", "1,4", "--budget", "0.2", "--json")
     result = assay("run", "lenet", *where(store), *words)
-    ran = [each["stage"] for each in json.loads(result.out)["outcomes"] if not each["skipped"]]
+    ran = [entry["stage"] for entry in json.loads(result.out)["outcomes"] if not entry["skipped"]]
     assert ran == ["bench", "bundle"]
 
 
@@ -194,20 +194,22 @@ def test_a_report_leaves_out_what_no_record_vouches_for(
     (store.root / "lenet/fp32/onnxruntime/verdict.json").write_text(content)
     result = assay("report", "lenet", *where(store), "--json")
     assert result.code == 0
-    found = json.loads(result.out)
-    assert set(found["verdicts"]) >= {"graph", "pytorch"}
-    assert "onnxruntime" not in found["verdicts"]
-    assert "is not the verdict that was made" in found["notes"][0]
+    document = json.loads(result.out)
+    assert set(document["verdicts"]) >= {"graph", "pytorch"}
+    assert "onnxruntime" not in document["verdicts"]
+    assert "is not the verdict that was made" in document["notes"][0]
     assert "left out" in result.err
 
 
 def test_after_training_again_a_report_says_what_is_out_of_date(store: Store, assay: Assay) -> None:
     assert assay("train", "lenet", *where(store), "--epochs", 1, "--seed", 5).code == 0
-    found = json.loads(assay("report", "lenet", *where(store), "--json").out)
-    assert (found["verdicts"], found["measurements"], found["bundle"]) == ({}, None, None)
-    assert found["training"]["seed"] == 5
-    assert all("made from another lenet/checkpoint.safetensors" in note for note in found["notes"])
-    assert any("lenet-fp32.tar.gz is left out" in note for note in found["notes"])
+    document = json.loads(assay("report", "lenet", *where(store), "--json").out)
+    assert (document["verdicts"], document["measurements"], document["bundle"]) == ({}, None, None)
+    assert document["training"]["seed"] == 5
+    assert all(
+        "made from another lenet/checkpoint.safetensors" in note for note in document["notes"]
+    )
+    assert any("lenet-fp32.tar.gz is left out" in note for note in document["notes"])
 
 
 def test_json_is_one_document_on_stdout(store: Store, assay: Assay) -> None:
@@ -227,9 +229,9 @@ def test_json_is_one_document_on_stdout(store: Store, assay: Assay) -> None:
 def test_an_error_is_a_document_too(assay: Assay, tmp_path: Path) -> None:
     for words, code in ((("train", "lenett"), 2), (("export", "lenet", "--root", tmp_path), 1)):
         result = assay(*words, "--json")
-        found = json.loads(result.out)["error"]
-        assert (result.code, found["exit_code"]) == (code, code)
-        assert found["message"] in result.err
+        document = json.loads(result.out)["error"]
+        assert (result.code, document["exit_code"]) == (code, code)
+        assert document["message"] in result.err
 
 
 def test_quiet_prints_results_only(store: Store, assay: Assay) -> None:
@@ -403,7 +405,7 @@ def help_of(assay: Assay, command: str) -> dict[str, str]:
     out = assay(command, "--help").out
     parts = re.split(r"\n  (?=-)", out.partition("Options:\n")[2])
     words = (part.split() for part in parts)
-    return {each[0]: " ".join(each[1:]) for each in words if each}
+    return {entry[0]: " ".join(entry[1:]) for entry in words if entry}
 
 
 def test_the_help_of_run_says_which_stages_an_option_steers(assay: Assay) -> None:

@@ -42,13 +42,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_images_and_classes_arrive_as_they_are(folder: Path, assay: Assay) -> None:
     result = assay("data", "--data", folder)
     assert result.code == 0, result.err
-    made = Path("artifacts/data/folder-pets")
-    assert json.loads((made / "contents.json").read_text()) == {
+    data_folder = Path("artifacts/data/folder-pets")
+    assert json.loads((data_folder / "contents.json").read_text()) == {
         "labels": list(CLASSES),
         "shape": [3, 10, 12],
     }
-    images = idx.read_images(made / "train-images.idx")
-    labels = idx.read_labels(made / "train-labels.idx")
+    images = idx.read_images(data_folder / "train-images.idx")
+    labels = idx.read_labels(data_folder / "train-labels.idx")
     assert images.shape == (18, 3, 10, 12)
     assert not np.array_equal(labels, np.sort(labels))  # the first N are a fair sample
     wanted = {
@@ -56,9 +56,9 @@ def test_images_and_classes_arrive_as_they_are(folder: Path, assay: Assay) -> No
         for number in range(3)
         for index in range(6)
     }
-    found = {(label, row.tobytes()) for label, row in zip(labels.tolist(), images, strict=True)}
-    assert found == wanted
-    assert idx.read_labels(made / "test-labels.idx").tolist().count(1) == 2
+    pairs = {(label, row.tobytes()) for label, row in zip(labels.tolist(), images, strict=True)}
+    assert pairs == wanted
+    assert idx.read_labels(data_folder / "test-labels.idx").tolist().count(1) == 2
 
 
 def test_torchvision_lists_the_same_images_and_classes(folder: Path) -> None:
@@ -73,8 +73,8 @@ def test_torchvision_lists_the_same_images_and_classes(folder: Path) -> None:
 def test_gray_images_keep_one_channel(tmp_path: Path, assay: Assay) -> None:
     fill(tmp_path / "gray", 5, mode="L")
     assert assay("data", "--data", tmp_path / "gray", "--root", tmp_path / "root").code == 0
-    made = tmp_path / "root/data/folder-gray"
-    assert json.loads((made / "contents.json").read_text())["shape"] == [1, 10, 12]
+    data_folder = tmp_path / "root/data/folder-gray"
+    assert json.loads((data_folder / "contents.json").read_text())["shape"] == [1, 10, 12]
 
 
 def test_without_a_test_folder_a_fifth_of_each_class_is_kept(folder: Path) -> None:

@@ -63,9 +63,9 @@ def test_attention_is_slimmed_and_a_convolution_is_as_slim_already() -> None:
             (TensorSpec("x", "float32", (None, *shape)),),
             (TensorSpec("y", "float32", (None, *output)),),
         )
-        made = export_graph(program, *specs, {})
-        counts = [len(graph.graph.node) for graph in made.graphs]
-        assert made.nodes.total() == counts[-1]
+        translation = export_graph(program, *specs, {})
+        counts = [len(graph.graph.node) for graph in translation.graphs]
+        assert translation.nodes.total() == counts[-1]
         return counts
 
     attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation=torch.tanh)

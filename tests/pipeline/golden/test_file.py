@@ -22,13 +22,13 @@ def test_golden_files_with_classes_that_are_none_are_refused(built: Store, tmp_p
 
 
 def test_the_golden_file_has_real_images_and_edge_cases(built: Store) -> None:
-    found = goldens.load(built.root / "lenet/fp32/golden.npz")
-    assert len(found.labels) == 256
-    assert found.cases[256:] == tuple(edge_images((1, 28, 28)))
-    assert found.inputs["image"].shape == (262, 1, 28, 28)
-    assert found.reference["logits"].dtype == np.float64
-    assert found.native["logits"].dtype == np.float32
-    assert found.test_reference.shape == (300, 10)
+    golden = goldens.load(built.root / "lenet/fp32/golden.npz")
+    assert len(golden.labels) == 256
+    assert golden.cases[256:] == tuple(edge_images((1, 28, 28)))
+    assert golden.inputs["image"].shape == (262, 1, 28, 28)
+    assert golden.reference["logits"].dtype == np.float64
+    assert golden.native["logits"].dtype == np.float32
+    assert golden.test_reference.shape == (300, 10)
 
 
 @pytest.mark.parametrize("length", [0, 10, 5000])

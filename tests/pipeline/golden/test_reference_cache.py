@@ -41,14 +41,14 @@ def test_what_is_kept_is_given_again_and_not_computed(tmp_path: Path) -> None:
     cache.outputs("test", lambda: {"x": np.array([7, 8])})
     cache.save()
     again = ReferenceCache(path, "one")
-    found = again.outputs("golden", never)
-    assert list(found) == list(wanted)
-    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    kept_outputs = again.outputs("golden", never)
+    assert list(kept_outputs) == list(wanted)
+    assert all(np.array_equal(kept_outputs[name], wanted[name]) for name in wanted)
     assert again.outputs("test", never)["x"].tolist() == [7, 8]
     before = path.stat().st_mtime_ns
     again.save()
     assert path.stat().st_mtime_ns == before
-    assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
+    assert [entry for entry in tmp_path.rglob("*") if entry.is_file()] == [path]
 
 
 def test_what_holds_no_more_is_forgotten_with_all_the_rest(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_another_key_or_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage
         content[len(content) // 2] ^= 1
     elif damage == "method":  # of compression, in every header
         with zipfile.ZipFile(path) as archive:
-            offsets = [each.header_offset + 8 for each in archive.infolist()]
+            offsets = [entry.header_offset + 8 for entry in archive.infolist()]
         offsets.append(content.index(b"PK\x01\x02") + 10)
         for offset in offsets:
             content[offset] = 99
@@ -89,8 +89,8 @@ def test_another_key_or_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage
         path.mkdir()
     else:
         path.write_bytes(content)
-    found = ReferenceCache(path, "one").outputs("golden", lambda: {"a": np.ones(2)})
-    assert found["a"].tolist() == [1, 1]
+    fresh = ReferenceCache(path, "one").outputs("golden", lambda: {"a": np.ones(2)})
+    assert fresh["a"].tolist() == [1, 1]
 
 
 def test_another_key_is_another_model(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_an_export_goes_on_where_nothing_can_be_kept(
     store: Store, assay: Assay, place: str
 ) -> None:
     kept = store.root / ".reference"
-    for each in kept.iterdir():
-        each.unlink()
+    for entry in kept.iterdir():
+        entry.unlink()
     if place == "folder":
         (kept / "lenet.npz").mkdir()
     else:
@@ -151,8 +151,8 @@ def test_another_precision_is_exported_without_running_the_test_set_in_float64_a
     result = assay("export", "lenet", "--precision", "fp16", "--root", store.root)
     assert result.code == 0, result.err
     assert set(rows) == {1}
-    found = [goldens.load(store.root / f"lenet/{each}/golden.npz") for each in ("fp32", "fp16")]
-    assert np.array_equal(*(each.test_reference for each in found))
+    files = [goldens.load(store.root / f"lenet/{entry}/golden.npz") for entry in ("fp32", "fp16")]
+    assert np.array_equal(*(entry.test_reference for entry in files))
     # Other weights are another model.
     torch.manual_seed(5)
     torch.save(models.get("lenet").build(None).network.state_dict(), tmp_path / "w.pt")

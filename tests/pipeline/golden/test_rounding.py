@@ -25,10 +25,10 @@ def test_sums_are_also_made_one_by_one_as_engines_make_them() -> None:
         ):
             exact = reduce(images.double())
             with torch.inference_mode(), rounding.approximate(0):
-                found = reduce(images)
-            assert found.shape == exact.shape
-            assert found.dtype == torch.float32
-            units = (found - exact).abs().max() / exact.abs().max() * 2**23
+                computed = reduce(images)
+            assert computed.shape == exact.shape
+            assert computed.dtype == torch.float32
+            units = (computed - exact).abs().max() / exact.abs().max() * 2**23
             assert least < units < most
     whole = torch.arange(24.0).reshape(2, 3, 4)
     with rounding.approximate(0):
@@ -58,13 +58,13 @@ def test_runs_with_moved_weights_measure_what_rounding_does(tmp_path: Path) -> N
     cases = tuple(f"row {index}" for index in range(8))
     rows = Rows({"x": image}, cases, np.zeros(0, np.int64))
     cache = ReferenceCache(tmp_path / "kept.npz", "")
-    found = make_reference(
+    computed = make_reference(
         model, served, ExactModel(model, ("y",)), rows, "fp32", None, cache, noise_runs=4
     )
-    alone = noise.measure(found.reference["y"], [found.native["y"]])
-    assert (found.noise["y"][:, 0] > alone[:, 0]).all()
-    unit = 2.0**-23 * np.abs(found.reference["y"]).max()
-    assert (found.noise["y"][:, 1] < 3 * unit).all()
+    alone = noise.measure(computed.reference["y"], [computed.native["y"]])
+    assert (computed.noise["y"][:, 0] > alone[:, 0]).all()
+    unit = 2.0**-23 * np.abs(computed.reference["y"]).max()
+    assert (computed.noise["y"][:, 1] < 3 * unit).all()
 
 
 def test_an_approximated_function_may_be_off_by_a_unit_of_its_range() -> None:
@@ -83,8 +83,8 @@ def test_an_approximated_function_may_be_off_by_a_unit_of_its_range() -> None:
             errors = []
             for seed in range(8):
                 with at_random(served, seed) as rounded_at_random:
-                    (made,) = rounded_at_random(x.clone())
-                errors += (made - exact).ravel().tolist()
+                    (result,) = rounded_at_random(x.clone())
+                errors += (result - exact).ravel().tolist()
         assert {round(error / (size * 2**-23), 1) for error in errors} == {-1.0, 1.0}
     with at_random(Served(nn.ReLU(), None), 0) as exactly, torch.inference_mode():
         assert (exactly(x)[0] == 0).all()
@@ -107,9 +107,11 @@ def test_products_of_float16_are_as_exact_as_pytorchs_own() -> None:
         with torch.inference_mode():
             (own,) = half(x)
             exact = copy.deepcopy(module).double()(x.double())
-        found = torch.from_numpy(run_all(half, [x], ("y",))["y"])
-        assert torch.equal(found, found.half().float())
-        errors = [(made.double() - exact).pow(2).mean().sqrt().item() for made in (own, found)]
+        computed = torch.from_numpy(run_all(half, [x], ("y",))["y"])
+        assert torch.equal(computed, computed.half().float())
+        errors = [
+            (result.double() - exact).pow(2).mean().sqrt().item() for result in (own, computed)
+        ]
         assert errors[1] == pytest.approx(errors[0], rel=0.05)
         # What is computed in float32 and not rounded would be a thousand times as exact.
         assert errors[1] > 1e-5

@@ -39,10 +39,10 @@ def test_weights_start_xavier_uniform(name: str) -> None:
 def test_the_slim_vgg_has_a_quarter_of_the_widths() -> None:
     def widths(name: str) -> list[int]:
         net = models.get(name).build(None).network
-        return [each.out_channels for each in net.modules() if isinstance(each, nn.Conv2d)]
+        return [module.out_channels for module in net.modules() if isinstance(module, nn.Conv2d)]
 
     assert widths("vgg11") == [64, 128, 256, 256, 512, 512, 512, 512]
-    assert widths("vgg11-slim") == [each // 4 for each in widths("vgg11")]
+    assert widths("vgg11-slim") == [width // 4 for width in widths("vgg11")]
 
 
 def test_a_residual_block_adds_its_input() -> None:

@@ -190,8 +190,8 @@ def test_two_inputs_two_outputs_from_a_bare_module(folder: Path, assay: Assay) -
     assert [spec.name for spec in golden.input_specs] == ["image", "token"]
     assert [spec.dtype for spec in golden.input_specs] == ["float32", "int64"]
     assert [spec.name for spec in golden.output_specs] == ["output_0", "output_1"]
-    made = golden.inputs["token"][3:-3]
-    assert len(made) == 16
+    generated = golden.inputs["token"][3:-3]
+    assert len(generated) == 16
     assert golden.cases[-3:] == goldens.EXTREMES
     assert golden.common.tolist() == [True] * 19 + [False] * 3
     images, tokens = golden.inputs["image"], golden.inputs["token"]
@@ -202,7 +202,7 @@ def test_two_inputs_two_outputs_from_a_bare_module(folder: Path, assay: Assay) -
         {tokens[:3].min()},
         {tokens[:3].max()},
     ]
-    assert set(made.ravel()) <= set(range(golden.inputs["token"][:3].max() + 1))
+    assert set(generated.ravel()) <= set(range(golden.inputs["token"][:3].max() + 1))
 
 
 @pytest.mark.slow(2)
@@ -224,7 +224,7 @@ def test_the_whole_chain_of_a_spec_with_named_outputs(folder: Path, assay: Assay
     result = assay("run", name, "--batch", "1", "--budget", "0.1", "--json")
     assert result.code == 0, result.err
     verdicts = json.loads(result.out)["summary"]["verdicts"]
-    assert [each["name"] for each in verdicts["graph"]["outputs"]] == ["sum", "rest"]
+    assert [entry["name"] for entry in verdicts["graph"]["outputs"]] == ["sum", "rest"]
     assert verdicts["onnxruntime"]["status"] == verdicts["pytorch"]["status"] == "pass"
     bundle = folder / "dist" / f"{name.replace(':', '-')}-fp32.tar.gz"
     assert assay("check", bundle).code == 0

@@ -65,17 +65,17 @@ def summary(assay: Assay, *words: object) -> dict:
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("name", BOOK)
 def test_the_summary_gives_the_books_shapes(assay: Assay, name: str) -> None:
-    found = summary(assay, name, "--depth", 1)
-    assert found["inputs"] == [[1, 1, IMAGES[name], IMAGES[name]]]
-    shapes = [(layer["kind"], *layer["output"]) for layer in found["layers"]]
+    table = summary(assay, name, "--depth", 1)
+    assert table["inputs"] == [[1, 1, IMAGES[name], IMAGES[name]]]
+    shapes = [(layer["kind"], *layer["output"]) for layer in table["layers"]]
     assert shapes == BOOK[name]
 
 
 def test_lenets_counts_are_those_worked_out_by_hand(assay: Assay) -> None:
-    found = summary(assay, "lenet")
+    table = summary(assay, "lenet")
     counts = [
         (layer["parameters"], layer["multiply_adds"])
-        for layer in found["layers"]
+        for layer in table["layers"]
         if layer["parameters"]
     ]
     assert counts == [
@@ -85,9 +85,9 @@ def test_lenets_counts_are_those_worked_out_by_hand(assay: Assay) -> None:
         (120 * 84 + 84, 120 * 84),
         (84 * 10 + 10, 84 * 10),
     ]
-    assert found["totals"]["all"]["parameters"] == 61_706
-    assert found["totals"]["convolutional"]["multiply_adds"] == 117_600 + 240_000
-    assert found["totals"]["fully connected"]["parameters"] == 48_120 + 10_164 + 850
+    assert table["totals"]["all"]["parameters"] == 61_706
+    assert table["totals"]["convolutional"]["multiply_adds"] == 117_600 + 240_000
+    assert table["totals"]["fully connected"]["parameters"] == 48_120 + 10_164 + 850
 
 
 # What torchvision publishes beside the weights: parameters, and 10^9 multiply-adds.
@@ -104,10 +104,10 @@ def test_published_counts(assay: Assay, name: str, parameters: int, giga: float)
 @pytest.mark.slow(2)
 def test_the_table_adds_up_at_every_depth(assay: Assay) -> None:
     for depth in ((), ("--depth", 1), ("--depth", 2)):
-        found = summary(assay, "resnet18", *depth)
+        table = summary(assay, "resnet18", *depth)
         for key in ("parameters", "multiply_adds"):
-            total = sum(layer[key] for layer in found["layers"])
-            assert total == found["totals"]["all"][key] > 0
+            total = sum(layer[key] for layer in table["layers"])
+            assert total == table["totals"]["all"][key] > 0
     printed = assay("summary", "resnet18").out
     assert "4.1.conv2" in printed
     assert "11,178,378" in printed
@@ -118,11 +118,11 @@ def test_a_module_that_is_called_twice_is_counted_once() -> None:
 
     linear = nn.Linear(3, 3)
     model = models.Model(network=nn.Sequential(linear, nn.ReLU(), linear))
-    found = layers.summarise("twice", model, [torch.zeros(1, 3)], None)
-    assert [(layer.kind, layer.parameters) for layer in found.layers] == [
+    table = layers.summarise("twice", model, [torch.zeros(1, 3)], None)
+    assert [(layer.kind, layer.parameters) for layer in table.layers] == [
         ("Linear", 12),
         ("ReLU", 0),
         ("Linear", 0),
     ]
-    assert sum(layer.multiply_adds for layer in found.layers) == 18
-    assert found.totals["all"]["parameters"] == 12
+    assert sum(layer.multiply_adds for layer in table.layers) == 18
+    assert table.totals["all"]["parameters"] == 12

@@ -20,12 +20,12 @@ def test_threads_and_cpus_are_recorded_and_kept_to(store: Store, assay: Assay) -
     words = ("bench", "lenet", "--root", store.root, "--engine", "onnxruntime", "--batch", "1")
     result = assay(*words, "--affinity", first, *BRIEF)
     assert result.code == 0, result.err
-    found = json.loads(result.out)["outcomes"][-1]["results"]["measurements"]["machine"]
-    assert (found["affinity"], found["threads"]) == ([first], 1)
+    facts = json.loads(result.out)["outcomes"][-1]["results"]["measurements"]["machine"]
+    assert (facts["affinity"], facts["threads"]) == ([first], 1)
     assert hardware.affinity() == before
     result = assay(*words, "--affinity", first, "--threads", 3, *BRIEF)
-    found = json.loads(result.out)["outcomes"][-1]["results"]["measurements"]["machine"]
-    assert found["threads"] == 3
+    facts = json.loads(result.out)["outcomes"][-1]["results"]["measurements"]["machine"]
+    assert facts["threads"] == 3
 
 
 @pytest.mark.slow(9)
@@ -33,7 +33,7 @@ def test_a_list_may_come_in_parts(store: Store, assay: Assay) -> None:
     parts = ("--engine", "onnxruntime", "--engine", "pytorch", "--batch", "1,2", "--batch", "3")
     result = assay("bench", "lenet", "--root", store.root, *parts, *BRIEF)
     measured = json.loads(result.out)["outcomes"][-1]["results"]["measurements"]["results"]
-    assert {(each["name"], each["batch"]) for each in measured} == {
+    assert {(entry["name"], entry["batch"]) for entry in measured} == {
         (name, batch) for name in ("onnxruntime", "pytorch") for batch in (1, 2, 3)
     }
 

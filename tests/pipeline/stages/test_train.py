@@ -22,8 +22,10 @@ def test_the_quick_preset_is_said_everywhere(store: object, assay: Assay) -> Non
     words = ("--preset", "quick", "--epochs", 1, "--limit", 100, "--test-limit", 50)
     result = assay("run", "lenet", *where, *words, "--batch", "1", "--budget", "0.1")
     assert result.code == 0, result.err
-    said = "on 50 of 300 test images, after 1 epoch on 100 of 512 training images (preset quick)"
-    assert said in result.out
+    description = (
+        "on 50 of 300 test images, after 1 epoch on 100 of 512 training images (preset quick)"
+    )
+    assert description in result.out
     training = json.loads((store.root / "lenet/training.json").read_text())
     assert (training["preset"], training["images"], training["test_images"]) == ("quick", 100, 50)
     assert json.loads((store.root / "lenet/train.json").read_text())["params"]["preset"] == "quick"
@@ -48,13 +50,13 @@ def test_the_record_says_what_the_weights_depend_on(
     words = ["--root", store.root, "--epochs", 2, "--limit", 100, "--seed", 3, "--threads", 1]
     result = assay("train", "lenet", *words, "--json")
     assert result.code == 0
-    found = json.loads((store.root / "lenet/training.json").read_text())
-    assert json.loads(result.out)["outcomes"][0]["results"]["training"] == found
+    record = json.loads((store.root / "lenet/training.json").read_text())
+    assert json.loads(result.out)["outcomes"][0]["results"]["training"] == record
     wanted = {"epochs": 2, "lr": 0.1, "batch_size": 128, "seed": 3, "threads": 1, "device": "cpu"}
-    assert wanted.items() <= found.items()
-    assert (found["images"], found["images_available"], found["test_images"]) == (100, 512, 300)
-    assert [entry["epoch"] for entry in found["curve"]] == [1, 2]
-    assert found["test_accuracy"] == found["test_correct"] / 300
+    assert wanted.items() <= record.items()
+    assert (record["images"], record["images_available"], record["test_images"]) == (100, 512, 300)
+    assert [entry["epoch"] for entry in record["curve"]] == [1, 2]
+    assert record["test_accuracy"] == record["test_correct"] / 300
     assert "epoch 2/2: loss" in result.err
 
 

@@ -16,7 +16,7 @@ from tests.conftest import Result, need_engine
 
 def altered(store: Store, name: str, index: int, factor: float) -> Path:
     model = onnx.load(store.root / "lenet/fp32/model.onnx")
-    (tensor,) = [each for each in model.graph.initializer if each.name == name]
+    (tensor,) = [candidate for candidate in model.graph.initializer if candidate.name == name]
     values = onnx.numpy_helper.to_array(tensor).copy()
     values.reshape(-1)[index] *= np.float32(factor)
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
@@ -41,14 +41,14 @@ def test_one_convolution_weight_off_by_a_thousandth_exits_3(
 def test_a_mismatch_is_told_to_programs_too(store: Store, assay: Callable[..., Result]) -> None:
     path = altered(store, "network.0.weight", 7, 2.0)
     words = ("verify", "lenet", "--root", store.root, "--file", path, "--json")
-    found = json.loads(assay(*words).out)
-    assert found["error"]["exit_code"] == 3
-    (verdict,) = found["verdicts"]
+    document = json.loads(assay(*words).out)
+    assert document["error"]["exit_code"] == 3
+    (verdict,) = document["verdicts"]
     assert (verdict["status"], verdict["outputs"][0]["name"]) == ("mismatch", "logits")
     assert verdict["outputs"][0]["max_ratio"] > limits.K_MAX
-    found = json.loads(assay(*words, "--bisect").out)
-    assert found["error"]["exit_code"] == 3
-    assert found["first"]["operator"] == "Conv"
+    document = json.loads(assay(*words, "--bisect").out)
+    assert document["error"]["exit_code"] == 3
+    assert document["first"]["operator"] == "Conv"
 
 
 def test_the_smallest_change_of_a_weight_is_found(
@@ -66,10 +66,10 @@ def test_the_graph_itself_passes_as_a_file_too(store: Store, assay: Callable[...
     words = ["--file", folder / "model.onnx", "--golden", folder / "golden.npz", "--json"]
     result = assay("verify", "lenet", "--root", store.root / "elsewhere", *words)
     assert result.code == 0
-    found = json.loads(result.out)
-    assert found["status"] == "pass"
-    assert found["audit"].pop("identical") == 10
-    assert not any(found["audit"].values())
+    document = json.loads(result.out)
+    assert document["status"] == "pass"
+    assert document["audit"].pop("identical") == 10
+    assert not any(document["audit"].values())
     assert sorted(store.root.rglob("*")) == before
 
 

@@ -54,10 +54,12 @@ def test_two_processes_make_one_checkpoint_as_good_as_one_process(
     answer = together(tmp_path, *words, tmp_path / "two")
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr.count("epoch 3/3") == 1  # rank 0 alone prints
-    found = [json.loads((tmp_path / n / "lenet/training.json").read_text()) for n in ("one", "two")]
-    assert [each["processes"] for each in found] == [1, 2]
-    assert abs(found[0]["test_accuracy"] - found[1]["test_accuracy"]) <= 0.02
-    losses = [[entry["loss"] for entry in each["curve"]] for each in found]
+    records = [
+        json.loads((tmp_path / n / "lenet/training.json").read_text()) for n in ("one", "two")
+    ]
+    assert [record["processes"] for record in records] == [1, 2]
+    assert abs(records[0]["test_accuracy"] - records[1]["test_accuracy"]) <= 0.02
+    losses = [[entry["loss"] for entry in record["curve"]] for record in records]
     assert torch.allclose(*map(torch.tensor, losses), rtol=1e-3)
     # LeNet has neither dropout nor batch norm: the gradients are the same but for rounding.
     weights = [load_file(tmp_path / n / "lenet/checkpoint.safetensors") for n in ("one", "two")]

@@ -22,8 +22,8 @@ from pipeline.verification import accuracy
 def test_the_interval_is_clopper_and_pearsons(
     hits: int, trials: int, low: float, high: float
 ) -> None:
-    found = accuracy._clopper_pearson(hits, trials)
-    assert found == pytest.approx((low, high), abs=1e-4)
+    interval = accuracy._clopper_pearson(hits, trials)
+    assert interval == pytest.approx((low, high), abs=1e-4)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
@@ -35,9 +35,9 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         draw = random.random(images)
         lost = int((draw < lost_rate).sum())
         gained = int((draw > 1 - gained_rate).sum())
-        found = accuracy.drop(images, lost, gained)
-        assert found.low <= found.value <= found.high
-        held += found.low <= truth <= found.high
+        interval = accuracy.drop(images, lost, gained)
+        assert interval.low <= interval.value <= interval.high
+        held += interval.low <= truth <= interval.high
     assert held >= 185  # of 200; an exact interval holds at least 95 %
 
 
@@ -46,9 +46,9 @@ def test_no_discordant_image_is_no_drop() -> None:
 
 
 def test_a_large_test_set_does_not_overflow() -> None:
-    found = accuracy.drop(1_000_000, 30_000, 20_000)
-    assert found.value == pytest.approx(0.01)
-    assert 0 < found.high - found.low < 0.001
+    interval = accuracy.drop(1_000_000, 30_000, 20_000)
+    assert interval.value == pytest.approx(0.01)
+    assert 0 < interval.high - interval.low < 0.001
 
 
 def test_signal_to_noise_is_in_decibels() -> None:

@@ -9,21 +9,21 @@ from pipeline.verification import noise_floor
 
 def test_the_floor_is_never_below_one_unit_of_rounding_at_the_rows_scale() -> None:
     reference = np.array([[1.0, -3.0], [100.0, -300.0], [0.0, 0.0]])
-    found = noise_floor.floor(reference, np.zeros((3, 2)), "fp32")
-    assert found.rms[:2] == pytest.approx(2**-23 * np.sqrt(5) * np.array([1, 100]))
-    assert found.max[:2] == pytest.approx(2**-23 * 3 * np.array([1, 100]))
-    assert found.rms[2] > 0
-    assert found.max[2] > 0
+    floors = noise_floor.floor(reference, np.zeros((3, 2)), "fp32")
+    assert floors.rms[:2] == pytest.approx(2**-23 * np.sqrt(5) * np.array([1, 100]))
+    assert floors.max[:2] == pytest.approx(2**-23 * 3 * np.array([1, 100]))
+    assert floors.rms[2] > 0
+    assert floors.max[2] > 0
 
 
 def test_a_row_that_overflows_when_rounded_otherwise_is_not_compared() -> None:
     reference = np.ones((3, 4))
     other = reference.copy()
     other[1, 2], other[2, 0] = np.inf, np.nan
-    found = noise.measure(reference, [reference + 1e-7, other])
-    floor = noise_floor.floor(reference, found, "fp32")
+    floors = noise.measure(reference, [reference + 1e-7, other])
+    floor = noise_floor.floor(reference, floors, "fp32")
     assert floor.comparable.tolist() == [True, False, False]
-    assert np.isfinite(found).all()
+    assert np.isfinite(floors).all()
 
 
 def test_a_row_that_seems_quiet_is_not_taken_for_as_quiet_as_that() -> None:

@@ -218,8 +218,8 @@ def test_verifying_says_how_many_samples_it_runs_a_second(
     for words, tested in (((), len(golden.test_labels)), (("--file", folder / "model.onnx"), 0)):
         result = assay("verify", "lenet", "--root", store.root, "--force", *words)
         assert result.code == 0, result.err
-        (said,) = (line for line in result.err.splitlines() if "a second" in line)
-        assert f"verify graph: {rows_to_run(golden, None, tested):,} samples, " in said
+        (line_said,) = (line for line in result.err.splitlines() if "a second" in line)
+        assert f"verify graph: {rows_to_run(golden, None, tested):,} samples, " in line_said
 
 
 @pytest.mark.parametrize("limits", [None, (1, 2)])

@@ -16,7 +16,9 @@ def test_a_renamed_or_spare_weight_does_not_fool_the_audit(built: Store, tmp_pat
 
     weights = goldens.load(built.root / "lenet/fp32/golden.npz").weights
     model = onnx.load(built.root / "lenet/fp32/model.onnx")
-    (tensor,) = [each for each in model.graph.initializer if each.name == "network.0.weight"]
+    (tensor,) = [
+        candidate for candidate in model.graph.initializer if candidate.name == "network.0.weight"
+    ]
     values = onnx.numpy_helper.to_array(tensor).copy()
     path = tmp_path / "graph.onnx"
     for node in model.graph.node:
@@ -29,9 +31,9 @@ def test_a_renamed_or_spare_weight_does_not_fool_the_audit(built: Store, tmp_pat
     values.reshape(-1)[0] *= np.float32(1.001)
     model.graph.initializer[-1].CopyFrom(onnx.numpy_helper.from_array(values, "w"))
     onnx.save(model, path)
-    found = audit(path, weights)  # the right one is still there, but no node reads it
-    assert (found.identical, found.missing) == (9, ("network.0.weight",))
-    assert found.unexplained == ("w float32[6, 1, 5, 5], 600 bytes",)
+    audited = audit(path, weights)  # the right one is still there, but no node reads it
+    assert (audited.identical, audited.missing) == (9, ("network.0.weight",))
+    assert audited.unexplained == ("w float32[6, 1, 5, 5], 600 bytes",)
 
     # read now, but by a node that no output depends on
     model.graph.node.append(onnx.helper.make_node("Identity", [tensor.name], ["dead"]))
@@ -44,7 +46,9 @@ def test_a_renamed_and_changed_weight_is_a_mismatch(
 ) -> None:
     """By its outputs it passes, and under its name nothing is wrong."""
     model = onnx.load(store.root / "lenet/fp32/model.onnx")
-    (tensor,) = [each for each in model.graph.initializer if each.name == "network.3.weight"]
+    (tensor,) = [
+        candidate for candidate in model.graph.initializer if candidate.name == "network.3.weight"
+    ]
     values = onnx.numpy_helper.to_array(tensor).copy()
     values.reshape(-1)[7] *= np.float32(1 + 1e-6)
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, "w"))

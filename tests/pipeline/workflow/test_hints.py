@@ -30,7 +30,7 @@ WORDS = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The chain of the edge detector, below folders with a space in their names."""
     folder: Path = tmp_path_factory.mktemp("hints of")
     store = Store(folder / "my artifacts", folder / "my dist")
@@ -43,9 +43,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture
-def copy(made: Store, tmp_path: Path) -> Store:
-    shutil.copytree(made.root, tmp_path / "my artifacts")
-    shutil.copytree(made.dist, tmp_path / "my dist")
+def copy(built_once: Store, tmp_path: Path) -> Store:
+    shutil.copytree(built_once.root, tmp_path / "my artifacts")
+    shutil.copytree(built_once.dist, tmp_path / "my dist")
     return Store(tmp_path / "my artifacts", tmp_path / "my dist")
 
 
@@ -93,7 +93,7 @@ def mend(assay: Assay, store: Store, stage: str, message: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "artifact"), CASES, ids=[f"{stage}-{each.path}" for stage, each in CASES]
+    ("stage", "artifact"), CASES, ids=[f"{stage}-{case.path}" for stage, case in CASES]
 )
 def test_the_hint_for_a_missing_artifact_makes_it(
     copy: Store, assay: Assay, stage: str, artifact: Artifact

@@ -261,14 +261,14 @@ def test_a_second_process_waits_or_says_who_holds_the_lock(
 def test_the_record_says_what_went_in_and_came_out(empty: Store) -> None:
     runner.run(MAKE, Params(), empty)
     runner.run(COPYING, Params(), empty)
-    made = json.loads((empty.root / "a/make.json").read_text())
+    document = json.loads((empty.root / "a/make.json").read_text())
     copied = json.loads((empty.root / "a/copy.json").read_text())
-    assert made["params"] == {"name": "a", "text": "hello"}
-    assert made["outputs"]["a/first.txt"]["bytes"] == len("hello")
+    assert document["params"] == {"name": "a", "text": "hello"}
+    assert document["outputs"]["a/first.txt"]["bytes"] == len("hello")
     assert copied["inputs"] == {
         "a/first.txt": {
             "record": "a/make.json",
-            "sha256": made["outputs"]["a/first.txt"]["sha256"],
+            "sha256": document["outputs"]["a/first.txt"]["sha256"],
         }
     }
     assert copied["outputs"]["a/copy.txt"]["sha256"] == copied["inputs"]["a/first.txt"]["sha256"]

@@ -81,7 +81,7 @@ def test_an_engine_without_a_fault_is_found_to_have_none(
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("--engine", "pytorch"), 2, "runs the PyTorch program itself"),
         (("--engine", "tensorrt"), 4, "engine 'tensorrt' cannot be run here"),
@@ -94,15 +94,15 @@ def test_an_engine_without_a_fault_is_found_to_have_none(
     ],
 )
 def test_what_cannot_be_bisected_is_an_error(
-    words: tuple[str, ...], code: int, said: str, built: Store, assay: Callable[..., Result]
+    words: tuple[str, ...], code: int, message: str, built: Store, assay: Callable[..., Result]
 ) -> None:
     if "tensorrt" in words and engines.get("tensorrt").available().run:
         pytest.skip("this machine has TensorRT and a GPU")
-    if said == "runs on cpu":
+    if message == "runs on cpu":
         need_engine("openvino")
     result = assay("verify", "lenet", "--bisect", "--root", built.root, *words)
     assert result.code == code
-    assert said in result.err
+    assert message in result.err
 
 
 def test_a_plot_is_of_a_bisection(built: Store, assay: Callable[..., Result]) -> None:
@@ -146,7 +146,9 @@ def test_a_graph_in_fp16_that_says_something_else_is_at_fault(store: Store, assa
     where = ("--root", store.root, "--precision", "fp16")
     assert assay("export", "lenet", *where).code == 0
     model = onnx.load(store.root / "lenet/fp16/model.onnx")
-    (weight,) = (each for each in model.graph.initializer if each.name == "network.0.weight")
+    (weight,) = (
+        candidate for candidate in model.graph.initializer if candidate.name == "network.0.weight"
+    )
     changed = onnx.numpy_helper.to_array(weight) * np.float16(1.5)
     weight.CopyFrom(onnx.numpy_helper.from_array(changed, weight.name))
     path = store.root / "changed.onnx"
@@ -183,19 +185,19 @@ def test_a_graph_in_fp16_that_says_something_else_is_at_fault(store: Store, assa
 def test_bisection_names_the_planted_node_or_its_consumer(
     name: str, built: Store, tmp_path: Path
 ) -> None:
-    (fault,) = (each for each in FAULTS if each.name == name)
+    (fault,) = (candidate for candidate in FAULTS if candidate.name == name)
     folder = built.root / "lenet/fp32"
     planted = fault.plant(onnx.load(folder / "model.onnx"), 1)
     assert planted is not None
     model, where = planted
     path = tmp_path / "planted.onnx"
     onnx.save(model, path)
-    found = bisect(folder / "model.pt2", path, goldens.load(folder / "golden.npz"))
-    assert found.first is not None
-    (node,) = (each for each in model.graph.node if each.name == where)
+    result = bisect(folder / "model.pt2", path, goldens.load(folder / "golden.npz"))
+    assert result.first is not None
+    (node,) = (candidate for candidate in model.graph.node if candidate.name == where)
     consumers = {n.name for n in model.graph.node if set(node.output) & set(n.input)}
-    assert found.first.node in {where} | consumers
-    assert "the graph says something else than the model" in found.opinion
+    assert result.first.node in {where} | consumers
+    assert "the graph says something else than the model" in result.opinion
 
 
 @pytest.mark.slow(2)
@@ -205,7 +207,7 @@ def test_the_command_says_where_and_exits_3(store: Store, assay: Callable[..., R
     assert result.code == 0, result.err
     assert "all 14 values that could be compared are the model's" in result.out
     assert "network.3: Conv2d" in result.out
-    (fault,) = (each for each in FAULTS if each.name == "a dropped bias")
+    (fault,) = (candidate for candidate in FAULTS if candidate.name == "a dropped bias")
     planted = fault.plant(onnx.load(store.root / "lenet/fp32/model.onnx"), 1)
     assert planted is not None
     onnx.save(planted[0], store.root / "planted.onnx")
@@ -218,7 +220,7 @@ def test_the_command_says_where_and_exits_3(store: Store, assay: Callable[..., R
 @pytest.mark.slow(2)
 def test_what_no_value_shows_is_said_too(store: Store, assay: Callable[..., Result]) -> None:
     where = ("--root", store.root)
-    (fault,) = (each for each in FAULTS if each.name == "one weight off by 1e-06")
+    (fault,) = (candidate for candidate in FAULTS if candidate.name == "one weight off by 1e-06")
     planted = fault.plant(onnx.load(store.root / "lenet/fp32/model.onnx"), 1)
     assert planted is not None
     path = store.root / "planted.onnx"
