@@ -27,7 +27,7 @@ class Predictor:
     Attributes:
         engine: The name of the engine that was chosen.
         device: Where it runs, "cpu" or "cuda:N".
-        labels: The classes in the order of the logits; empty for what is no classifier.
+        labels: The classes in the order of the logits; empty unless it is a classifier.
         inputs: Names, dtypes and shapes of the inputs.
         outputs: The same of the outputs.
         manifest: The bundle's list of members and facts.
@@ -75,7 +75,7 @@ class Predictor:
         return outputs
 
     def classify(self, images: Array) -> list[str]:
-        """Returns the label of each image; DeployError for what is no classifier."""
+        """Returns the label of each image; DeployError if it is not a classifier."""
         if not self.labels:
             raise DeployError("the model has no labels", "call predict() for its outputs")
         outputs = self._session.run({self.inputs[0].name: images})

@@ -17,7 +17,7 @@ class Training:
 
     Attributes:
         checkpoint: The weights, a safetensors file.
-        accuracy: On the test set, from 0 to 1; None for what is no classifier of a data set.
+        accuracy: On the test set, from 0 to 1; None unless it is a classifier with a data set.
         record: Options, curve and machine, as in `training.json`.
         skipped: Nothing had changed, so the checkpoint is the one that was there.
     """

@@ -238,7 +238,7 @@ def _given(
     """Returns options as the stages take them: lists as tuples, engines as a list.
 
     Args:
-        own: Options of a command that are no parameters of its stage.
+        own: Options of the command that its stage does not have.
 
     Raises:
         UsageError: None of the stages has an option of that name, or it does not take the value.

@@ -39,7 +39,7 @@ def slug(text: str) -> str:
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Writes a file of the cache; that it cannot be written is no failure."""
+    """Writes a file of the cache, if it can be written."""
     with suppress(OSError), write_atomic(path) as part:
         part.write_bytes(content)
 

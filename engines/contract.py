@@ -42,8 +42,8 @@ class Availability:
     Attributes:
         build: The engine can be built here.
         run: A built engine can be run here.
-        reason: Why not, where either is False; else what was found.
-        install: The command that mends it, if one does.
+        reason: Why not, if either is False; otherwise the version and GPU.
+        install: Install command, if installing helps.
     """
 
     build: bool

@@ -130,7 +130,7 @@ class Cuda:
         self.use()
         error, address = getattr(self._runtime, name)(size, *more)
         if error == errors.cudaErrorMemoryAllocation:
-            self._runtime.cudaGetLastError()  # else the next call that asks would be told of it
+            self._runtime.cudaGetLastError()  # clears the error, which later calls would return
             free, total = self._call("cudaMemGetInfo")
             raise DeployError(
                 f"out of GPU memory: {size / 2**20:,.1f} MiB asked for, {free / 2**20:,.1f} of"
@@ -159,7 +159,7 @@ class Cuda:
         )
         if error in absent:
             raise NotAvailableError(
-                f"no CUDA device {self.index} to be had here: {failure}",
+                f"CUDA device {self.index} cannot be used here: {failure}",
                 "install the NVIDIA driver, or use --device cpu",
             )
         raise DeployError(f"CUDA: {failure}")

@@ -154,7 +154,7 @@ def _listed() -> list[str]:
         )
     except (subprocess.SubprocessError, OSError):
         return []
-    # Where there is none, it says so in words.
+    # Without a GPU it prints a sentence instead.
     rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line]
     return [f"{name.strip()} (driver {version.strip()})" for name, version in rows]
 

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from engines.errors import DeployError
 
-# What protobuf can hold in one message, less some room for all that is no tensor.
+# What protobuf can hold in one message, less some room for everything but tensors.
 LIMIT = 2**31 - 2**24
 # Smaller tensors stay in the graph, and int64: they may be shapes, sizes or axes, which neither
 # shape inference nor ONNX Runtime reads from another file.

@@ -133,7 +133,7 @@ def _slimmed(model: onnx.ModelProto) -> onnx.ModelProto | None:
     with trace_errors.recorded():
         try:
             slimmed: onnx.ModelProto = onnxslim.slim(copied)
-        except Exception:  # it is a bonus: whatever it stumbles over is no failure of ours
+        except Exception:  # slimming is optional, so its errors are ignored
             return None
     if len(slimmed.graph.node) >= len(model.graph.node):
         return None

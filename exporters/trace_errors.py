@@ -74,7 +74,7 @@ class _Keep(logging.Handler):
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Report]:
-    """Keeps what torch prints and logs: it would end up amid a user's JSON."""
+    """Captures what torch prints and logs, which would mix with the JSON on stdout."""
     report = Report(io.StringIO(), [])
     root, shapes = logging.getLogger("torch"), logging.getLogger(_SHAPES)
     handlers, level, passed = root.handlers, shapes.level, root.propagate

@@ -58,7 +58,7 @@ def trace_weights(program: Any, graph: onnx.ModelProto, roundings: int) -> dict[
 
     Returns:
         By the parameter's name: its own value, or that of the tensor of the graph that was made
-        of it. A fold that the float64 computation does not confirm is none: the parameter then
+        of it. A fold that float64 does not confirm is ignored: the parameter then
         stands for itself, and an audit of the graph will not find it.
     """
     state = {name: _array(tensor) for name, tensor in program.state_dict.items()}
@@ -157,7 +157,7 @@ def _constant_values(
 
 
 def _content(array: Array) -> tuple[str, bytes]:
-    """Returns what tells an array from others, whatever its shape."""
+    """Returns a digest of the values of an array, in any shape."""
     return array.dtype.name, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 

@@ -69,7 +69,7 @@ class OnnxRuntimeEngine(Engine):
     """ONNX Runtime with one execution provider, and nothing else.
 
     For CPUs, `build` applies the optimisations that hold on each of them ("extended") and saves
-    the graph; `open` adds the ones for the CPU at hand (memory layout), which must not be saved,
+    the graph; `open` adds the ones for this CPU (memory layout), which must not be saved,
     since another may not have the instructions. For GPUs, all is left to `open`.
 
     Attributes:

@@ -23,7 +23,7 @@ from engines.layer_report import Layer, of_inspector, of_tensorrt, precision
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SPECIAL_WORDS = {
-    "target_sm": "it builds for the GPU at hand",
+    "target_sm": "it builds for the GPU of this machine",
     "version_compatible": "its plans are bound to its version",
     "hardware_compatible": "its plans are for a range of GPUs already (--target-sm)",
     "refit": "without a GPU, its builder fails with it",

@@ -137,7 +137,7 @@ class TensorRTSession:
         shapes = tuple(buffer.shape for buffer in self._buffers)
         if shapes != self._graph_shapes:
             self._drop_graph()
-            # TensorRT does what a new shape needs in the first launch, which is no part of it.
+            # TensorRT does what a new shape needs in the first launch, which must not be captured.
             self._enqueue()
             self.synchronize()
             self._graph = self._cuda.captured(self._stream, self._enqueue)

@@ -40,7 +40,7 @@ _LOADING = threading.Lock()
 class AOTInductorEngine(Engine):
     """AOTInductor: `torch._inductor.aoti_compile_and_package`, with a dynamic batch.
 
-    The package (.pt2) is compiled for the device and the instruction set at hand, so it is
+    The package (.pt2) is compiled for the device and the instruction set of this machine, so it is
     built where it runs: on a CUDA device where torch sees one, otherwise on the CPU. It takes a
     C++ compiler to build one, and none to open it. The package checks neither shapes nor types
     of its inputs; the session does. A package is native code, as a TensorRT plan is: open none
@@ -106,7 +106,7 @@ class AOTInductorEngine(Engine):
 
         Raises:
             NotAvailableError: It was compiled for another device or instruction set.
-            DeployError: It is no such package.
+            DeployError: It is not a package of this engine.
         """
         torch = import_vendor(self.module, _INSTALL)
         device = choose_device(self, options.device)
@@ -140,7 +140,7 @@ def _facts(built: Path) -> dict[str, Any]:
         return facts
     except Exception as error:  # zipfile and zlib raise many types for a damaged archive
         raise DeployError(
-            f"AOTInductor does not accept {built}: it is no package of this engine ({error})",
+            f"AOTInductor does not accept {built}: it is not a package of this engine ({error})",
             "build the engine again",
         ) from error
 
@@ -149,7 +149,7 @@ def _loaded(torch: Any, path: Path, device: str, *, cuda_graph: bool) -> Any:
     """Returns the package as a function, the same for all sessions on the same bytes.
 
     A package that is captured runs without the events by which threads share it: asking for the
-    state of an event is no operation of a graph.
+    state of an event cannot be captured.
 
     The library in a package is never unmapped, nor are its weights freed: a process that opens
     one again and again would grow by it every time. Calls wait for each other.

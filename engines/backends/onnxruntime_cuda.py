@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU, by its CUDA provider. Not yet run: no GPU was at hand."""
+"""ONNX Runtime on an NVIDIA GPU, by its CUDA provider."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU, by its TensorRT provider. Not yet run: no GPU was at hand.
+"""ONNX Runtime on an NVIDIA GPU, by its TensorRT provider. Never run on a GPU so far.
 
 It loads TensorRT 10 (`pip install 'tensorrt-cu13>=10.14,<11'`), not 11.
 """

@@ -131,12 +131,12 @@ def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
     """Returns an exported program, and its inputs and outputs as `specs_of` takes them.
 
     Raises:
-        DeployError: The file is no such program.
+        DeployError: The file is not an exported program.
     """
     extra = {SIGNATURE: ""}
     try:
         if not zipfile.is_zipfile(path):  # asked first: torch would log its whole traceback
-            raise ValueError("it is no zip archive")
+            raise ValueError("it is not a zip archive")
         # An open file, since a path would have to end in .pt2.
         with _LOADING, quietly(), _forgotten(torch), path.open("rb") as file:
             program = torch.export.load(file, extra_files=extra)

@@ -1,4 +1,4 @@
-"""TensorRT 10 and 11: plans built on, and for, the GPU at hand."""
+"""TensorRT 10 and 11: plans built on, and for, the GPU of this machine."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def extract(bundle: Path, target: Path) -> dict[str, Any]:
     listed: a hostile archive can neither leave the folder nor fill the disk.
 
     Raises:
-        DeployError: The file is no bundle, or a member is damaged, missing, foreign or twice
+        DeployError: The file is not a bundle, or a member is damaged, missing, foreign or twice
             there; the message names the member.
     """
     try:
@@ -125,7 +125,7 @@ def _read_manifest(bundle: Path, files: Iterator[tuple[str, IO[bytes]]]) -> dict
     for wanted in (MANIFEST, MANIFEST_DIGEST):
         name, file = next(files, ("nothing", io.BytesIO()))
         if name != wanted:
-            raise DeployError(f"{bundle} is no bundle: {name} stands where {wanted} should", _HINT)
+            raise DeployError(f"{bundle} is not a bundle: {name} in the place of {wanted}", _HINT)
         contents.append(_guarded(bundle, name, file, _MAX_MANIFEST))
     manifest, digest = contents
     manifest_digest = hashlib.sha256(manifest).hexdigest()

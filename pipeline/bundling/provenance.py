@@ -42,7 +42,7 @@ def check(records: Mapping[str, Record], digests: Mapping[str, str]) -> int:
 
     Args:
         records: By path.
-        digests: The sha256 of the files at hand, by label.
+        digests: The sha256 of the unpacked files, by label.
 
     Returns:
         The number of links that were checked.

@@ -1,4 +1,4 @@
-"""The commands that are no stages: they look at what there is, and record nothing."""
+"""Commands other than stages: they read, print, and record nothing."""
 
 from __future__ import annotations
 

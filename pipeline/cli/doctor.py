@@ -63,7 +63,7 @@ def show(machine: dict[str, Any]) -> None:
         (name, _yes(state["build"]), _yes(state["run"]), state["reason"], state["fix"])
         for name, state in machine["engines"].items()
     ]
-    console.table("Engines", ("engine", "builds", "runs", "what was found", "to mend it"), states)
+    console.table("Engines", ("engine", "builds", "runs", "details", "fix"), states)
 
 
 def _yes(value: bool) -> str:

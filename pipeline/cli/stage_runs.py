@@ -29,7 +29,7 @@ def run_stage(
 
     Args:
         given: The parameters that differ from their defaults, by name; `engine` is a list.
-        tolerant: What cannot be run on this machine is no failure, as with engine "all".
+        tolerant: Ignore what cannot be run on this machine, as with engine "all".
 
     Raises:
         DeployError: The stage failed, or what it made says that something is wrong.

@@ -268,7 +268,7 @@ def _stacked(
     if lost:
         raise DeployError(
             f"{listing.folder}: class {listing.labels[lost[0]]!r} has no usable image left",
-            "mend its files",
+            "repair its files",
         )
     images = np.empty((len(kept), *shape), np.uint8)
     for row, (path, _) in enumerate(kept):

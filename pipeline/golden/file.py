@@ -108,7 +108,7 @@ class Reference:
 
     @property
     def common(self) -> Array:
-        """Which rows are no edge cases, `[rows]`."""
+        """Mask of the ordinary rows, without edge cases, `[rows]`."""
         return ~np.isin(self.cases, EDGES)
 
     def check(self) -> None:
@@ -196,7 +196,7 @@ def load(path: Path) -> Golden:
         DeployError: The file is damaged, or is of another schema.
     """
     try:
-        # Opened here, since np.load leaves the file open if it is no archive.
+        # Opened here, since np.load leaves the file open if it is not an archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             # By the member's name: numpy would take "x.npy" for the member of "x".
             arrays = {name: archive[f"{name}.npy"] for name in archive.files}

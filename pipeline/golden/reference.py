@@ -170,7 +170,7 @@ def make_reference(
 
 
 def _numbers(cases: tuple[str, ...], runs: Sequence[dict[str, Array]]) -> Array:
-    """Returns which rows to keep, `[rows]`: all but edge cases whose outputs are no numbers."""
+    """Returns which rows to keep, `[rows]`: all but edge cases with outputs that are NaN or Inf."""
     kept = np.ones(len(cases), bool)
     for outputs in runs:
         for array in outputs.values():

@@ -71,7 +71,7 @@ class ReferenceCache:
 
 def _read(path: Path, key: str) -> dict[str, dict[str, Array]]:
     kept: dict[str, dict[str, Array]] = {}
-    # Opened here, since np.load leaves the file open if it is no archive.
+    # Opened here, since np.load leaves the file open if it is not an archive.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         index = json.loads(archive["index"].tobytes())
         if index["key"] == key:

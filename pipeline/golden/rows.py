@@ -105,7 +105,7 @@ def read(path: Path, option: str = "--inputs") -> dict[str, Array]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        # What is no array at all numpy takes for a pickle, and advises to trust it.
+        # numpy takes any other file for a pickle, and advises to trust it.
         why = "it is not an .npz archive of numbers" if "pickle" in str(error) else error
         raise DeployError(
             f"{option} {path} cannot be read: {why}",

@@ -165,7 +165,7 @@ def _array(name: str, key: str, value: Any) -> Array:
         array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
         array = np.asarray(array)
     except (TypeError, ValueError) as error:
-        raise DeployError(f"{name}(): input {key!r} is no array: {error}") from error
+        raise DeployError(f"{name}(): input {key!r} is not an array: {error}") from error
     if array.dtype.kind not in "biuf" or not array.ndim:
         raise DeployError(
             f"{name}(): input {key!r} is {array.dtype}{list(array.shape)}, not rows of numbers",

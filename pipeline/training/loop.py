@@ -158,7 +158,7 @@ class _Run:
             torch.manual_seed(self.settings.seed + 1_000_003 * self.epoch + 1009 * self.group.rank)
         start, shown = time.perf_counter() - self.seconds, self.seconds
         for batch in batches[self.step :]:
-            # A signal amid a step would leave half of it: it waits for the end of the step.
+            # A signal during a step would leave it half done: it waits for the end of the step.
             with signals.deferred():
                 self._train_on(batch)
                 self.step += 1
@@ -253,7 +253,7 @@ class _Run:
         )
 
     def save(self, reason: str = "") -> None:
-        """Keeps the progress, unless a weight is no longer a number."""
+        """Keeps the progress; raises if a weight became NaN or infinite."""
         import torch
 
         if self.checkpoint is None or (self.group.world > 1 and self.step):
@@ -369,6 +369,6 @@ def _memory_errors(settings: Settings) -> Iterator[None]:
             raise
         raise DeployError(
             f"out of memory at a batch of {settings.batch_size}:"
-            f" {(str(error).splitlines() or ['no more to be had'])[0]}",
+            f" {(str(error).splitlines() or ['no memory left'])[0]}",
             "use a smaller --batch-size; on a GPU the whole data set has to fit, too (--limit)",
         ) from error

@@ -78,7 +78,7 @@ def load(network: nn.Module, path: Path, model: str) -> None:
     """Puts the weights of a file into a network.
 
     Raises:
-        DeployError: The file is no such file, or its tensors do not fit; the message counts all
+        DeployError: The file cannot be read, or its tensors do not fit; the message counts all
             mismatches and names the first.
     """
     fit(network, read(path), str(path), model)

@@ -314,7 +314,7 @@ def _count_flips(
 def _allowed(golden: Reference, images: int, *, tested: bool) -> Array:
     """Returns the noise floor of each image's logits, `[images]`.
 
-    Of images that are no golden rows, that of the noisiest golden image that is no edge case.
+    Images outside the golden set get the largest floor of the ordinary golden images.
     """
     floor = noise_floor.floor(
         golden.reference[golden.logits], golden.noise[golden.logits], golden.precision

@@ -86,7 +86,7 @@ def redirected(listener: Callable[[str], None]) -> Iterator[None]:
 
 
 def document(content: Any) -> None:
-    """Prints the one JSON document, if it was asked for; null for what is no finite number."""
+    """Prints the one JSON document, if it was asked for; null for NaN and infinities."""
     if settings.json:
         text = json.dumps(_finite(content), indent=2, sort_keys=True, allow_nan=False)
         print(text, flush=True)

@@ -1,4 +1,4 @@
-"""The command lines that hints name, built from the parameters at hand."""
+"""The command lines that hints name, built from the parameters of the failed command."""
 
 from __future__ import annotations
 

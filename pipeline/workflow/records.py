@@ -128,7 +128,7 @@ class RecordVerifier:
 
     def _check_fresh(self, label: str, record: Record) -> None:
         makers = {name: load(self.root / entry["record"]) for name, entry in record.inputs.items()}
-        # One that was removed is no matter: the digest in the record still holds.
+        # A removed file does not matter: the digest in the record still holds.
         known = {
             name: known_maker
             for name, known_maker in makers.items()

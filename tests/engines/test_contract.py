@@ -111,7 +111,7 @@ def test_the_batch_beyond_the_largest_is_refused(session: Session, images: np.nd
         session.run({"image": beyond})
 
 
-def test_numbers_that_are_none_give_none(tmp_path: Path) -> None:
+def test_nan_input_gives_nan_output(tmp_path: Path) -> None:
     """Of NaN in an input, an engine makes NaN, not a number that looks like an answer."""
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(

@@ -54,7 +54,7 @@ def of_node(
     )
     try:
         (output,) = ReferenceEvaluator(alone).run([value], node_inputs)
-    except Exception as error:  # it lacks operators, and raises whatever it stumbles over
+    except Exception as error:  # it lacks operators, and documents no exception types
         return f"ONNX's reference cannot compute it: {error}"
     by_reference, runtimes = (
         np.asarray(output).astype(np.float64),

@@ -303,5 +303,5 @@ def test_a_plan_that_is_not_accepted_says_what_the_vendor_says(
 @pytest.mark.skipif(bool(hardware.gpus()), reason="this machine has a GPU")
 def test_the_real_runtime_says_that_there_is_no_driver() -> None:
     pytest.importorskip("cuda.bindings.runtime")
-    with pytest.raises(NotAvailableError, match="no CUDA device 0 to be had here: cudaSetDevice"):
+    with pytest.raises(NotAvailableError, match="CUDA device 0 cannot be used here: cudaSetDevice"):
         cuda.Cuda("cuda")

@@ -62,7 +62,7 @@ def test_a_missing_foreign_or_second_member_is_named(built: Store, tmp_path: Pat
         "is missing": contents[:-1],
         "is not in the manifest": [*contents, (f"{FOLDER}/more", b"")],
         "is there twice": [*contents, last],
-        "stands where": contents[1:],
+        "in the place of": contents[1:],
     }
     for number, (words, listed) in enumerate(cases.items()):
         path = pack(tmp_path / "bad.tar.gz", listed)
