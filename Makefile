@@ -68,10 +68,10 @@ summary: $(STAMP) ## print MODEL layer by layer
 doctor: $(STAMP) ## say what this machine has and lacks
 	$(ASSAY) doctor $(ARGS)
 
-test: $(STAMP) ## run all tests
+test: $(STAMP) ## run all tests that need no GPU and no long run
 	$(RUN) -m pytest $(PARALLEL) $(ARGS)
 
-test-fast: $(STAMP) ## run the tests that take no second, in less than a minute
+test-fast: $(STAMP) ## run the tests that take under a second each
 	$(RUN) -m pytest $(PARALLEL) -m 'not large and not long and not gpu and not slow' $(ARGS)
 
 test-large: $(STAMP) ## run the tests that take 16 GiB of memory

@@ -62,7 +62,8 @@ class FeedCheck:
         if len(set(counts.values())) > 1:
             sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise DeployError(
-                f"the inputs have batches of different sizes: {sizes}", "give as many rows of each"
+                f"the inputs have batches of different sizes: {sizes}",
+                "give every input the same number of rows",
             )
 
     def _check_one(self, spec: TensorSpec, array: Array) -> None:

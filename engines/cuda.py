@@ -21,8 +21,8 @@ INSTALL = "pip install cuda-bindings"
 class Cuda:
     """A device of the CUDA runtime.
 
-    Every method may be called from any thread: which device a call means is a setting of the
-    thread, so it is set first.
+    Every method may be called from any thread: CUDA's current device is per thread, so it is set
+    before each call.
     """
 
     def __init__(self, device: str) -> None:

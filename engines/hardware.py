@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from engines.errors import NotAvailableError
+
 _PROBE_SECONDS = 20
 # What nvidia-smi calls it, and what it is called here.
 _STATE = {
@@ -42,8 +44,16 @@ def affinity() -> list[int]:
 
 @contextmanager
 def keeping_to(cpus: Iterable[int]) -> Iterator[None]:
-    """Keeps this thread, and those that it starts, to some CPUs; with none, changes nothing."""
+    """Keeps this thread, and those that it starts, to some CPUs; with none, changes nothing.
+
+    Raises:
+        NotAvailableError: This system has no affinity.
+    """
     before, wanted = affinity(), set(cpus)
+    if wanted and not hasattr(os, "sched_setaffinity"):
+        raise NotAvailableError(
+            f"a process cannot be kept to CPUs on {platform.system()}", "leave --affinity out"
+        )
     if wanted:
         os.sched_setaffinity(0, wanted)
     try:

@@ -1,4 +1,4 @@
-"""Sizes that are constant become constants of the graph."""
+"""Rewrites Resize to take constant scales instead of a size that is computed in the graph."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def resize_by_constants(model: onnx.ModelProto) -> None:
         if concat is None or concat.op_type != "Concat" or len(concat.input) != 2:  # noqa: PLR2004
             continue
         shape, tail = makers.get(concat.input[0]), constants.get(concat.input[1])
-        if shape is None or tail is None or not _leads(shape, node.input[0]):
+        if shape is None or tail is None or not _is_shape_prefix(shape, node.input[0]):
             continue
         sizes = numpy_helper.to_array(tail)
         sides = shapes.get(node.input[0], ())[-len(sizes) :]
@@ -57,7 +57,7 @@ def resize_by_constants(model: onnx.ModelProto) -> None:
     _remove_unused(graph)
 
 
-def _leads(shape: onnx.NodeProto, name: str) -> bool:
+def _is_shape_prefix(shape: onnx.NodeProto, name: str) -> bool:
     """Whether a node gives the first axes of a tensor's shape."""
     from_first = _attribute(shape, "start") in (0, None)
     return shape.op_type == "Shape" and shape.input[0] == name and from_first

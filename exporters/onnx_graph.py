@@ -33,7 +33,7 @@ _TORCHSCRIPT_OPSET = 17
 
 @dataclass(frozen=True)
 class Translation:
-    """What a program comes to in ONNX.
+    """A program translated to ONNX.
 
     Attributes:
         nodes: How many of each operator there were before anything was simplified.

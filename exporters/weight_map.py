@@ -170,7 +170,7 @@ def quantized(carried: Mapping[str, Array], graph: onnx.ModelProto) -> dict[str,
     """Returns what carries each parameter in a quantized graph, and its scales.
 
     Args:
-        found: By the parameter's name, the tensor that carries it in the float graph.
+        carried: By the parameter's name, the tensor that carries it in the float graph.
         graph: The quantized graph made of that one.
 
     Returns:

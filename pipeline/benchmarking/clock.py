@@ -38,7 +38,7 @@ LONG_SECONDS = 0.2
 # Settled: the 95 % interval of the median is within this part of the median to either side.
 SETTLED = 0.02
 _RESAMPLES = 1000
-# A percentile is printed only if at least this many samples lie beyond it.
+# A percentile is recorded only if at least this many samples lie beyond it.
 _BEYOND = 10
 
 

@@ -32,8 +32,8 @@ def text(facts: dict[str, Any]) -> str:
 |---|---|---|---|
 {engines}
 
-`{facts["graph"]}` is the ONNX graph all but the PyTorch engine were built from, and
-`{facts["golden"]}` holds inputs with the float64 outputs of the PyTorch model.
+`{facts["graph"]}` is the ONNX graph, and `{facts["golden"]}` holds
+inputs with the float64 outputs of the PyTorch model.
 
 Prove it on this machine, every byte and every engine that can run here:
 

@@ -116,11 +116,11 @@ def list_models(**values: Any) -> None:
 @printing
 def doctor(**values: Any) -> None:
     """Say what this machine has: Python, CPU, GPU, and every engine."""
-    from pipeline.cli import doctor as surgery
+    from pipeline.cli import doctor as machine_report
 
     print_as(values)
-    machine = surgery.examine()
-    surgery.show(machine)
+    machine = machine_report.examine()
+    machine_report.show(machine)
     console.document(machine)
 
 

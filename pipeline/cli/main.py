@@ -44,7 +44,7 @@ class Group(click.Group):
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="assay")
 def cli() -> None:
-    """Take a PyTorch image classifier to a bundle that proves itself.
+    """Take a PyTorch model to a bundle that proves itself.
 
     Each stage is a command and runs only if something it depends on has changed. `assay run`
     runs them all.

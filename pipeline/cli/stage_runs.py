@@ -28,7 +28,7 @@ def run_stage(
     """Runs a stage once, or once an engine, and prints what came out.
 
     Args:
-        given: The parameters that differ from their defaults, by name; `engine` is a list.
+        arguments: The parameters that differ from their defaults, by name; `engine` is a list.
         tolerant: Ignore what cannot be run on this machine, as with engine "all".
 
     Raises:
@@ -92,7 +92,7 @@ def run_command(
     """Runs a stage as its command does: after the stage that it says has to run first, if any.
 
     Args:
-        given: As for `run_stage`.
+        arguments: As for `run_stage`.
         extra: Options of the command alone.
     """
     outcomes = []

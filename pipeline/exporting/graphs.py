@@ -39,7 +39,7 @@ class Source:
     """What is exported, and how.
 
     Attributes:
-        reference: StageRuns of `served`.
+        reference: Outputs of `served` and of the float64 model.
         exporter: "dynamo" or "torchscript".
         opset: None means the exporter's own, or the first that has the precision.
     """

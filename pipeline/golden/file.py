@@ -74,7 +74,7 @@ class Reference:
         inputs: By input name, `[rows, …]`: real ones first, then edge cases.
         reference: By output name, the float64 outputs, `[rows, …]`.
         native: By output name, PyTorch's outputs at the graph's precision, `[rows, …]`.
-        noise: By output name, how far rounding moves each row (`golden.noise`), `[rows, 2]`.
+        noise: By output name, how far rounding moves each row (see `noise.py`), `[rows, 2]`.
         cases: A name for each row.
         logits: The name of the output whose largest value is the class; "" if there is none.
         labels: The class of each real image, `[images]`; these are the first rows. Empty if

@@ -39,7 +39,7 @@ def measure(reference: Array, realisations: Sequence[Array]) -> Array:
 
 
 def difference(outputs: Array, reference: Array) -> Array:
-    """Returns found - reference in float64, `[rows, elements]`; never 0 for unequal integers."""
+    """Returns outputs - reference in float64, `[rows, elements]`; never 0 for unequal integers."""
     error = outputs.astype(np.float64) - reference.astype(np.float64)
     if reference.dtype.kind in "biu":
         # Float64 holds those up to 2^53 only.

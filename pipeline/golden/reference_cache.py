@@ -23,8 +23,7 @@ from pipeline.workflow.digests import sha256_json
 class ReferenceCache:
     """Outputs by part and name, in one file, good for one key alone.
 
-    Nothing depends on the file but time: of another key, damaged, or not to be written, it is as
-    good as none.
+    Only a cache: a missing, stale or unreadable file is ignored.
     """
 
     def __init__(self, path: Path, key: str) -> None:

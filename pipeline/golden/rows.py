@@ -61,7 +61,7 @@ def without_test_set(model: Model, examples: Mapping[str, Array] | None) -> Rows
     """Takes a user's rows, or the model's own examples, and adds made ones and edge cases.
 
     Args:
-        given: Inputs by name, `[rows, …]`; None means the model's own.
+        examples: Inputs by name, `[rows, …]`; None means the model's own.
 
     Raises:
         DeployError: There is neither, or what was given does not fit the model.
@@ -70,9 +70,9 @@ def without_test_set(model: Model, examples: Mapping[str, Array] | None) -> Rows
     _check_names(model, tuple(inputs))
     if not inputs and model.image is None:
         raise DeployError(
-            "nothing says what this model takes: it has neither example inputs nor an image shape",
+            "the model declares neither example inputs nor an image shape",
             "give --inputs FILE.npz with one array for each argument, or return a"
-            " pipeline.models.Model with `inputs` from the factory",
+            " assay.Model with `inputs` from the factory",
         )
     _check_rows(inputs)
     count = len(next(iter(inputs.values()))) if inputs else 0

@@ -47,8 +47,8 @@ class Params:
         meaning=Meaning(in_run=False),
     )
     batch: tuple[int, ...] = option((1, 8, 64), text="Batch sizes to measure.", high=65536)
-    threads: int = option(
-        factory=hardware.available_cpus, text="CPU threads of one inference.", high=1024
+    threads: int | None = option(
+        None, text="CPU threads of one inference [all that it may use].", high=1024
     )
     affinity: tuple[int, ...] = option(
         (), text="CPUs to keep to, by number, as in 0,1 [all that the process may use].", low=0
@@ -73,17 +73,14 @@ def resolve(params: Params) -> Params:
     if budget is None:
         spec = models.in_zoo(params.model)
         budget = (spec.recipe if spec else models.Recipe()).bench_seconds
-    threads = params.threads
     if params.affinity:
         allowed = hardware.affinity()
         if not set(params.affinity) <= set(allowed):
             raise UsageError(
                 f"--affinity {','.join(map(str, params.affinity))}: this process may use the CPUs"
                 f" {','.join(map(str, allowed))}",
-                "give some of them",
+                "choose from these CPUs",
             )
-        if threads == len(allowed):  # nobody asked for so many
-            threads = len(set(params.affinity))
     if params.cuda_graph and not any(_has_graphs(other, params) for other in params.engine):
         raise NotAvailableError(
             f"none of {', '.join(params.engine)} has CUDA graphs here",
@@ -97,7 +94,7 @@ def resolve(params: Params) -> Params:
         against=against,
         batch=batch,
         budget=budget,
-        threads=threads,
+        threads=params.threads or len(set(params.affinity)) or hardware.available_cpus(),
         affinity=tuple(sorted(set(params.affinity))),
     )
 
@@ -191,7 +188,7 @@ def _open(subject: _Subject, built: Path, params: Params) -> Session:
         )
     options = OpenOptions(
         device=choose_device(engine, params.device),
-        threads=params.threads,
+        threads=params.threads or 1,  # `resolve` has filled it in
         cuda_graph=subject.cuda_graph,
         weights=weights_for(built),
     )

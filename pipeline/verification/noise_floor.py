@@ -23,7 +23,7 @@ class Floor:
     Attributes:
         rms: `[rows]`, the root mean square of p - r.
         max: `[rows]`, the largest |p - r|.
-        comparable: `[rows]`, whether the row says anything: rounding leaves most of it.
+        comparable: `[rows]`, False if rounding noise swamps the row.
     """
 
     rms: Array

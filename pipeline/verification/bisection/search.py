@@ -47,7 +47,7 @@ class Step:
         error: Its distance to the float64 run of the whole model, as a part of its size: how the
             error has grown up to here.
         ratio: What the node itself adds, in units of the noise floor: the root mean square over
-            the rows, over `parity.K`, or the largest of a row, over `parity.K_MAX`, whichever is
+            the rows, over `limits.K`, or the largest of a row, over `limits.K_MAX`, whichever is
             more. Above 1 it is a fault.
         fault: Why it is not the model's, in words; "" if it is.
     """

@@ -282,7 +282,7 @@ def test_a_changed_source_exports_again_and_a_missing_one_is_no_matter(
         ("value", 2, "'value' is not a function but int"),
         ("raises", 1, "raised ValueError: no such luck"),
         ("number", 1, "returned int, not a model"),
-        ("two", 1, "nothing says what this model takes"),
+        ("two", 1, "declares neither example inputs nor an image shape"),
         ("reduced", 1, "its first axis is not the batch"),
         ("texts", 1, "the model's 'text' is a str, not a tensor"),
         ("random", 1, "output is not the same for the same inputs twice"),
