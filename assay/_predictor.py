@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.errors import DeployError, NotAvailableError, ParityError
+from engines.errors import DeployError, NotAvailableError, ParityError, UsageError
 
 if TYPE_CHECKING:
     from engines.contract import Array, Session, TensorSpec
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # How long each engine is timed when several are proved, and on how many rows.
 _TIMING_SECONDS = 0.2
 _TIMING_ROWS = 8
+_MAX_THREADS = 1024
 
 
 class Predictor:
@@ -69,6 +70,10 @@ class Predictor:
                 f"give {', '.join(map(str, self.inputs))}",
             )
         feeds = {spec.name: array for spec, array in zip(self.inputs, arrays, strict=False)}
+        if twice := sorted(set(feeds) & set(named)):
+            raise DeployError(
+                f"{', '.join(twice)} given twice, by place and by name", "give every input once"
+            )
         outputs = self._session.run({**feeds, **named})
         if len(outputs) == 1:
             return next(iter(outputs.values()))
@@ -118,6 +123,10 @@ def load(
     from pipeline.bundling import checking
     from pipeline.workflow import console
 
+    if not isinstance(bundle, str | os.PathLike):
+        raise UsageError(f"bundle {bundle!r} is not a path", "give the path of an archive")
+    if threads is not None and not (type(threads) is int and 1 <= threads <= _MAX_THREADS):
+        raise UsageError(f"threads {threads!r}", f"give a whole number from 1 to {_MAX_THREADS}")
     folder = tempfile.TemporaryDirectory(prefix="assay-")
     try:
         with console.redirected(lambda _text: None):

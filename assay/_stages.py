@@ -10,6 +10,7 @@ from typing import Any
 
 from assay._results import Bench, Build, Bundle, Check, Export, Run, Training, Verification
 from engines.errors import UsageError, suggestion
+from pipeline import models
 from pipeline.cli import stage_runs
 from pipeline.cli.options import ALL
 from pipeline.workflow import artifacts, console
@@ -222,6 +223,9 @@ def _silent(progress: Progress | None) -> Iterator[None]:
 
 
 def _store(root: PathLike, dist: PathLike) -> Store:
+    for name, folder in (("root", root), ("dist", dist)):
+        if not isinstance(folder, str | os.PathLike):
+            raise UsageError(f"{name} {folder!r} is not a path", "give the path of a folder")
     return Store(Path(root), Path(dist))
 
 
@@ -252,30 +256,57 @@ def _given(
         option = known[name]
         spread = option.meaning.every is not None
         several = spread or option.many
-        values = [value] if isinstance(value, str) or not several else list(value)
+        values = [_typed(option, word) for word in _words(option, value, several=several)]
         if option.names is not None:
-            names = option.names() + ([ALL, artifacts.GRAPH_SUBJECT] if spread else [])
+            names = option.names() + ([ALL] if spread else [])
             for word in values:
                 if word not in names and word is not None:
                     raise UsageError(f"unknown {name} {word!r}", suggestion(str(word), names))
+        if several and not values:
+            raise UsageError(f"{name} is empty", "give at least one")
         if spread:
+            if ALL in values and len(values) > 1:
+                raise UsageError(f"{name} {value}: all, and some by name", "give one or the other")
             arguments[name] = values
-        elif name == "model":
-            arguments[name] = _relative(value)
+        elif several:
+            arguments[name] = tuple(values)
         else:
-            arguments[name] = tuple(values) if several else value
+            arguments[name] = models.relative(values[0]) if name == "model" else values[0]
     return arguments
 
 
-def _relative(model: str) -> str:
-    """Returns a model's name; of a file, by its path from here, as the records keep it."""
-    place, _, what = model.rpartition(":")
-    if not place.endswith(".py") or not Path(place).is_absolute():
-        return model
-    try:
-        return f"{Path(os.path.relpath(place)).as_posix()}:{what}"
-    except ValueError:  # on another drive
-        return model
+def _words(option: Option, value: Any, *, several: bool) -> list[Any]:
+    """Returns an option's values as a list; one alone stands for a list of one."""
+    if isinstance(value, list | tuple | range | set):
+        if several:
+            return list(value)
+        raise UsageError(f"{option.name} {value!r} is a list", "give one value")
+    if value is None and several:
+        raise UsageError(f"{option.name} is None", "leave it out, or give at least one")
+    return [value]
+
+
+def _typed(option: Option, value: Any) -> Any:
+    """Returns a value in the option's type.
+
+    Raises:
+        UsageError: It is of another type.
+    """
+    if value is None and not option.required and option.default is None:
+        return None
+    if option.type is Path and isinstance(value, str | os.PathLike):
+        return Path(value)
+    if option.name == "model" and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if option.type is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    is_number = option.type in (int, float)
+    if not isinstance(value, option.type) or (is_number and isinstance(value, bool)):
+        raise UsageError(
+            f"{option.name} {value!r} is of type {type(value).__name__}",
+            f"give a value of type {option.type.__name__}",
+        )
+    return value
 
 
 def _training(outcome: Outcome) -> Training:

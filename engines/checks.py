@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from engines import hardware
 from engines.contract import Array, Availability, Engine, Feeds, TensorSpec
 from engines.errors import DeployError, NotAvailableError, UsageError
@@ -41,10 +43,16 @@ class FeedCheck:
         """Raises DeployError unless names, dtypes, ranks, shapes and batch all fit."""
         try:
             seen = tuple((name, array.dtype, array.shape) for name, array in feeds.items())
-        except AttributeError as error:
-            raise DeployError(f"every input has to be a numpy array: {error}") from error
-        if seen in self._accepted:
-            return
+            if seen in self._accepted:
+                return
+        except AttributeError:
+            seen = ()
+        for name, array in feeds.items():
+            if not isinstance(array, np.ndarray):
+                raise DeployError(
+                    f"input {name!r} is a {type(array).__name__}, not a numpy array",
+                    "give numpy arrays; of a torch tensor, .numpy()",
+                )
         self._check_all(feeds)
         if len(self._accepted) < _REMEMBERED:
             self._accepted.add(seen)

@@ -19,6 +19,7 @@ from typing import Any
 from engines.errors import NotAvailableError
 
 _PROBE_SECONDS = 20
+_TOOL_SECONDS = 10  # of nvidia-smi
 # What nvidia-smi calls it, and what it is called here.
 _STATE = {
     "clocks.sm": "sm_mhz",
@@ -112,7 +113,12 @@ def _probed() -> dict[str, Any]:
     command = [sys.executable, "-I", "-S", str(script)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=True
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROBE_SECONDS,
+            check=True,
         )
         answer: dict[str, Any] = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
@@ -152,6 +158,7 @@ def no_gpu() -> str:
     return f"{problem}; nvidia-smi lists {', '.join(listed)}{why}"
 
 
+@cache
 def _listed() -> list[str]:
     """Returns the GPUs that the driver's own tool lists, whether CUDA can use them or not."""
     tool = shutil.which("nvidia-smi")
@@ -160,7 +167,12 @@ def _listed() -> list[str]:
     command = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=True
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TOOL_SECONDS,
+            check=True,
         )
     except (subprocess.SubprocessError, OSError):
         return []
@@ -182,7 +194,12 @@ def gpu_states() -> list[dict[str, str]]:
     command = [tool, f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=True
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TOOL_SECONDS,
+            check=True,
         )
     except (subprocess.SubprocessError, OSError):
         return []

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from engines.contract import Feeds
+from engines.errors import DeployError
 from exporters.quantize import Quantized, ranges_of
 
 _LARGEST = 448.0
 # Of the methods for int8. One that clips gains less: the steps of a float grow with its values.
 METHODS = ("minmax", "percentile")
-# Convolutions of an image's few channels stay in float: they take the least time, the error of
-# everything after them grows from theirs, and TensorRT has no fp8 kernel for some.
+# Convolutions of an image's few channels, or in groups, stay in float: they take the least time,
+# the error of everything after them grows from theirs, and TensorRT has no fp8 kernel for some.
 _IMAGE_CHANNELS = 4
 
 
@@ -50,6 +51,9 @@ def with_ranges(
         graph: With batch norms folded, of opset 19 or later.
         ranges: The least and the largest value of tensors; one that is missing or not finite stays
             as it is, and so does what reads it.
+
+    Raises:
+        DeployError: Nothing of it can be computed in fp8.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph)
@@ -58,7 +62,11 @@ def with_ranges(
     for node in list(model.graph.node):
         if node.op_type in ("Conv", "Gemm", "MatMul"):
             quantizer.take(node)
-    quantizer.finish()
+    if not any(node.op_type == "QuantizeLinear" for node in quantizer.finish()):
+        raise DeployError(
+            "no convolution or product of this model can be computed in fp8",
+            "export it in another precision",
+        )
     return model
 
 
@@ -78,7 +86,8 @@ class _Quantizer:
         first, second = node.input[:2]
         if node.op_type == "Conv" and second in self._constants:
             weight = self._constants[second]
-            if weight.dims[1] <= _IMAGE_CHANNELS < weight.dims[0]:
+            grouped = any(entry.name == "group" and entry.i > 1 for entry in node.attribute)
+            if grouped or weight.dims[1] <= _IMAGE_CHANNELS < weight.dims[0]:
                 return
         known = [name in self._constants or name in self._ranges for name in (first, second)]
         floats = all(
@@ -94,8 +103,12 @@ class _Quantizer:
         else:
             node.input[1] = self._activation(second)
 
-    def finish(self) -> None:
-        """Puts the new nodes behind those whose values they take, and drops unused constants."""
+    def finish(self) -> list[onnx.NodeProto]:
+        """Puts the new nodes behind those whose values they take, and drops unused constants.
+
+        Returns:
+            All nodes of the graph.
+        """
         nodes: list[onnx.NodeProto] = []
         for value in self._graph.input:
             nodes += self._new.pop(value.name, [])
@@ -113,6 +126,7 @@ class _Quantizer:
         read |= {value.name for value in self._graph.output}
         for tensor in [tensor for tensor in self._graph.initializer if tensor.name not in read]:
             self._graph.initializer.remove(tensor)
+        return copies
 
     def _activation(self, name: str) -> str:
         if name not in self._activations:

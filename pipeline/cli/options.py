@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from engines.errors import UsageError, suggestion
+from pipeline import models
 from pipeline.workflow.stage import Option
 
 ALL = "all"
@@ -83,7 +84,7 @@ def _check(option: Option, value: Any) -> Any:
                 raise UsageError(f"unknown {option.name} {word!r}", suggestion(word, known))
     if not listed:
         option.check(value)
-        return value
+        return models.relative(value) if option.name == "model" else value
     try:
         converted = [option.type(word) for word in values]
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
@@ -231,6 +232,17 @@ def check_name(name: str) -> None:
         " path/to/file.py:factory"
     )
     raise UsageError(f"unknown model {name!r}", suggestion(name, names()) + others)
+
+
+def relative(name: str) -> str:
+    """Returns a model's name; of a file, with its path from here, so that it has one name."""
+    place, _, what = name.rpartition(":")
+    if not place.endswith(".py"):
+        return name
+    try:
+        return f"{Path(os.path.relpath(place)).as_posix()}:{what}"
+    except ValueError:  # on another drive
+        return name
 
 
 def get(name: str, seed: int = 0) -> ModelSpec:

@@ -103,7 +103,7 @@ def _load(place: str, name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[spec.name]
-        if isinstance(error, Exception):  # the user's code may raise anything
+        if isinstance(error, Exception | SystemExit):  # the user's code may raise anything
             raise _failed(f"importing {place}", error) from error
         raise
     return module
@@ -123,7 +123,7 @@ def _import(place: str, what: str, name: str) -> Any:
                 "give package.module:factory, from the folder that holds the package",
             ) from error
         raise _failed(f"importing {place}", error) from error
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise _failed(f"importing {place}", error) from error
     return _factory(module, place, what, name)
 
@@ -143,7 +143,7 @@ def _call(factory: Any, name: str) -> Model:
 
     try:
         model = factory()
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise _failed(f"{name}()", error) from error
     if isinstance(model, nn.Module):
         model = Model(network=model)
@@ -174,7 +174,10 @@ def _array(name: str, key: str, value: Any) -> Array:
     return array
 
 
-def _failed(what: str, error: Exception) -> DeployError:
+def _failed(what: str, error: BaseException) -> DeployError:
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"at {Path(error.filename).name}:{error.lineno}"
+        return DeployError(f"{what} raised {type(error).__name__}: {error.msg}", place)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     hint = f"at {Path(frame.filename).name}:{frame.lineno}: {frame.line}"
     if frame.filename == __file__:

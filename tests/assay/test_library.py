@@ -1,5 +1,6 @@
 """assay as a library: the whole chain from Python, and a bundle that predicts without PyTorch."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -96,6 +97,59 @@ def test_what_is_wrong_is_said(call: object, error: type, words: str) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: assay.train(None), "model None is of type NoneType"),
+        (lambda: assay.train(3), "model 3 is of type int"),
+        (lambda: assay.train("mine.py:make", epochs="3"), "epochs '3' is of type str"),
+        (lambda: assay.train("mine.py:make", seed=None), "seed None is of type NoneType"),
+        (lambda: assay.train("mine.py:make", root=3), "root 3 is not a path"),
+        (lambda: assay.export("mine.py:make", precision=["fp16"]), "is a list"),
+        (lambda: assay.export("mine.py:make", opset=20.0), "opset 20.0 is of type float"),
+        (lambda: assay.build("mine.py:make", engine=None), "engine is None"),
+        (lambda: assay.build("mine.py:make", engine=[]), "engine is empty"),
+        (lambda: assay.build("mine.py:make", engine=["all", "pytorch"]), "all, and some by name"),
+        (lambda: assay.bench("mine.py:make", engine="graph"), "unknown engine 'graph'"),
+        (lambda: assay.bench("mine.py:make", batch=[1.5]), "batch 1.5 is of type float"),
+        (lambda: assay.load(3), "bundle 3 is not a path"),
+        (lambda: assay.load("a", threads=0), "threads 0"),
+        (lambda: assay.load("a", threads=1_000_000), "threads 1000000"),
+    ],
+)
+def test_a_value_of_another_type_is_wrong_usage(call: object, words: str) -> None:
+    with pytest.raises(assay.UsageError, match=re.escape(words)):
+        call()  # type: ignore[operator]
+
+
+def test_one_value_stands_for_a_list_and_a_path_for_its_text(folder: Path) -> None:
+    assay.export(folder / "mine.py:make")
+    np.savez(folder / "rows.npz", x=np.ones((4, 6), np.float32))
+    exported = assay.export("mine.py:make", inputs="rows.npz")
+    assert exported.graph == Path("artifacts/mine.py-make/fp32/model.onnx")
+    assay.build("mine.py:make", engine="onnxruntime")
+    measured = assay.bench("mine.py:make", engine="onnxruntime", batch=2, budget=0.1)
+    assert {entry["batch"] for entry in measured.results} == {2}
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("def make(:\n", "at broken.py:1"),
+        ("def make():\n    raise SystemExit(3)\n", "raised SystemExit: 3"),
+        ("raise SystemExit(3)\n", "raised SystemExit: 3"),
+    ],
+)
+def test_a_file_that_cannot_be_loaded_is_an_error_with_its_line(
+    folder: Path, source: str, words: str
+) -> None:
+    (folder / "broken.py").write_text(source)
+    with pytest.raises(assay.DeployError) as caught:
+        assay.export("broken.py:make")
+    assert words in f"{caught.value.message} {caught.value.hint}"
+
+
+@pytest.mark.usefixtures("folder")
 def test_an_unknown_option_is_named() -> None:
     with pytest.raises(assay.UsageError, match="precison"):
         assay.export("mine.py:make", precison="fp16")
@@ -134,6 +188,10 @@ def test_predictions_are_the_models(built: Store) -> None:
         assert predictor.device == choose_device(engines.get(predictor.engine), "auto")
         logits = predictor.predict(images)
         np.testing.assert_allclose(logits, golden.reference["logits"][:8], atol=1e-3)
+        with pytest.raises(assay.DeployError, match="given twice"):
+            predictor.predict(images, image=images)
+        with pytest.raises(assay.DeployError, match="is a list, not a numpy array"):
+            predictor.predict([[1]])
         with pytest.raises(assay.DeployError, match="dtype float32"):
             predictor.predict(images.astype(np.float32))
     with pytest.raises(assay.DeployError, match="closed"):

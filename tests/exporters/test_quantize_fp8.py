@@ -98,6 +98,11 @@ def test_what_has_no_range_stays_in_float() -> None:
     assert nodes["product"].input[1] == "matrix_dequantized"
 
 
+def test_a_graph_without_anything_to_compute_in_fp8_is_refused() -> None:
+    with pytest.raises(DeployError, match="no convolution or product"):
+        quantize_fp8.with_ranges(convolution(8), {})
+
+
 @pytest.fixture(scope="module")
 def graph(built: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LeNet in fp8, exported by the command in a copy of the built chain."""
