@@ -177,7 +177,8 @@ def _listed() -> list[str]:
     except (subprocess.SubprocessError, OSError):
         return []
     # Without a GPU it prints a sentence instead.
-    rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line]
+    lines = [line for line in done.stdout.splitlines() if "," in line and line.isprintable()]
+    rows = [line.rsplit(",", 1) for line in lines]
     return [f"{name.strip()} (driver {version.strip()})" for name, version in rows]
 
 
