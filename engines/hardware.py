@@ -161,10 +161,28 @@ def no_gpu() -> str:
 @cache
 def _listed() -> list[str]:
     """Returns the GPUs that the driver's own tool lists, whether CUDA can use them or not."""
+    rows = _nvidia_smi(("name", "driver_version"))
+    return [f"{name} (driver {version})" for name, version in rows]
+
+
+def gpu_states() -> list[dict[str, str]]:
+    """Returns clocks, temperature, power, memory and throttling of each GPU; empty without one.
+
+    In the units of nvidia-smi: MHz, degrees Celsius, W and MiB. `throttling` is a bit mask of
+    reasons, 0x0000000000000000 for none and 0x0000000000000001 for an idle GPU.
+    """
+    if not gpus():
+        return []
+    keys = ("uuid", *_STATE.values())
+    return [dict(zip(keys, row, strict=True)) for row in _nvidia_smi(("uuid", *_STATE))]
+
+
+def _nvidia_smi(fields: tuple[str, ...]) -> list[list[str]]:
+    """Returns a row of values for each GPU; empty if the tool is missing or does not answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    command = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    command = [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
             command,
@@ -177,36 +195,9 @@ def _listed() -> list[str]:
     except (subprocess.SubprocessError, OSError):
         return []
     # Without a GPU it prints a sentence instead.
-    lines = [line for line in done.stdout.splitlines() if "," in line and line.isprintable()]
-    rows = [line.rsplit(",", 1) for line in lines]
-    return [f"{name.strip()} (driver {version.strip()})" for name, version in rows]
-
-
-def gpu_states() -> list[dict[str, str]]:
-    """Returns clocks, temperature, power, memory and throttling of each GPU; empty without one.
-
-    In the units of nvidia-smi: MHz, degrees Celsius, W and MiB. `throttling` is a bit mask of
-    reasons, 0x0000000000000000 for none and 0x0000000000000001 for an idle GPU.
-    """
-    tool = shutil.which("nvidia-smi")
-    if tool is None or not gpus():
-        return []
-    names = ("uuid", *_STATE)
-    command = [tool, f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TOOL_SECONDS,
-            check=True,
-        )
-    except (subprocess.SubprocessError, OSError):
-        return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
-    keys = ("uuid", *_STATE.values())
-    return [dict(zip(keys, row, strict=True)) for row in rows if len(row) == len(keys)]
+    lines = [line for line in done.stdout.splitlines() if line.isprintable()]
+    rows = [[cell.strip() for cell in line.rsplit(",", len(fields) - 1)] for line in lines]
+    return [row for row in rows if len(row) == len(fields)]
 
 
 def gpu_fingerprint(index: int = 0) -> dict[str, str]:
