@@ -153,7 +153,7 @@ def test_bound_inputs_stay_for_many_launches(session: Session, images: np.ndarra
         (lambda a: {"image": a, "more": a}, "inputs"),
         (lambda a: {"image": a.astype(np.float32)}, "dtype float32, expected uint8"),
         (lambda a: {"image": a[0]}, "has shape"),
-        (lambda a: {"image": a.tolist()}, "has to be a numpy array"),
+        (lambda a: {"image": a.tolist()}, "not a numpy array"),
         (lambda a: {"image": a[:, :, :27]}, "has shape"),
         (lambda a: {"image": a[:0]}, "empty batch"),
     ],
