@@ -81,6 +81,7 @@ def run_example(path: Path) -> None:
     assert done.stdout
 
 
+@pytest.mark.slow(15)
 def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     script = tmp_path / "example.py"

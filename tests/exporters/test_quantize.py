@@ -19,6 +19,8 @@ from pipeline.verification.weight_audit import audit
 from pipeline.workflow.runner import Store
 from tests.conftest import Process, Result, need_engine
 
+pytestmark = pytest.mark.slow(12)  # the whole chain in int8, once for all of them
+
 
 @pytest.fixture(scope="session")
 def quantized(built: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:

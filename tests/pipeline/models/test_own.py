@@ -427,6 +427,7 @@ def make():
 """
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("seed", ["0", "5"])
 def test_a_factory_is_called_once_a_command(
     tmp_path: Path, assay: Assay, monkeypatch: pytest.MonkeyPatch, seed: str

@@ -16,6 +16,8 @@ from pipeline.workflow.artifacts import CHECKPOINT, GRAPH, TRAIN_IMAGES, Artifac
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
+pytestmark = pytest.mark.slow(2)  # each runs a command
+
 Assay = Callable[..., Result]
 MODEL = {"model": "edge", "precision": "fp16"}
 ENGINE = "onnxruntime"
