@@ -40,6 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     return tmp_path
 
 
+@pytest.mark.slow(3)
 @pytest.mark.usefixtures("folder")
 def test_the_whole_chain_of_an_own_model_in_a_file(capfd: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
@@ -122,6 +123,7 @@ def test_a_value_of_another_type_is_wrong_usage(call: object, words: str) -> Non
         call()  # type: ignore[operator]
 
 
+@pytest.mark.slow(2)
 def test_one_value_stands_for_a_list_and_a_path_for_its_text(folder: Path) -> None:
     assay.export(folder / "mine.py:make")
     np.savez(folder / "rows.npz", x=np.ones((4, 6), np.float32))

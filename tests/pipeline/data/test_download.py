@@ -225,6 +225,7 @@ def test_what_a_data_set_fetches_is_checked() -> None:
         download.fetch(dataclasses.replace(SUBSET, fetch=lambda _: {}), None)
 
 
+@pytest.mark.slow(3)
 def test_a_mirror_that_sends_too_much_is_refused(
     mirror: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
