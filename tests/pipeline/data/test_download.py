@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tests.conftest import Result
 from tests.subset import FOLDER, SUBSET
 
 NOWHERE = dataclasses.replace(SUBSET, debian_folder=Path("/nowhere"), debian_package="nothing-here")
+DOWNLOADS = pytest.mark.skipif(find_spec("pooch") is None, reason="pooch is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -121,10 +123,12 @@ def test_a_corrupt_cache_is_passed_over_and_mended(folder: Path) -> None:
     assert hashlib.sha256(cached.read_bytes()).hexdigest() == SUBSET.files[0].sha256
 
 
+@DOWNLOADS
 def test_a_mirror(mirror: str) -> None:
     assert right(download.fetch(dataclasses.replace(NOWHERE, mirrors=(mirror,)), None))
 
 
+@DOWNLOADS
 @pytest.mark.slow(2)
 def test_a_mirror_whose_file_has_another_md5_is_refused(mirror: str, folder: Path) -> None:
     path = folder / "train-labels-idx1-ubyte.gz"
@@ -133,6 +137,7 @@ def test_a_mirror_whose_file_has_another_md5_is_refused(mirror: str, folder: Pat
         download.fetch(dataclasses.replace(NOWHERE, mirrors=(mirror,)), None)
 
 
+@DOWNLOADS
 @pytest.mark.slow(2)
 def test_a_mirror_that_lacks_a_file_is_passed_over(mirror: str, folder: Path) -> None:
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
@@ -163,12 +168,14 @@ def packaged(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> r
     return dataclasses.replace(NOWHERE, debian_folder=Path("/usr/share/files"))
 
 
+@DOWNLOADS
 def test_the_package_is_downloaded_and_unpacked_without_installing(
     packaged: registry.DataSet,
 ) -> None:
     assert right(download.fetch(packaged, None))
 
 
+@DOWNLOADS
 def test_a_package_that_cannot_be_downloaded_says_so(packaged: registry.DataSet) -> None:
     with pytest.raises(DeployError, match="apt-get download failed"):
         download.fetch(dataclasses.replace(packaged, debian_package="other"), None)
@@ -225,6 +232,7 @@ def test_what_a_data_set_fetches_is_checked() -> None:
         download.fetch(dataclasses.replace(SUBSET, fetch=lambda _: {}), None)
 
 
+@DOWNLOADS
 @pytest.mark.slow(3)
 def test_a_mirror_that_sends_too_much_is_refused(
     mirror: str, monkeypatch: pytest.MonkeyPatch

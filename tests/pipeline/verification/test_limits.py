@@ -20,6 +20,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("stage", ["export", "verify"])
 def test_a_changed_limit_runs_the_stage_again(
     edge: Store, monkeypatch: pytest.MonkeyPatch, stage: str
