@@ -130,7 +130,7 @@ def plant_all(name: str, root: Path, places: int, say: Callable[[Case], None]) -
             planted = fault.plant(clean, place)
             content = planted and planted[0].SerializeToString(deterministic=True)
             if not content or content in seen:
-                continue  # there are no more places
+                continue  # every place has been used
             seen.add(content)
             model = planted[0]
             case = Case(name, fault.name, place, fault.weight, None, "broken", *[True] * 4)

@@ -57,7 +57,7 @@ def main() -> None:
             images=images,
         )
         if outcome.status != "pass":
-            raise SystemExit(f"the graph is no pass: {outcome.reason}")
+            raise SystemExit(f"the graph does not pass: {outcome.reason}")
 
     def eager() -> None:
         torch.set_num_threads(THREADS)

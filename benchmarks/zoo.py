@@ -67,7 +67,7 @@ class Case:
             PyTorch's; None if it was not asked.
         polygraphy: Whether Polygraphy's comparator does, at its default tolerances.
         peak: The largest memory of the processes, in MiB.
-        reason: Why it is no pass, in the first line of the error.
+        reason: Why it does not pass: the first line of the error.
     """
 
     model: str

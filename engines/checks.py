@@ -26,7 +26,7 @@ class FeedCheck:
     """Checks feeds against a session's inputs, so that every engine refuses in the same words.
 
     Attributes:
-        batch: Smallest and largest batch accepted, or None where there is no limit.
+        batch: Smallest and largest batch accepted, or None for any.
     """
 
     inputs: tuple[TensorSpec, ...]

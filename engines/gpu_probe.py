@@ -3,7 +3,7 @@
 In a child, since a driver at fault can end the process that asks it, and since a process that has
 opened CUDA must not fork. It needs the driver's own libraries and nothing else. It prints one JSON
 object: `gpus`, in the order in which CUDA numbers them and without those that
-CUDA_VISIBLE_DEVICES hides, and `problem`, why there are none.
+CUDA_VISIBLE_DEVICES hides, and `problem`, the reason for an empty list.
 
 CUDA Driver API, section 6: initialisation, version and device management.
 """

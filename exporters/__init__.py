@@ -33,7 +33,7 @@ class Precision:
     def quantized(self) -> bool:
         """Whether the graph is made of another one, and judged by accuracy too.
 
-        Its noise is not rounding alone, and there is no PyTorch program of it.
+        Quantization adds noise beyond rounding, and PyTorch cannot run the result.
         """
         return bool(self.made_from)
 

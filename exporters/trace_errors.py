@@ -93,7 +93,7 @@ def recorded() -> Iterator[Report]:
 
 
 def place(frames: Sequence[traceback.FrameSummary]) -> str:
-    """Returns the innermost line of the model's own code, in words; "" if there is none."""
+    """Returns the innermost line of the model's own code, in words, or ""."""
     for frame in reversed(frames):
         if frame.filename == __file__:
             break  # further out is not the model any more

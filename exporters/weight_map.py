@@ -175,7 +175,7 @@ def quantized(carried: Mapping[str, Array], graph: onnx.ModelProto) -> dict[str,
 
     Returns:
         By the parameter's name, the quantized tensor whose values lie within half a step of it,
-        or the parameter itself if there is none; by their own names, the scales
+        or the parameter itself if none is that close; by their own names, the scales
         and zero points of everything.
     """
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}

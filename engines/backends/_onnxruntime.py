@@ -118,7 +118,7 @@ class OnnxRuntimeEngine(Engine):
 
         Raises:
             DeployError: ONNX Runtime does not accept the graph.
-            NotAvailableError: This provider builds on a GPU, and there is none.
+            NotAvailableError: This provider builds on a GPU, and this machine has none.
         """
         runtime = import_vendor(self.module, _INSTALL)
         onnx = import_vendor("onnx", "pip install onnx")

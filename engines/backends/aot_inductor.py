@@ -71,7 +71,7 @@ class AOTInductorEngine(Engine):
 
         Raises:
             DeployError: The program cannot be read or compiled.
-            NotAvailableError: There is no C++ compiler.
+            NotAvailableError: A C++ compiler is not installed.
         """
         torch = import_vendor(self.module, _INSTALL)
         if why := missing_compiler():
@@ -79,7 +79,7 @@ class AOTInductorEngine(Engine):
         program, signature = load_program(torch, source)
         cache.compiled_by_torch()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        # It would warn on a CPU machine that there is no CUDA runtime.
+        # On a CPU machine it would warn that it finds no CUDA runtime.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         if device == "cuda":
             exact_fp32(torch)

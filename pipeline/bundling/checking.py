@@ -12,6 +12,7 @@ from engines.errors import DeployError, NotAvailableError
 from pipeline.bundling import archive, provenance
 from pipeline.verification import engine_proof
 from pipeline.verification.verdict import Verdict
+from pipeline.workflow.digests import require_file
 from pipeline.workflow.records import Record
 
 
@@ -80,8 +81,7 @@ def unpack(bundle: Path, root: Path) -> Unpacked:
     Raises:
         DeployError: The bundle is damaged or its chain is broken.
     """
-    if not bundle.is_file():
-        raise DeployError(f"there is no bundle {bundle}", "make one with `assay bundle MODEL`")
+    require_file(bundle, "make a bundle with `assay bundle MODEL`")
     manifest = archive.extract(bundle, root)
     try:
         _check_listed(bundle, manifest)

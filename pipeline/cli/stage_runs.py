@@ -189,7 +189,7 @@ def bisect(
     precision = PRECISIONS[params.precision]
     if precision.quantized:
         raise UsageError(
-            f"there is no PyTorch program in {precision.name} to compare a graph with",
+            f"{precision.name} has no PyTorch program to compare the graph with",
             f"bisect the {precision.made_from} graph that it was made of",
         )
     prober = windows.Prober(subject, params.device)

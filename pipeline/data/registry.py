@@ -37,7 +37,7 @@ class DataFile:
     Attributes:
         name: Its name, without `.gz`.
         sha256: Digest of the uncompressed file.
-        md5_gz: Published digest of the `.gz` file on the mirrors; "" if there is none.
+        md5_gz: Published digest of the `.gz` file on the mirrors, or "".
     """
 
     name: str
@@ -129,7 +129,7 @@ def get(name: str) -> DataSet:
     """Returns a data set by its name.
 
     Raises:
-        UsageError: There is no data set of this name.
+        UsageError: No data set has this name.
     """
     if name not in DATASETS:
         others = ", or a folder of images in ImageFolder layout"

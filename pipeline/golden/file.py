@@ -25,7 +25,7 @@ from exporters import PRECISIONS
 SCHEMA = 4
 # Inputs that no test set has. A quantized graph saturates on some of them, as it should.
 IMAGE_EDGES = ("all 0", "all 255", "one pixel", "checkerboard", "ramp", "uniform noise")
-# Of inputs that are no images: the first example in other magnitudes, or where the inputs are
+# Of other inputs than images: the first example in other magnitudes, or where the inputs are
 # integers, their least and greatest.
 EXTREMES = ("nothing", "a thousandth", "a thousandfold")
 EDGES = IMAGE_EDGES + EXTREMES
@@ -76,11 +76,11 @@ class Reference:
         native: By output name, PyTorch's outputs at the graph's precision, `[rows, …]`.
         noise: By output name, how far rounding moves each row (see `noise.py`), `[rows, 2]`.
         cases: A name for each row.
-        logits: The name of the output whose largest value is the class; "" if there is none.
+        logits: The name of the output whose largest value is the class; "" for a model that is not a classifier.
         labels: The class of each real image, `[images]`; these are the first rows. Empty if
             the classes are not known.
-        test_reference: The float64 logits of the test images, `[count, classes]`; none of
-            them if there is no test set.
+        test_reference: The float64 logits of the test images, `[count, classes]`; empty
+            without a test set.
         test_labels: The class of each test image, `[count]`.
         precision: The graph's precision, such as "fp32".
     """

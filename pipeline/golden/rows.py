@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.models import Model
 
 REAL_IMAGES = 256
-# Where there is no test set. A large network's float64 run takes a second an image.
+# Without a test set. A large network's float64 run takes a second an image.
 MADE_IMAGES = 32
 # A user's examples are filled up to this many rows, so that there are batches to try.
 _MADE_ROWS = 16

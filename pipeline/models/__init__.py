@@ -84,7 +84,7 @@ class Model:
         outputs: Names of the outputs; by default those the network itself gives.
         labels: The classes, if the first output is the logits of a classifier.
         dataset: The data set it is trained on and judged by, if any.
-        samples: Inputs and targets to train on, `[count, …]`, where there is no data set.
+        samples: Inputs and targets to train on, `[count, …]`, if it has no data set.
         recipe: How it is trained.
     """
 
@@ -256,7 +256,7 @@ def get(name: str, seed: int = 0) -> ModelSpec:
             generator seeded so, it returns what the factory has returned here.
 
     Raises:
-        UsageError: There is no such model.
+        UsageError: No model has this name.
         NotAvailableError: Its library is not installed.
         DeployError: The user's factory raised, or returned no model.
     """

@@ -37,7 +37,7 @@ def find(place: str, what: str, seed: int) -> ModelSpec:
         seed: Of torch's random numbers during the call.
 
     Raises:
-        UsageError: There is no such module or no such function.
+        UsageError: The module, or the function in it, does not exist.
         DeployError: Importing or calling raised, or it returned something else.
     """
     name = f"{place}:{what}"
@@ -88,7 +88,7 @@ def _load(place: str, name: str) -> ModuleType:
     """Loads a file as a module of its own; what lies beside it can be imported by it."""
     path = Path(place).resolve()
     if not path.is_file():
-        raise UsageError(f"{name}: there is no file {place}", "give path/to/file.py:factory")
+        raise UsageError(f"{name}: {place} does not exist", "give path/to/file.py:factory")
     known = sys.modules.get(module_of(place))
     if known is not None:
         return known
@@ -119,7 +119,7 @@ def _import(place: str, what: str, name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
             raise UsageError(
-                f"{name}: there is no module {error.name!r} in {Path.cwd()} or on Python's path",
+                f"{name}: module {error.name!r} is neither in {Path.cwd()} nor on Python's path",
                 "give package.module:factory, from the folder that holds the package",
             ) from error
         raise _failed(f"importing {place}", error) from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from engines.errors import DeployError
 from pipeline.workflow import console
-from pipeline.workflow.digests import sha256_file
+from pipeline.workflow.digests import require_file, sha256_file
 
 _WIDTH = 100  # of a metadata value: the labels of ImageNet fill pages
 
@@ -25,9 +25,7 @@ def read(path: Path) -> dict[str, Any]:
     from exporters import onnx_files
     from exporters.onnx_describe import describe
 
-    if not path.is_file():
-        problem = "is not a file" if path.exists() else "does not exist"
-        raise DeployError(f"{path} {problem}", "give the path of an ONNX graph")
+    require_file(path, "give the path of an ONNX graph")
     model = onnx_files.read(path, data=False)
     try:
         onnx.checker.check_model(path, full_check=True)

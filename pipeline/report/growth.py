@@ -56,7 +56,7 @@ def check_plot(path: Path) -> None:
     """Raises unless a plot can be drawn into a file of this name.
 
     Raises:
-        UsageError: matplotlib has no such format, or there is no such folder.
+        UsageError: matplotlib does not write this format, or the folder does not exist.
         NotAvailableError: matplotlib is not installed.
     """
     if path.suffix.lower() not in _FORMATS:

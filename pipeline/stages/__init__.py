@@ -55,7 +55,7 @@ def precision_option() -> Any:
 def data_artifacts(
     data: str | None, artifacts: tuple[Artifact, ...] = DATA
 ) -> tuple[Artifact, ...]:
-    """Returns the artifacts of a data set; none if there is no data set."""
+    """Returns the artifacts of a data set; () without one."""
     return () if data is None else tuple(artifact.at(dataset=data) for artifact in artifacts)
 
 

@@ -43,7 +43,7 @@ from pipeline.workflow.artifacts import (
     Paths,
     reference_cache,
 )
-from pipeline.workflow.digests import read_json, sha256_file, write_json
+from pipeline.workflow.digests import read_json, require_file, sha256_file, write_json
 from pipeline.workflow.stage import Stage, StageRuns, option
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def first(params: Mapping[str, Any], root: Path) -> str:
 def resolve(params: Params) -> Params:
     """Fills in the model's own data set, and checks what can be before anything runs."""
     for path in (params.inputs, params.calibration):
-        if path is not None and not path.is_file():
-            raise DeployError(f"there is no file {path}", "give the path of an .npz file")
+        if path is not None:
+            require_file(path, "give the path of an .npz file")
     if params.calibration is not None and not PRECISIONS[params.precision].quantized:
         raise UsageError(
             f"--calibration is for {' and '.join(QUANTIZED)}, not for {params.precision}",
@@ -292,7 +292,7 @@ def _outputs(params: Params) -> tuple[Artifact, ...]:
     outputs: tuple[Artifact, ...] = (GRAPH, GRAPH_DATA, GOLDEN, DESCRIPTION)
     if PRECISIONS[params.precision].quantized:
         return (*outputs, CPU_GRAPH) if PRECISIONS[params.precision].cpu_graph else outputs
-    # TorchScript traces what torch.export cannot: there is no program then.
+    # TorchScript traces what torch.export cannot: it makes no program.
     return (*outputs, PROGRAM) if params.exporter == EXPORTERS[0] else outputs
 
 

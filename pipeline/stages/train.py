@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import hardware
-from engines.errors import DeployError, UsageError
+from engines.errors import UsageError
 from exporters import REDUCED
 from pipeline import models
 from pipeline.data import registry
@@ -27,7 +27,7 @@ from pipeline.workflow.artifacts import (
     Paths,
     training_state,
 )
-from pipeline.workflow.digests import read_json, sha256_file, write_json
+from pipeline.workflow.digests import read_json, require_file, sha256_file, write_json
 from pipeline.workflow.stage import Stage, StageRuns, option
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def resolve(params: Params) -> Params:
     spec = models.get(params.model, params.seed)
     if params.data is not None:
         registry.check_name(params.data)
-    if params.weights is not None and not params.weights.is_file():
-        raise DeployError(f"there is no file {params.weights}", "give the path of the weights")
+    if params.weights is not None:
+        require_file(params.weights, "give the path of the weights")
     data = params.data or spec.dataset
     chosen: dict[str, Any] = {"epochs": spec.recipe.epochs, "lr": spec.recipe.lr}
     chosen["batch_size"] = spec.recipe.batch_size

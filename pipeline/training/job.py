@@ -27,7 +27,7 @@ class Job:
 
     Attributes:
         model: The model's name.
-        contents: Image shape and classes of the data set; None if there is none.
+        contents: Image shape and classes of the data set; None without one.
         images: The IDX file of the training images; None for samples that the model brings.
         labels: The IDX file of their classes.
         limit: Train on the first ones only.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import DeployError
+from pipeline.workflow.digests import require_file
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +31,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise DeployError(f"there is no file {path}", "give the path of the weights")
+    require_file(path, "give the path of the weights")
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -17,11 +17,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_file(path: Path) -> None:
-    """Raises DeployError unless there is such a file."""
+def require_file(path: Path, hint: str = "give the path of a file") -> None:
+    """Raises DeployError, with the hint, unless the path is a file."""
     if not path.is_file():
         problem = "is not a file" if path.exists() else "does not exist"
-        raise DeployError(f"{path} {problem}", "give the path of a file")
+        raise DeployError(f"{path} {problem}", hint)
 
 
 def sha256_json(content: Any) -> str:

@@ -44,7 +44,7 @@ class Record:
 
 
 def load(path: Path) -> Record | None:
-    """Reads a record; None if there is none.
+    """Reads a record; None if the file does not exist.
 
     Raises:
         DeployError: The file is not a record this version understands.

@@ -85,10 +85,10 @@ def test_a_users_module_named_as_one_of_ours_is_no_obstacle(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: assay.train("gone.py:make"), assay.UsageError, "there is no file gone.py"),
+        (lambda: assay.train("gone.py:make"), assay.UsageError, "gone.py does not exist"),
         (lambda: assay.train("mine.py:gone"), assay.UsageError, "mine.py has no 'gone'"),
         (lambda: assay.export("mine.py:make", precision="fp99"), assay.UsageError, "fp99"),
-        (lambda: assay.load("gone.tar.gz"), assay.DeployError, "there is no bundle gone.tar.gz"),
+        (lambda: assay.load("gone.tar.gz"), assay.DeployError, "gone.tar.gz does not exist"),
         (lambda: assay.verify("mine.py:make"), assay.DeployError, "no graph here"),
     ],
 )

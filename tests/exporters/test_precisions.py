@@ -51,4 +51,4 @@ def test_a_quantized_precision_is_one_row(
         build.resolve(build.Params(model="edge", precision=another.name, engine="pytorch"))
     assert "unknown precision 'int6'" in assay("export", "edge", "--precision", "int6").err
     result = assay("export", "edge", "--precision", another.name, "--calibration", "no.npz")
-    assert "there is no file no.npz" in result.err
+    assert "no.npz does not exist" in result.err

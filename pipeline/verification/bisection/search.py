@@ -67,7 +67,7 @@ class Bisection:
 
     Attributes:
         steps: In the order of the program.
-        opinion: Who is at fault at the first step that has one; "" if there is none.
+        opinion: Who is at fault at the first step that has one; "" without such a step.
         unmatched: Nodes whose values the program does not know by name, as of a fold.
     """
 

@@ -84,7 +84,7 @@ def test_a_manifest_that_points_elsewhere_is_refused(
 
 def test_what_is_no_bundle_is_said(tmp_path: Path, assay: Callable[..., Result]) -> None:
     path = tmp_path / "file.tar.gz"
-    assert "there is no bundle" in assay("check", path).err
+    assert f"{path} does not exist" in assay("check", path).err
     for content in (b"text", gzip.compress(b"text"), gzip.compress(b"\0" * 10240)):
         path.write_bytes(content)
         result = assay("check", path)

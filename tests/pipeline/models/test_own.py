@@ -363,7 +363,7 @@ def test_nothing_in_a_bundle_names_a_path_of_this_machine(folder: Path, assay: A
 def test_a_module_that_is_not_there_or_does_not_import(folder: Path, assay: Assay) -> None:
     result = assay("export", "nowhere.models:make")
     assert result.code == 2
-    assert "there is no module 'nowhere'" in result.err
+    assert "module 'nowhere' is neither in" in result.err
     (folder / "faulty_module.py").write_text("import nowhere_to_be_found\n")
     result = assay("export", "faulty_module:make")
     assert result.code == 1
@@ -398,7 +398,10 @@ def test_inputs_that_do_not_fit(
 
 def test_a_file_of_inputs_that_is_none(folder: Path, assay: Assay) -> None:
     (folder / "inputs.npz").write_bytes(b"PK\x03\x04 and no more")
-    for path, message in (("inputs.npz", "cannot be read"), ("gone.npz", "there is no file")):
+    for path, message in (
+        ("inputs.npz", "cannot be read"),
+        ("gone.npz", "gone.npz does not exist"),
+    ):
         result = assay("export", named(folder, "spec"), "--inputs", path)
         assert result.code == 1
         assert message in result.err

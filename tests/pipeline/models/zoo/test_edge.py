@@ -1,4 +1,4 @@
-"""The edge detector: the whole chain for a model that is no classifier."""
+"""The edge detector: the whole chain for a model that is not a classifier."""
 
 import json
 from collections.abc import Callable
