@@ -76,7 +76,7 @@ class Reference:
         native: By output name, PyTorch's outputs at the graph's precision, `[rows, …]`.
         noise: By output name, how far rounding moves each row (see `noise.py`), `[rows, 2]`.
         cases: A name for each row.
-        logits: The name of the output whose largest value is the class; "" for a model that is not a classifier.
+        logits: The name of the output whose largest value is the class; "" for any other model.
         labels: The class of each real image, `[images]`; these are the first rows. Empty if
             the classes are not known.
         test_reference: The float64 logits of the test images, `[count, classes]`; empty
