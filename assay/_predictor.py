@@ -6,14 +6,14 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import DeployError, NotAvailableError, ParityError, UsageError
 
 if TYPE_CHECKING:
-    from engines.contract import Array, Session, TensorSpec
+    from engines.contract import Array, Feeds, Session, TensorSpec
     from pipeline.bundling.checking import Unpacked
 
 # How long each engine is timed when several are proved, and on how many rows.
@@ -129,12 +129,11 @@ def load(
         raise UsageError(f"threads {threads!r}", f"give a whole number from 1 to {_MAX_THREADS}")
     folder = tempfile.TemporaryDirectory(prefix="assay-")
     try:
-        with console.redirected(lambda _text: None):
+        with console.redirected():
             unpacked = checking.unpack(Path(bundle), Path(folder.name))
             threads = threads or available_cpus()
             proved = _proved(unpacked, engine, device, threads)
-            chosen = _fastest(proved, unpacked, device, threads)
-            session = _open(chosen, unpacked.subjects[chosen], device, threads)
+            chosen, session = _fastest(proved, unpacked, device, threads)
         return Predictor(chosen, session, unpacked.manifest, folder)
     except BaseException:
         folder.cleanup()
@@ -177,39 +176,44 @@ def _proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -
     )
 
 
-def _fastest(names: list[str], unpacked: Unpacked, device: str, threads: int) -> str:
-    """Returns the engine whose shortest run on a few golden rows is the shortest."""
-    if len(names) == 1:
-        return names[0]
+def _fastest(
+    names: list[str], unpacked: Unpacked, device: str, threads: int
+) -> tuple[str, Session]:
+    """Opens engines; returns the one whose shortest run on a few golden rows is the shortest."""
     import numpy as np
 
+    import engines
+    from engines.contract import OpenOptions
     from pipeline.golden import file as goldens
+    from pipeline.verification.engine_proof import open_built
 
+    options = OpenOptions(device=device, threads=threads)
     rows = goldens.load(unpacked.golden).inputs
     feeds = {name: np.ascontiguousarray(array[:_TIMING_ROWS]) for name, array in rows.items()}
+    with ExitStack() as stack:
+        sessions = {
+            name: stack.enter_context(
+                closing(open_built(engines.get(name), unpacked.subjects[name], options))
+            )
+            for name in names
+        }
+        chosen = names[0]
+        if len(names) > 1:
+            chosen = min(names, key=lambda name: _shortest_run(sessions[name], feeds))
+        stack.pop_all()
+    for name, session in sessions.items():
+        if name != chosen:
+            session.close()
+    return chosen, sessions[chosen]
 
-    def seconds(name: str) -> float:
-        with closing(_open(name, unpacked.subjects[name], device, threads)) as session:
-            session.run(feeds)
-            times: list[float] = []
-            end = time.perf_counter() + _TIMING_SECONDS
-            while not times or time.perf_counter() < end:
-                start = time.perf_counter()
-                session.run(feeds)
-                times.append(time.perf_counter() - start)
-        return min(times)
 
-    return min(names, key=seconds)
-
-
-def _open(name: str, path: Path, device: str, threads: int) -> Session:
-    import engines
-    from engines.checks import choose_device
-    from engines.contract import OpenOptions
-    from pipeline.verification.engine_proof import weights_for
-
-    engine = engines.get(name)
-    options = OpenOptions(
-        device=choose_device(engine, device), threads=threads, weights=weights_for(path)
-    )
-    return engine.open(path, options)
+def _shortest_run(session: Session, feeds: Feeds) -> float:
+    """Returns the seconds of the shortest of the runs that fit into a short time."""
+    session.run(feeds)
+    times: list[float] = []
+    end = time.perf_counter() + _TIMING_SECONDS
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        session.run(feeds)
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from pipeline import models
 from pipeline.cli import stage_runs
 from pipeline.cli.options import ALL
 from pipeline.workflow import artifacts, console
-from pipeline.workflow.chain import stage
+from pipeline.workflow.chain import STAGES, stage
 from pipeline.workflow.digests import read_json
 from pipeline.workflow.runner import Outcome, Store
 from pipeline.workflow.stage import Option, options
@@ -26,7 +25,7 @@ Progress = Callable[[str], None]
 def data(
     name: str | None = None,
     *,
-    root: PathLike = "artifacts",
+    root: PathLike = artifacts.ROOT,
     progress: Progress | None = None,
     **more: Any,
 ) -> None:
@@ -39,13 +38,13 @@ def data(
     """
     if name is not None:
         more["data"] = name
-    _stage("data", more, root, "dist", progress)
+    _stage("data", more, root, artifacts.DIST, progress)
 
 
 def train(
     model: str,
     *,
-    root: PathLike = "artifacts",
+    root: PathLike = artifacts.ROOT,
     progress: Progress | None = None,
     **more: Any,
 ) -> Training:
@@ -61,14 +60,14 @@ def train(
         UsageError: An option or a name is not known, or a value is out of range.
         DeployError: The training failed; the message and the hint say how.
     """
-    (outcome,) = _stage("train", {**more, "model": model}, root, "dist", progress)
+    (outcome,) = _stage("train", {**more, "model": model}, root, artifacts.DIST, progress)
     return _training(outcome)
 
 
 def export(
     model: str,
     *,
-    root: PathLike = "artifacts",
+    root: PathLike = artifacts.ROOT,
     progress: Progress | None = None,
     **more: Any,
 ) -> Export:
@@ -76,14 +75,14 @@ def export(
 
     Takes the arguments of `train`, and the options of `assay export`, `weights` included.
     """
-    with _silent(progress):
+    with console.redirected(progress):
         command = stage("export").command
         own = () if command is None else options(command)
         arguments = _given(("export",), {**more, "model": model}, own)
         extra = {
             option.name: arguments.pop(option.name) for option in own if option.name in arguments
         }
-        outcomes = stage_runs.run_command("export", arguments, _store(root, "dist"), extra)
+        outcomes = stage_runs.run_command("export", arguments, _store(root, artifacts.DIST), extra)
     return _export(outcomes[-1])
 
 
@@ -91,7 +90,7 @@ def verify(
     model: str,
     *,
     engine: str | Iterable[str] = "graph",
-    root: PathLike = "artifacts",
+    root: PathLike = artifacts.ROOT,
     progress: Progress | None = None,
     **more: Any,
 ) -> Verification:
@@ -106,14 +105,14 @@ def verify(
         NotAvailableError: An engine that was named does not run here.
     """
     arguments = {**more, "model": model, "engine": engine}
-    return _verification(_stage("verify", arguments, root, "dist", progress))
+    return _verification(_stage("verify", arguments, root, artifacts.DIST, progress))
 
 
 def build(
     model: str,
     *,
     engine: str | Iterable[str] = "all",
-    root: PathLike = "artifacts",
+    root: PathLike = artifacts.ROOT,
     progress: Progress | None = None,
     **more: Any,
 ) -> Build:
@@ -127,20 +126,20 @@ def build(
         NotAvailableError: An engine that was named cannot be built here.
     """
     arguments = {**more, "model": model, "engine": engine}
-    return _build(_stage("build", arguments, root, "dist", progress))
+    return _build(_stage("build", arguments, root, artifacts.DIST, progress))
 
 
 def bench(
     model: str,
     *,
     engine: str | Iterable[str] = "all",
-    root: PathLike = "artifacts",
+    root: PathLike = artifacts.ROOT,
     progress: Progress | None = None,
     **more: Any,
 ) -> Bench:
     """Measures built engines side by side; takes the options of `assay bench`."""
     arguments = {**more, "model": model, "engine": engine}
-    (outcome,) = _stage("bench", arguments, root, "dist", progress)
+    (outcome,) = _stage("bench", arguments, root, artifacts.DIST, progress)
     return _bench(outcome)
 
 
@@ -148,8 +147,8 @@ def bundle(
     model: str,
     *,
     engine: str | Iterable[str] = "all",
-    root: PathLike = "artifacts",
-    dist: PathLike = "dist",
+    root: PathLike = artifacts.ROOT,
+    dist: PathLike = artifacts.DIST,
     progress: Progress | None = None,
     **more: Any,
 ) -> Bundle:
@@ -163,8 +162,8 @@ def run(
     model: str,
     *,
     engine: str | Iterable[str] = "all",
-    root: PathLike = "artifacts",
-    dist: PathLike = "dist",
+    root: PathLike = artifacts.ROOT,
+    dist: PathLike = artifacts.DIST,
     progress: Progress | None = None,
     **more: Any,
 ) -> Run:
@@ -173,9 +172,8 @@ def run(
     Takes the options of `assay run`. Engines that this machine lacks are left out, unless they
     are named.
     """
-    with _silent(progress):
-        stages = ("data", "train", "export", "verify", "build", "bench", "bundle")
-        arguments = _given(stages, {**more, "model": model, "engine": engine})
+    with console.redirected(progress):
+        arguments = _given(STAGES, {**more, "model": model, "engine": engine})
         outcomes = stage_runs.run_all(arguments, _store(root, dist))
     by_stage: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
@@ -209,17 +207,11 @@ def check(
     from pipeline.bundling import checking
     from pipeline.verification.acceptance import require_pass
 
-    with _silent(progress):
+    with console.redirected(progress):
         checked = checking.check(Path(bundle), device, threads or available_cpus())
         ran = [verdict for verdict in checked.verdicts if verdict.status != "not run"]
         require_pass(ran, str(checked.manifest["model"]))
     return Check(checked.manifest, Verification(tuple(checked.verdicts)))
-
-
-@contextmanager
-def _silent(progress: Progress | None) -> Iterator[None]:
-    with console.redirected(progress or (lambda _text: None)):
-        yield
 
 
 def _store(root: PathLike, dist: PathLike) -> Store:
@@ -232,7 +224,7 @@ def _store(root: PathLike, dist: PathLike) -> Store:
 def _stage(
     name: str, arguments: dict[str, Any], root: PathLike, dist: PathLike, progress: Progress | None
 ) -> list[Outcome]:
-    with _silent(progress):
+    with console.redirected(progress):
         return stage_runs.run_stage(name, _given((name,), arguments), _store(root, dist))
 
 

@@ -168,6 +168,11 @@ def available_on_cpu(distributions: tuple[str, ...], install: str) -> Availabili
     return Availability(True, True, f"{name} {version}")
 
 
+def unbound_error() -> DeployError:
+    """Returns the error for a launch without inputs."""
+    return DeployError("launch() before bind()", "bind the inputs first")
+
+
 def closed_error(name: str) -> DeployError:
     """Returns the error for a call on a session that was closed."""
     return DeployError(f"the {name} session is closed", "open the engine again")

@@ -112,15 +112,7 @@ def _probed() -> dict[str, Any]:
     # Isolated and without site-packages, which start a Python at a third of the time.
     command = [sys.executable, "-I", "-S", str(script)]
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROBE_SECONDS,
-            check=True,
-        )
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(_output(command, _PROBE_SECONDS))
     except subprocess.TimeoutExpired:
         return {"gpus": [], "problem": f"CUDA's driver did not answer in {_PROBE_SECONDS} s"}
     except subprocess.CalledProcessError as error:
@@ -184,20 +176,21 @@ def _nvidia_smi(fields: tuple[str, ...]) -> list[list[str]]:
         return []
     command = [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TOOL_SECONDS,
-            check=True,
-        )
+        output = _output(command, _TOOL_SECONDS)
     except (subprocess.SubprocessError, OSError):
         return []
     # Without a GPU it prints a sentence instead.
-    lines = [line for line in done.stdout.splitlines() if line.isprintable()]
+    lines = [line for line in output.splitlines() if line.isprintable()]
     rows = [[cell.strip() for cell in line.rsplit(",", len(fields) - 1)] for line in lines]
     return [row for row in rows if len(row) == len(fields)]
+
+
+def _output(command: list[str], seconds: float) -> str:
+    """Returns what a program prints; raises as `subprocess.run` unless it exits with 0 in time."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=seconds, check=True
+    )
+    return done.stdout
 
 
 def gpu_fingerprint(index: int = 0) -> dict[str, str]:

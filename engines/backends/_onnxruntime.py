@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from engines.checks import (
     closed_error,
     import_vendor,
     installed,
+    unbound_error,
 )
 from engines.contract import (
     Array,
@@ -166,7 +167,8 @@ class OnnxRuntimeEngine(Engine):
     ) -> OnnxRuntimeCudaSession:
         self._require_gpu()
         # CUDA and cuDNN are in packages of their own, which the system's linker does not know.
-        with silenced_stdout():  # it prints what it does not find, though another one may do
+        # It prints every place where it finds none.
+        with redirect_stdout(io.StringIO()):
             runtime.preload_dlls()
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         cuda = Cuda(device)
@@ -233,13 +235,6 @@ def _copy(onnx: Any, source: Path, target: Path) -> None:
             "build another engine",
         )
     shutil.copyfile(source, target)
-
-
-@contextmanager
-def silenced_stdout() -> Iterator[None]:
-    """Keeps what a vendor's Python prints off stdout, which holds results alone."""
-    with redirect_stdout(io.StringIO()):
-        yield
 
 
 def _is_half(path: Path) -> bool:
@@ -349,7 +344,7 @@ class OnnxRuntimeSession:
     def launch(self) -> None:
         self._require_open()
         if self._binding is None:
-            raise DeployError("launch() before bind()", "bind the inputs first")
+            raise unbound_error()
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # its exception types share no public base

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from engines.checks import FeedCheck, closed_error
+from engines.checks import FeedCheck, closed_error, unbound_error
 from engines.contract import Array, Feeds, Outputs, TensorSpec
 from engines.cuda import Cuda
 from engines.errors import DeployError
@@ -82,7 +82,7 @@ class OnnxRuntimeCudaSession:
     def launch(self) -> None:
         self._require_open()
         if self._bound is None:
-            raise DeployError("launch() before bind()", "bind the inputs first")
+            raise unbound_error()
         self._run(self._bound.binding, self._bound.options)
 
     def synchronize(self) -> None:

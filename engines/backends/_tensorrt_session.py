@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engines import cache, hardware
-from engines.checks import FeedCheck, closed_error
+from engines.checks import FeedCheck, closed_error, unbound_error
 from engines.contract import Array, Feeds, OpenOptions, Outputs, TensorSpec
 from engines.cuda import Cuda
 from engines.errors import DeployError, NotAvailableError
@@ -130,7 +130,7 @@ class TensorRTSession:
     def launch(self) -> None:
         self._require_open()
         if not self._bound:
-            raise DeployError("launch() before bind()", "bind the inputs first")
+            raise unbound_error()
         if not self._graph_wanted:
             self._enqueue()
             return

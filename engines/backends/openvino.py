@@ -18,6 +18,7 @@ from engines.checks import (
     closed_error,
     import_vendor,
     installed,
+    unbound_error,
 )
 from engines.contract import (
     Availability,
@@ -256,7 +257,7 @@ class OpenVINOSession:
     def launch(self) -> None:
         self._require_open()
         if not self._bound:
-            raise DeployError("launch() before bind()", "bind the inputs first")
+            raise unbound_error()
         try:
             self._request.start_async()
             self._request.wait()

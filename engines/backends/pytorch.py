@@ -24,6 +24,7 @@ from engines.checks import (
     closed_error,
     import_vendor,
     installed,
+    unbound_error,
 )
 from engines.contract import (
     Array,
@@ -269,7 +270,7 @@ class PyTorchSession:
     def launch(self) -> None:
         self._require_open()
         if self._bound is None and not (self._cuda and self._cuda.is_bound):
-            raise DeployError("launch() before bind()", "bind the inputs first")
+            raise unbound_error()
         with self._errors():
             if self._cuda is not None:
                 self._cuda.launch()

@@ -28,7 +28,8 @@ def need_torch(*more: str) -> None:
 def model_option() -> Any:
     """Declares the MODEL argument."""
     return option(
-        text="Model of the zoo, torchvision:NAME, timm:NAME or package.module:factory.",
+        text="Model of the zoo, torchvision:NAME, timm:NAME, package.module:factory or"
+        " path/to/file.py:factory.",
         check=models.check_name,
     )
 

@@ -176,9 +176,8 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
 
 def _open(subject: _Subject, built: Path, params: Params) -> Session:
-    from engines.checks import choose_device
     from engines.contract import OpenOptions
-    from pipeline.verification.engine_proof import require_fit, weights_for
+    from pipeline.verification.engine_proof import open_built
 
     engine = engines.get(subject.engine)
     state = engine.available()
@@ -187,13 +186,11 @@ def _open(subject: _Subject, built: Path, params: Params) -> Session:
             f"engine {subject.engine!r} cannot run here: {state.reason}", state.install
         )
     options = OpenOptions(
-        device=choose_device(engine, params.device),
+        device=params.device,
         threads=params.threads or 1,  # `resolve` has filled it in
         cuda_graph=subject.cuda_graph,
-        weights=weights_for(built),
     )
-    require_fit(engine, built)
-    return engine.open(built, options)
+    return open_built(engine, built, options)
 
 
 def facts(params: Params) -> dict[str, str]:

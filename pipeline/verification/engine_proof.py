@@ -87,7 +87,20 @@ def require_fit(engine: Engine, path: Path) -> None:
         )
 
 
-def weights_for(path: Path) -> Path | None:
+def open_built(engine: Engine, path: Path, options: OpenOptions) -> Session:
+    """Opens what an engine has built, once the record beside it fits this machine.
+
+    Raises:
+        NotAvailableError: See `require_fit` and `choose_device`.
+    """
+    device = choose_device(engine, options.device)
+    require_fit(engine, path)
+    return engine.open(
+        path, dataclasses.replace(options, device=device, weights=_weights_for(path))
+    )
+
+
+def _weights_for(path: Path) -> Path | None:
     """Returns the graph whose weights an engine needs that was built without, by its record."""
     record = records.load(record_beside(path))
     if record is None or not record.params.get("strip_weights"):
@@ -116,11 +129,9 @@ def _judge(
         asked,
         device=choose_device(engine, device),
         optimize=subject != GRAPH,
-        weights=weights_for(path),
     )
     try:
-        require_fit(engine, path)
-        session = engine.open(path, options)
+        session = open_built(engine, path, options)
     except NotAvailableError as error:  # such as a type that it has no kernels for
         return not_run(subject, precision, error.message)
     with closing(session):

@@ -76,9 +76,9 @@ def only_on_failure() -> Iterator[None]:
 
 
 @contextmanager
-def redirected(listener: Callable[[str], None]) -> Iterator[None]:
-    """Gives the lines of progress to a function, and prints nothing: for a caller in Python."""
-    before, settings.listener = settings.listener, listener
+def redirected(listener: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Gives the lines of progress to a function, if any, and prints nothing: for the Python API."""
+    before, settings.listener = settings.listener, listener or (lambda _text: None)
     try:
         yield
     finally:
