@@ -11,7 +11,7 @@ from assay._results import Bench, Build, Bundle, Check, Export, Run, Training, V
 from engines.errors import UsageError, suggestion
 from pipeline import models
 from pipeline.cli import stage_runs
-from pipeline.cli.options import ALL
+from pipeline.cli.options import ALL, check_words, is_list
 from pipeline.workflow import artifacts, console
 from pipeline.workflow.chain import STAGES, stage
 from pipeline.workflow.digests import read_json
@@ -246,17 +246,10 @@ def _given(
         if name not in known:
             raise UsageError(f"unknown option {name!r}", suggestion(name, sorted(known)))
         option = known[name]
-        spread = option.meaning.every is not None
-        several = spread or option.many
+        several = is_list(option)
         values = [_typed(option, word) for word in _words(option, value, several=several)]
-        if option.names is not None:
-            names = option.names() + ([ALL] if spread else [])
-            for word in values:
-                if word not in names and word is not None:
-                    raise UsageError(f"unknown {name} {word!r}", suggestion(str(word), names))
-        if several and not values:
-            raise UsageError(f"{name} is empty", "give at least one")
-        if spread:
+        check_words(option, values, name)
+        if option.meaning.every is not None:
             if ALL in values and len(values) > 1:
                 raise UsageError(f"{name} {value}: all, and some by name", "give one or the other")
             arguments[name] = values

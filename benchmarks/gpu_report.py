@@ -319,7 +319,7 @@ def page(content: dict[str, Any]) -> str:
         "",
         *deploy(content),
         f"GPU: {card}. CPU: {doctor.get('cpu')}, {doctor.get('cpus')} available. torch"
-        f" {content['torch']}. StageRuns by `make gpu-report`.",
+        f" {content['torch']}. Made by `make gpu-report`.",
         "",
         f"Measured by torch in the same run: copies of {known['copy'] / 1e9:,.1f} GB/s, read and"
         f" written; products in Tflop/s: {rates}. The last columns are the part of these that the"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from exporters import onnx_files
+from exporters.onnx_nodes import attribute, remove_unread_constants
 
 _SIZES = 3  # the place of Resize's input `sizes`; `scales` comes before it
 
@@ -36,7 +37,7 @@ def resize_by_constants(model: onnx.ModelProto) -> None:
         sizes = numpy_helper.to_array(tail)
         sides = shapes.get(node.input[0], ())[-len(sizes) :]
         kept = len(shapes.get(node.input[0], ())) - len(sizes)
-        if kept != _attribute(shape, "end") or not all(sides):
+        if kept != attribute(shape, "end") or not all(sides):
             continue
         scales = [_scale(side, int(size)) for side, size in zip(sides, sizes, strict=True)]
         if not all(scales):
@@ -47,11 +48,7 @@ def resize_by_constants(model: onnx.ModelProto) -> None:
         node.input[_SIZES - 1] = name
         del node.input[_SIZES:]
         # Says what becomes of sizes of another aspect ratio, and is valid with them alone.
-        keep = [
-            attribute
-            for attribute in node.attribute
-            if attribute.name != "keep_aspect_ratio_policy"
-        ]
+        keep = [entry for entry in node.attribute if entry.name != "keep_aspect_ratio_policy"]
         del node.attribute[:]
         node.attribute.extend(keep)
     _remove_unused(graph)
@@ -59,15 +56,8 @@ def resize_by_constants(model: onnx.ModelProto) -> None:
 
 def _is_shape_prefix(shape: onnx.NodeProto, name: str) -> bool:
     """Whether a node gives the first axes of a tensor's shape."""
-    from_first = _attribute(shape, "start") in (0, None)
+    from_first = attribute(shape, "start", 0) == 0
     return shape.op_type == "Shape" and shape.input[0] == name and from_first
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> object:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return helper.get_attribute_value(attribute)
-    return None
 
 
 def _scale(side: int, size: int) -> float:
@@ -105,5 +95,4 @@ def _remove_unused(graph: onnx.GraphProto) -> None:
             break
         for node in unused:
             graph.node.remove(node)
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)
+    remove_unread_constants(graph)

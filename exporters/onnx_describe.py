@@ -13,6 +13,7 @@ import onnx
 from engines.layer_report import precision
 from exporters import PRECISIONS, QUANTIZED
 from exporters.onnx_graph import spec_of
+from exporters.onnx_nodes import attribute
 
 _INT8 = ("DequantizeLinear",)
 _SMALL = 1024  # elements of a constant that may say a shape
@@ -165,7 +166,7 @@ def _multiply_adds(node: onnx.NodeProto, types: _Types) -> int:
     if node.op_type == "ConvTranspose":  # weight [in, out / group, *kernel]
         return math.prod(shapes[0]) * math.prod(shapes[1][1:])
     if node.op_type == "Gemm":
-        transposed = any(a.name == "transA" and a.i for a in node.attribute)
+        transposed = attribute(node, "transA", 0)
         return out * shapes[0][0 if transposed else -1]
     if node.op_type == "MatMul":
         return out * shapes[0][-1]

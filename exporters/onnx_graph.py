@@ -23,6 +23,7 @@ from engines.contract import TensorSpec
 from engines.errors import DeployError
 from exporters import onnx_files, trace_errors
 from exporters.constant_sizes import resize_by_constants
+from exporters.onnx_nodes import attribute
 from exporters.weight_map import refold
 
 # The name every dynamic axis gets; the exporter's own (s40, s77, …) says nothing.
@@ -269,9 +270,7 @@ def check_graph(
 def _trains(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     """Whether a node computes as in training."""
     if node.op_type == "BatchNormalization":
-        return any(
-            attribute.name == "training_mode" and attribute.i for attribute in node.attribute
-        )
+        return bool(attribute(node, "training_mode", 0))
     if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:  # noqa: PLR2004
         return False
     constants = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from engines.contract import Feeds
 from engines.errors import DeployError
+from exporters.onnx_nodes import attribute, remove_unread_constants
 from exporters.quantize import Quantized, ranges_of
 
 _LARGEST = 448.0
@@ -86,8 +87,10 @@ class _Quantizer:
         first, second = node.input[:2]
         if node.op_type == "Conv" and second in self._constants:
             weight = self._constants[second]
-            grouped = any(entry.name == "group" and entry.i > 1 for entry in node.attribute)
-            if grouped or weight.dims[1] <= _IMAGE_CHANNELS < weight.dims[0]:
+            if (
+                attribute(node, "group", 1) > 1
+                or weight.dims[1] <= _IMAGE_CHANNELS < weight.dims[0]
+            ):
                 return
         known = [name in self._constants or name in self._ranges for name in (first, second)]
         floats = all(
@@ -122,10 +125,7 @@ class _Quantizer:
             copy.CopyFrom(node)
         del self._graph.node[:]
         self._graph.node.extend(copies)
-        read = {name for node in copies for name in node.input}
-        read |= {value.name for value in self._graph.output}
-        for tensor in [tensor for tensor in self._graph.initializer if tensor.name not in read]:
-            self._graph.initializer.remove(tensor)
+        remove_unread_constants(self._graph)
         return copies
 
     def _activation(self, name: str) -> str:
@@ -199,6 +199,5 @@ def _channel_axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
     if node.op_type == "Conv":
         return 0
     if node.op_type == "Gemm":
-        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-        return 0 if transposed else 1
+        return 0 if attribute(node, "transB", 0) else 1
     return len(weight.dims) - 1

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from engines.contract import Array
+from exporters.onnx_nodes import attribute
 
 # What a batch norm is folded into, and the axis of its weight that runs over the outputs.
 _FOLDED_INTO = {
@@ -186,7 +187,7 @@ def quantized(carried: Mapping[str, Array], graph: onnx.ModelProto) -> dict[str,
             continue
         scales |= {name: tensors[name] for name in node.input[1:] if name in tensors}
         if node.op_type == "DequantizeLinear" and node.input[0] in tensors:
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            axis = attribute(node, "axis", 1)
             integers = tensors[node.input[0]]
             scale = tensors[node.input[1]].astype(np.float64)
             shape = [1] * integers.ndim

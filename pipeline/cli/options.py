@@ -40,7 +40,7 @@ def _parameter(option: Option, with_defaults: bool, stages: Sequence[str]) -> cl
     if option.required:
         return click.Argument([option.name], callback=check, metavar=option.name.upper())
     flag = option.flag
-    listed = _is_list(option)
+    listed = is_list(option)
     help_text = option.text
     if option.names is not None:
         help_text += f" Known: {', '.join(option.names())}."
@@ -65,23 +65,37 @@ def _parameter(option: Option, with_defaults: bool, stages: Sequence[str]) -> cl
     )
 
 
-def _is_list(option: Option) -> bool:
+def is_list(option: Option) -> bool:
+    """Whether an option takes several values."""
     return option.many or option.meaning.every is not None
+
+
+def check_words(option: Option, words: Sequence[Any], label: str) -> None:
+    """Checks that there are words, and that the option knows each; None is left to its default.
+
+    Args:
+        label: What the user calls the option.
+
+    Raises:
+        UsageError: With the nearest known word.
+    """
+    if not words:
+        raise UsageError(f"{label} is empty", "give at least one")
+    if option.names is None:
+        return
+    known = option.names() + ([ALL] if option.meaning.every is not None else [])
+    for word in words:
+        if word is not None and word not in known:
+            raise UsageError(f"unknown {option.name} {word!r}", suggestion(str(word), known))
 
 
 def _check(option: Option, value: Any) -> Any:
     """Returns a value in the field's type; an unknown name gets the nearest suggested."""
-    listed, flag, every = _is_list(option), option.flag, option.meaning.every is not None
+    listed, flag, every = is_list(option), option.flag, option.meaning.every is not None
     values = [part.strip() for part in value.split(",") if part.strip()] if listed else [value]
-    if listed and not values:
-        raise UsageError(f"{flag} is empty", "give at least one")
+    check_words(option, values, flag)
     if every and ALL in values and len(set(values)) > 1:
         raise UsageError(f"{flag} {value}: all, and some by name", "give one or the other")
-    if option.names is not None:
-        known = option.names() + ([ALL] if every else [])
-        for word in values:
-            if word not in known:
-                raise UsageError(f"unknown {option.name} {word!r}", suggestion(word, known))
     if not listed:
         option.check(value)
         return models.relative(value) if option.name == "model" else value

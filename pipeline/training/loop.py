@@ -138,9 +138,7 @@ class _Run:
             raise
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
-            self.bar.line(
-                f"train: launches one by one, since no CUDA graph can hold them: {reason}"
-            )
+            self.bar.line(f"train: launching one by one, as no CUDA graph holds a step: {reason}")
 
     @property
     def seen(self) -> int:

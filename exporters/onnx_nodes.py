@@ -1,0 +1,23 @@
+"""What several rewrites of an ONNX graph do with its nodes and constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """Returns the value of an attribute of a node; `default` if the node leaves it out."""
+    for entry in node.attribute:
+        if entry.name == name:
+            return onnx.helper.get_attribute_value(entry)
+    return default
+
+
+def remove_unread_constants(graph: onnx.GraphProto) -> None:
+    """Removes the initializers that neither a node nor an output reads."""
+    read = {name for node in graph.node for name in node.input}
+    read |= {value.name for value in graph.output}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
