@@ -7,17 +7,15 @@ graph keep their types; the casts are inside.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from exporters import PRECISIONS
-
-# A layer whose values come this near to the largest number of the type is kept in float32:
-# other inputs may well give twice what the golden ones do.
-_HEADROOM = 0.5
+from exporters import PRECISIONS, ranges
+from exporters.ranges import OutOfRange
+from exporters.widen import changes_in_place, widen
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -26,99 +24,38 @@ def dtype_of(precision: str) -> torch.dtype:
     return dtype
 
 
-def cast_to_precision(
-    network: nn.Module, precision: str, run: Callable[[nn.Module], object]
-) -> tuple[nn.Module, tuple[str, ...]]:
+def cast_to_precision(network: nn.Module, precision: str) -> nn.Module:
     """Returns a network at a precision: a copy, or in fp32 itself.
 
     Args:
         network: In float32, in evaluation mode.
-        run: Runs a network on representative inputs.
-
-    Returns:
-        The network, and the layers that are kept in float32, since on those inputs they give or
-        take values near the largest of the type, or hold weights beyond it.
     """
     dtype = dtype_of(precision)
-    if dtype == torch.float32:
-        return network, ()
-    copied = copy.deepcopy(network)
-    limit = torch.finfo(dtype).max * _HEADROOM
-    kept = tuple(path for path, peak in _peaks(network, run).items() if peak > limit)
-    copied = copied.to(dtype)
-    if kept:
-        originals = dict(network.named_modules())
-        for path, layer in _layers(copied).items():
-            if path in kept:
-                layer.load_state_dict(originals[path].state_dict(), assign=True)
-                layer.float()
-            # Beside a layer in float32, any other may be given float32.
-            _cast_inputs(layer, torch.float32 if path in kept else dtype)
-    return copied, kept
+    return network if dtype == torch.float32 else copy.deepcopy(network).to(dtype)
 
 
-def _layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Returns what computes as a whole: modules without others inside, or with own weights."""
-    return {
-        path: module
-        for path, module in network.named_modules()
-        if not any(True for _ in module.children())
-        or any(True for _ in module.parameters(recurse=False))
-    }
+def keep_in_range(
+    program: Any,
+    precision: str,
+    originals: Mapping[str, torch.Tensor],
+    run: Callable[[Callable[..., tuple[torch.Tensor, ...]]], object],
+) -> tuple[Any, tuple[OutOfRange, ...]]:
+    """Puts those parts of a program into float32 whose values its half type cannot hold.
 
+    Args:
+        program: A torch.export program at `precision`; it may be changed.
+        originals: By name, its parameters and buffers as they were before they were cast.
+        run: Calls what it is given with the inputs to judge by, batch by batch.
 
-def _peaks(network: nn.Module, run: Callable[[nn.Module], object]) -> dict[str, float]:
-    """Returns the largest magnitude that each layer takes, gives or holds in float32.
-
-    What a module around layers gives counts for the last of them that ran: it may be a sum with
-    what that layer gave, and is in float32 if one of its terms is.
+    Returns:
+        The program, and the values that stay in float32.
     """
-    layers = _layers(network)
-    peaks = {
-        path: max([0.0, *(_peak(tensor) for tensor in layer.state_dict().values())])
-        for path, layer in layers.items()
-    }
-
-    last = ""
-
-    def watch(path: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: Any, outputs: Any) -> None:
-            nonlocal last
-            if path in layers:
-                last = path
-            seen = (*inputs, outputs) if path in layers else (outputs,)
-            tensors = [value for value in seen if isinstance(value, torch.Tensor)]
-            if last:
-                peaks[last] = max([peaks[last], *map(_peak, tensors)])
-
-        return hook
-
-    modules = network.named_modules()
-    hooks = [module.register_forward_hook(watch(path)) for path, module in modules]
-    try:
-        run(network)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return peaks
-
-
-def _peak(tensor: torch.Tensor) -> float:
-    if not tensor.is_floating_point() or not tensor.numel():
-        return 0.0
-    return float(tensor.detach().abs().max())
-
-
-def _cast_inputs(layer: nn.Module, dtype: torch.dtype) -> None:
-    def cast(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(
-            value.to(dtype)
-            # A cast to the type it has would still stand in the graph, and in the way of folds.
-            if isinstance(value, torch.Tensor)
-            and value.is_floating_point()
-            and value.dtype != dtype
-            else value
-            for value in inputs
-        )
-
-    layer.register_forward_pre_hook(cast)
+    dtype = dtype_of(precision)
+    found = ranges.find(program, dtype, originals, run)
+    if not found:
+        return program, ()
+    if changes_in_place(program):
+        program = program.run_decompositions({})  # which also makes new tensors of all results
+        found = ranges.find(program, dtype, originals, run)
+    widen(program, [value.node for value in found], dtype, originals)
+    return program, found

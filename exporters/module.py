@@ -101,6 +101,12 @@ class Served(nn.Module):
                 if isinstance(module, Preprocess):
                     module.dtype = dtype
 
+    @property
+    def pixels(self) -> int:
+        """The pixels that the preprocessing resizes an image to; 0 if it resizes none."""
+        resized = isinstance(self.prepare, Preprocess) and self.prepare.size is not None
+        return self.prepare.size[0] * self.prepare.size[1] if resized else 0
+
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Takes and gives tensors whose first axis is the batch."""
         if self.dtype == torch.float64:
@@ -156,9 +162,10 @@ def named_outputs(outputs: Any) -> dict[str, torch.Tensor]:
     return named
 
 
-def batch_for(served: Served, inputs: Sequence[torch.Tensor]) -> int:
-    """Returns how many rows of `inputs` to compute at a time."""
-    pixels = max(tensor[0].numel() for tensor in inputs)
-    if isinstance(served.prepare, Preprocess) and served.prepare.size is not None:
-        pixels = max(pixels, served.prepare.size[0] * served.prepare.size[1])
-    return max(2, min(1000, _PIXELS // pixels))
+def batch_for(pixels: int, inputs: Sequence[torch.Tensor]) -> int:
+    """Returns how many rows of `inputs` to compute at a time.
+
+    Args:
+        pixels: Of each row, behind the preprocessing (`Served.pixels`).
+    """
+    return max(2, min(1000, _PIXELS // max(pixels, *(tensor[0].numel() for tensor in inputs))))

@@ -79,9 +79,8 @@ class Description:
 
 def describe(model: onnx.ModelProto) -> Description:
     """Describes a valid graph, without its subgraphs."""
-    inferred = onnx.shape_inference.infer_shapes(_without_data(model), strict_mode=True)
     graph = model.graph
-    types = _types(inferred.graph)
+    types = value_types(model)
     makers = {name: node for node in graph.node for name in node.output}
     sizes = [(math.prod(t.dims), t.data_type) for t in graph.initializer]
     return Description(
@@ -130,8 +129,13 @@ def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:
 _Types = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
-def _types(graph: onnx.GraphProto) -> _Types:
-    """Returns dtype and shape of every value, one for a dynamic axis."""
+def value_types(model: onnx.ModelProto) -> _Types:
+    """Returns dtype and shape of every value of a graph, one for a dynamic axis.
+
+    Raises:
+        onnx.shape_inference.InferenceError: The types of the graph do not fit together.
+    """
+    graph = onnx.shape_inference.infer_shapes(_without_data(model), strict_mode=True).graph
     types = {}
     for value in (*graph.value_info, *graph.input, *graph.output):
         spec = spec_of(value)

@@ -165,7 +165,7 @@ def untranslated(error: Exception, report: Report, program: Any) -> DeployError:
         while cause.__cause__ is not None:  # the exporter wraps what went wrong, several times
             cause = cause.__cause__
         named = re.search(r"translating node %(\w+)", full)
-        at = [_traced(n) for n in program.graph.nodes if named and n.name == named[1]]
+        at = [line_of(n) for n in program.graph.nodes if named and n.name == named[1]]
         return DeployError(
             f"torch.onnx cannot translate the model{_at(at[0] if at else '')}:"
             f" {type(cause).__name__}: {_first(str(cause))}",
@@ -174,7 +174,7 @@ def untranslated(error: Exception, report: Report, program: Any) -> DeployError:
         )
     name = missing[1].partition(".")[2]
     lines = [
-        _traced(node)
+        line_of(node)
         for node in program.graph.nodes
         if name in str(node.target) and node.meta.get("stack_trace")
     ]
@@ -185,8 +185,8 @@ def untranslated(error: Exception, report: Report, program: Any) -> DeployError:
     )
 
 
-def _traced(node: Any) -> str:
-    """Returns the line of the model at which a node was traced."""
+def line_of(node: Any) -> str:
+    """Returns the line of the model at which a node of a program was traced, or ""."""
     trace = node.meta.get("stack_trace") or ""
     frames = re.findall(r'File "(.+)", line (\d+), in (\w+)\n\s*(.*)', trace)
     for file, line, name, code in reversed(frames):
@@ -195,11 +195,21 @@ def _traced(node: Any) -> str:
     return ""
 
 
+def module_of(node: Any) -> str:
+    """Returns the module that a node of a program comes from, as `network.layer1: Conv2d`."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path, kind = list(stack.values())[-1]
+    name = (kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2]
+    return f"{path}: {name}" if path else name
+
+
 def _at(line: str) -> str:
-    return f", at {_short(line)}" if line else ""
+    return f", at {shortened(line)}" if line else ""
 
 
-def _short(line: str) -> str:
+def shortened(line: str) -> str:
     """Returns a line with its file relative to the folder we are in, where it is below."""
     file, colon, rest = line.partition(":")
     try:

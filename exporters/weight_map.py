@@ -29,6 +29,11 @@ _FOLDED_INTO = {
     torch.ops.aten.linear.default: 0,
     torch.ops.aten.conv_transpose2d.input: 1,
 }
+# Batch norms in evaluation mode, and the place of epsilon among their arguments.
+_BATCH_NORMS = {
+    torch.ops.aten.batch_norm.default: 7,
+    torch.ops.aten._native_batch_norm_legit_no_training.default: 6,
+}
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,8 @@ def _array(tensor: torch.Tensor) -> Array:
 
 def _fold(node: Any, names: Mapping[str, str]) -> _Fold | None:
     """Returns the fold that a node of the program allows, if it is a batch norm that does."""
-    if node.target is not torch.ops.aten.batch_norm.default:
+    epsilon = _BATCH_NORMS.get(node.target)
+    if epsilon is None:
         return None
     inner = node.args[0]
     axis = _FOLDED_INTO.get(inner.target)
@@ -238,7 +244,7 @@ def _fold(node: Any, names: Mapping[str, str]) -> _Fold | None:
     weight, bias, gamma, beta, mean, variance = parts
     if weight is None or mean is None or variance is None:
         return None
-    return _Fold(weight, bias, gamma, beta, mean, variance, node.args[7], axis)
+    return _Fold(weight, bias, gamma, beta, mean, variance, node.args[epsilon], axis)
 
 
 def refold(program: Any, graph: onnx.ModelProto) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -20,18 +18,17 @@ from engines.contract import Array, OpenOptions
 from engines.errors import DeployError, NotAvailableError
 from exporters import PRECISIONS, weight_map
 from exporters.module import Served
-from exporters.onnx_files import write
 from exporters.onnx_graph import export_graph, finished, trace_graph
-from exporters.program import export_program
 from exporters.quantize import Quantized, check_rows
 from pipeline.exporting import calibration
 from pipeline.golden import noise
 from pipeline.golden.file import Golden, Reference
 from pipeline.verification import engine_proof, limits, noise_floor, verdict
 from pipeline.verification.batches import batch_sizes
+from pipeline.verification.graph_file import as_it_says
 from pipeline.verification.weight_audit import weights_of
 from pipeline.workflow import console
-from pipeline.workflow.artifacts import GRAPH, GRAPH_SUBJECT
+from pipeline.workflow.artifacts import GRAPH_SUBJECT
 
 
 @dataclass(frozen=True)
@@ -39,15 +36,16 @@ class Source:
     """What is exported, and how.
 
     Attributes:
-        reference: Outputs of `served` and of the float64 model.
-        exporter: "dynamo" or "torchscript".
+        served: The model at the precision.
+        program: Its torch.export program; None means that TorchScript traces it.
+        reference: Outputs at the precision and of the float64 model.
         opset: None means the exporter's own, or the first that has the precision.
     """
 
     served: Served
+    program: Any
     reference: Reference
     metadata: Mapping[str, str]
-    exporter: str
     opset: int | None
 
 
@@ -97,7 +95,7 @@ def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> 
             f"{source.reference.precision} needs opset {least} or later, not {source.opset}",
             "give a later --opset, or leave it out",
         )
-    draft = _program(source) if source.exporter == "dynamo" else _traced(source)
+    draft = _traced(source) if source.program is None else _translated(source)
     if PRECISIONS[source.reference.precision].quantized:
         draft = _quantized(draft, source, calibrate())
     golden = draft.reference.with_weights(weights_of(draft.weights, draft.graph))
@@ -112,9 +110,9 @@ def _examples(source: Source) -> list[torch.Tensor]:
     return [torch.from_numpy(array[:2]) for array in source.reference.inputs.values()]
 
 
-def _program(source: Source) -> _Draft:
-    """Exports by torch.export, as the simplest graph that is still the model."""
-    program = export_program(source.served, _examples(source), list(source.reference.inputs))
+def _translated(source: Source) -> _Draft:
+    """Translates a program to the simplest graph that is still the model."""
+    program = source.program
     specs = source.reference.input_specs, source.reference.output_specs
     translated = export_graph(program, *specs, source.metadata, _opset(source))
     chosen = _simplest(translated.graphs, source)
@@ -189,9 +187,7 @@ def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:
     At one batch size: whether that matters is the verdict's question, not one of rewriting.
     """
     options = OpenOptions("cpu", threads=1, optimize=False)
-    with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-        path = Path(folder) / GRAPH.name
-        write(graph, path)
+    with as_it_says(graph) as path:
         try:
             session = engines.get(engine_proof.GRAPH_RUNNER).open(path, options)
         except NotAvailableError:

@@ -4,15 +4,13 @@ Monte Carlo arithmetic (Parker, Pierce and Eggert, 2000) rounds at random instea
 nearest number, several times; the spread of the results is what rounding does to them. Here the
 weights are rounded at random, which moves every sum that they are part of, and the functions
 that libraries approximate are off by what their approximations allow themselves.
-
-And running one in float16 on a CPU that has no arithmetic of that type.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +21,10 @@ from exporters import PRECISIONS
 
 if TYPE_CHECKING:
     from exporters.module import Served
+    from exporters.wide_run import WideRun
+
+    # A model as it is exported, at a precision.
+    AtPrecision = Served | WideRun
 
 # The share of weights that move to a neighbouring number: what a displacement by up to half a
 # unit, evenly distributed, and rounding at random come to.
@@ -45,16 +47,10 @@ _ARGUMENT = {
 # PyTorch adds up in pairs, engines often one by one: on an image of one colour, whose numbers
 # are all the same, each addition errs the same way, and a mean of 22,500 lost 8 of its 24 bits.
 _SUMS = {_ATEN.mean.dim, _ATEN.sum.dim_IntList}
-# Sums of products, and what PyTorch makes of them; without gradients, a mode is shown the latter.
-_PRODUCTS = {
-    *(_ATEN.conv1d.default, _ATEN.conv2d.default, _ATEN.conv3d.default, _ATEN.linear.default),
-    *(_ATEN.convolution.default, _ATEN.matmul.default, _ATEN.mm.default, _ATEN.bmm.default),
-    *(_ATEN.addmm.default, _ATEN.baddbmm.default),
-}
 
 
 @contextmanager
-def at_random(served: Served, seed: int) -> Iterator[Served]:
+def at_random(served: AtPrecision, seed: int) -> Iterator[AtPrecision]:
     """Gives a copy of a module whose rounding errors are drawn at random.
 
     To be run before the context ends, and without gradients.
@@ -65,7 +61,9 @@ def at_random(served: Served, seed: int) -> Iterator[Served]:
         for tensor in (*moved.parameters(), *moved.buffers()):
             if tensor.is_floating_point():
                 move(tensor, random)
-    with approximate(seed):
+    # Beside the rounding of a smaller type, approximations in float32 are nothing.
+    exactly = served.dtype.itemsize < torch.float32.itemsize
+    with nullcontext() if exactly else approximate(seed):
         yield moved
 
 
@@ -75,15 +73,6 @@ def approximate(seed: int) -> TorchDispatchMode:
     And sums are added up one by one.
     """
     return _Approximate(1 if seed % 2 else -1)
-
-
-def half_products() -> TorchDispatchMode:
-    """Returns a mode that adds up float16 products in float32, and rounds the sum to float16.
-
-    Those of convolutions, linear layers and matrices. So do the kernels of GPUs, and PyTorch's own
-    of CPUs, whose results are as far from the exact ones; but these take two to ten times as long.
-    """
-    return _HalfProducts()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def move(tensor: torch.Tensor, random: torch.Generator) -> None:
@@ -120,25 +109,6 @@ class _Approximate(TorchDispatchMode):
             return _one_by_one(func, *args, **(kwargs or {}))
         size = args[0].abs() if func in _ARGUMENT else torch.ones_like(args[0])
         return func(*args, **(kwargs or {})).add_(size, alpha=self._way * _UNIT)
-
-
-class _HalfProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    def __torch_dispatch__(
-        self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        # What is of several types, PyTorch may refuse; so be it.
-        halves = (torch.float16, torch.strided, "cpu")
-        if (
-            func not in _PRODUCTS
-            or kwargs
-            or not all(
-                (x.dtype, x.layout, x.device.type) == halves
-                for x in args
-                if isinstance(x, torch.Tensor)
-            )
-        ):
-            return func(*args, **(kwargs or {}))
-        return func(*[x.float() if isinstance(x, torch.Tensor) else x for x in args]).half()
 
 
 def _one_by_one(

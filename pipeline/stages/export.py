@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from engines.contract import Array
     from pipeline.exporting.calibration import Calibration
     from pipeline.golden.reference_cache import ReferenceCache
+    from pipeline.golden.rounding import AtPrecision
     from pipeline.golden.rows import Rows
     from pipeline.models import Model
 
@@ -121,15 +122,16 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     import numpy as np
     import torch
 
-    from exporters.cast import cast_to_precision, dtype_of
-    from exporters.module import Served
     from exporters.onnx_describe import describe
     from exporters.onnx_files import write
-    from exporters.program import save_program
+    from exporters.program import export_program, save_program
+    from exporters.ranges import overflowing
+    from exporters.wide_run import HALF_TYPES, WideRun
     from pipeline.exporting.batch_independence import check_rows_alone
     from pipeline.exporting.graphs import Source, export
+    from pipeline.exporting.precision import at_precision, keep_in_range
     from pipeline.golden.file import EXTREMES
-    from pipeline.golden.reference import ExactModel, make_reference, output_names, run_all
+    from pipeline.golden.reference import ExactModel, make_reference, output_names
 
     # One thread: PyTorch's own rounding, and with it the noise floor, depends on the number.
     torch.set_num_threads(1)
@@ -144,17 +146,15 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     rows = _rows(model, test, params)
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
     names = output_names(model, [tensor[:2] for tensor in tensors])
-    # Of a thousandfold input, every layer would overflow.
-    tame = ~np.isin(rows.cases, EXTREMES)
-    usual = [torch.from_numpy(array[tame]) for array in rows.inputs.values()]
-    network, kept = cast_to_precision(
-        model.network.eval(),
-        params.precision,
-        lambda network: run_all(Served(network, model.prepare).eval(), usual, names),
-    )
-    if kept:
-        console.say(f"export: kept in fp32, since {params.precision} overflows: {', '.join(kept)}")
-    served = Served(network, model.prepare, dtype_of(params.precision)).eval()
+    module = at_precision(model, params.precision)
+    served: AtPrecision = module
+    program, kept, beyond = None, (), ()
+    if params.exporter == EXPORTERS[0]:
+        program = export_program(module, [tensor[:2] for tensor in tensors], [*rows.inputs])
+        if module.dtype in HALF_TYPES:
+            program, kept = keep_in_range(model, module, program, params.precision, rows)
+            served = WideRun(program, module.dtype, module.pixels)
+            beyond = overflowing(served, tensors, np.flatnonzero(np.isin(rows.cases, EXTREMES)))
     checkpoint = sha256_file(inputs[CHECKPOINT])
     arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
     cached = _reference_cache(
@@ -171,20 +171,21 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         cached,
         # What is quantized afterwards has another noise, and is not judged by it.
         noise_runs=0 if PRECISIONS[params.precision].quantized else limits.NOISE_RUNS,
+        beyond=beyond,
     )
     check_rows_alone(exact, reference)
     cached.save()
     metadata = {
         "assay.model": params.model,
         "assay.precision": params.precision,
-        "assay.kept_in_fp32": json.dumps(kept),
+        "assay.kept_in_fp32": json.dumps([*dict.fromkeys(value.name for value in kept)]),
         "assay.labels": json.dumps(model.labels),
         "assay.preprocessing": _preprocessing(model),
         "assay.checkpoint": checkpoint,
         "assay.dataset": params.data or "",
         "assay.exporter": params.exporter,
     }
-    source = Source(served, reference, metadata, params.exporter, params.opset)
+    source = Source(module, program, reference, metadata, params.opset)
     exported = export(source, lambda: _calibration(inputs, model, params))
     write(exported.graph, outputs[GRAPH])
     if exported.cpu_graph is not None:

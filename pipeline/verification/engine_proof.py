@@ -14,6 +14,7 @@ from engines.errors import NotAvailableError, UsageError
 from exporters import onnx_files
 from pipeline.golden import file as goldens
 from pipeline.verification.batches import rows_to_run
+from pipeline.verification.graph_file import as_it_says
 from pipeline.verification.verdict import Verdict, judge, not_run, with_audit
 from pipeline.verification.weight_audit import audit_model
 from pipeline.workflow import console, hints, records
@@ -55,13 +56,18 @@ def prove(
             f"{golden_path} is of {golden.precision}, not of {precision}",
             f"give --precision {golden.precision}, or another golden file",
         )
-    audit = None
+    audit = model = None
     if runner(subject) == GRAPH_RUNNER:
         # Read once, before the engine reads it: nothing in it may lead out of its folder.
         model = onnx_files.read(path, data=subject == GRAPH)
         audit = audit_model(model, golden.weights, path) if subject == GRAPH else None
-        del model
-    verdict = _judge(subject, path, golden, precision, OpenOptions(device, threads), images)
+    asked = OpenOptions(device, threads)
+    if model is not None and subject == GRAPH:
+        with as_it_says(model, path) as file:
+            model = None  # a large graph is not held while it is run
+            verdict = _judge(subject, file, golden, precision, asked, images)
+    else:
+        verdict = _judge(subject, path, golden, precision, asked, images)
     return verdict if audit is None else with_audit(verdict, audit)
 
 

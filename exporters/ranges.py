@@ -1,0 +1,193 @@
+"""What leaves the range of float16 or bfloat16: values that overflow, and values that vanish.
+
+Rounding cannot tell: a square that overflows makes `x * rsqrt(mean(x * x))` zero, which looks like
+any other output. So each operator's values are looked at, on the inputs that the model is judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from exporters import trace_errors
+from exporters.wide_run import WideRun, is_half
+
+# Values that come this near to the largest number of the type have left it: other inputs may well
+# give twice what the golden ones do.
+_HEADROOM = 0.5
+# A constant that its type holds with a greater relative error has lost its digits.
+_CONSTANT_ERROR = 0.01
+_ATEN = torch.ops.aten
+# Operators whose numbers become constants of the graph, in the type of its tensors. The epsilon of
+# a norm is none of them: it stays a float, and what is computed with it is in float32.
+_WITH_CONSTANTS = {
+    getattr(_ATEN, name)
+    for name in (
+        *("add", "sub", "rsub", "mul", "div", "clamp", "clamp_min", "clamp_max", "masked_fill"),
+        *("where", "full", "full_like", "add_", "sub_", "mul_", "div_", "clamp_", "clamp_min_"),
+        *("masked_fill_", "fill", "fill_", "scalar_tensor", "fmod", "remainder", "hardtanh"),
+    )
+}
+# They turn a small number into a large one: if it vanishes, they give another number.
+_INVERSES = {
+    getattr(_ATEN, name) for name in ("rsqrt", "reciprocal", "log", "log2", "log10", "sqrt")
+}
+
+
+@dataclass(frozen=True)
+class OutOfRange:
+    """A value that its type cannot hold.
+
+    Attributes:
+        node: The node of the program that gives it.
+        why: What happens, in words, such as "reaches 1.2e+06 (fp16 holds 6.55e+04)".
+    """
+
+    node: Any
+    why: str
+
+    @property
+    def name(self) -> str:
+        """Its operator and module, such as "mul of network.norm: Norm"."""
+        module = trace_errors.module_of(self.node)
+        operator = str(self.node.target).removeprefix("aten.").partition(".")[0]
+        return f"{operator} of {module}" if module else operator
+
+    def __str__(self) -> str:
+        line = trace_errors.shortened(trace_errors.line_of(self.node))
+        return f"{self.name} {self.why}" + (f", at {line}" if line else "")
+
+
+def find(
+    program: Any,
+    dtype: torch.dtype,
+    originals: Mapping[str, torch.Tensor],
+    run: Callable[[Callable[..., tuple[torch.Tensor, ...]]], object],
+) -> tuple[OutOfRange, ...]:
+    """Returns the values of a program that leave the range of its half type.
+
+    Args:
+        program: A torch.export program whose values are of `dtype` where they can be.
+        originals: By name, parameters and buffers as they were before they were cast.
+        run: Calls what it is given with the inputs to look at, batch by batch.
+    """
+    limits = torch.finfo(dtype)
+    wide = WideRun(program, dtype)
+    largest: dict[Any, float] = {}
+    vanishing: dict[Any, float] = {}
+
+    def observe(node: Any, value: torch.Tensor) -> None:
+        if not value.is_floating_point() or not value.numel():
+            return
+        size = value.abs()
+        size = torch.where(size.isfinite(), size, 0)
+        rows = size.flatten(1).amax(1) if size.ndim > 1 else size.amax().reshape(1)
+        largest[node] = max(largest.get(node, 0.0), float(rows.max()))
+        if limits.tiny < torch.finfo(torch.bfloat16).tiny * 2:
+            return  # it has the range of float32
+        seen = rows
+        if any(_inverts(user, node) for user in node.users):
+            seen = size.flatten()
+        small = seen[(seen > 0) & (seen < limits.tiny)]
+        if small.numel():
+            vanishing[node] = float(small.min())
+
+    run(lambda *inputs: wide.watch(inputs, observe))
+    found = {
+        node: f"reaches {peak:.3g} ({_name(dtype)} holds {limits.max:.3g})"
+        for node, peak in largest.items()
+        if peak > limits.max * _HEADROOM
+    }
+    for node, size in vanishing.items():
+        found.setdefault(
+            node, f"gives {size:.2g} (the least that {_name(dtype)} holds is {limits.tiny:.2g})"
+        )
+    for node, constant in _constants(program, dtype):
+        found.setdefault(node, f"takes the constant {constant:g}, which {_name(dtype)} cannot hold")
+    for node, why in _weights(program, dtype, originals):
+        found.setdefault(node, why)
+    return tuple(OutOfRange(node, found[node]) for node in program.graph.nodes if node in found)
+
+
+def overflowing(
+    wide: WideRun, inputs: Sequence[torch.Tensor], rows: Iterable[int]
+) -> tuple[int, ...]:
+    """Returns those of some rows on which a value is larger than its type can hold."""
+    largest = torch.finfo(wide.dtype).max
+    beyond = []
+    for row in rows:
+        peaks: list[float] = []
+
+        def observe(_node: Any, value: torch.Tensor, peaks: list[float] = peaks) -> None:
+            size = value.abs()
+            peaks.append(float(torch.where(size.isfinite(), size, 0).max()) if len(size) else 0.0)
+
+        # Twice, since a program is traced with two rows, and some take a single one for another.
+        wide.watch([tensor[[row, row]] for tensor in inputs], observe)
+        if max(peaks, default=0.0) > largest:
+            beyond.append(row)
+    return tuple(beyond)
+
+
+def _inverts(user: Any, node: Any) -> bool:
+    """Whether a node takes the logarithm, root or inverse of a value."""
+    packet = getattr(user.target, "overloadpacket", None)
+    if packet is _ATEN.div:
+        return len(user.args) > 1 and user.args[1] is node
+    return packet in _INVERSES
+
+
+def _constants(program: Any, dtype: torch.dtype) -> list[tuple[Any, float]]:
+    """Returns nodes and the numbers among their arguments that the type cannot hold."""
+    lifted = program.graph_signature.inputs_to_lifted_tensor_constants
+    scalars = {
+        name: float(program.constants[target])
+        for name, target in lifted.items()
+        if target in program.constants
+        and program.constants[target].numel() == 1
+        and program.constants[target].is_floating_point()
+    }
+    lost = []
+    for node in program.graph.nodes:
+        packet = getattr(node.target, "overloadpacket", None)
+        if packet not in _WITH_CONSTANTS or not is_half(node, dtype):
+            continue
+        for arg in node.args:
+            number = scalars.get(getattr(arg, "name", ""), arg)
+            if isinstance(number, float) and _lost(number, dtype):
+                lost.append((node, number))
+    return lost
+
+
+def _lost(number: float, dtype: torch.dtype) -> bool:
+    if not torch.tensor(number).isfinite() or number == 0:
+        return False
+    held = float(torch.tensor(number, dtype=torch.float64).to(dtype))
+    return not abs(held - number) <= _CONSTANT_ERROR * abs(number)
+
+
+def _weights(
+    program: Any, dtype: torch.dtype, originals: Mapping[str, torch.Tensor]
+) -> list[tuple[Any, str]]:
+    """Returns placeholders of parameters and buffers that the type cannot hold, and why."""
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    limits, lost = torch.finfo(dtype), []
+    for node in program.graph.nodes:
+        original = originals.get(names.get(node.name, ""))
+        if original is None or not is_half(node, dtype) or not original.numel():
+            continue
+        size = original.abs()
+        peak = float(torch.where(size.isfinite(), size, 0).max())
+        if peak > limits.max:
+            lost.append((node, f"holds {peak:.3g} ({_name(dtype)} holds {limits.max:.3g})"))
+        elif peak > 0 and not original.to(dtype).any():
+            lost.append((node, f"holds {peak:.2g} at most, which vanishes in {_name(dtype)}"))
+    return lost
+
+
+def _name(dtype: torch.dtype) -> str:
+    return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype, str(dtype))

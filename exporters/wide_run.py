@@ -1,0 +1,134 @@
+"""A program of a half precision, run with that precision's digits and float32's range.
+
+Rounding and range are two questions. Here each value is rounded to as many digits as its type has,
+and none overflows or vanishes: what differs from the float64 run is rounding alone. The largest and
+smallest values can be watched on the way, so that what its type cannot hold is known by name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
+_ATEN = torch.ops.aten
+_ASSERTIONS = ("_assert", "sym_constrain")
+_CASTS = (_ATEN.to.dtype, _ATEN._to_copy.default)
+# Float32 has 24 bits of mantissa, float16 11: Dekker's (1971) splitter for the 13 between them.
+_SPLITTER = 2.0**13 + 1
+
+
+class WideRun(nn.Module):
+    """A torch.export program whose float16 or bfloat16 values are held in float32.
+
+    Attributes:
+        dtype: The half type.
+        pixels: See `exporters.module.Served`.
+    """
+
+    def __init__(self, program: Any, dtype: torch.dtype, pixels: int = 0) -> None:
+        super().__init__()
+        self.dtype, self.pixels = dtype, pixels
+        self._nodes = list(program.graph.nodes)
+        signature = program.graph_signature
+        names = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        tensors = {**program.constants, **program.state_dict}
+        self._held: dict[str, str] = {}  # by placeholder, the buffer that it reads
+        for node in self._nodes:
+            if node.op == "placeholder" and names.get(node.name) in tensors:
+                self._held[node.name] = f"tensor_{len(self._held)}"
+                self.register_buffer(self._held[node.name], tensors[names[node.name]].detach())
+        self._last_uses = _last_uses(self._nodes)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WideRun:
+        """Copies the tensors; the program is shared, since nothing changes it."""
+        copied = WideRun.__new__(WideRun)
+        memo[id(self)] = copied
+        nn.Module.__init__(copied)
+        for name in ("dtype", "pixels", "_nodes", "_held", "_last_uses"):
+            setattr(copied, name, getattr(self, name))
+        for name, buffer in self.named_buffers():
+            copied.register_buffer(name, copy.deepcopy(buffer, memo))
+        return copied
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Takes and gives what the program does: tensors whose first axis is the batch."""
+        return self.watch(inputs, lambda _node, _value: None)
+
+    def watch(
+        self, inputs: Iterable[torch.Tensor], observe: Callable[[Any, torch.Tensor], None]
+    ) -> tuple[torch.Tensor, ...]:
+        """Runs the program and shows each value of the half type before it is rounded.
+
+        Args:
+            observe: Called with a node of the program and its value, in float32, unrounded.
+        """
+        values: dict[Any, Any] = {}
+        following = iter(inputs)
+        for node in self._nodes:
+            if node.op == "output":
+                return tuple(values[output] for output in node.args[0])
+            if node.op == "placeholder":
+                held = self._held.get(node.name)
+                tensor = next(following) if held is None else self.get_buffer(held)
+                values[node] = tensor.float() if tensor.dtype == self.dtype else tensor
+                continue
+            if any(word in str(node.target) for word in _ASSERTIONS):
+                continue
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            value = node.target(*map(self._wide, args), **self._wide_of(kwargs))
+            if node.target in _CASTS and value is args[0]:
+                value = value.clone()  # in the half type it would be another tensor
+            if is_half(node, self.dtype):
+                observe(node, value)
+                round_to(value, self.dtype)
+            values[node] = value
+            for unused in self._last_uses.get(node, ()):
+                del values[unused]
+        raise AssertionError("a program without an output")
+
+    def _wide(self, value: Any) -> Any:
+        return torch.float32 if value is self.dtype else value
+
+    def _wide_of(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self._wide(value) for name, value in kwargs.items()}
+
+
+def is_half(node: Any, dtype: torch.dtype) -> bool:
+    """Whether the value of a node of a program is a tensor of a type."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype == dtype
+
+
+def round_to(tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    """Rounds a float32 tensor in place to the digits of a half type, whatever its exponents."""
+    if tensor.dtype != torch.float32:  # such as an index that an operator gives beside values
+        return
+    if dtype == torch.bfloat16:  # which has float32's exponents
+        tensor.copy_(tensor.bfloat16())
+        return
+    large = tensor * _SPLITTER
+    rounded = large - (large - tensor)
+    # Of what is infinite, or would become so on the way, nothing is rounded.
+    tensor.copy_(torch.where(rounded.isfinite(), rounded, tensor))
+
+
+def _last_uses(nodes: list[Any]) -> dict[Any, list[Any]]:
+    """Returns by node the values that are not needed any more after it."""
+    last: dict[Any, Any] = {}
+    for node in nodes:
+        for value in node.all_input_nodes:
+            last[value] = node
+    uses: dict[Any, list[Any]] = {}
+    for value, node in last.items():
+        if node.op == "call_function" and not any(w in str(node.target) for w in _ASSERTIONS):
+            uses.setdefault(node, []).append(value)
+    return uses

@@ -1,0 +1,41 @@
+"""The file of a graph that is judged: the graph as it says, whatever a runtime makes of its types."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+
+from engines.errors import DeployError
+from exporters import onnx_files, typed_graph
+from pipeline.workflow.artifacts import GRAPH
+
+
+@contextmanager
+def as_it_says(model: onnx.ModelProto, path: Path | None = None) -> Iterator[Path]:
+    """Writes a graph in a form in which each node computes in the type that the graph gives it.
+
+    That is the graph itself where it has no half types, and where a subgraph has them: those are
+    left to the runtime.
+
+    Args:
+        path: The file that the graph was read from, if it was.
+
+    Yields:
+        That file, or another one that is gone when the context ends.
+    """
+    if typed_graph.can_round(model) and typed_graph.half_values(model):
+        model = typed_graph.as_typed(model)
+    elif path is not None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+        file = Path(folder) / GRAPH.name
+        onnx_files.write(model, file)
+        try:
+            yield file
+        except DeployError as error:
+            raise type(error)(error.message.replace(str(file), str(path)), error.hint) from error
