@@ -1,7 +1,7 @@
-"""Typing a module: fp16 and bf16 by its own weights, so that a graph's types say its precision.
+"""Casts a module's weights to fp16 or bf16, so that the graph's types state its precision.
 
-Strongly typed backends compute each layer in the type of its tensors. Inputs and outputs of the
-graph keep their types; the casts are inside.
+Strongly typed backends compute each layer in the type of its tensors. The graph's inputs and
+outputs keep their types; the casts are inside the graph.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import nn
 
 from exporters import PRECISIONS
 
-# A layer whose values come this near to the largest number of the type is kept in float32:
-# other inputs may well give twice what the golden ones do.
+# A layer stays in float32 if its values exceed this fraction of the type's largest number: other
+# inputs may well give values twice as large as the golden inputs do.
 _HEADROOM = 0.5
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """Returns the type that a module is cast to at a precision."""
+    """Returns the dtype that a module is cast to at a precision."""
     dtype: torch.dtype = getattr(torch, PRECISIONS[precision].dtype)
     return dtype
 
@@ -29,15 +29,15 @@ def dtype_of(precision: str) -> torch.dtype:
 def cast_to_precision(
     network: nn.Module, precision: str, run: Callable[[nn.Module], object]
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """Returns a network at a precision: a copy, or in fp32 itself.
+    """Returns a network cast to a precision: a copy, or in fp32 the network itself.
 
     Args:
         network: In float32, in evaluation mode.
         run: Runs a network on representative inputs.
 
     Returns:
-        The network, and the layers that are kept in float32, since on those inputs they give or
-        take values near the largest of the type, or hold weights beyond it.
+        The network, and the paths of the layers kept in float32: on those inputs, their inputs,
+        outputs or weights come near the largest number of the type.
     """
     dtype = dtype_of(precision)
     if dtype == torch.float32:
@@ -52,13 +52,13 @@ def cast_to_precision(
             if path in kept:
                 layer.load_state_dict(originals[path].state_dict(), assign=True)
                 layer.float()
-            # Beside a layer in float32, any other may be given float32.
+            # Any layer may receive the output of a float32 layer.
             _cast_inputs(layer, torch.float32 if path in kept else dtype)
     return copied, kept
 
 
 def _layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Returns what computes as a whole: modules without others inside, or with own weights."""
+    """Returns the modules that are cast as a whole, by path: leaves, and any with own weights."""
     return {
         path: module
         for path, module in network.named_modules()
@@ -68,10 +68,10 @@ def _layers(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def _peaks(network: nn.Module, run: Callable[[nn.Module], object]) -> dict[str, float]:
-    """Returns the largest magnitude that each layer takes, gives or holds in float32.
+    """Returns the largest magnitude of each layer's inputs, outputs and weights in float32.
 
-    What a module around layers gives counts for the last of them that ran: it may be a sum with
-    what that layer gave, and is in float32 if one of its terms is.
+    The output of a container module counts for the layer that ran last: it may be a sum with
+    that layer's output, and a sum is in float32 if one of its terms is.
     """
     layers = _layers(network)
     peaks = {
@@ -113,7 +113,7 @@ def _cast_inputs(layer: nn.Module, dtype: torch.dtype) -> None:
     def cast(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
             value.to(dtype)
-            # A cast to the type it has would still stand in the graph, and in the way of folds.
+            # A cast to the same type would stay in the graph and prevent folds.
             if isinstance(value, torch.Tensor)
             and value.is_floating_point()
             and value.dtype != dtype
