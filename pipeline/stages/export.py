@@ -230,7 +230,7 @@ def _calibration(inputs: Paths, model: Model, params: Params) -> Calibration:
         feeds = rows.read(params.calibration, "--calibration")
         return calibration.of_rows(feeds, params.calibration.name)
     if params.data is None:
-        return calibration.made(model)
+        return calibration.of_model(model)
     images = idx.read_images(inputs[TRAIN_IMAGES.at(dataset=params.data)])
     labels = idx.read_labels(inputs[TRAIN_LABELS.at(dataset=params.data)])
     return calibration.of_training_set(images, labels)
