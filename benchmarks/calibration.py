@@ -4,8 +4,8 @@
 
 Reads what benchmarks/zoo.py and benchmarks/parity.py have measured (results/zoo.json,
 results/parity.json), draws both on one axis, in units of the model's own rounding noise, and
-writes results/calibration.md and results/calibration.svg. The limits K and K_MAX of
-pipeline/verification/verdict.py have to lie between the two.
+writes results/calibration.md and results/calibration.svg. MAX_RMS_IN_FLOORS and MAX_ERROR_IN_FLOORS
+of pipeline/verification/limits.py have to lie between the two.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def faithful(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the exports that were compared, but for quantized ones, which K does not judge."""
+    """Returns the exports that were compared, without quantized ones, which other limits judge."""
     return [c for c in cases if c["ratio"] is not None and c["precision"] != "int8"]
 
 
@@ -89,8 +89,12 @@ def draw(clean: Sequence[dict[str, Any]], faults: Sequence[dict[str, Any]], path
     moved = [case["moved"] for case in faults if case["moved"]]
     label = f"planted faults, in float64 ({len(moved)})"
     axes.hist(np.clip(moved, bins[0], bins[-1]), bins, alpha=0.6, color="tab:red", label=label)
-    axes.axvline(limits.K_MAX, color="black", linewidth=1)
-    axes.text(limits.K_MAX * 1.1, axes.get_ylim()[1] * 0.93, f"allowed: {limits.K_MAX:g}")
+    axes.axvline(limits.MAX_ERROR_IN_FLOORS, color="black", linewidth=1)
+    axes.text(
+        limits.MAX_ERROR_IN_FLOORS * 1.1,
+        axes.get_ylim()[1] * 0.93,
+        f"allowed: {limits.MAX_ERROR_IN_FLOORS:g}",
+    )
     axes.set_xscale("log")
     axes.set_xlabel("largest error of a row, in units of its rounding noise")
     axes.set_ylabel("cases")
@@ -105,8 +109,9 @@ def main() -> None:
     lines = [
         "# What the verdict's limits rest on",
         "",
-        f"A graph or engine passes if its error is at most {limits.K:g} times the noise floor in"
-        f" the root mean square over the rows, and at most {limits.K_MAX:g} times on any one row.",
+        f"A graph or engine passes if its error is at most {limits.MAX_RMS_IN_FLOORS:g} times the"
+        " noise floor in the root mean square over the rows, and at most"
+        f" {limits.MAX_ERROR_IN_FLOORS:g} times on any one row.",
         "",
         "![distributions](calibration.svg)",
         "",

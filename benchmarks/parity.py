@@ -204,7 +204,7 @@ def main() -> None:
 
     cases = [c for name in asked.models for c in plant_all(name, asked.root, asked.places, say)]
     document = {
-        "k": [limits.K, limits.K_MAX],
+        "k": [limits.MAX_RMS_IN_FLOORS, limits.MAX_ERROR_IN_FLOORS],
         "clean": [clean_runs(name, asked.root) for name in asked.models],
         "counts": counts(cases),
         "cases": [asdict(case) for case in cases],

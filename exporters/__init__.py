@@ -1,4 +1,4 @@
-"""A trained module becomes a graph: program, ONNX, precisions, canonical bytes."""
+"""Exports trained modules: torch.export programs, ONNX graphs, precisions, quantization."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ class Precision:
     """A precision that a model can be exported in.
 
     Attributes:
-        name: As `--precision` and the artifacts' folders have it.
-        dtype: torch's name of the type that the module itself is cast to.
-        weights: numpy's name of the type of the graph's weights.
+        name: The value of `--precision`, and the name of the artifacts' folder.
+        dtype: Name of the torch dtype that the module is cast to.
+        weights: Name of the numpy dtype of the graph's weights.
         unit: The unit of rounding: the spacing of numbers at 1.
-        opset: The first ONNX opset that has it; None for the exporter's own.
-        made_from: The precision whose graph is quantized; "" where the module is cast.
-        quantizer: The module whose `quantize` does that.
-        cpu_graph: The quantizer makes another graph for CPUs, too.
+        opset: The first ONNX opset with this type for convolutions and poolings; None for the
+            exporter's default.
+        made_from: The precision whose graph is quantized; "" if the module is cast instead.
+        quantizer: The module whose `quantize` function quantizes that graph.
+        cpu_graph: True if the quantizer makes a second graph for CPUs.
     """
 
     name: str
@@ -31,21 +32,21 @@ class Precision:
 
     @property
     def quantized(self) -> bool:
-        """Whether the graph is made of another one, and judged by accuracy too.
+        """Whether the graph is quantized from another precision's graph.
 
-        Quantization adds noise beyond rounding, and PyTorch cannot run the result.
+        Quantization adds noise beyond rounding and PyTorch cannot run the result, so such a
+        graph is also judged by its accuracy.
         """
         return bool(self.made_from)
 
     @property
     def computed_in(self) -> str:
-        """The precision in which the PyTorch model is run to be compared with."""
+        """The precision at which the PyTorch model runs for the comparison."""
         return self.made_from or self.name
 
 
 DEFAULT_PRECISION = "fp32"
-# What there is to know of each, in one place: everything else is looked up here. Of an opset, what
-# counts are the types of convolutions and poolings.
+# The one table of precisions; all other code looks them up here.
 PRECISIONS = {
     precision.name: precision
     for precision in (
@@ -61,7 +62,7 @@ PRECISIONS = {
             quantizer="exporters.quantize",
             cpu_graph=True,
         ),
-        # E4M3. Opset 19 has the type; 20 is the exporter's own.
+        # E4M3. Opset 19 introduces the type; 20 is the exporter's default.
         Precision(
             "fp8",
             "float32",
@@ -74,7 +75,7 @@ PRECISIONS = {
     )
 }
 QUANTIZED = tuple(name for name, precision in PRECISIONS.items() if precision.quantized)
-# What a module itself can be cast to, besides its own type.
+# Precisions that a module is cast to, besides the default.
 REDUCED = tuple(
     name
     for name, precision in PRECISIONS.items()

@@ -1,4 +1,4 @@
-"""Rewrites Resize to take constant scales instead of a size that is computed in the graph."""
+"""Rewrites Resize to take constant scales instead of a size computed in the graph."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from onnx import numpy_helper
 from exporters import onnx_files
 from exporters.onnx_nodes import attribute, remove_unread_constants
 
-_SIZES = 3  # the place of Resize's input `sizes`; `scales` comes before it
+_SIZES = 3  # index of Resize's input `sizes`; `scales` is the one before it
 
 
 def resize_by_constants(model: onnx.ModelProto) -> None:
     """Gives every Resize to a constant size its scales as a constant, in place.
 
-    The exporter writes the size as the input's own batch and channels with the new height and
-    width behind them: a Shape and a Concat that a GPU leaves to the CPU, and that only keep the
-    axes which do not change as they are. A scale of 1 says the same. (Naming the axes that do
-    change would, too; TensorRT does not take that with a dynamic batch.)
+    The exporter computes the size with Shape and Concat: the input's own batch and channels,
+    followed by the new height and width. GPU backends leave these two nodes to the CPU, although
+    they only keep the batch and channels unchanged. A scale of 1 does the same. (Naming the
+    resized axes would, too, but TensorRT does not accept that with a dynamic batch.)
     """
     graph = model.graph
     resizes = [node for node in graph.node if node.op_type == "Resize" and len(node.input) > _SIZES]
     if not resizes or onnx_files.size(model) > onnx_files.LIMIT:
-        return  # shape inference takes no larger message
+        return  # too large for shape inference
     makers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     shapes = _static_shapes(model)
@@ -47,7 +47,7 @@ def resize_by_constants(model: onnx.ModelProto) -> None:
         graph.initializer.append(numpy_helper.from_array(values, name))
         node.input[_SIZES - 1] = name
         del node.input[_SIZES:]
-        # Says what becomes of sizes of another aspect ratio, and is valid with them alone.
+        # The policy for aspect ratios is valid only with `sizes`.
         keep = [entry for entry in node.attribute if entry.name != "keep_aspect_ratio_policy"]
         del node.attribute[:]
         node.attribute.extend(keep)
@@ -61,9 +61,10 @@ def _is_shape_prefix(shape: onnx.NodeProto, name: str) -> bool:
 
 
 def _scale(side: int, size: int) -> float:
-    """Returns the float32 scale that brings a side to a size; 0 if none does.
+    """Returns the float32 scale that resizes `side` to `size`; 0 if there is none.
 
-    By the specification the size is the product rounded down, computed in float32 by runtimes.
+    By the ONNX specification the size is floor(side * scale). Runtimes compute the product in
+    float32, so the scale has to give the size in exact arithmetic and in float32.
     """
     scale = np.float32(size / side)
     for candidate in (scale, np.nextafter(scale, np.float32(np.inf))):
@@ -73,7 +74,7 @@ def _scale(side: int, size: int) -> float:
 
 
 def _static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of tensors, with 0 for an axis that is not known."""
+    """Returns the shapes of tensors by name; an axis of unknown size is 0."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     return {
         value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
@@ -82,7 +83,7 @@ def _static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def _remove_unused(graph: onnx.GraphProto) -> None:
-    """Removes nodes and constants whose values nothing reads."""
+    """Removes Shape and Concat nodes and constants whose values nothing reads."""
     while True:
         read = {name for node in graph.node for name in node.input}
         read |= {value.name for value in graph.output}

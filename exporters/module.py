@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from engines.errors import DeployError
 
-# Pixels of network input to compute at a time: more would not be faster, and the activations
-# of a large network would not fit in memory.
+# Pixels of network input per batch: more would not be faster, and the activations of a large
+# network would not fit in memory.
 _PIXELS = 1 << 20
 
 
@@ -25,9 +25,9 @@ class Preprocess(nn.Module):
     Attributes:
         size: Height and width to resize to, or None.
         channels: Channels to repeat a single one to, or None.
-        mean: Of each channel, in 0 to 1; empty if nothing is subtracted.
-        std: The standard deviation of each channel.
-        dtype: The type in which it computes.
+        mean: The mean of each channel, on the scale 0 to 1; empty to skip normalization.
+        std: The standard deviation of each channel, on the same scale.
+        dtype: The dtype to compute in.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Preprocess(nn.Module):
         self.mean = mean
         self.std = std
         self.dtype = torch.float32
-        # Buffers, so that they move with the module, but none of the checkpoint's.
+        # Non-persistent buffers move with the module but stay out of its checkpoints.
         self._buffer("shift", mean)
         self._buffer("scale", std)
 
@@ -56,7 +56,7 @@ class Preprocess(nn.Module):
         self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Takes uint8 `[batch, channels, height, width]`, gives floats of the network's shape."""
+        """Turns uint8 `[batch, channels, height, width]` into floats of the network's shape."""
         x = image.to(self.dtype) / 255
         if self.size is not None:
             x = functional.interpolate(x, self.size, mode="bilinear", align_corners=False)
@@ -83,9 +83,10 @@ class Served(nn.Module):
     """A network behind its preprocessing: raw inputs in, a flat tuple of outputs out.
 
     Attributes:
-        dtype: The type in which the network computes. In float64 all is float64, inputs,
-            preprocessing and outputs too. In a type smaller than float32 (which the network has
-            already) these stay as they are, and the casts lie around the network.
+        dtype: The dtype in which the network computes. With float64, inputs, preprocessing and
+            outputs are float64 too. With a dtype smaller than float32, to which the network is
+            already cast, they keep their types, and only the network's own inputs and outputs
+            are cast.
     """
 
     def __init__(
@@ -104,11 +105,11 @@ class Served(nn.Module):
     @property
     def pixels(self) -> int:
         """The pixels that the preprocessing resizes an image to; 0 if it resizes none."""
-        resized = isinstance(self.prepare, Preprocess) and self.prepare.size is not None
-        return self.prepare.size[0] * self.prepare.size[1] if resized else 0
+        size = self.prepare.size if isinstance(self.prepare, Preprocess) else None
+        return 0 if size is None else size[0] * size[1]
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Takes and gives tensors whose first axis is the batch."""
+        """Runs preprocessing and network; the first axis of all inputs and outputs is the batch."""
         if self.dtype == torch.float64:
             inputs = _cast(inputs, torch.float64)
         if self.prepare is not None:
@@ -124,7 +125,10 @@ class Served(nn.Module):
 def _untie(
     inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, ...]:
-    """Returns outputs of which none is an input, or another one: a graph has one name for each."""
+    """Clones outputs that are also an input or another output.
+
+    A graph has one name for each tensor, and its inputs and outputs need different names.
+    """
     known = [*inputs]
     separate = []
     for output in outputs:
@@ -138,10 +142,13 @@ def _cast(tensors: tuple[torch.Tensor, ...], dtype: torch.dtype) -> tuple[torch.
 
 
 def named_outputs(outputs: Any) -> dict[str, torch.Tensor]:
-    """Returns what a network gave, by name: its own names where it gives a mapping.
+    """Returns a network's outputs by name.
+
+    A mapping or named tuple brings its own names. A single tensor is named `output`, those of a
+    tuple or list `output_0`, `output_1` and so on.
 
     Raises:
-        DeployError: Something in it is not a tensor.
+        DeployError: An output is not a tensor.
     """
     if isinstance(outputs, torch.Tensor):
         named = {"output": outputs}
@@ -156,7 +163,7 @@ def named_outputs(outputs: Any) -> dict[str, torch.Tensor]:
     for name, value in named.items():
         if not isinstance(value, torch.Tensor):
             raise DeployError(
-                f"the model's {name!r} is a {type(value).__name__}, not a tensor",
+                f"the model's output {name!r} is a {type(value).__name__}, not a tensor",
                 "return a tensor, or a tuple or dict of tensors",
             )
     return named

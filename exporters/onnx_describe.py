@@ -1,4 +1,4 @@
-"""What a graph is: its signature, operators, size, and the type in which each node computes."""
+"""Describes a graph: its signature, operators, size, and the type each node computes in."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from exporters import PRECISIONS, QUANTIZED
 from exporters.onnx_graph import spec_of
 from exporters.onnx_nodes import attribute
 
-_INT8 = ("DequantizeLinear",)
-_SMALL = 1024  # elements of a constant that may say a shape
-# They change types or hold values, and compute nothing in a precision of their own.
+_DEQUANTIZE = ("DequantizeLinear",)
+_SMALL = 1024  # constants of up to this many elements may hold a shape
+# Operators that only convert or hold values.
 _PLUMBING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "Identity")
 
 
 @dataclass(frozen=True)
 class Node:
-    """One node of a graph that computes.
+    """A node that computes.
 
     Attributes:
-        precision: The type it computes in, such as "fp16"; int8 where all that it takes is
-            dequantized right before it, which a backend fuses.
-        multiply_adds: For one row of the batch; 0 for what is neither convolution nor product.
+        precision: The type it computes in, such as "fp16". For a node whose inputs are all
+            dequantized right before it, the quantized type, since backends fuse the two.
+        multiply_adds: For one row of the batch; 0 unless it is a convolution or matrix product.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Description:
     """What `assay inspect` prints.
 
     Attributes:
-        inputs: Name, dtype and shape, in words.
-        outputs: The same.
-        opset: Of the standard domain.
-        operators: How many nodes there are of each operator.
-        parameters: Numbers in the graph's constants.
-        size: Bytes of these.
-        nodes: Those that compute.
-        metadata: What the graph says of itself.
+        inputs: Name, dtype and shape of each input, as text.
+        outputs: Name, dtype and shape of each output, as text.
+        opset: Version of the standard domain.
+        operators: Number of nodes of each operator.
+        parameters: Number of elements in the graph's constants.
+        size: Size of the constants in bytes.
+        nodes: The nodes that compute.
+        metadata: The graph's metadata properties.
     """
 
     inputs: tuple[str, ...]
@@ -63,12 +63,12 @@ class Description:
 
     @property
     def precisions(self) -> dict[str, int]:
-        """How many nodes compute in each type."""
+        """Number of nodes that compute in each type."""
         return dict(Counter(node.precision for node in self.nodes).most_common())
 
     @property
     def multiply_adds(self) -> int:
-        """Of the whole graph, for one row of the batch."""
+        """Multiply-adds of the whole graph, for one row of the batch."""
         return sum(node.multiply_adds for node in self.nodes)
 
     def document(self) -> dict[str, Any]:
@@ -107,9 +107,10 @@ def describe(model: onnx.ModelProto) -> Description:
 
 
 def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns a graph whose large constants are inputs: with them, it may be too large to pass on.
+    """Returns a graph with its large constants turned into inputs.
 
-    Shapes depend on small constants alone.
+    With the constants it may be too large for shape inference, and shapes depend on small
+    constants only.
     """
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     light.functions.extend(model.functions)
@@ -130,7 +131,7 @@ _Types = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def value_types(model: onnx.ModelProto) -> _Types:
-    """Returns dtype and shape of every value of a graph, one for a dynamic axis.
+    """Returns dtype and shape of every value of a graph, 1 for a dynamic axis.
 
     Raises:
         onnx.shape_inference.InferenceError: The types of the graph do not fit together.
@@ -150,7 +151,7 @@ def _precision(node: onnx.NodeProto, types: _Types, makers: Mapping[str, onnx.No
     floats = [name for name in node.input if types.get(name, ("",))[0].startswith(("float", "bf"))]
     # A bias stays in float: it is added to the integer sum.
     data = floats[:2] if node.op_type in ("Conv", "ConvTranspose", "Gemm") else floats
-    if data and all(name in makers and makers[name].op_type in _INT8 for name in data):
+    if data and all(name in makers and makers[name].op_type in _DEQUANTIZE for name in data):
         stored = {types.get(makers[name].input[0], ("",))[0] for name in data}
         return next(
             (name for name in QUANTIZED if PRECISIONS[name].weights in stored), QUANTIZED[0]
@@ -163,7 +164,7 @@ def _multiply_adds(node: onnx.NodeProto, types: _Types) -> int:
     """Returns the multiply-adds of a convolution or matrix product, for one row."""
     shapes = [types.get(name, ("", ()))[1] for name in node.input]
     if () in shapes[:2] or node.output[0] not in types:
-        return 0  # behind an operator that nobody knows, shapes are not known either
+        return 0  # shape inference stops at operators that ONNX does not define
     out = math.prod(types[node.output[0]][1])
     if node.op_type == "Conv":  # weight [out, in / group, *kernel]
         return out * math.prod(shapes[1][1:])

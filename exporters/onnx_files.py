@@ -1,4 +1,4 @@
-"""Graphs as files: written in canonical bytes, and read with every reference checked first."""
+"""Writes graphs as canonical bytes, and reads them once all external references are checked."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ from google.protobuf.message import Message
 
 from engines.errors import DeployError
 
-# What protobuf can hold in one message, less some room for everything but tensors.
+# The largest message of protobuf, less some room for everything but tensors.
 LIMIT = 2**31 - 2**24
-# Smaller tensors stay in the graph, and int64: they may be shapes, sizes or axes, which neither
-# shape inference nor ONNX Runtime reads from another file.
+# Tensors of fewer bytes stay in the graph, and so do int64 tensors: they may be shapes, sizes or
+# axes, which neither shape inference nor ONNX Runtime reads from another file.
 _THRESHOLD = 1024
-# Where a tensor may hold its numbers, if not as raw bytes.
+# The fields that may hold a tensor's numbers instead of `raw_data`.
 _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
-_SMALL = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
+_SUB_BYTE_BITS = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
 _BITS = {
-    kind: _SMALL.get(name) or onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize * 8
+    kind: _SUB_BYTE_BITS.get(name) or onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize * 8
     for name, kind in onnx.TensorProto.DataType.items()
     if name not in ("UNDEFINED", "STRING")
 }
-_ALIGNMENT = 4096  # so that a backend can map a tensor from the file as it is
+_ALIGNMENT = 4096  # a page, so that backends can memory-map the tensors
 
 
 def data_name(graph: Path) -> str:
-    """Returns the name of the file beside a graph that holds its large tensors."""
+    """Returns the name of the external data file of a graph."""
     return f"{graph.name}.data"
 
 
 def write(model: onnx.ModelProto, path: Path, limit: int = LIMIT) -> None:
     """Writes a graph; the same graph gives the same bytes.
 
-    What protobuf cannot hold goes into one file beside it, referenced by its plain name.
+    The large tensors of a graph that does not fit in one protobuf message go into an external
+    data file in the same folder.
 
     Args:
-        limit: Bytes from which on large tensors go into the other file.
+        limit: The largest size of a graph, in bytes, that is written as one file.
     """
     if size(model) <= limit:
         path.write_bytes(model.SerializeToString(deterministic=True))
         return
-    # Not a copy of all, from which the tensors are taken: of a large graph, that is too much.
+    # Copied without the tensors: a full copy of a large graph may not fit in memory.
     outside = onnx.ModelProto()
     _copy(model, outside, but="graph")
     _copy(model.graph, outside.graph, but="initializer")
@@ -83,21 +84,20 @@ def _copy(source: Message, target: Message, *, but: str) -> None:
 
 
 def size(model: onnx.ModelProto) -> int:
-    """Returns the bytes of a graph, or of its tensors alone where those are too many."""
+    """Returns the size of a graph in bytes, or of its tensors alone if they exceed LIMIT."""
     held = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    # Asked for the size of what it cannot hold, protobuf answers nonsense.
+    # Protobuf returns a wrong size for a message beyond its limit.
     return held if held > LIMIT else model.ByteSize()
 
 
 def read(path: Path, *, data: bool = True) -> onnx.ModelProto:
-    """Reads a graph, its external tensors too.
+    """Reads a graph and its external data.
 
     Args:
-        data: False leaves external tensors where they are, though they are checked.
+        data: False checks external data without loading it.
 
     Raises:
-        DeployError: It is not an ONNX graph, or refers to data that it must not or that is not
-            there; see `check_external`.
+        DeployError: The file is not an ONNX graph, or `check_external` rejects its tensors.
     """
     try:
         model = onnx.load_model_from_string(path.read_bytes())
@@ -114,22 +114,22 @@ def read(path: Path, *, data: bool = True) -> onnx.ModelProto:
 
 
 def check_external(model: onnx.ModelProto, path: Path) -> None:
-    """Checks all that a graph says of its tensors before anything is read.
+    """Checks the sizes and external references of all tensors, before external data is read.
 
     Raises:
-        DeployError: External data lies outside the graph's folder, is a link, or is shorter
-            than the graph says; or a tensor's dimensions do not fit the bytes it has.
+        DeployError: External data is missing, outside the graph's folder, a link, or too short;
+            or a tensor's size does not match its dimensions and dtype.
     """
     folder = path.parent
     for tensor in tensors(model):
         if tensor.data_type == onnx.TensorProto.STRING:
-            continue  # never external, and of no size
+            continue  # never external, and of no fixed size
         size = _bytes(tensor, path)
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             held = len(tensor.raw_data)
             if held != size and (held or not any(len(getattr(tensor, f)) for f in _FIELDS)):
                 raise DeployError(
-                    f"{path}: tensor {tensor.name!r} should have {size:,} bytes, and has {held:,}",
+                    f"{path}: tensor {tensor.name!r} should have {size:,} bytes, but has {held:,}",
                     "the file is damaged; export it again",
                 )
             continue
@@ -138,20 +138,20 @@ def check_external(model: onnx.ModelProto, path: Path) -> None:
         plain = location == Path(location).name and location not in ("", ".", "..")
         if not plain or "\\" in location:
             raise DeployError(
-                f"{path}: tensor {tensor.name!r} lies in {location!r}, outside the graph's folder",
-                "external data has to be a file beside the graph, by its plain name",
+                f"{path}: tensor {tensor.name!r} is in {location!r}, outside the graph's folder",
+                "external data must be a file in the graph's folder, referenced by its plain name",
             )
         file = folder / location
         try:
             status = file.lstat()
         except OSError as error:
             raise DeployError(
-                f"{path}: external data {location} is not there", "copy it beside the graph"
+                f"{path}: external data {location} is missing", "copy it to the graph's folder"
             ) from error
         if not file.is_file() or file.is_symlink() or status.st_nlink != 1:
             raise DeployError(
-                f"{path}: external data {location} is a link or no plain file",
-                "put a copy beside the graph; a link may lead anywhere",
+                f"{path}: external data {location} is a link or not a regular file",
+                "copy the file to the graph's folder; links are not followed",
             )
         try:
             offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
@@ -159,14 +159,14 @@ def check_external(model: onnx.ModelProto, path: Path) -> None:
             raise DeployError(f"{path}: tensor {tensor.name!r}: {error}") from error
         if offset < 0 or length != size or offset + length > status.st_size:
             raise DeployError(
-                f"{path}: tensor {tensor.name!r} is {size:,} bytes and lies at {offset:,} to"
-                f" {offset + length:,} of {location}, which has {status.st_size:,}",
-                "the file is damaged or another; export it again",
+                f"{path}: tensor {tensor.name!r} takes {size:,} bytes, but is stored in bytes"
+                f" {offset:,} to {offset + length:,} of {location}, which has {status.st_size:,}",
+                "the data file is damaged or belongs to another graph; export it again",
             )
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yields every tensor of a graph: initializers and attributes, subgraphs' too."""
+    """Yields every tensor of a graph, its subgraphs and functions: initializers and attributes."""
     todo = [model.graph]
     for function in model.functions:
         todo.append(onnx.GraphProto(node=function.node))
@@ -185,9 +185,13 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _bytes(tensor: onnx.TensorProto, path: Path) -> int:
-    """Returns the bytes that a tensor's dimensions and type ask for."""
+    """Returns the size in bytes of a tensor with these dimensions and dtype."""
     bits = _BITS.get(tensor.data_type)
     if bits is None or any(dim < 0 for dim in tensor.dims):
-        kind = onnx.TensorProto.DataType.Name(tensor.data_type) if tensor.data_type else "nothing"
-        raise DeployError(f"{path}: tensor {tensor.name!r} is {kind}{list(tensor.dims)}")
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type) if tensor.data_type else "no dtype"
+        raise DeployError(
+            f"{path}: tensor {tensor.name!r} has an invalid dtype or shape:"
+            f" {kind}{list(tensor.dims)}",
+            "the file is damaged; export it again",
+        )
     return int(math.prod(tensor.dims) * bits + 7) // 8

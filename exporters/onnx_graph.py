@@ -1,4 +1,4 @@
-"""A program becomes an ONNX graph: canonical bytes, and proof that it is what was asked for."""
+"""Translates a program to a canonical ONNX graph, and checks its signature."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from exporters.constant_sizes import resize_by_constants
 from exporters.onnx_nodes import attribute
 from exporters.weight_map import refold
 
-# The name every dynamic axis gets; the exporter's own (s40, s77, …) says nothing.
+# The name of every dynamic axis; the exporter's own names (s40, s77, …) are arbitrary.
 BATCH = "batch"
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _TORCHSCRIPT_OPSET = 17
@@ -37,11 +37,10 @@ class Translation:
     """A program translated to ONNX.
 
     Attributes:
-        nodes: How many of each operator there were before anything was simplified.
-        graphs: Graphs of the program, the simplest first, each made when it is asked for:
-            slimmed by onnxslim, where that finds something; with constants and batch norms
-            folded, and without what changes nothing, by onnxscript's optimizer; and as it was
-            translated, if that is valid too.
+        nodes: Number of nodes of each operator before any simplification.
+        graphs: Graphs of the program, the simplest first, each made on demand. The first is
+            slimmed by onnxslim, if that removes nodes. The next has constants and batch norms
+            folded by onnxscript's optimizer. The last is unsimplified, if that is valid.
     """
 
     nodes: Counter[str]
@@ -57,19 +56,19 @@ def export_graph(
 ) -> Translation:
     """Translates a program to ONNX.
 
-    The graph depends on the program, the names and the metadata alone: not on the folder, the
+    The graph depends only on the program, the names and the metadata: not on the folder, the
     time, or the process.
 
     Args:
-        opset: Of the standard domain; None means the exporter's default.
+        opset: Version of the standard domain; None means the exporter's default.
 
     Raises:
-        DeployError: An operator has no translation, or the graph is not the one asked for.
+        DeployError: An operator has no translation, or `check_graph` rejects the graph.
     """
 
     def translate(*, simplify: bool) -> tuple[Counter[str], onnx.ModelProto]:
         with trace_errors.recorded() as report, warnings.catch_warnings():
-            for category in (DeprecationWarning, FutureWarning):  # of torch's own parts
+            for category in (DeprecationWarning, FutureWarning):  # raised inside torch
                 warnings.simplefilter("ignore", category)
             try:
                 translated = torch.onnx.export(
@@ -96,8 +95,8 @@ def export_graph(
             with contextlib.suppress(DeployError):
                 yield finished(slim, inputs, outputs, metadata)
         yield simplified
-        # Translated again, since few need it and a second copy of a large graph may not fit.
-        with contextlib.suppress(DeployError):  # some are valid only once they are simplified
+        # Translated again, since this is rare and two copies of a large graph may not fit.
+        with contextlib.suppress(DeployError):  # some graphs are valid only once simplified
             yield finished(translate(simplify=False)[1], inputs, outputs, metadata)
 
     nodes, simplified = translate(simplify=True)
@@ -106,7 +105,7 @@ def export_graph(
 
 
 def _without_bf16_einsum(program: Any) -> Any:
-    """Returns a program with products in the place of einsums, if those are of bfloat16.
+    """Returns a program with its einsums as matrix products, if any einsum is in bfloat16.
 
     ONNX's Einsum does not take that type; its MatMul does.
     """
@@ -120,15 +119,15 @@ def _without_bf16_einsum(program: Any) -> Any:
 
 
 def _slimmed(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Returns a graph with fewer nodes, by onnxslim; None if it finds none to remove.
+    """Returns a graph with fewer nodes, by onnxslim; None if it removes none.
 
-    It follows shapes through attention, where onnxscript's optimizer gives up: of Swin-T's 724
-    nodes it leaves 444. Convolutional networks it leaves as they are.
+    onnxslim follows shapes through attention, where onnxscript's optimizer gives up: it reduces
+    Swin-T from 724 nodes to 444. It leaves convolutional networks as they are.
     """
     import onnxslim
 
     if onnx_files.size(model) > onnx_files.LIMIT:
-        return None  # it knows no external data
+        return None  # onnxslim does not handle external data
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     with trace_errors.recorded():
@@ -138,8 +137,8 @@ def _slimmed(model: onnx.ModelProto) -> onnx.ModelProto | None:
             return None
     if len(slimmed.graph.node) >= len(model.graph.node):
         return None
-    # What a message was made of lives as long as it does, and what made it until it is collected:
-    # four copies of all weights.
+    # A protobuf message keeps alive the messages it was made of, and onnxslim's objects live until
+    # they are collected. Together these hold four copies of all weights.
     fresh = onnx.ModelProto()
     fresh.CopyFrom(slimmed)
     del copied, slimmed
@@ -155,15 +154,15 @@ def trace_graph(
     metadata: Mapping[str, str],
     opset: int | None = None,
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Exports by TorchScript: for what torch.export cannot trace.
+    """Exports by TorchScript, for models that torch.export cannot trace.
 
-    It records what one run did: what depended on the examples' values or sizes is frozen.
+    TorchScript records one run: whatever depends on the examples' values or sizes is frozen.
 
     Returns:
-        The graph, and what the tracer warned of: places where something may be frozen.
+        The graph, and the tracer's warnings, which name places where a value may be frozen.
 
     Raises:
-        DeployError: The module cannot be traced, or the graph is not the one asked for.
+        DeployError: The module cannot be traced, or `check_graph` rejects the graph.
     """
     file = io.BytesIO()
     names = [spec.name for spec in (*inputs, *outputs)]
@@ -172,7 +171,7 @@ def trace_graph(
         torch.onnx.export(
             module,
             tuple(examples),
-            file,  # type: ignore[arg-type]  # its stub knows no open files
+            file,  # type: ignore[arg-type]  # its stub omits open files
             dynamo=False,
             input_names=names[: len(inputs)],
             output_names=names[len(inputs) :],
@@ -200,7 +199,7 @@ def finished(
     outputs: tuple[TensorSpec, ...],
     metadata: Mapping[str, str],
 ) -> onnx.ModelProto:
-    """Returns a graph in its canonical form, checked; see `check_graph`."""
+    """Puts a graph into its canonical form, checks it (see `check_graph`) and returns it."""
     resize_by_constants(model)
     canonicalise(model, metadata)
     check_graph(model, inputs, outputs)
@@ -208,9 +207,9 @@ def finished(
 
 
 def canonicalise(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
-    """Removes what depends on the folder and names the dynamic axes; sets our metadata."""
+    """Removes what depends on this machine, names the dynamic axes and sets the metadata."""
     _strip(model)
-    # What can be inferred is left out: an optimizer may have changed a type and not said so.
+    # Inferred types are dropped: an optimizer may have changed a type without updating them.
     del model.graph.value_info[:]
     values = [*model.graph.input, *model.graph.output]
     for value in values:
@@ -233,14 +232,15 @@ def _strip(message: Message) -> None:
 def check_graph(
     model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
 ) -> None:
-    """Checks that a graph is valid and has the signature that was asked for.
+    """Checks that a graph is valid and has the expected signature.
 
     Raises:
-        DeployError: It is not valid ONNX, has an operator outside the standard domain, or its
-            inputs or outputs differ from `inputs` and `outputs` in name, dtype or shape.
+        DeployError: It is not valid ONNX, has an operator outside the standard domain or a node
+            in training mode, or its inputs or outputs differ from `inputs` and `outputs` in
+            name, dtype or shape.
     """
     try:
-        # From a file, since one message cannot hold a large graph.
+        # Checked as a file, since one message cannot hold a large graph.
         with tempfile.TemporaryDirectory(prefix="assay-") as folder:
             path = Path(folder) / "model.onnx"
             onnx_files.write(model, path)
@@ -262,13 +262,13 @@ def check_graph(
         specs = tuple(spec_of(value) for value in values)
         if specs != wanted:
             raise DeployError(
-                f"the exported graph has {_list(specs)}, but {_list(wanted)} was asked for",
-                "a model that fixes its batch gives a static graph; remove the constant",
+                f"the exported graph has {_list(specs)}, but {_list(wanted)} was expected",
+                "a model that fixes its batch size gives a static graph; take it from the input",
             )
 
 
 def _trains(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
-    """Whether a node computes as in training."""
+    """Whether a node is in training mode."""
     if node.op_type == "BatchNormalization":
         return bool(attribute(node, "training_mode", 0))
     if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:  # noqa: PLR2004
@@ -279,7 +279,7 @@ def _trains(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
 
 
 def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
-    """Returns name, dtype and shape of a graph's input or output."""
+    """Returns the name, dtype and shape of a graph's input or output."""
     tensor = value.type.tensor_type
     untyped = tensor.elem_type == onnx.TensorProto.UNDEFINED
     dtype = "" if untyped else onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name

@@ -1,4 +1,4 @@
-"""What several rewrites of an ONNX graph do with its nodes and constants."""
+"""Reads and edits the nodes and constants of an ONNX graph."""
 
 from __future__ import annotations
 

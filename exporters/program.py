@@ -1,4 +1,4 @@
-"""A module becomes a torch.export program with a dynamic batch."""
+"""Exports a module as a torch.export program with a dynamic batch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def export_program(
 
     Args:
         module: In evaluation mode.
-        examples: One entry a positional argument; the first axis is the batch, of two rows
-            (a batch of one would be taken for a constant).
-        names: Of the inputs, for error messages.
+        examples: One tensor for each positional argument. The first axis is the batch, of two
+            rows: torch.export would take a batch of one for a constant.
+        names: The names of the inputs, for error messages.
 
     Raises:
-        DeployError: The module cannot be traced, or fixes its batch to a constant; the message
-            names the line of the model.
+        DeployError: The module cannot be traced, or fixes its batch size; the message names the
+            line of the model.
     """
     # DYNAMIC, unlike AUTO or a named Dim, is an error where the model fixes the axis.
     shapes: tuple[Any, ...] = tuple({0: torch.export.Dim.DYNAMIC} for _ in examples)
@@ -53,6 +53,6 @@ def save_program(
     }
     for module in program.graph_module.modules():
         for node in getattr(module, "graph", torch.fx.Graph()).nodes:
-            node.meta.pop("stack_trace", None)  # it names the files of this machine
+            node.meta.pop("stack_trace", None)  # it holds paths of this machine
     with path.open("wb") as file:  # an open file, since a path would have to end in .pt2
         torch.export.save(program, file, extra_files={SIGNATURE: json.dumps(signature)})

@@ -1,10 +1,10 @@
 """int8 by onnxruntime.quantization: one calibration, two graphs.
 
-Static, symmetric, per channel, as pairs of QuantizeLinear and DequantizeLinear in front of what
-computes in int8. TensorRT accepts signed, symmetric types alone. The integer kernels of CPUs
-without VNNI multiply unsigned activations by signed weights and saturate their 16-bit sums, so
-that the same graph would lose accuracy there and gain no speed: a CPU gets unsigned activations
-and weights of seven bits, from the same ranges.
+Quantization is static and per channel, by pairs of QuantizeLinear and DequantizeLinear in front of
+the operators that compute in int8. TensorRT accepts only signed, symmetric types. The integer
+kernels of CPUs without VNNI multiply unsigned activations by signed weights and saturate their
+16-bit sums: there, TensorRT's graph would lose accuracy and gain no speed. So CPUs get a second
+graph with unsigned activations and 7-bit weights, made from the same ranges.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from engines.contract import Feeds
 from engines.errors import DeployError
 
 METHODS = ("minmax", "entropy", "percentile")
-# What is worth computing in int8, and what passes int8 on. Activations are left out: they are
-# fused into the layer before them.
+# Operators worth computing in int8, and operators that pass int8 on. Activation functions are left
+# out: they are fused into the layer before them.
 _OPERATORS = (
     "Conv",
     "ConvTranspose",
@@ -41,24 +41,24 @@ _OPERATORS = (
     "Reshape",
     "Transpose",
 )
-# Of the histograms from which a range is taken. The search for the least entropy takes time as
-# the square of them.
+# Histogram bins by calibration method. The search for the least entropy takes time quadratic in
+# their number.
 _BINS = {"entropy": 512, "percentile": 2048}
 _PERCENTILE = 99.99
-_CHUNK = 16  # rows at a time: calibration keeps every activation of a chunk
-# Its absence makes the library warn; the graphs are simplified before they come here.
+_CHUNK = 16  # rows at a time: calibration keeps all activations of a chunk in memory
+# ONNX Runtime warns of graphs without this entry. Ours are simplified already.
 _PREPROCESSED = ("onnx.quant.pre_process", "onnxruntime.quant")
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What quantization made.
+    """A quantized graph, and how it was calibrated.
 
     Attributes:
-        graph: For TensorRT and whatever computes signed int8 exactly.
+        graph: For TensorRT and any other engine that computes signed int8 exactly.
         cpu_graph: For CPUs; None if they run `graph` as well.
-        method: How the ranges of activations were found, one of METHODS.
-        scores: What `judge` said of each method.
+        method: The calibration method that scored best, one of METHODS.
+        scores: The score that `judge` gave each method.
     """
 
     graph: onnx.ModelProto
@@ -77,7 +77,7 @@ def quantize(
     Args:
         graph: With batch norms folded.
         rows: Representative inputs by name, `[rows, …]`, that `check_rows` has accepted.
-        judge: Says how good a quantized graph is; larger is better.
+        judge: Scores a quantized graph; larger is better.
 
     Raises:
         DeployError: ONNX Runtime cannot calibrate or quantize the graph.
@@ -86,17 +86,17 @@ def quantize(
         graphs, scores = {}, {}
         for method in METHODS:
             ranges = _calibrate(path, rows, method)
-            graphs[method] = _static(path, ranges, cpu=False), ranges
+            graphs[method] = _quantize_static(path, ranges, cpu=False), ranges
             scores[method] = judge(graphs[method][0])
         best = max(METHODS, key=lambda method: scores[method])
         signed, ranges = graphs[best]
-        return Quantized(signed, _static(path, ranges, cpu=True), best, scores)
+        return Quantized(signed, _quantize_static(path, ranges, cpu=True), best, scores)
 
 
 def ranges_of(
     graph: onnx.ModelProto, rows: Feeds, methods: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, tuple[float, float]]]]:
-    """Gives, by calibration method, the least and largest value of activations.
+    """Yields each calibration method, and by name the least and largest value of activations.
 
     Args:
         graph: In float32, with batch norms folded.
@@ -119,7 +119,7 @@ def ranges_of(
 
 @contextlib.contextmanager
 def _float_file(graph: onnx.ModelProto) -> Iterator[Path]:
-    """Writes a graph where the library reads it, and keeps the library quiet."""
+    """Writes a graph to a temporary file for ONNX Runtime, and suppresses its output meanwhile."""
     source = onnx.ModelProto()
     source.CopyFrom(graph)
     onnx.helper.set_model_props(source, dict([_PREPROCESSED]))
@@ -130,7 +130,7 @@ def _float_file(graph: onnx.ModelProto) -> Iterator[Path]:
 
 
 def check_rows(graph: onnx.ModelProto, rows: Feeds) -> None:
-    """Raises DeployError unless calibration rows are numbers of the graph's dtypes and shapes."""
+    """Raises DeployError unless calibration rows are finite and fit the graph's inputs."""
     from exporters.onnx_graph import spec_of
 
     specs = [spec_of(value) for value in graph.graph.input]
@@ -150,19 +150,19 @@ def check_rows(graph: onnx.ModelProto, rows: Feeds) -> None:
             raise DeployError(
                 f"calibration data: a row of {spec.name} is {array.dtype}{list(array.shape[1:])},"
                 f" but the graph takes {spec}",
-                "give rows as the model takes them",
+                "give rows of the dtype and shape that the model takes",
             )
         if not len(array):
             raise DeployError(f"calibration data: {spec.name} has no rows", "give 100 or more")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DeployError(f"calibration data: {spec.name} has NaN or Inf", "give numbers")
+            raise DeployError(f"calibration data: {spec.name} has NaN or Inf", "remove those rows")
     if len({len(array) for array in rows.values()}) != 1:
         raise DeployError("calibration data has different numbers of rows for its inputs")
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Holds back what the library prints, and writes to the root logger."""
+    """Suppresses what ONNX Runtime prints, and what it writes to the root logger."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -208,7 +208,7 @@ def _calibrate(path: Path, rows: Feeds, method: str) -> Any:
 
 
 class _Reader:
-    """Hands over one batch, as ONNX Runtime's CalibrationDataReader does."""
+    """A `CalibrationDataReader` of ONNX Runtime for a single batch."""
 
     def __init__(self, feeds: Feeds) -> None:
         self._feeds: Feeds | None = feeds
@@ -221,7 +221,7 @@ class _Reader:
         return iter(self.get_next, None)
 
 
-def _static(path: Path, ranges: Any, *, cpu: bool) -> onnx.ModelProto:
+def _quantize_static(path: Path, ranges: Any, *, cpu: bool) -> onnx.ModelProto:
     from onnxruntime.quantization import (
         QuantFormat,
         QuantType,
@@ -248,7 +248,7 @@ def _static(path: Path, ranges: Any, *, cpu: bool) -> onnx.ModelProto:
                 "WeightSymmetric": True,
                 # TensorRT adds biases in float.
                 "QuantizeBias": cpu,
-                # Only what is read in int8 is quantized, behind the activation.
+                # Quantize only the inputs of these operators, behind the activation functions.
                 "OpTypesToExcludeOutputQuantization": list(_OPERATORS),
             },
         )

@@ -1,8 +1,8 @@
-"""fp8 (E4M3): convolutions and products between pairs of QuantizeLinear and DequantizeLinear.
+"""fp8 (E4M3): convolutions and matrix products of inputs that are quantized and dequantized.
 
-ONNX Runtime's quantizer writes integers; for this type TensorRT takes a scale for each activation
-and one for each output channel of a weight. The largest finite value of E4M3 is 448: Micikevicius
-and others, FP8 Formats for Deep Learning (2022), table 1.
+ONNX Runtime's quantizer writes only integer types, so this is our own. For fp8, TensorRT takes one
+scale for each activation, and one for each output channel of a weight. The largest finite value of
+E4M3 is 448: Micikevicius and others, FP8 Formats for Deep Learning (2022), table 1.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from engines.errors import DeployError
 from exporters.onnx_nodes import attribute, remove_unread_constants
 from exporters.quantize import Quantized, ranges_of
 
-_LARGEST = 448.0
-# Of the methods for int8. One that clips gains less: the steps of a float grow with its values.
+_LARGEST_E4M3 = 448.0
+# Fewer than for int8: clipping gains less here, since the steps of a float grow with its values.
 METHODS = ("minmax", "percentile")
-# Convolutions of an image's few channels, or in groups, stay in float: they take the least time,
-# the error of everything after them grows from theirs, and TensorRT has no fp8 kernel for some.
+# Convolutions of up to this many channels (those of an image) stay in float, and so do grouped
+# ones: they take the least time, their errors grow in all later layers, and TensorRT has no fp8
+# kernels for some of them.
 _IMAGE_CHANNELS = 4
 
 
@@ -34,7 +35,7 @@ def quantize(
     rows: Feeds,
     judge: Callable[[onnx.ModelProto], tuple[float, ...]],
 ) -> Quantized:
-    """Quantizes a float32 graph; takes and raises what `exporters.quantize.quantize` does."""
+    """Quantizes a float32 graph; arguments and errors as in `exporters.quantize.quantize`."""
     graphs, scores = {}, {}
     for method, ranges in ranges_of(graph, rows, METHODS):
         graphs[method] = with_ranges(graph, ranges)
@@ -46,15 +47,15 @@ def quantize(
 def with_ranges(
     graph: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]]
 ) -> onnx.ModelProto:
-    """Returns a float32 graph with its convolutions and products in fp8.
+    """Returns a float32 graph with its convolutions and matrix products in fp8.
 
     Args:
         graph: With batch norms folded, of opset 19 or later.
-        ranges: The least and the largest value of tensors; one that is missing or not finite stays
-            as it is, and so does what reads it.
+        ranges: The least and the largest value of tensors, by name. Tensors without a finite
+            range stay in float, and so do the nodes that read them.
 
     Raises:
-        DeployError: Nothing of it can be computed in fp8.
+        DeployError: No node can be computed in fp8.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph)
@@ -62,17 +63,17 @@ def with_ranges(
     quantizer = _Quantizer(model.graph, finite)
     for node in list(model.graph.node):
         if node.op_type in ("Conv", "Gemm", "MatMul"):
-            quantizer.take(node)
+            quantizer.quantize_inputs(node)
     if not any(node.op_type == "QuantizeLinear" for node in quantizer.finish()):
         raise DeployError(
-            "no convolution or product of this model can be computed in fp8",
+            "no convolution or matrix product of this model can be computed in fp8",
             "export it in another precision",
         )
     return model
 
 
 class _Quantizer:
-    """Puts quantized tensors in the place of the inputs of nodes."""
+    """Replaces the inputs of nodes by quantized and dequantized ones."""
 
     def __init__(self, graph: onnx.GraphProto, ranges: Mapping[str, tuple[float, float]]) -> None:
         self._graph = graph
@@ -82,7 +83,7 @@ class _Quantizer:
         self._weights: dict[tuple[str, int], str] = {}
         self._new: dict[str, list[onnx.NodeProto]] = {}
 
-    def take(self, node: onnx.NodeProto) -> None:
+    def quantize_inputs(self, node: onnx.NodeProto) -> None:
         """Quantizes both factors of a node, or neither."""
         first, second = node.input[:2]
         if node.op_type == "Conv" and second in self._constants:
@@ -107,7 +108,7 @@ class _Quantizer:
             node.input[1] = self._activation(second)
 
     def finish(self) -> list[onnx.NodeProto]:
-        """Puts the new nodes behind those whose values they take, and drops unused constants.
+        """Inserts the new nodes behind those whose values they read, and removes unread constants.
 
         Returns:
             All nodes of the graph.
@@ -115,7 +116,7 @@ class _Quantizer:
         nodes: list[onnx.NodeProto] = []
         for value in self._graph.input:
             nodes += self._new.pop(value.name, [])
-        nodes += self._new.pop("", [])  # of constants
+        nodes += self._new.pop("", [])  # those that read constants
         for node in self._graph.node:
             nodes.append(node)
             for name in node.output:
@@ -180,8 +181,8 @@ class _Quantizer:
 
 
 def to_fp8(array: NDArray[np.floating[Any]]) -> onnx.TensorProto:
-    """Returns values as E4M3, rounded to the nearest, ties to even, and saturated."""
-    rounded = np.clip(np.asarray(array, np.float32), -_LARGEST, _LARGEST).astype(
+    """Returns a tensor of E4M3 values, rounded to nearest, ties to even, and saturated."""
+    rounded = np.clip(np.asarray(array, np.float32), -_LARGEST_E4M3, _LARGEST_E4M3).astype(
         ml_dtypes.float8_e4m3fn
     )
     return helper.make_tensor(
@@ -190,12 +191,12 @@ def to_fp8(array: NDArray[np.floating[Any]]) -> onnx.TensorProto:
 
 
 def _scale(largest: float) -> float:
-    """Returns what a value is divided by, so that the largest one is the largest of the type."""
-    return largest / _LARGEST if largest > 0 else 1.0
+    """Returns the scale by which to divide values, so that `largest` becomes 448."""
+    return largest / _LARGEST_E4M3 if largest > 0 else 1.0
 
 
 def _channel_axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
-    """Returns the axis of a weight along which the outputs of a node lie."""
+    """Returns the output channels' axis of a node's weight."""
     if node.op_type == "Conv":
         return 0
     if node.op_type == "Gemm":

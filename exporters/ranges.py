@@ -1,7 +1,7 @@
 """What leaves the range of float16 or bfloat16: values that overflow, and values that vanish.
 
-Rounding cannot tell: a square that overflows makes `x * rsqrt(mean(x * x))` zero, which looks like
-any other output. So each operator's values are looked at, on the inputs that the model is judged by.
+The outputs cannot tell: a square that overflows makes `x * rsqrt(mean(x * x))` zero, which looks
+like any other output. So the values of every operator are checked, on the golden inputs.
 """
 
 from __future__ import annotations

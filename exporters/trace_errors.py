@@ -1,4 +1,4 @@
-"""Why an export failed: on which line of the model, for what reason, and what to change."""
+"""Explains why an export failed: the line of the model, the cause, and what to change."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from engines.errors import DeployError
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _OURS = str(Path(__file__).parent) + os.sep
 _PYTHON = sysconfig.get_paths()["stdlib"] + os.sep
-# Where torch decides on the sizes of axes; it tells its logger at this level.
+# The torch module that decides on the sizes of axes; it logs its decisions at INFO.
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
 _FIXED = re.compile(r"set_replacement (\S+) = (\d+)")
-# What a message of torch.export says, the cause in words, and what to change.
+# A pattern in the messages of torch.export, the cause in words, and what to change.
 _CAUSES = (
     (
         r"data-dependent|\.item\(\)|_local_scalar_dense",
-        "what it does depends on the values of a tensor",
-        "replace `if` and `int()` on tensors by torch.where, or by what the shapes say",
+        "its control flow or a shape depends on the values of a tensor",
+        "replace `if` and `int()` on tensors by torch.where, or by sizes taken from shapes",
     ),
     (
         r"\.numpy\(\)|numpy",
@@ -39,7 +39,7 @@ _CAUSES = (
     (
         r"Mismatch the shape|same reduction dim|size mismatch|must match|shape '",
         "shapes do not fit together",
-        "run the model on a batch of two by itself; it has to work there first",
+        "run the model in PyTorch on a batch of two; that has to work first",
     ),
 )
 
@@ -49,15 +49,15 @@ class Report:
     """What torch printed and logged while it exported.
 
     Attributes:
-        fixed: For each axis that was fixed: its size, and the line that did it.
+        fixed: For each axis that was fixed: its size, and the line of the model that fixed it.
     """
 
     text: io.StringIO
     fixed: list[tuple[int, str]]
 
 
-class _Keep(logging.Handler):
-    """Keeps what torch logs, and the line of the model that it happens at."""
+class _Recorder(logging.Handler):
+    """Records what torch logs, and on which line of the model it fixes an axis."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(logging.DEBUG)
@@ -78,7 +78,7 @@ def recorded() -> Iterator[Report]:
     report = Report(io.StringIO(), [])
     root, shapes = logging.getLogger("torch"), logging.getLogger(_SHAPES)
     handlers, level, passed = root.handlers, shapes.level, root.propagate
-    handler = _Keep(report)
+    handler = _Recorder(report)
     root.handlers, root.propagate = [handler], False
     others, through = shapes.handlers, shapes.propagate
     shapes.handlers, shapes.propagate = [handler], False
@@ -93,10 +93,10 @@ def recorded() -> Iterator[Report]:
 
 
 def place(frames: Sequence[traceback.FrameSummary]) -> str:
-    """Returns the innermost line of the model's own code, in words, or ""."""
+    """Returns the innermost line of the model's own code, as text, or ""."""
     for frame in reversed(frames):
         if frame.filename == __file__:
-            break  # further out is not the model any more
+            break  # the frames further out are not the model's
         if _own(frame.filename):
             return f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
     return ""
@@ -111,11 +111,11 @@ def _own(file: str) -> bool:
 
 
 def failure(step: str, error: Exception, report: Report, names: Sequence[str] = ()) -> DeployError:
-    """Returns the error that a user can act on; torch's own words are in its report.
+    """Returns an error that the user can act on; its report has torch's own output.
 
     Args:
         step: What failed, such as "torch.export".
-        names: Of the inputs, which torch only counts.
+        names: The names of the inputs, which torch only numbers.
     """
     message = str(error).strip()
     full = "".join(traceback.format_exception(error))
@@ -132,7 +132,7 @@ def failure(step: str, error: Exception, report: Report, names: Sequence[str] = 
             )
     return DeployError(
         f"{step} cannot trace the model{_at(where)}: {type(error).__name__}: {_first(message)}",
-        "run the model on a batch of two by itself; if that works, try --exporter torchscript",
+        "run the model in PyTorch on a batch of two; if that works, try --exporter torchscript",
         report=text,
     )
 
@@ -149,20 +149,20 @@ def _fixed_axis(
     return DeployError(
         f"the model fixes its batch ({named or 'axis 0'}) to {number}, the size it was traced"
         f" with{_at(lines[0] if lines else '')}",
-        f"{step} needs the batch to stay open: take it from the tensor (x.shape[0], x.flatten(1))"
+        f"{step} needs a dynamic batch size: take it from the tensor (x.shape[0], x.flatten(1))"
         " or write -1, and do not compare it with a number",
         report=text,
     )
 
 
 def untranslated(error: Exception, report: Report, program: Any) -> DeployError:
-    """Returns the error for a program that has no translation to ONNX."""
+    """Returns the error for a program that cannot be translated to ONNX."""
     full = "".join(traceback.format_exception(error))
     missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", full)
     text = f"{report.text.getvalue()}\n{full}"
     if missing is None:
         cause: BaseException = error
-        while cause.__cause__ is not None:  # the exporter wraps what went wrong, several times
+        while cause.__cause__ is not None:  # the exporter wraps the original error several times
             cause = cause.__cause__
         named = re.search(r"translating node %(\w+)", full)
         at = [line_of(n) for n in program.graph.nodes if named and n.name == named[1]]
@@ -210,7 +210,7 @@ def _at(line: str) -> str:
 
 
 def shortened(line: str) -> str:
-    """Returns a line with its file relative to the folder we are in, where it is below."""
+    """Returns a line with its path relative to the working directory, if it is inside."""
     file, colon, rest = line.partition(":")
     try:
         return f"{Path(file).relative_to(Path.cwd())}{colon}{rest}"
@@ -224,10 +224,11 @@ def _first(message: str) -> str:
 
 
 def guarded(step: str, run: Callable[[], Any], names: Sequence[str] = ()) -> Any:
-    """Runs a step of torch's exporter and explains what it raises.
+    """Runs a step of torch's exporter and explains its errors.
 
     Raises:
-        DeployError: With the line of the model, the cause, and torch's own report.
+        DeployError: The step failed. The error has the line of the model, the cause, and torch's
+            own output.
     """
     with recorded() as report:
         try:

@@ -32,9 +32,7 @@ def half_values(model: onnx.ModelProto) -> dict[str, int]:
     Raises:
         onnx.shape_inference.InferenceError: The types of the graph do not fit together.
     """
-    return {
-        name: _HALF[dtype] for name, (dtype, _) in value_types(model).items() if dtype in _HALF
-    }
+    return {name: _HALF[dtype] for name, (dtype, _) in value_types(model).items() if dtype in _HALF}
 
 
 def can_round(model: onnx.ModelProto) -> bool:

@@ -1,8 +1,8 @@
-"""Which tensor of a graph carries each parameter of the module it was exported from.
+"""Finds the tensor of a graph that carries each parameter of the module it was exported from.
 
-Most are there as they are, or transposed. What is computed of parameters alone is there as its
-result. A batch norm behind a convolution is folded into its weight and bias: then those carry
-its parameters, if they are what the fold gives in float64.
+Most parameters are in the graph unchanged or transposed. What is computed from parameters alone is
+there as its result. A batch norm behind a convolution is folded into the convolution's weight and
+bias: these then carry the batch norm's parameters, if they equal the fold computed in float64.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from engines.contract import Array
 from exporters.onnx_nodes import attribute
 
-# What a batch norm is folded into, and the axis of its weight that runs over the outputs.
+# Operators that a batch norm is folded into, and the output channels' axis of their weights.
 _FOLDED_INTO = {
     torch.ops.aten.conv1d.default: 0,
     torch.ops.aten.conv2d.default: 0,
@@ -38,10 +38,10 @@ _BATCH_NORMS = {
 
 @dataclass(frozen=True)
 class _Fold:
-    """A batch norm and what lies before it; each field but the last names a parameter.
+    """A batch norm and the layer before it, by the names of their parameters.
 
     Attributes:
-        axis: The axis of `weight` that runs over the outputs.
+        axis: The output channels' axis of `weight`.
     """
 
     weight: str
@@ -59,13 +59,13 @@ def trace_weights(program: Any, graph: onnx.ModelProto, roundings: int) -> dict[
 
     Args:
         program: The torch.export program.
-        graph: The ONNX model that was made of it.
+        graph: The ONNX model that was made from it.
         roundings: How many roundings a folded tensor may be off by.
 
     Returns:
-        By the parameter's name: its own value, or that of the tensor of the graph that was made
-        of it. A fold that float64 does not confirm is ignored: the parameter then
-        stands for itself, and an audit of the graph will not find it.
+        By the parameter's name, the tensor of the graph that was made from it, or else its own
+        value. A fold that float64 does not confirm is ignored: the parameter then keeps its own
+        value, and an audit of the graph does not find it.
     """
     state = {name: _array(tensor) for name, tensor in program.state_dict.items()}
     signature = program.graph_signature
@@ -95,11 +95,11 @@ def _computed(
     tensors: Mapping[str, Array],
     roundings: int,
 ) -> dict[str, Array]:
-    """Returns the tensors of the graph that hold what is computed of parameters alone.
+    """Returns the tensors of the graph that hold values computed from parameters alone.
 
-    That is a transposed weight, or a table of which a constant index picks rows: what moves
-    numbers rounds none, and is there bit for bit. Or it is a result, such as attention's bias
-    that a small network makes of the distances: then the tensor has to be what float64 gives.
+    A transposed weight, or rows that a constant index picks from a table, are there bit for bit,
+    since moving numbers does not round them. A computed value, such as an attention bias that a
+    small network makes from distances, has to equal the float64 result within `roundings`.
     """
     by_content = {_content(array): array for array in tensors.values()}
     computed: dict[str, Array] = {}
@@ -113,7 +113,7 @@ def _computed(
     if not wanted:
         return computed
     for value, made_of in _constant_values(program, names, exact=True):
-        # What float32 holds exactly was only moved: it would have been found above.
+        # A value that float32 holds exactly was only moved, so it was looked for above.
         if made_of & wanted and (value.astype(np.float32) != value).any():
             size = np.broadcast_to(np.abs(value).max(), value.shape)
             for array in tensors.values():
@@ -127,14 +127,14 @@ def _computed(
 def _constant_values(
     program: Any, names: Mapping[str, str], *, exact: bool
 ) -> Iterator[tuple[Array, set[str]]]:
-    """Computes all that depends on parameters alone.
+    """Computes every value that depends on parameters alone.
 
     Args:
-        exact: In float64, not in the parameters' own types.
+        exact: Compute in float64 instead of the parameters' own types.
 
     Yields:
-        Values and the names of the parameters they are made of, the last ones first: of a
-        chain of operators, an exporter may fold a part only.
+        Each value and the names of the parameters it is made from, the last computed first: an
+        exporter may fold only a part of a chain of operators.
     """
     state = {**program.state_dict, **program.constants}
     constants = {**names, **program.graph_signature.inputs_to_lifted_tensor_constants}
@@ -154,7 +154,7 @@ def _constant_values(
             )
             made_of = set[str]().union(*(part[1] for part in parts if part))
             if node.target is torch.ops.aten.linear.default and args[2:]:
-                # A product and a sum in ONNX, of which an exporter may fold the first alone.
+                # In ONNX this is a product and a sum, and an exporter may fold only the product.
                 product = values[node.args[0]][1] | values[node.args[1]][1]
                 values[node, "product"] = node.target(*args[:2]), product
             values[node] = node.target(*args, **kwargs), made_of
@@ -163,26 +163,26 @@ def _constant_values(
 
 
 def _content(array: Array) -> tuple[str, bytes]:
-    """Returns a digest of the values of an array, in any shape."""
+    """Returns the dtype and a digest of the values of an array, whatever its shape."""
     return array.dtype.name, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 
 def state_of(module: nn.Module) -> dict[str, Array]:
-    """Returns every parameter and buffer of a module by its name, standing for itself."""
+    """Returns the value of every parameter and buffer of a module, by its name."""
     return {name: _array(tensor) for name, tensor in module.state_dict().items()}
 
 
 def quantized(carried: Mapping[str, Array], graph: onnx.ModelProto) -> dict[str, Array]:
-    """Returns what carries each parameter in a quantized graph, and its scales.
+    """Returns the tensor that carries each parameter in a quantized graph, and all scales.
 
     Args:
         carried: By the parameter's name, the tensor that carries it in the float graph.
-        graph: The quantized graph made of that one.
+        graph: The quantized graph made from that one.
 
     Returns:
         By the parameter's name, the quantized tensor whose values lie within half a step of it,
-        or the parameter itself if none is that close; by their own names, the scales
-        and zero points of everything.
+        or the parameter itself if none is that close; by their own names, all scales and zero
+        points.
     """
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
     rounded: list[tuple[Array, Array]] = []
@@ -214,16 +214,16 @@ def _rounded(array: Array, candidates: Sequence[tuple[Array, Array]]) -> Array:
 
 
 def _half_steps(stored: Array) -> Array:
-    """Returns by how much rounding moves values at most, in units of their scale."""
+    """Returns the largest rounding error of each stored value, in units of its scale."""
     if stored.dtype.kind in "iu":
         return np.full(stored.shape, 0.5)
-    # E4M3: three bits of mantissa, and 2^-9 is the smallest number.
+    # E4M3 has three bits of mantissa, and its smallest number is 2^-9.
     return np.asarray(np.maximum(np.abs(stored.astype(np.float64)) * 2.0**-4, 2.0**-10))
 
 
 def _array(tensor: torch.Tensor) -> Array:
     tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:  # which numpy does not know without help
+    if tensor.dtype == torch.bfloat16:  # numpy has it only through ml_dtypes
         bits: Array = tensor.contiguous().view(torch.int16).numpy()
         return bits.view(ml_dtypes.bfloat16)
     array: Array = tensor.numpy()
@@ -231,7 +231,7 @@ def _array(tensor: torch.Tensor) -> Array:
 
 
 def _fold(node: Any, names: Mapping[str, str]) -> _Fold | None:
-    """Returns the fold that a node of the program allows, if it is a batch norm that does."""
+    """Returns the fold of a node, if it is a batch norm behind a layer that it can fold into."""
     epsilon = _BATCH_NORMS.get(node.target)
     if epsilon is None:
         return None
@@ -248,10 +248,10 @@ def _fold(node: Any, names: Mapping[str, str]) -> _Fold | None:
 
 
 def refold(program: Any, graph: onnx.ModelProto) -> None:
-    """Puts what a fold gives in float64 where an optimizer has folded a batch norm.
+    """Replaces the batch norms that an optimizer has folded by folds computed in float64.
 
-    The optimizer folds in the type of the weights: in fp16 with roundings that cost more than
-    fp16 itself, and in bf16 it gives float32, which fits nothing around it.
+    The optimizer folds in the type of the weights. In fp16 its roundings cost more than fp16
+    itself; in bf16 it gives float32 tensors, which do not fit the nodes that read them.
     """
     state = {name: _array(tensor) for name, tensor in program.state_dict.items()}
     signature = program.graph_signature
@@ -260,7 +260,7 @@ def refold(program: Any, graph: onnx.ModelProto) -> None:
     for node in program.graph.nodes:
         fold = _fold(node, names)
         if fold is None or fold.variance in tensors or fold.weight not in tensors:
-            continue  # none, or left as it was
+            continue  # no batch norm, or not folded
         weight, shift, _ = _in_float64(fold, state)
         dtype = state[fold.weight].dtype
         for name, value in ((fold.weight, weight), (_bias(fold, tensors), shift)):
@@ -271,13 +271,13 @@ def refold(program: Any, graph: onnx.ModelProto) -> None:
 def _bias(fold: _Fold, tensors: Container[str]) -> str:
     """Returns the name that the optimizer gives a folded bias.
 
-    It makes a new one where there was none, or one of zeros, which it has left out before.
+    The optimizer adds one if the layer had none, or one of zeros, which it has removed before.
     """
     return fold.bias if fold.bias is not None and fold.bias in tensors else f"{fold.weight}_bias"
 
 
 def _in_float64(fold: _Fold, state: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """Returns folded weight and bias, and the size of the terms whose sum the bias is."""
+    """Returns the folded weight and bias, and the magnitude of the bias's terms."""
 
     def value(name: str | None, otherwise: float) -> Array:
         return np.array(otherwise) if name is None else state[name].astype(np.float64)
@@ -288,7 +288,7 @@ def _in_float64(fold: _Fold, state: Mapping[str, Array]) -> tuple[Array, Array, 
     weight = value(fold.weight, 1) * scale.reshape(shape)
     mean, beta, inner = value(fold.mean, 0), value(fold.beta, 0), value(fold.bias, 0)
     shift = (inner - mean) * scale + beta
-    # Terms may cancel: what was rounded are the terms, not their sum.
+    # Terms may cancel, and each was rounded at its own magnitude, not at that of the sum.
     size = (np.abs(inner) + np.abs(mean)) * np.abs(scale) + np.abs(beta)
     return weight, shift, size
 
@@ -296,14 +296,14 @@ def _in_float64(fold: _Fold, state: Mapping[str, Array]) -> tuple[Array, Array, 
 def _carried(
     fold: _Fold, state: Mapping[str, Array], tensors: Mapping[str, Array], roundings: int
 ) -> dict[str, Array]:
-    """Returns the tensors of the graph that carry a fold's parameters; none if it is not there."""
+    """Returns the tensors of the graph that carry a fold's parameters; empty without the fold."""
     weight, shift, size = _in_float64(fold, state)
     tensor = tensors.get(fold.weight)
     if tensor is None or not _close(tensor, weight, np.abs(weight), roundings):
         return {}
     carried = {fold.weight: tensor}
     rest = [name for name in (fold.bias, fold.gamma, fold.beta, fold.mean, fold.variance) if name]
-    if not shift.any():  # a bias of zeros is left out
+    if not shift.any():  # the optimizer leaves out a bias of zeros
         return carried | dict.fromkeys(rest, tensor)
     bias = tensors.get(_bias(fold, tensors))
     if bias is None or not _close(bias, shift, size, roundings):
@@ -312,7 +312,7 @@ def _carried(
 
 
 def _close(array: Array, expected: Array, size: Array, roundings: int) -> bool:
-    """Whether a float tensor is a float64 one, within the roundings of terms of a given size."""
+    """Whether a tensor equals a float64 one, up to `roundings` of terms of magnitude `size`."""
     if array.shape != expected.shape or array.dtype.kind in "biu":
         return False
     kind = ml_dtypes.finfo(array.dtype)  # type: ignore[no-untyped-call]  # knows bfloat16

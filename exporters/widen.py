@@ -68,7 +68,9 @@ def widen(
         if node not in wide:
             with graph.inserting_after(node):
                 narrow = _cast(graph, node, dtype)
-            node.replace_all_uses_with(narrow, delete_user_cb=lambda user, cast=narrow: user is not cast)
+            node.replace_all_uses_with(
+                narrow, delete_user_cb=lambda user, cast=narrow: user is not cast
+            )
             halves.add(narrow)
     graph.lint()
     program.graph_module.recompile()

@@ -1,1 +1,1 @@
-"""From a model to graphs of every precision, quantized ones included."""
+"""Exports a model to graphs of every precision, including the quantized ones."""

@@ -1,4 +1,4 @@
-"""Whether a model computes each row from its own inputs alone, as a server needs it to."""
+"""Checks that a model computes each row from its own inputs alone, as serving requires."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def check_rows_alone(exact: ExactModel, reference: Reference) -> None:
-    """Raises DeployError if a row's outputs depend on the others of its batch.
+    """Raises DeployError if a row's outputs depend on the other rows of its batch.
 
-    Rows from all over are computed alone: a model that chooses its way by all that it is given
-    may happen to go the same one with the first. Not looked at are rows that cannot be compared:
-    what blows rounding up that far does so in float64, too, which rounds another way alone.
+    The rows that are computed alone are spread over the reference: a model that branches on its
+    whole batch may happen to take the same branch for the first row alone. Rows beyond comparison
+    are skipped: they amplify float64 rounding as well, which differs in a batch of one.
     """
     precision = PRECISIONS[reference.precision].computed_in
     comparable = {
@@ -34,6 +34,6 @@ def check_rows_alone(exact: ExactModel, reference: Reference) -> None:
         known = {name: a for name, a in reference.reference.items() if comparable[name][row]}
         if differing := exact.differing(known, inputs, row, limits.ALONE_TOLERANCE):
             raise DeployError(
-                f"{differing[0]} of one row depends on the other rows of its batch",
-                "a server puts any rows into a batch; compute each from its own inputs alone",
+                f"output {differing[0]!r} of a row depends on the other rows of its batch",
+                "a server batches arbitrary rows; compute each row from its own inputs alone",
             )

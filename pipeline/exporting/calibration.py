@@ -1,4 +1,4 @@
-"""What a quantized graph is calibrated on, and how well it does."""
+"""Chooses the rows to calibrate a quantized graph on, and scores the graph."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ if TYPE_CHECKING:
 
     from pipeline.models import Model
 
-# Rows from which the ranges of activations are taken, and others by which a method is chosen.
-CALIBRATE, SELECT = 128, 256
+# How many rows give the ranges of activations, and how many others select the method.
+CALIBRATION_ROWS, SELECTION_ROWS = 128, 256
 _BATCH = 32
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Rows to quantize by. Never those that the graph is judged by afterwards.
+    """Rows to quantize by. The graph is judged by other rows afterwards.
 
     Attributes:
-        rows: By input name: the ranges of activations are taken from them.
-        selection: Others: the method that does best on them is chosen.
+        rows: By input name, `[rows, …]`: they give the ranges of activations.
+        selection: Other rows, by input name: the calibration method that does best on them is
+            chosen.
         labels: The classes of `selection`, `[rows]`; empty if they are not known.
-        source: Where they come from, in words.
+        source: Where the rows come from, for messages.
     """
 
     rows: Feeds
@@ -50,7 +51,7 @@ def of_training_set(images: Array, labels: Array) -> Calibration:
         images: uint8 `[count, channels, height, width]`.
         labels: Their classes, `[count]`.
     """
-    wanted = min(CALIBRATE + SELECT, len(images))
+    wanted = min(CALIBRATION_ROWS + SELECTION_ROWS, len(images))
     chosen = np.linspace(0, len(images) - 1, wanted).astype(np.int64)
     first = np.arange(wanted) % 3 == 0
     ranges, selection = chosen[first], chosen[~first]
@@ -75,20 +76,22 @@ def of_rows(feeds: Feeds, source: str) -> Calibration:
     )
 
 
-def made(model: Model) -> Calibration:
-    """Takes a model's own samples to train on, or rows made for it."""
+def of_model(model: Model) -> Calibration:
+    """Takes a model's own training samples, or else generated rows."""
     names = tuple(model.inputs)
     if model.samples is not None and len(names) == 1:
-        return of_rows({names[0]: model.samples[0][: CALIBRATE + SELECT]}, "the model's samples")
-    return of_rows(rows.made_rows(model, CALIBRATE, seed=1), "generated inputs")
+        return of_rows(
+            {names[0]: model.samples[0][: CALIBRATION_ROWS + SELECTION_ROWS]}, "the model's samples"
+        )
+    return of_rows(rows.made_rows(model, CALIBRATION_ROWS, seed=1), "generated inputs")
 
 
 def judge(graph: onnx.ModelProto, wanted: Outputs, calibration: Calibration) -> tuple[float, ...]:
-    """Returns how good a quantized graph is, the most important first.
+    """Returns the scores of a quantized graph, the most important first.
 
-    That is whether its SQNR is enough for the verdict (1 or 0), since a model that is not trained
-    well may gain accuracy by noise; its accuracy (0 to 1; 0 if classes are not known); and the
-    least SQNR of an output, in dB.
+    They are 1 if its SQNR suffices for the verdict and 0 if not, since noise may raise the
+    accuracy of a poorly trained model; its accuracy (0 to 1; 0 if the classes are not known); and
+    the least SQNR of an output, in dB.
 
     Args:
         wanted: The float graph's outputs for the selection.
@@ -107,7 +110,7 @@ def judge(graph: onnx.ModelProto, wanted: Outputs, calibration: Calibration) -> 
 
 
 def run(graph: onnx.ModelProto, feeds: Feeds) -> Outputs:
-    """Returns what a graph gives, each node computed as the ONNX standard says, unfused."""
+    """Returns the outputs of a graph, each node computed unfused, as the ONNX standard says."""
     import engines
     from exporters.onnx_files import write
 

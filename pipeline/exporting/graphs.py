@@ -1,4 +1,4 @@
-"""From a served module and its golden file to graphs: traced, simplified, quantized, audited."""
+"""Turns a served module into a graph: traces, simplifies and quantizes it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pipeline.workflow.artifacts import GRAPH_SUBJECT
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported, and how.
+    """What to export, and how.
 
     Attributes:
         served: The model at the precision.
@@ -51,13 +51,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Exported:
-    """What became of it.
+    """An exported graph, and what belongs to it.
 
     Attributes:
-        cpu_graph: The form of a quantized graph for CPUs.
-        program: The torch.export program; None where TorchScript traced the model.
-        golden: With the digests of the weights in `graph`.
-        notes: For the graph's description.
+        program: The torch.export program; None if TorchScript traced the model or the graph is
+            quantized.
+        golden: The golden file, with the digests of the weights in `graph`.
+        cpu_graph: The quantized graph for CPUs; None if they run `graph`.
+        notes: Entries for the graph's description.
     """
 
     graph: onnx.ModelProto
@@ -69,7 +70,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A graph whose weights are not yet written down.
+    """An exported graph before its weights are recorded in the golden file.
 
     Attributes:
         weights: By the name of each parameter, the tensor that carries it in `graph`.
@@ -84,7 +85,7 @@ class _Draft:
 
 
 def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> Exported:
-    """Exports a module; at a quantized precision by what `calibrate` gives.
+    """Exports a module; at a quantized precision, on the rows that `calibrate` returns.
 
     Raises:
         DeployError: A step failed; the message says which, and where in the model.
@@ -122,9 +123,10 @@ def _translated(source: Source) -> _Draft:
 
 
 def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> onnx.ModelProto:
-    """Returns the first of graphs, the simplest one first, that is not a mismatch.
+    """Returns the first graph that is not a mismatch, or the first one if all are.
 
-    If all are, nothing is gained by a plainer one, and the simplest is returned.
+    Args:
+        graphs: The simplest first.
     """
     simplest = candidate = next(graphs)
     while _verdict(candidate, source) == "mismatch":
@@ -133,7 +135,7 @@ def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> onnx.ModelPr
             return simplest
         candidate = plainer
     if candidate is not simplest:
-        console.say("export: simplified further, the graph would not be the model any more")
+        console.say("export: simplified less, since the simplest graph does not match the model")
     return candidate
 
 
@@ -182,9 +184,9 @@ def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _D
 
 
 def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:
-    """Judges a graph as it is on the golden inputs; "not run" where nothing can run it.
+    """Judges a graph as it is on the golden inputs; "not run" if nothing here can run it.
 
-    At one batch size: whether that matters is the verdict's question, not one of rewriting.
+    One batch size suffices: simplifying a graph does not make it depend on the batch size.
     """
     options = OpenOptions("cpu", threads=1, optimize=False)
     with as_it_says(graph) as path:
@@ -198,7 +200,7 @@ def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:
 
 
 def _removed(before: Counter[str], after: onnx.ModelProto) -> dict[str, int]:
-    """Returns how many nodes of each operator are gone."""
+    """Returns how many nodes of each operator were removed."""
     counts = Counter(before)
     counts.subtract(node.op_type for node in after.graph.node)
     return {name: count for name, count in sorted(counts.items()) if count > 0}

@@ -1,6 +1,6 @@
-"""The golden file: inputs, and what PyTorch makes of them in float64 and at the precision.
+"""The golden file: inputs, and PyTorch's outputs for them in float64 and at the precision.
 
-With it an engine can be proved on a machine that has neither PyTorch nor the data set.
+With it an engine can be verified on a machine that has neither PyTorch nor the data set.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from engines.errors import DeployError
 from exporters import PRECISIONS
 
 SCHEMA = 4
-# Inputs that no test set has. A quantized graph saturates on some of them, as it should.
+# Images that no test set has. A quantized graph saturates on some of them, as it should.
 IMAGE_EDGES = ("all 0", "all 255", "one pixel", "checkerboard", "ramp", "uniform noise")
-# Of other inputs than images: the first example in other magnitudes, or where the inputs are
-# integers, their least and greatest.
+# The same for inputs other than images: the first example at other magnitudes. Integers take their
+# least and greatest values instead.
 EXTREMES = ("nothing", "a thousandth", "a thousandfold")
 EDGES = IMAGE_EDGES + EXTREMES
-# All that numpy, zip and JSON raise on a damaged or foreign file.
+# Everything that numpy, zip and JSON raise on a file that is damaged or of another kind.
 _READ_ERRORS = (
     ValueError,
     KeyError,
@@ -51,14 +51,14 @@ _READ_ERRORS = (
 
 @dataclass(frozen=True)
 class Weights:
-    """What the weights of a graph have to be, by digests (`digest`).
+    """The expected weights of a graph, as digests (`pipeline.verification.weight_audit.digest`).
 
     Attributes:
-        carried: By the name of each parameter and buffer, the tensor that carries it in the
-            graph (`exporters.weight_map`).
-        uncarried: Parameters that no tensor of the graph was found to carry when it was
-            exported, as when an exporter computes something else of them.
-        constants: The graph's other tensors.
+        carried: By the name of each parameter and buffer, the digest of the tensor that carries
+            it in the graph (`exporters.weight_map`).
+        uncarried: Parameters for which no such tensor was found at export, for example because
+            the exporter computed something else from them.
+        constants: Digests of the graph's other tensors.
     """
 
     carried: Mapping[str, str]
@@ -74,7 +74,7 @@ class Reference:
         inputs: By input name, `[rows, …]`: real ones first, then edge cases.
         reference: By output name, the float64 outputs, `[rows, …]`.
         native: By output name, PyTorch's outputs at the graph's precision, `[rows, …]`.
-        noise: By output name, how far rounding moves each row (see `noise.py`), `[rows, 2]`.
+        noise: By output name, how far rounding moves each row, `[rows, 2]` (see `noise.measure`).
         cases: A name for each row.
         logits: The name of the output whose largest value is the class; "" for any other model.
         labels: The class of each real image, `[images]`; these are the first rows. Empty if
@@ -108,18 +108,18 @@ class Reference:
 
     @property
     def common(self) -> Array:
-        """Mask of the ordinary rows, without edge cases, `[rows]`."""
+        """Mask of the ordinary rows, `[rows]`; False for edge cases."""
         return ~np.isin(self.cases, EDGES)
 
     def check(self) -> None:
-        """Raises ValueError unless the parts fit together and every output is a number.
+        """Raises ValueError unless the parts fit together and every output is finite.
 
         NaN or Inf in PyTorch's own outputs would make the noise floor meaningless, and with it
         every verdict.
         """
         rows = len(self.cases)
         if not rows or self.precision not in PRECISIONS:
-            raise ValueError(f"{rows} rows at precision {self.precision!r}")
+            raise ValueError(f"it has {rows} rows at precision {self.precision!r}")
         keys = self.reference.keys()
         if not keys == self.native.keys() == self.noise.keys() or not keys or not self.inputs:
             raise ValueError("inputs or outputs are missing")
@@ -129,7 +129,7 @@ class Reference:
                     raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, not {rows} rows")
         for name, array in self.reference.items():
             if array.shape != self.native[name].shape:
-                raise ValueError(f"{name} has two shapes")
+                raise ValueError(f"{name} has another shape in float64 than at the precision")
             if not (np.isfinite(array).all() and np.isfinite(self.native[name]).all()):
                 raise ValueError(f"PyTorch's own output {name!r} has NaN or Inf")
             noise = self.noise[name]
@@ -139,7 +139,7 @@ class Reference:
                 or not (noise >= 0).all()
                 or np.isinf(noise).any()
             ):
-                raise ValueError(f"the noise of {name!r} is not two numbers a row")
+                raise ValueError(f"the noise of {name!r} is not two numbers for each row")
         counts = (self.labels.ndim, self.test_labels.ndim, self.test_reference.ndim)
         whole = {self.labels.dtype.kind, self.test_labels.dtype.kind} <= {"i", "u"}
         fits = counts == (1, 1, 2) and len(self.test_labels) == len(self.test_reference)
@@ -150,7 +150,9 @@ class Reference:
         ):
             raise ValueError(f"{self.logits!r} is not an output of shape [rows, classes]")
         if not np.isfinite(self.test_reference).all() or len(self.labels) > rows:
-            raise ValueError("the test set's outputs are not numbers, or has too many labels")
+            raise ValueError(
+                "the test set's outputs have NaN or Inf, or there are more labels than rows"
+            )
 
     def with_weights(self, weights: Weights) -> Golden:
         """Returns the golden file of a graph with these weights."""
@@ -160,10 +162,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Golden(Reference):
-    """A reference, and the weights of the graph that was exported with it: the golden file.
+    """A reference, and the weights of the graph exported with it: the golden file.
 
     Attributes:
-        weights: What the weights of the graph have to be.
+        weights: The expected weights of the graph.
     """
 
     weights: Weights
@@ -193,12 +195,12 @@ def load(path: Path) -> Golden:
     """Reads a golden file.
 
     Raises:
-        DeployError: The file is damaged, or is of another schema.
+        DeployError: The file is damaged, or has another schema.
     """
     try:
         # Opened here, since np.load leaves the file open if it is not an archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            # By the member's name: numpy would take "x.npy" for the member of "x".
+            # By the full member name: numpy reads the key "x.npy" as the member of the key "x".
             arrays = {name: archive[f"{name}.npy"] for name in archive.files}
         meta: dict[str, Any] = json.loads(arrays["meta"].tobytes())
         if meta["schema"] != SCHEMA:

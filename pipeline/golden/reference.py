@@ -1,4 +1,4 @@
-"""Making the reference: the model in float64 and at its precision, over the golden inputs."""
+"""Makes the reference: runs the model in float64 and at the precision on the golden inputs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from pipeline.workflow import console
 
 if TYPE_CHECKING:
     from engines.contract import Array
-    from pipeline.golden.rounding import AtPrecision
     from pipeline.golden.reference_cache import ReferenceCache
+    from pipeline.golden.rounding import AtPrecision
     from pipeline.golden.rows import Rows
     from pipeline.models import Model
 
-# Float64 results of other batch sizes differ by rounding alone.
+# Float64 results at other batch sizes differ by rounding only, by less than this part of a row.
 SAME = 1e-9
 _SMALLER = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -35,7 +35,7 @@ class ExactModel:
     """A copy of a model that computes in float64.
 
     Attributes:
-        names: Of its outputs.
+        names: The names of its outputs.
     """
 
     def __init__(self, model: Model, names: tuple[str, ...]) -> None:
@@ -55,12 +55,12 @@ class ExactModel:
         row: int,
         tolerance: float = SAME,
     ) -> list[str]:
-        """Returns the outputs of which a row alone is not what it is in a batch.
+        """Returns the names of the outputs in which a row alone differs from that row in a batch.
 
         Args:
             reference: By name, the outputs of a batch.
             inputs: That batch.
-            tolerance: How far off the row may be, as a part of its largest output.
+            tolerance: The largest difference allowed, as a part of the row's largest output.
         """
         alone = self.run([tensor[row : row + 1] for tensor in inputs])
         names = []
@@ -101,8 +101,8 @@ def make_reference(
         beyond: Numbers of edge cases whose values the precision cannot hold: they are left out.
 
     Raises:
-        DeployError: The model does not run on the inputs, or in float64; or its outputs have
-            no batch axis; or are not numbers.
+        DeployError: The model does not run on the inputs, or in float64; or its outputs are
+            random, lack a batch axis, or have NaN or Inf.
     """
     names = exact.names
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
@@ -113,11 +113,11 @@ def make_reference(
         lambda: exact.run(tensors),
         lambda kept: not exact.differing(kept, tensors, 0),
     )
-    kept = _numbers(rows.cases, (native, reference))
+    kept = _rows_to_keep(rows.cases, (native, reference))
     kept[[*beyond]] = False
     if not kept.all():
         left = ", ".join(case for case, good in zip(rows.cases, kept, strict=True) if not good)
-        console.say(f"export: left out of the golden inputs, since {precision} overflows: {left}")
+        console.say(f"export: edge cases left out, since {precision} overflows on them: {left}")
         rows = replace(
             rows,
             inputs={name: array[kept] for name, array in rows.inputs.items()},
@@ -134,12 +134,13 @@ def make_reference(
             and np.isfinite(reference[name]).all() > np.isfinite(array).all()
         ):
             raise DeployError(
-                f"{name} overflows in {precision}, though it is a number in float64",
+                f"output {name!r} overflows in {precision}, but is finite in float64",
                 "export it in bf16, whose range is that of fp32",
             )
     if logits and native[logits].shape[1:] != (len(model.labels),):
         raise DeployError(
-            f"{logits} is {list(native[logits].shape)}, but there are {len(model.labels)} classes",
+            f"output {logits!r} is {list(native[logits].shape)}, but the model has"
+            f" {len(model.labels)} classes",
             "the first output of a classifier has to be [batch, classes]",
         )
     images, labels = test or (None, np.zeros(0, np.int64))
@@ -165,13 +166,13 @@ def make_reference(
     except ValueError as error:
         raise DeployError(
             f"the model cannot be judged: {error}",
-            "look at its weights and inputs; if it was trained here, use a smaller --lr",
+            "check its weights and inputs; if it was trained here, use a smaller --lr",
         ) from error
     return complete
 
 
-def _numbers(cases: tuple[str, ...], runs: Sequence[dict[str, Array]]) -> Array:
-    """Returns which rows to keep, `[rows]`: all but edge cases with outputs that are NaN or Inf."""
+def _rows_to_keep(cases: tuple[str, ...], runs: Sequence[dict[str, Array]]) -> Array:
+    """Returns a mask of the rows to keep, `[rows]`: all but edge cases that give NaN or Inf."""
     kept = np.ones(len(cases), bool)
     for outputs in runs:
         for array in outputs.values():
@@ -187,9 +188,9 @@ def _noise(
     native: dict[str, Array],
     noise_runs: int,
 ) -> dict[str, Array]:
-    """Returns the noise of each output: that of the run itself, and of more, rounded at random.
+    """Returns the noise of each output, from the plain run and from runs with random rounding.
 
-    Rounding errors of one run may cancel on a row by chance, and an engine that adds up in
+    In a single run, the rounding errors of a row may cancel by chance. An engine that adds up in
     another order or folds a batch norm would then seem to be far off.
     """
     names, runs = tuple(native), [native]
@@ -199,20 +200,22 @@ def _noise(
     return {name: noise.measure(reference[name], [run[name] for run in runs]) for name in names}
 
 
-def _check_repeats(served: AtPrecision, tensors: Sequence[torch.Tensor], names: tuple[str, ...]) -> None:
+def _check_repeats(
+    served: AtPrecision, tensors: Sequence[torch.Tensor], names: tuple[str, ...]
+) -> None:
     """Raises DeployError if outputs are random."""
     few = [tensor[:4] for tensor in tensors]
     once, again = run_all(served, few, names), run_all(served, few, names)
     for name in names:
         if not np.array_equal(once[name], again[name], equal_nan=once[name].dtype.kind == "f"):
             raise DeployError(
-                f"{name} is not the same for the same inputs twice: the model is random",
-                "nothing can be proved equal to it; take the random numbers out for inference",
+                f"output {name!r} differs between two runs on the same inputs: the model is random",
+                "remove random numbers from inference; no engine can be proved equal to them",
             )
 
 
 class _Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Makes every operation that is told to give a smaller float give float64 instead."""
+    """Replaces smaller float dtypes in the arguments of operations by float64."""
 
     def __torch_dispatch__(
         self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -227,9 +230,9 @@ def _widened(value: Any) -> Any:
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Runs what is inside in float64, where a model fixes its dtypes too.
+    """Runs its body in float64, even where a model sets smaller dtypes itself.
 
-    On all CPUs: how they share a sum moves its last digits, far below what is judged by it.
+    It uses all CPUs. Their number changes the last digits of sums, far below any limit.
     """
     before, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
@@ -243,10 +246,10 @@ def in_float64() -> Iterator[None]:
 
 
 def output_names(model: Model, tensors: Sequence[torch.Tensor]) -> tuple[str, ...]:
-    """Returns a name for each output: the model's own, or those that the network gives.
+    """Returns a name for each output: as the model declares them, or as `named_outputs` does.
 
     Raises:
-        DeployError: The network does not run, or has another number of outputs than names.
+        DeployError: The network does not run, or the model declares too few or too many names.
     """
     network = model.network.eval()
     with torch.inference_mode(), explained(""):
@@ -264,18 +267,20 @@ def output_names(model: Model, tensors: Sequence[torch.Tensor]) -> tuple[str, ..
 
 @contextmanager
 def explained(how: str) -> Iterator[None]:
-    """Turns whatever a user's model raises into an error that says how it was run."""
+    """Turns any exception of a user's model into an error that says how the model was run."""
     try:
         yield
     except DeployError:
         raise
     except Exception as error:  # the user's code may raise anything
         hint = (
-            "it is run on batches of 2 rows and of others, and has to take any; check names, dtypes"
-            " and shapes of the inputs"
+            "it has to run at any batch size, such as 2; check names, dtypes and shapes of the"
+            " inputs"
         )
         if how:
-            hint = "it is judged by a float64 run: keep constant tensors in buffers, which follow"
+            hint = (
+                "the reference is a float64 run: keep constant tensors in buffers, which are cast"
+            )
         raise DeployError(
             f"the model cannot be run on its inputs{how}: {type(error).__name__}: {error}", hint
         ) from error
@@ -284,7 +289,7 @@ def explained(how: str) -> Iterator[None]:
 def run_all(
     served: AtPrecision, inputs: Sequence[torch.Tensor], names: tuple[str, ...], how: str = ""
 ) -> dict[str, Array]:
-    """Returns the outputs for all rows, computed in batches on the device of the network.
+    """Returns the outputs for all rows by name, computed in batches on the network's device.
 
     Args:
         how: Words for an error message, such as " in float64".

@@ -1,6 +1,6 @@
-"""What a model gives in float64, kept from one export to the next.
+"""A cache of a model's float64 outputs, kept from one export to the next.
 
-It is the same for every precision, and with a whole test set it takes the most time of an export.
+They are the same for every precision, and with a whole test set take most of an export's time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.workflow.digests import sha256_json
 
 
 class ReferenceCache:
-    """Outputs by part and name, in one file, good for one key alone.
+    """Outputs by part and name, in one file that is valid for one key.
 
     Only a cache: a missing, stale or unreadable file is ignored.
     """
@@ -30,7 +30,7 @@ class ReferenceCache:
         self._path, self._key = path, key
         self._kept: dict[str, dict[str, Array]] = {}
         self._new = False
-        # zipfile, zlib and numpy raise what they like at a damaged file.
+        # zipfile, zlib and numpy raise many types on a damaged file.
         with contextlib.suppress(Exception):
             if path.is_file():
                 self._kept = _read(path, key)
@@ -41,10 +41,10 @@ class ReferenceCache:
         compute: Callable[[], dict[str, Array]],
         holds: Callable[[dict[str, Array]], bool] = lambda _: True,
     ) -> dict[str, Array]:
-        """Returns the outputs of a part: kept ones, or what `compute` gives, which is then kept.
+        """Returns the outputs of a part: cached ones, or those of `compute`, which are then cached.
 
         Args:
-            holds: Says whether kept outputs are what the model gives; if not, all are forgotten.
+            holds: Whether cached outputs are still the model's; if not, all parts are dropped.
         """
         if part in self._kept and not holds(self._kept[part]):
             self._kept = {}
@@ -54,7 +54,7 @@ class ReferenceCache:
         return self._kept[part]
 
     def save(self) -> None:
-        """Replaces the file at once, if there is anything new."""
+        """Replaces the file atomically, if there are new outputs."""
         if not self._new:
             return
         names = [(part, name) for part, outputs in self._kept.items() for name in outputs]

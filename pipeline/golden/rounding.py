@@ -1,4 +1,4 @@
-"""Running a model with its rounding errors drawn anew, to learn how large they may be.
+"""Runs a model with random rounding errors, to measure how large they may be.
 
 Monte Carlo arithmetic (Parker, Pierce and Eggert, 2000) rounds at random instead of to the
 nearest number, several times; the spread of the results is what rounding does to them. Here the
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
     # A model as it is exported, at a precision.
     AtPrecision = Served | WideRun
 
-# The share of weights that move to a neighbouring number: what a displacement by up to half a
-# unit, evenly distributed, and rounding at random come to.
-_MOVED = 0.25
-# Weights to move at a time: of a large tensor, the copies that this takes would not fit.
+# The share of weights that move to a neighbouring number. A weight displaced by up to half a unit,
+# evenly distributed, and then rounded at random moves with this probability.
+_MOVED_SHARE = 0.25
+# Weights to move at a time: the temporary copies of a large tensor would not fit in memory.
 _AT_ONCE = 1 << 22
 _UNIT = PRECISIONS["fp32"].unit
 _ATEN = torch.ops.aten
-# Of these, ONNX Runtime's approximations (and the formulas that exporters write out) are right
-# to a unit of the range of the function, 1, not of its value: near zero, all digits may differ.
+# Functions that ONNX Runtime approximates (or exporters write out as formulas) to a unit of their
+# range, 1, not to a unit of their value: near zero, all digits may differ.
 _RANGE = {
     *(_ATEN.sigmoid.default, _ATEN.sigmoid_.default, _ATEN.tanh.default, _ATEN.tanh_.default),
     *(_ATEN.elu.default, _ATEN.elu_.default, _ATEN.softplus.default),
 }
-# These are the argument times such a function.
+# Functions that are their argument times a function of _RANGE.
 _ARGUMENT = {
     *(_ATEN.silu.default, _ATEN.silu_.default, _ATEN.gelu.default, _ATEN.gelu_.default),
     *(_ATEN.mish.default, _ATEN.mish_.default),
 }
-# PyTorch adds up in pairs, engines often one by one: on an image of one colour, whose numbers
-# are all the same, each addition errs the same way, and a mean of 22,500 lost 8 of its 24 bits.
+# PyTorch adds up in pairs, engines often one by one. On an image of one colour, whose numbers are
+# all equal, each addition then errs the same way: a mean of 22,500 numbers lost 8 of its 24 bits.
 _SUMS = {_ATEN.mean.dim, _ATEN.sum.dim_IntList}
 
 
@@ -53,7 +53,7 @@ _SUMS = {_ATEN.mean.dim, _ATEN.sum.dim_IntList}
 def at_random(served: AtPrecision, seed: int) -> Iterator[AtPrecision]:
     """Gives a copy of a module whose rounding errors are drawn at random.
 
-    To be run before the context ends, and without gradients.
+    Run it inside the context, and without gradients.
     """
     moved = copy.deepcopy(served)
     random = torch.Generator().manual_seed(seed)
@@ -68,30 +68,34 @@ def at_random(served: AtPrecision, seed: int) -> Iterator[AtPrecision]:
 
 
 def approximate(seed: int) -> TorchDispatchMode:
-    """Returns a mode in which approximated functions are off, one way or the other.
+    """Returns a mode that gives approximated functions their error, and adds up one by one.
 
-    And sums are added up one by one.
+    Args:
+        seed: The error is added if it is odd, and subtracted if it is even.
     """
     return _Approximate(1 if seed % 2 else -1)
 
 
 def move(tensor: torch.Tensor, random: torch.Generator) -> None:
-    """Moves a share of a tensor's numbers to a neighbouring one of their type, in place."""
+    """Moves a share of a tensor's numbers to a neighbouring number of its dtype, in place."""
     rows = tensor.unsqueeze(0) if tensor.ndim == 0 else tensor
     count = max(1, _AT_ONCE // max(1, rows[:1].numel()))
     for part in rows.split(count):  # type: ignore[no-untyped-call]  # torch leaves it untyped
         drawn = torch.rand(part.shape, generator=random)
-        for chosen, to in ((drawn < _MOVED / 2, torch.inf), (drawn > 1 - _MOVED / 2, -torch.inf)):
+        for chosen, to in (
+            (drawn < _MOVED_SHARE / 2, torch.inf),
+            (drawn > 1 - _MOVED_SHARE / 2, -torch.inf),
+        ):
             moved = torch.nextafter(part, torch.full_like(part, to))
             part.copy_(torch.where(chosen, moved, part))
 
 
 class _Approximate(TorchDispatchMode):
-    """Adds to approximated functions the error they may have; in float32, as all compute them.
+    """Gives approximated functions the error they may have, and adds up sums one by one.
 
-    And adds up one by one. The errors go the same way everywhere, since an approximation errs the
-    same way wherever it is given the same number, and so they add up: on an image of one colour,
-    those of all pixels.
+    Only in float32, in which all libraries compute these functions. All errors have the same sign,
+    since an approximation has the same error wherever it gets the same number. So they add up: on
+    an image of one colour, those of all pixels.
     """
 
     def __init__(self, way: int) -> None:
@@ -102,7 +106,7 @@ class _Approximate(TorchDispatchMode):
         self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is _ATEN.adaptive_avg_pool2d.default and [*args[1]] == [1, 1]:
-            func, args = _ATEN.mean.dim, (args[0], (-2, -1), True)  # what it comes to
+            func, args = _ATEN.mean.dim, (args[0], (-2, -1), True)  # equivalent
         if func not in _RANGE | _ARGUMENT | _SUMS or args[0].dtype != torch.float32:
             return func(*args, **(kwargs or {}))
         if func in _SUMS:
@@ -114,10 +118,10 @@ class _Approximate(TorchDispatchMode):
 def _one_by_one(
     func: Any, tensor: torch.Tensor, axes: Sequence[int] | None, keep: bool = False, **more: Any
 ) -> torch.Tensor:
-    """Returns a sum or mean over axes whose terms are added in their order."""
+    """Returns a sum or mean over axes, with the terms added one by one."""
     moved = sorted(axis % tensor.ndim for axis in axes or range(tensor.ndim))
     terms = tensor.movedim(moved, [*range(len(moved))]).flatten(0, len(moved) - 1).contiguous()
-    # Over the slowest axis, numpy adds row to row; over the fastest, in pairs.
+    # numpy adds row by row over the slowest axis, but in pairs over the fastest.
     total = torch.from_numpy(np.asarray(np.add.reduce(terms.cpu().numpy(), axis=0)))
     if func is _ATEN.mean.dim:
         total = total / len(terms)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from pipeline.models import Model
 
 REAL_IMAGES = 256
-# Without a test set. A large network's float64 run takes a second an image.
+# Used without a test set. A large network takes a second for each image in float64.
 MADE_IMAGES = 32
-# A user's examples are filled up to this many rows, so that there are batches to try.
+# Random rows added to a user's examples, so that there are batches to try.
 _MADE_ROWS = 16
 
 
@@ -58,13 +58,13 @@ def of_test_set(images: Array, labels: Array) -> Rows:
 
 
 def without_test_set(model: Model, examples: Mapping[str, Array] | None) -> Rows:
-    """Takes a user's rows, or the model's own examples, and adds made ones and edge cases.
+    """Takes a user's rows, or the model's own examples, and adds random rows and edge cases.
 
     Args:
         examples: Inputs by name, `[rows, …]`; None means the model's own.
 
     Raises:
-        DeployError: There is neither, or what was given does not fit the model.
+        DeployError: There are no examples, or they do not fit the model.
     """
     inputs = _named(model, examples) if examples is not None else dict(model.inputs)
     _check_names(model, tuple(inputs))
@@ -99,13 +99,13 @@ def read(path: Path, option: str = "--inputs") -> dict[str, Array]:
     """Reads arrays by name from an .npz file that an option names.
 
     Raises:
-        DeployError: It is not such a file, or holds something else than numbers.
+        DeployError: The file cannot be read as .npz, or an array is not numeric.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        # numpy takes any other file for a pickle, and advises to trust it.
+        # numpy takes any other file for a pickle, and advises to allow those.
         why = "it is not an .npz archive of numbers" if "pickle" in str(error) else error
         raise DeployError(
             f"{option} {path} cannot be read: {why}",
@@ -118,10 +118,10 @@ def read(path: Path, option: str = "--inputs") -> dict[str, Array]:
 
 
 def _named(model: Model, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Returns given arrays in the order of the arguments they are named after.
+    """Returns arrays in the order of the arguments that they are named after.
 
     Raises:
-        DeployError: A name is missing or unknown, or shape or dtype are not the model's.
+        DeployError: A name is missing or unknown, or a shape or dtype is not the model's.
     """
     first = model.prepare if model.prepare is not None else model.network
     wanted = [IMAGE] if model.image is not None else list(model.inputs) or _arguments(first, arrays)
@@ -129,7 +129,7 @@ def _named(model: Model, arrays: Mapping[str, Array]) -> dict[str, Array]:
         raise DeployError(
             f"--inputs has {', '.join(arrays) or 'nothing'}, but the model takes"
             f" {', '.join(wanted)}",
-            "give one array for each, under its name",
+            "give one array for each input, under its name",
         )
     ordered = {name: arrays[name] for name in wanted}
     examples = dict(model.inputs)
@@ -148,8 +148,8 @@ def _named(model: Model, arrays: Mapping[str, Array]) -> dict[str, Array]:
 def _check_names(model: Model, names: tuple[str, ...]) -> None:
     """Raises DeployError unless the inputs are the first arguments, in their order.
 
-    Inputs are handed over by position, so another order would be another computation. A single
-    one may have any name.
+    Inputs are passed by position, so another order would be another computation. A single input
+    may have any name.
     """
     first = model.prepare if model.prepare is not None else model.network
     parameters = inspect.signature(first.forward).parameters.values()
@@ -164,7 +164,7 @@ def _check_names(model: Model, names: tuple[str, ...]) -> None:
 
 
 def _arguments(module: nn.Module, examples: Mapping[str, Array]) -> list[str]:
-    """Returns the names of forward's arguments: those without a default, and those given."""
+    """Returns the names of forward's arguments without a default, and of those in `examples`."""
     parameters = inspect.signature(module.forward).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
         return list(examples)
@@ -185,7 +185,7 @@ def _check_rows(inputs: Mapping[str, Array]) -> None:
         )
     for name, array in inputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DeployError(f"input {name} has NaN or Inf", "give numbers")
+            raise DeployError(f"input {name} has NaN or Inf", "remove those rows")
 
 
 def _made_like(
@@ -193,7 +193,7 @@ def _made_like(
 ) -> dict[str, Array]:
     """Returns random rows with the examples' mean and deviation.
 
-    Integers stay within the range of the examples: as an index, another might not exist.
+    Integers stay within the range of the examples: an index outside it might be invalid.
     """
     random = np.random.default_rng(seed)
     columns = {}
@@ -214,7 +214,7 @@ def _made_like(
 
 
 def _extremes(inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Returns a row for each of EXTREMES."""
+    """Returns one row for each case of EXTREMES, by input name."""
     columns = {}
     for name, array in inputs.items():
         first, last = array[:1], np.zeros_like(array[:1])
@@ -240,7 +240,7 @@ def made_rows(model: Model, count: int, seed: int) -> dict[str, Array]:
 def made_images(shape: tuple[int, int, int], count: int, seed: int = 0) -> Array:
     """Returns uint8 images `[count, *shape]`, coarse and fine noise mixed, as in photographs.
 
-    White noise alone would look the same to a network however it is drawn.
+    To a network, all images of white noise alone would look the same.
     """
     random = np.random.default_rng(seed)
     channels, height, width = shape
@@ -258,7 +258,7 @@ def made_images(shape: tuple[int, int, int], count: int, seed: int = 0) -> Array
 
 
 def edge_images(shape: tuple[int, ...], seed: int = 0) -> dict[str, Array]:
-    """Returns uint8 images `shape` that no test set has, by the name of the case."""
+    """Returns uint8 images of `shape` that no test set has, by the name of the case."""
     _, height, width = shape
     single = np.zeros(shape, np.uint8)
     single[:, height // 2, width // 2] = 255

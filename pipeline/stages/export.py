@@ -24,7 +24,7 @@ from pipeline.stages import (
 )
 from pipeline.training.weights import load
 from pipeline.verification import limits
-from pipeline.workflow import console, hints
+from pipeline.workflow import hints
 from pipeline.workflow.artifacts import (
     CHECKPOINT,
     CONTENTS,
@@ -48,6 +48,7 @@ from pipeline.workflow.stage import Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from engines.contract import Array
+    from exporters.ranges import OutOfRange
     from pipeline.exporting.calibration import Calibration
     from pipeline.golden.reference_cache import ReferenceCache
     from pipeline.golden.rounding import AtPrecision
@@ -148,7 +149,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     names = output_names(model, [tensor[:2] for tensor in tensors])
     module = at_precision(model, params.precision)
     served: AtPrecision = module
-    program, kept, beyond = None, (), ()
+    program: Any = None
+    kept: tuple[OutOfRange, ...] = ()
+    beyond: tuple[int, ...] = ()
     if params.exporter == EXPORTERS[0]:
         program = export_program(module, [tensor[:2] for tensor in tensors], [*rows.inputs])
         if module.dtype in HALF_TYPES:
@@ -231,7 +234,7 @@ def _calibration(inputs: Paths, model: Model, params: Params) -> Calibration:
         feeds = rows.read(params.calibration, "--calibration")
         return calibration.of_rows(feeds, params.calibration.name)
     if params.data is None:
-        return calibration.made(model)
+        return calibration.of_model(model)
     images = idx.read_images(inputs[TRAIN_IMAGES.at(dataset=params.data)])
     labels = idx.read_labels(inputs[TRAIN_LABELS.at(dataset=params.data)])
     return calibration.of_training_set(images, labels)

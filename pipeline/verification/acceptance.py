@@ -1,4 +1,4 @@
-"""Whether verdicts are good enough, and what to do if they are not."""
+"""Rejects verdicts that are not a pass, and says what to do about them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def require_pass(verdicts: Sequence[Verdict], model: str, file: Path | None = No
 
     Args:
         model: The name of the model.
-        file: What was judged, if no stage made it.
+        file: The file that was judged, if no stage made it.
 
     Raises:
-        ParityError: A mismatch, or a comparison that proves nothing.
-        NotAvailableError: Something could not be run here.
+        ParityError: A verdict is a mismatch, or vacuous.
+        NotAvailableError: A verdict is "not run".
     """
     for verdict in verdicts:
         if verdict.status in ("mismatch", "vacuous"):
@@ -33,7 +33,7 @@ def require_pass(verdicts: Sequence[Verdict], model: str, file: Path | None = No
             words += f" --file {shlex.quote(str(file))}" if file else ""
             hint = f"`{words} --bisect` names the first node that differs, if any"
             if verdict.status == "vacuous":
-                hint = "no engine can be proved by it; look at the model's weights and inputs"
+                hint = "such outputs cannot prove any engine; check the model's weights and inputs"
             elif PRECISIONS[verdict.precision].quantized:
                 hint = "calibrate on other data, or deploy another precision"
             raise ParityError(

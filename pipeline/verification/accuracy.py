@@ -1,6 +1,7 @@
 """What quantization costs: the drop in accuracy with its interval, and signal to noise.
 
-int8 is not the model at another rounding: it is another model, judged by what it gets wrong.
+A quantized model is not the same model with other rounding errors. It is another model, and judged
+by its accuracy.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 _CONFIDENCE = 0.95
-_LIMIT = 200.0  # more than float64 can tell; and JSON has no infinity
-_STEPS = 60  # of a bisection, each halving the interval
+_LIMIT = 200.0  # dB; more than float64 resolves, in place of infinity, which JSON lacks
+_STEPS = 60  # of a bisection; each halves the interval
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,11 @@ class Drop:
 def drop(images: int, lost: int, gained: int) -> Drop:
     """Returns the drop in accuracy with McNemar's exact interval.
 
-    Given how many images only one of the models gets right, the number lost is binomial: the
-    interval of its share is Clopper and Pearson's (1934), scaled to all images.
+    Among the images that only one of the models classifies right, the number of lost ones is
+    binomial. The interval of their share is Clopper and Pearson's (1934), scaled to all images.
 
     Args:
+        images: How many images both models classified.
         lost: Images that only the first model classifies right.
         gained: Images that only the second one does.
     """
@@ -76,11 +78,11 @@ def _clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
 
 
 def sqnr(scale: float, error: float) -> float:
-    """Returns the signal to quantization noise ratio in dB, 200 at most and -200 at least.
+    """Returns the signal to quantization noise ratio in dB, clipped to -200 to 200.
 
     Args:
         scale: Root mean square of the reference.
-        error: Root mean square of the difference to it.
+        error: Root mean square of the difference to the reference.
     """
     if not error or not scale:
         return _LIMIT if not error else -_LIMIT

@@ -1,4 +1,4 @@
-"""Which batches an engine is judged at, and running golden rows through it in them."""
+"""Chooses the batch sizes to judge an engine at, and runs golden rows in such batches."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ from pipeline.verification import limits
 
 
 def batch_sizes(rows: int, accepted: tuple[int, int] | None) -> tuple[int, ...]:
-    """Returns the batch sizes to judge at: 1, 2, an odd one, and the largest there is."""
+    """Returns the batch sizes to judge at: `limits.BATCH_SIZES` and the largest possible.
+
+    Args:
+        rows: How many golden rows there are.
+        accepted: The least and the largest batch of the session; None if it takes any.
+    """
     low, high = accepted or (1, rows)
     largest = max(low, min(high, rows))
     return tuple(size for size in sorted({*limits.BATCH_SIZES, largest}) if low <= size <= largest)
 
 
 def rows_to_run(golden: Reference, accepted: tuple[int, int] | None, tested: int) -> int:
-    """Returns how many rows a verdict takes, beside those that fill up a batch.
+    """Returns how many rows a verdict runs, without those that pad a batch.
 
     Args:
-        tested: Images of the test set; 0 means that the golden rows take their place.
+        tested: Images of the test set; 0 means that golden rows are classified instead.
     """
     rows = len(golden.cases)
     at_sizes = [min(rows, limits.BATCHES_OF_A_SIZE * size) for size in batch_sizes(rows, accepted)]
     classified = tested
-    if not tested and at_sizes[-1] < rows:  # else they have been run
+    if not tested and at_sizes[-1] < rows:  # otherwise all rows run at the largest size
         classified = len(golden.labels) or rows
     return sum(at_sizes) + (classified if golden.logits else 0)
 
@@ -35,11 +40,11 @@ def rows_to_run(golden: Reference, accepted: tuple[int, int] | None, tested: int
 def run_rows(session: Session, golden: Reference, size: int) -> tuple[Array, Outputs]:
     """Runs golden rows through a session in batches of `size`.
 
-    All rows are run at large batches; at small ones enough rows to fill several batches,
-    edge cases included, since the question there is whether the batch size matters at all.
+    All rows run at large batch sizes. At small ones only enough rows to fill several batches run,
+    edge cases included: they only have to show whether the batch size matters.
 
     Returns:
-        The row numbers that were run, and the outputs for them.
+        The indices of the rows that ran, `[rows run]`, and the outputs for them.
     """
     rows = len(golden.cases)
     wanted = np.arange(rows)
@@ -57,7 +62,7 @@ def run_rows(session: Session, golden: Reference, size: int) -> tuple[Array, Out
 
 
 def run_padded(session: Session, feeds: dict[str, Array], count: int) -> Outputs:
-    """Runs a batch, with its last row repeated if the session wants more rows than `count`."""
+    """Runs a batch of `count` rows, padded with its last row to the session's least batch."""
     low = session.batch[0] if session.batch else 1
     if count >= low:
         return session.run(feeds)
@@ -67,7 +72,7 @@ def run_padded(session: Session, feeds: dict[str, Array], count: int) -> Outputs
 
 
 def _join(arrays: Sequence[Array]) -> Array:
-    """Concatenates along the batch, or stacks what cannot be: the shape check then says so."""
+    """Concatenates along the batch; returns an empty array if shapes differ, to fail the check."""
     try:
         return np.concatenate(arrays)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Opening a graph or engine and judging it, or saying why that cannot be done here."""
+"""Opens a graph or engine and judges it, or reports why this machine cannot run it."""
 
 from __future__ import annotations
 
@@ -41,24 +41,29 @@ def prove(
     threads: int,
     images: Array | None = None,
 ) -> Verdict:
-    """Returns the verdict on a file; "not run" if this machine has no means to run it.
+    """Returns the verdict on a file; "not run" if this machine cannot run it.
 
     Args:
         subject: "graph", or the engine that `path` was built for.
+        golden_path: The golden file of the graph.
         images: The test set, uint8 `[count, channels, height, width]`; without it top-1 is
-            compared on the golden file's own images. The first ones are used, as many as the
-            golden file has labels for.
+            compared on the golden file's own images. Only the first images are used, as many as
+            the golden file has labels for.
+
+    Raises:
+        UsageError: The golden file is for another precision, or the device does not exist.
+        DeployError: A file cannot be read.
     """
     check_device(device)
     golden = goldens.load(golden_path)
     if golden.precision != precision:
         raise UsageError(
-            f"{golden_path} is of {golden.precision}, not of {precision}",
+            f"{golden_path} is for {golden.precision}, not for {precision}",
             f"give --precision {golden.precision}, or another golden file",
         )
     audit = model = None
     if runner(subject) == GRAPH_RUNNER:
-        # Read once, before the engine reads it: nothing in it may lead out of its folder.
+        # Read before the engine reads it, to check that all its data is in its own folder.
         model = onnx_files.read(path, data=subject == GRAPH)
         audit = audit_model(model, golden.weights, path) if subject == GRAPH else None
     asked = OpenOptions(device, threads)
@@ -72,11 +77,11 @@ def prove(
 
 
 def require_fit(engine: Engine, path: Path) -> None:
-    """Looks at the record beside what an engine has built, before anything of it is loaded.
+    """Checks the record beside a built engine, before any of the engine is loaded.
 
     Raises:
-        NotAvailableError: It was built for another version or GPU than is here, or is not what
-            was built.
+        NotAvailableError: It was built for another version or GPU than this machine has, or is
+            not the file that was recorded.
     """
     record = records.load(record_beside(path))
     if record is None:
@@ -85,7 +90,7 @@ def require_fit(engine: Engine, path: Path) -> None:
     digest = sha256_file(path)
     why = engine.incompatibility(record.facts, record.params)
     if digests and digest not in digests:
-        why = f"its SHA-256 is {digest}, and {digests[0]} was built"
+        why = f"its SHA-256 is {digest}, but its record has {digests[0]}"
     if why:
         raise NotAvailableError(
             f"{path} is not loaded: {why}",
@@ -94,7 +99,7 @@ def require_fit(engine: Engine, path: Path) -> None:
 
 
 def open_built(engine: Engine, path: Path, options: OpenOptions) -> Session:
-    """Opens what an engine has built, once the record beside it fits this machine.
+    """Opens a built engine, once the record beside it fits this machine.
 
     Raises:
         NotAvailableError: See `require_fit` and `choose_device`.
@@ -107,7 +112,7 @@ def open_built(engine: Engine, path: Path, options: OpenOptions) -> Session:
 
 
 def _weights_for(path: Path) -> Path | None:
-    """Returns the graph whose weights an engine needs that was built without, by its record."""
+    """Returns the graph with the weights, if the record says the engine was built without."""
     record = records.load(record_beside(path))
     if record is None or not record.params.get("strip_weights"):
         return None
@@ -128,7 +133,7 @@ def _judge(
         return not_run(subject, precision, state.reason)
     kind = device.partition(":")[0]
     if subject == GRAPH:
-        device = "auto"  # the graph is judged by one engine, wherever the others run
+        device = "auto"  # GRAPH_RUNNER alone judges the graph, whatever device the engines use
     elif kind in ("cpu", "cuda") and kind not in engine.devices:
         return not_run(subject, precision, f"it does not run on {device!r}")
     options = dataclasses.replace(
@@ -138,7 +143,7 @@ def _judge(
     )
     try:
         session = open_built(engine, path, options)
-    except NotAvailableError as error:  # such as a type that it has no kernels for
+    except NotAvailableError as error:  # such as a dtype without kernels
         return not_run(subject, precision, error.message)
     with closing(session):
         test, count = None, len(golden.test_labels)
@@ -153,7 +158,7 @@ def _judge(
 
 
 class _Watched:
-    """A session that says how far it has come; see `engines.contract.Session`."""
+    """A session that reports its progress; see `engines.contract.Session`."""
 
     def __init__(self, session: Session, bar: console.Bar) -> None:
         self.inputs, self.outputs = session.inputs, session.outputs

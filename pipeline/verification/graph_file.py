@@ -1,4 +1,4 @@
-"""The file of a graph that is judged: the graph as it says, whatever a runtime makes of its types."""
+"""The file of a graph as the verdict runs it: each node in the type that the graph gives it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The yardstick of a verdict: how far rounding alone moves each row of a model's outputs."""
+"""The noise floor of a verdict: how far rounding alone moves each row of a model's outputs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.verification import limits
 class Floor:
     """The noise of one output, row by row, in the output's own unit.
 
-    A row's own, since inputs differ in how far rounding moves them: of an untrained MobileNet,
-    a black image a thousand times as far as a photograph. A floor over all rows would be that
-    of the worst one, and hide any fault in the others.
+    Rounding moves some rows much further than others: an untrained MobileNet's outputs for a
+    black image, a thousand times as far as for a photograph. A floor over all rows would be that
+    of the worst row, and hide any fault in the others.
 
     Attributes:
-        rms: `[rows]`, the root mean square of p - r.
+        rms: `[rows]`, the root mean square of p - r (see `golden.noise.measure`).
         max: `[rows]`, the largest |p - r|.
         comparable: `[rows]`, False if rounding noise swamps the row.
     """
@@ -32,32 +32,34 @@ class Floor:
 
 
 def pooled(noise: Array) -> Array:
-    """Returns the noise of all rows together for each of them, `[rows, 2]`.
+    """Returns the noise of all rows together, repeated for each row, `[rows, 2]`.
 
-    For quantization, whose noise is of about the same size in all rows: of one run, that of a
-    single row may be near zero by chance.
+    For quantization, whose noise is about the same in all rows: measured by one run, the noise of
+    a single row may be near zero by chance.
     """
     rms, largest = np.sqrt(np.mean(np.square(noise[:, 0]))), noise[:, 1].max()
     return np.tile([rms, largest], (len(noise), 1))
 
 
 def floor(reference: Array, noise: Array, precision: str, least: float = 1.0) -> Floor:
-    """Returns the noise, never below one unit of rounding at the scale of its row.
+    """Returns the noise floor of an output, at least `least` rounding units of each row's scale.
 
     Args:
         reference: The float64 output, `[rows, ...]`.
-        noise: What `measure` gave, `[rows, 2]`.
-        least: Units of rounding that are always allowed for.
+        noise: What `golden.noise.measure` returned, `[rows, 2]`.
+        least: Units of rounding that are always allowed.
     """
     unit, rows = PRECISIONS[precision].unit, np.abs(by_row(reference.astype(np.float64)))
     if reference.dtype.kind in "biu":
-        # Nothing rounds an integer; where it was made of rounded numbers, the noise shows it.
+        # Integers are not rounded. If they were made from rounded numbers, the noise shows it.
         unit = 0.0
     scale, peak = np.sqrt(np.mean(np.square(rows), axis=1)), rows.max(axis=1)
-    # A row of zeros has no scale of its own.
+    # A row of zeros has no scale of its own, so it gets that of all rows.
     scale = np.where(scale > 0, scale, np.sqrt(np.mean(np.square(rows))))
     peak = np.where(peak > 0, peak, rows.max())
-    part = min(limits.LOST_UNITS * unit, limits.LOST_PART) or limits.LOST_PART
+    part = (
+        min(limits.MAX_NOISE_UNITS * unit, limits.MAX_NOISE_FRACTION) or limits.MAX_NOISE_FRACTION
+    )
     comparable = noise[:, 0] <= part * scale
     comparable |= PRECISIONS[precision].quantized
     return Floor(
@@ -68,22 +70,22 @@ def floor(reference: Array, noise: Array, precision: str, least: float = 1.0) ->
 
 
 def _steadied(noise: Array, scale: Array, comparable: Array) -> Array:
-    """Returns the noise of rows, raised where it is less than is usual among them.
+    """Returns the noise of rows, raised where it is below the usual noise of the output.
 
-    A few runs tell the noise of a row only roughly, since rounding moves the elements of a row
-    together: one that seems quiet may be so by chance, and an engine that rounds another way then
-    seems far off. So the variance of such a row is the mean of its own and the usual one at its
-    scale, as far as that at most doubles its noise.
+    A few runs measure the noise of a row only roughly, since rounding moves the elements of a row
+    together: a row may seem quiet by chance, and an engine that rounds differently then seems far
+    off. So the variance of such a row becomes the mean of its own and the usual one at its scale,
+    but its noise grows by a factor of `limits.MAX_NOISE_RAISE` at most.
 
     Args:
-        noise: Of each row, `[rows]`.
-        scale: Of each row's outputs, `[rows]`.
-        comparable: The rows among which the usual noise is the median.
+        noise: The noise of each row, `[rows]`.
+        scale: The scale of each row's outputs, `[rows]`.
+        comparable: Mask of the rows whose median noise, relative to their scale, is the usual one.
     """
     known = comparable & (scale > 0)
     if not known.any():
         return noise
     usual = np.median(noise[known] / scale[known]) * scale
     mean = np.sqrt((np.square(noise) + np.square(usual)) / 2)
-    mixed = np.minimum(mean, limits.RAISED_NOISE * noise)
+    mixed = np.minimum(mean, limits.MAX_NOISE_RAISE * noise)
     return np.maximum(noise, mixed)

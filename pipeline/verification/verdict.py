@@ -2,8 +2,9 @@
 
 With r the float64 PyTorch output, p PyTorch's output at the graph's precision and y the
 engine's, the noise floor of a row is the error of p against r on it (`noise_floor`). An
-engine passes if the error of y against r, in units of each row's floor, is at most K in the
-root mean square over the rows, and at most K_MAX on any one row (`limits`).
+engine passes if the error of y against r, in units of each row's floor, is at most
+`limits.MAX_RMS_IN_FLOORS` as root mean square over the rows, and at most
+`limits.MAX_ERROR_IN_FLOORS` on any one row.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from pipeline.verification import accuracy, limits, noise_floor
 from pipeline.verification.batches import batch_sizes, run_padded, run_rows
 from pipeline.verification.weight_audit import Audit
 
-# Where no error is allowed, this many times as much.
-_FAR = 1e100
+# The ratio of an error to a floor of zero. Its square is finite.
+_RATIO_TO_ZERO = 1e100
 
 Status = Literal["pass", "mismatch", "vacuous", "not run"]
 
@@ -39,11 +40,12 @@ class OutputVerdict:
         max: Largest |y - r|, in the output's own unit.
         max_ratio: The largest error of any row in units of its floor.
         scale: Root mean square of r.
-        worst: The case on which that happened.
+        worst: The case with the largest error in units of its floor.
         faults: What is wrong, in words; empty if nothing is.
-        vacuous: Why the output proves nothing, in words; empty if it does.
-        incomparable: Golden rows that rounding alone moves too far to compare.
-        sqnr: Of a quantized graph: signal to quantization noise in dB, without edge cases.
+        vacuous: Why comparing the output proves nothing, in words; empty if it proves something.
+        incomparable: How many golden rows rounding alone moves too far to compare.
+        sqnr: Signal to quantization noise ratio in dB, without edge cases; None unless the graph
+            is quantized.
     """
 
     name: str
@@ -65,7 +67,7 @@ class Flips:
 
     Attributes:
         images: How many were classified.
-        explained: Flips where float64's own top two lie closer than the error allowed.
+        explained: Flips where float64's own top two logits are closer than the allowed error.
         unexplained: The others; one of them is a mismatch.
         correct: How many the engine classified right; None if the classes are not known.
         reference_correct: How many float64 classified right.
@@ -94,16 +96,19 @@ class Verdict:
 
     Attributes:
         subject: What was judged, such as "graph" or "onnxruntime".
-        k: The factors allowed over the noise floor: in the root mean square, and on one row.
+        k: `limits.MAX_RMS_IN_FLOORS` and `limits.MAX_ERROR_IN_FLOORS` at the time.
         batches: The batch sizes that were run.
-        audit: Of the weights, where the subject is an ONNX graph.
+        audit: The weight audit; None unless the subject is an ONNX graph.
         reason: Why it was not run, or why it failed; empty on a pass.
+        facts: The engine's fingerprint and the device it ran on.
     """
 
     subject: str
     status: Status
     precision: str
-    k: tuple[float, float] = field(default_factory=lambda: (limits.K, limits.K_MAX))
+    k: tuple[float, float] = field(
+        default_factory=lambda: (limits.MAX_RMS_IN_FLOORS, limits.MAX_ERROR_IN_FLOORS)
+    )
     batches: tuple[int, ...] = ()
     outputs: tuple[OutputVerdict, ...] = ()
     flips: Flips | None = None
@@ -127,9 +132,10 @@ def judge(
     """Judges a session against a reference.
 
     Args:
-        sizes: The batch sizes to run the golden rows at; those of `batch_sizes` if not given.
+        session: The engine or graph.
         test: The inputs of the whole test set, by name. Without them top-1 is compared on
             the golden file's own images.
+        sizes: The batch sizes to run the golden rows at; by default those of `batch_sizes`.
     """
     sizes = sizes or batch_sizes(len(golden.cases), session.batch)
     faults = signature_faults(session.inputs, session.outputs, golden)
@@ -164,7 +170,7 @@ def judge(
 def signature_faults(
     inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], golden: Reference
 ) -> list[str]:
-    """Returns what inputs and outputs have that the golden file's have not, in words."""
+    """Returns how inputs and outputs differ from the golden file's, in words."""
     sides = (
         ("inputs", inputs, golden.input_specs),
         ("outputs", outputs, golden.output_specs),
@@ -205,16 +211,19 @@ def _judge_output(
         if not judged.any():
             continue
         rms_by_row = np.sqrt(np.mean(np.square(error), axis=1))
-        rms_ratio = max(rms_ratio, _rms(over(rms_by_row, floor.rms[rows])[judged]))
-        largest = over(np.abs(error).max(axis=1), floor.max[rows]) * judged
+        rms_ratio = max(rms_ratio, _rms(in_floors(rms_by_row, floor.rms[rows])[judged]))
+        largest = in_floors(np.abs(error).max(axis=1), floor.max[rows]) * judged
         if largest.max() >= max_ratio:
             max_ratio, worst = float(largest.max()), golden.cases[rows[int(largest.argmax())]]
-    if rms_ratio > limits.K:
-        faults.append(f"rms error is {rms_ratio:.1f} times the noise floor, {limits.K:g} allowed")
-    if max_ratio > limits.K_MAX:
+    if rms_ratio > limits.MAX_RMS_IN_FLOORS:
         faults.append(
-            f"largest error is {max_ratio:.1f} times the noise floor, {limits.K_MAX:g} allowed"
-            f" (on {worst})"
+            f"rms error is {rms_ratio:.1f} times the noise floor,"
+            f" {limits.MAX_RMS_IN_FLOORS:g} allowed"
+        )
+    if max_ratio > limits.MAX_ERROR_IN_FLOORS:
+        faults.append(
+            f"largest error is {max_ratio:.1f} times the noise floor,"
+            f" {limits.MAX_ERROR_IN_FLOORS:g} allowed (on {worst})"
         )
     quantized = PRECISIONS[golden.precision].quantized
     every = np.concatenate([error.ravel() for error in errors]) if errors else np.zeros(1)
@@ -234,7 +243,7 @@ def _judge_output(
 
 
 def _vacuous(reference: Array, judged: Array) -> str:
-    """Returns why an output proves nothing."""
+    """Returns why comparing an output proves nothing, or "" if it proves something."""
     if _constant(reference):
         return "is the same for every input, so comparing it proves nothing"
     if not judged.any():
@@ -242,10 +251,9 @@ def _vacuous(reference: Array, judged: Array) -> str:
     return ""
 
 
-def over(error: Array, floor: Array) -> Array:
-    """Returns errors in units of the floor; where that is zero, any error is too large."""
-    # The square of the result has to be a number, too.
-    least = np.maximum(error / _FAR, np.finfo(np.float64).tiny)
+def in_floors(error: Array, floor: Array) -> Array:
+    """Returns errors in units of the floor; where the floor is zero, any error is too large."""
+    least = np.maximum(error / _RATIO_TO_ZERO, np.finfo(np.float64).tiny)
     return error / np.maximum(floor, least)
 
 
@@ -270,7 +278,7 @@ def _count_flips(
     test: dict[str, Array] | None,
     run: tuple[Array, Outputs],
 ) -> Flips:
-    """Compares classes with float64's.
+    """Compares the session's classes with those of float64.
 
     Args:
         run: Golden rows that were run at `size`, and their outputs.
@@ -299,8 +307,10 @@ def _count_flips(
     margin = ranked[:, -1] - ranked[:, -2]
     best = reference.argmax(axis=1)
     flipped = chosen != best
-    # Each of the two logits may be off by what the verdict allows it.
-    close = margin < 2 * limits.K_MAX * _allowed(golden, images, tested=test is not None)
+    # Each of the two logits may be off by the allowed error.
+    close = margin < 2 * limits.MAX_ERROR_IN_FLOORS * _allowed(
+        golden, images, tested=test is not None
+    )
     return Flips(
         images=images,
         explained=int((flipped & close).sum()),
@@ -352,12 +362,12 @@ def _quantization_faults(outputs: Sequence[OutputVerdict], flips: Flips | None) 
 
 
 def not_run(subject: str, precision: str, reason: str) -> Verdict:
-    """Returns the verdict on an engine that this machine cannot run: none."""
+    """Returns the verdict on an engine that this machine cannot run."""
     return Verdict(subject=subject, status="not run", precision=precision, reason=reason)
 
 
 def from_json(content: dict[str, Any]) -> Verdict:
-    """Returns the verdict that `dataclasses.asdict` took apart."""
+    """Restores a verdict from the JSON form of `dataclasses.asdict`."""
     outputs = tuple(
         OutputVerdict(**{**output, "faults": tuple(output["faults"])})
         for output in content["outputs"]
@@ -373,7 +383,7 @@ def from_json(content: dict[str, Any]) -> Verdict:
 
 
 def with_audit(verdict: Verdict, audit: Audit) -> Verdict:
-    """Returns the verdict with the audit's word added: a changed weight is a mismatch."""
+    """Returns the verdict with an audit added: a fault in the audit makes it a mismatch."""
     if not audit.fault:
         return replace(verdict, audit=audit)
     reason = f"{verdict.reason}; {audit.fault}" if verdict.reason else audit.fault

@@ -19,21 +19,22 @@ from engines.errors import DeployError
 from exporters import onnx_files
 from pipeline.golden.file import Weights
 
-_NAMED = 5  # how many names a message has
+_NAMED = 5  # how many names a message lists
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What became of the checkpoint's parameters in a graph.
+    """The comparison of a graph's weights with the checkpoint's parameters.
 
     Attributes:
-        identical: How many are in the graph, bit for bit: themselves, or the weight and bias
-            that a batch norm was folded into (`exporters.weight_map`).
-        changed: Those that are there under their name with other values.
-        missing: Those that are not there, under any name.
-        unaudited: Those that were not there when the graph was exported: nothing is known.
+        identical: How many parameters are in the graph bit for bit: themselves, or the weight and
+            bias that a batch norm was folded into (`exporters.weight_map`).
+        changed: Parameters that are in the graph under their name, with other values.
+        missing: Parameters that are not in the graph, under any name.
+        unaudited: Parameters that no tensor of the exported graph carried, so that the graph
+            cannot be audited for them.
         unexplained: Tensors of the graph that are neither a parameter nor a constant it was
-            exported with, each with its type, shape and size.
+            exported with, each with its dtype, shape and size.
     """
 
     identical: int
@@ -51,7 +52,7 @@ class Audit:
         if self.missing:
             faults.append(f"weights that are not in the graph: {_listed(self.missing)}")
             if self.unexplained:
-                faults.append(f"tensors that nothing explains: {_listed(self.unexplained)}")
+                faults.append(f"unexplained tensors: {_listed(self.unexplained)}")
         return "; ".join(faults)
 
     def __str__(self) -> str:
@@ -83,13 +84,14 @@ def _reached(graph: onnx.GraphProto) -> set[str]:
     return reached
 
 
-def weights_of(carriers: Mapping[str, Array], model: onnx.ModelProto) -> Weights:
-    """Returns what a graph's weights have to be from now on.
+def weights_of(weight_map: Mapping[str, Array], model: onnx.ModelProto) -> Weights:
+    """Returns the expected weights of a graph, for its golden file.
 
     Args:
-        carriers: By the name of each parameter, what carries it (`exporters.weight_map`).
+        weight_map: By the name of each parameter, the tensor that carries it
+            (`exporters.weight_map`).
     """
-    digests = {name: digest(array) for name, array in carriers.items()}
+    digests = {name: digest(array) for name, array in weight_map.items()}
     held = {digest(array) for array in _initializers(model).values()}
     carried = {name: value for name, value in digests.items() if value in held}
     return Weights(
@@ -100,7 +102,7 @@ def weights_of(carriers: Mapping[str, Array], model: onnx.ModelProto) -> Weights
 
 
 def _initializers(model: onnx.ModelProto) -> dict[str, Array]:
-    """Returns the tensors that an output depends on: a spare copy of a weight proves nothing."""
+    """Returns the initializers that an output depends on: an unused weight proves nothing."""
     used = _reached(model.graph)
     return {
         tensor.name: onnx.numpy_helper.to_array(tensor)
@@ -110,7 +112,7 @@ def _initializers(model: onnx.ModelProto) -> dict[str, Array]:
 
 
 def audit(graph: Path, weights: Weights) -> Audit:
-    """Compares a graph's initializers with what its weights have to be.
+    """Compares a graph's initializers with its expected weights.
 
     Raises:
         DeployError: The file is not an ONNX graph.
@@ -119,7 +121,7 @@ def audit(graph: Path, weights: Weights) -> Audit:
 
 
 def audit_model(model: onnx.ModelProto, weights: Weights, graph: Path) -> Audit:
-    """Does the same with a model that was read from the file `graph`."""
+    """Does the same as `audit`, for a model that was read from the file `graph`."""
     try:
         arrays = _initializers(model)
         digests = {name: digest(array) for name, array in arrays.items()}

@@ -233,7 +233,7 @@ def test_a_graph_with_another_signature_is_refused(graph: onnx.ModelProto) -> No
         TensorSpec("image", "float32", (None, 1, 28, 28)),
         TensorSpec("image", "uint8", (8, 1, 28, 28)),
     ):
-        with pytest.raises(DeployError, match="was asked for"):
+        with pytest.raises(DeployError, match="was expected"):
             check_graph(graph, (wanted,), (LOGITS,))
 
 

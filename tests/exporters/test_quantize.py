@@ -159,8 +159,8 @@ def test_calibration_and_selection_share_no_image() -> None:
     )
     chosen = calibration.of_training_set(images, np.zeros(3000, np.int64))
     ranges, selection = (set(part["image"].ravel()) for part in (chosen.rows, chosen.selection))
-    assert len(ranges) == calibration.CALIBRATE
-    assert len(selection) == calibration.SELECT
+    assert len(ranges) == calibration.CALIBRATION_ROWS
+    assert len(selection) == calibration.SELECTION_ROWS
     assert ranges.isdisjoint(selection)
 
 

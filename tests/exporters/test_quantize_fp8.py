@@ -99,7 +99,7 @@ def test_what_has_no_range_stays_in_float() -> None:
 
 
 def test_a_graph_without_anything_to_compute_in_fp8_is_refused() -> None:
-    with pytest.raises(DeployError, match="no convolution or product"):
+    with pytest.raises(DeployError, match="no convolution or matrix product"):
         quantize_fp8.with_ranges(convolution(8), {})
 
 

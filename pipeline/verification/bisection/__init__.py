@@ -1,1 +1,1 @@
-"""The search for the first value of a graph that is not the model's."""
+"""Searches for the first value of a graph that differs from the model's."""

@@ -1,4 +1,4 @@
-"""A third opinion: ONNX's own reference implementation, on the one node that is in question."""
+"""A third opinion on a faulty node: ONNX's own reference implementation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from engines.contract import Array
 from pipeline.verification import engine_proof
 from pipeline.verification.bisection.windows import Prober
 
-# What stands by a value is at least this much nearer to it than what does not.
-_NEARER = 4
+# The reference confirms the runtime if its value is at least this many times nearer to the
+# runtime's value than the model's value is.
+_TIMES_NEARER = 4
 
 
 def of_node(
@@ -23,10 +24,15 @@ def of_node(
     feeds: Mapping[str, Array],
     wanted: Array,
 ) -> str:
-    """Returns what ONNX's own reference says of a node: whose fault its value is.
+    """Returns whether the graph or the runtime is at fault at a node, by ONNX's reference.
 
-    The node alone is computed from what the runtime gave it, so this takes no time. It stands
-    by the runtime if it is much nearer to its value than to the model's.
+    The reference computes this node only, from the inputs that it has in the runtime, so this is
+    fast. If it confirms the runtime's value, the graph is at fault.
+
+    Args:
+        value: The output of the node that differs from the model's.
+        feeds: The inputs of the graph, by name.
+        wanted: The model's value for it, `[rows, …]`.
     """
     from onnx.reference import ReferenceEvaluator
 
@@ -61,14 +67,14 @@ def of_node(
         computed[value].astype(np.float64),
     )
     near, far = (_distance(other.astype(np.float64), runtimes) for other in (by_reference, wanted))
-    if near <= far / _NEARER and np.isfinite(near):
-        return "ONNX's reference gives the same: the graph says something else than the model"
+    if near <= far / _TIMES_NEARER and np.isfinite(near):
+        return "ONNX's reference gives the same value: the graph itself differs from the model"
     who = engine_proof.runner(prober.subject)
-    return f"ONNX's reference gives something else: {who} does not do what the graph says"
+    return f"ONNX's reference gives another value: {who} does not compute what the graph says"
 
 
 def _distance(one: Array, other: Array) -> float:
-    """Returns the largest difference of two arrays; infinite if one has numbers the other lacks."""
+    """Returns the largest difference; infinite if shapes or positions of NaN and Inf differ."""
     if one.shape != other.shape or (np.isfinite(one) != np.isfinite(other)).any():
         return float("inf")
     with np.errstate(invalid="ignore"):  # the difference of two infinities

@@ -1,8 +1,8 @@
-"""Bisection: the first value of a graph that is not the model's, and who is at fault.
+"""Bisection: finds the first value of a graph that differs from the model's, and who is at fault.
 
-torch.export's names of values survive in the ONNX graph. So each value of a graph, as an engine
-computes it, can be laid beside what the program makes in float64 of the engine's own values before
-it: what a node does wrong shows at that node, and not again at all that follow.
+torch.export's names of values survive in the ONNX graph. So each value, as an engine computes it,
+can be compared with what the program computes in float64 from the engine's own earlier values. The
+fault of a node then shows at that node only, and not again at all that follow.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from pipeline.verification.weight_audit import audit
 
 # Rows to compare: a fault that shows on a test set shows on some of these.
 _ROWS = 8
-_MORE_RUNS = 3
-# They assert types, which are not those of a run in float64.
+_MORE_RUNS = 3  # with random rounding, to measure the noise
+# Operators that assert dtypes, which differ in float64.
 _CHECKS = ("aten._assert", "sym_constrain")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One value of the graph beside the model's own.
+    """One value of the graph, compared with the model's.
 
     Attributes:
-        value: Its name, in the graph and in the program.
-        node: The node of the graph that gives it.
-        operator: Of that node.
+        value: Its name in the graph.
+        node: The name of the node that computes it.
+        operator: The operator of that node.
         module: Where it comes from in the PyTorch model, as `network.layer1: Conv2d`.
-        error: Its distance to the float64 run of the whole model, as a part of its size: how the
-            error has grown up to here.
-        ratio: What the node itself adds, in units of the noise floor: the root mean square over
-            the rows, over `limits.K`, or the largest of a row, over `limits.K_MAX`, whichever is
-            more. Above 1 it is a fault.
-        fault: Why it is not the model's, in words; "" if it is.
+        error: Root mean square of its difference to the float64 run of the whole model, as a part
+            of that run's: the error accumulated so far.
+        ratio: The error that the node itself adds, as a part of the allowed one: its root mean
+            square over the rows in units of the noise floor over `limits.MAX_RMS_IN_FLOORS`, or
+            its largest over `limits.MAX_ERROR_IN_FLOORS`, whichever is more. Above 1 is a fault.
+        fault: How it differs from the model's, in words; "" if it does not.
     """
 
     value: str
@@ -63,12 +63,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Bisection:
-    """What became of each value on its way through the graph.
+    """The comparison of a graph's values with the program's.
 
     Attributes:
-        steps: In the order of the program.
-        opinion: Who is at fault at the first step that has one; "" without such a step.
-        unmatched: Nodes whose values the program does not know by name, as of a fold.
+        steps: One for each value, in the order of the program.
+        opinion: Who is at fault at the first step with a fault; "" without such a step.
+        unmatched: Nodes without a value that the program has by name, such as folded ones.
     """
 
     steps: tuple[Step, ...]
@@ -77,24 +77,25 @@ class Bisection:
 
     @property
     def first(self) -> Step | None:
-        """The first step that is not the model's."""
+        """The first step with a fault; None without one."""
         return next((step for step in self.steps if step.fault), None)
 
 
 def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = None) -> Bisection:
     """Compares all values of a graph, as it is or as an engine computes it, with the program's.
 
-    Memory is bounded: besides the weights, by the program's own needs for a few rows and some
-    hundred MiB of the graph's values, whose number does not matter.
+    Memory is bounded: it holds the weights, the program's own values for a few rows, and some
+    hundred MiB of the graph's values, however many there are.
 
     Args:
         program: The torch.export program of the model.
-        graph: An ONNX graph that was made of it.
-        prober: Who computes the graph; None means the graph as it is.
+        graph: An ONNX graph that was made from it.
+        prober: What computes the graph; None means the graph as it is.
 
     Raises:
+        UsageError: The engine has no graph to follow.
         NotAvailableError: The engine cannot be run here.
-        DeployError: A file cannot be read, or the graph has no value that the program knows.
+        DeployError: A file cannot be read, or no value of the graph has a name of the program's.
     """
     prober = prober or Prober()
     prober.check()
@@ -105,8 +106,8 @@ def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = N
     outputs = decomposed.graph_signature.user_outputs
     if len(outputs) != len(golden.native):
         raise DeployError(
-            f"the program has {len(outputs)} outputs, the golden file {len(golden.native)}",
-            "give the golden file that was exported with it",
+            f"the program has {len(outputs)} outputs, but the golden file has {len(golden.native)}",
+            "give the golden file that was exported with the program",
         )
     names = dict(zip(outputs, golden.native, strict=True))
     makers = {name: node for node in model.graph.node for name in node.output if name}
@@ -116,7 +117,7 @@ def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = N
         if node.op == "call_function"
         and names.get(node.name, node.name) in makers
         and isinstance(node.meta.get("val"), torch.Tensor)
-        and not node.meta["val"].is_complex()  # of which ONNX makes pairs of numbers
+        and not node.meta["val"].is_complex()  # ONNX has pairs of numbers instead
     ]
     if not nodes:
         raise DeployError(
@@ -126,7 +127,7 @@ def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = N
     known = {node.name: names.get(node.name, node.name) for node in nodes}
     windows = Windows(prober, model, feeds, [(known[n.name], _bytes(n, len(rows))) for n in nodes])
     steps: list[Step] = []
-    wanted: Array | None = None  # at the first fault, what follows from the values before it
+    wanted: Array | None = None  # the expected value at the first fault
     for node, values in _walk(decomposed, feeds, known, windows):
         maker = makers[known[node.name]]
         measured = _judge(*values, _summed(node), golden.precision)
@@ -152,7 +153,7 @@ def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = N
 
 
 def other_faults(graph: Path, golden: Golden) -> str:
-    """Returns what is wrong with a graph's weights and signature, which no value may show."""
+    """Returns what is wrong with a graph's weights and signature, which values may not show."""
     model = onnx_files.read(graph, data=False)
     inputs, outputs = (
         tuple(map(spec_of, values)) for values in (model.graph.input, model.graph.output)
@@ -163,20 +164,20 @@ def other_faults(graph: Path, golden: Golden) -> str:
 
 
 def takes_other_inputs(graph: Path, golden: Golden) -> bool:
-    """Whether a graph cannot be run on the golden inputs."""
+    """Whether a graph's inputs differ from the golden file's."""
     model = onnx_files.read(graph, data=False)
     return {*map(spec_of, model.graph.input)} != {*golden.input_specs}
 
 
 def _rows(golden: Golden) -> Array:
-    """Returns the rows to compare: half of them edge cases, where there are some."""
+    """Returns the indices of the rows to compare: up to half of them edge cases."""
     edges = np.flatnonzero(~golden.common)[: _ROWS // 2]
     common = np.flatnonzero(golden.common)
     return np.concatenate([common[: _ROWS - len(edges)], edges])
 
 
 def _decomposed(path: Path) -> Any:
-    """Returns the program in the operators that the exporter translates, by the names it gives."""
+    """Returns the program in the operators that the exporter translates, with its value names."""
     try:
         with path.open("rb") as file:
             program = torch.export.load(file)
@@ -200,8 +201,8 @@ class _Run:
 
     Attributes:
         context: Entered around each node.
-        convert: Puts the tensors that it starts from, and those of the engine, into its types.
-        values: By node, what is still needed.
+        convert: Returns a weight as this run uses it: in its dtype, randomly rounded or not.
+        values: By node, the values that later nodes need.
     """
 
     context: Callable[[], AbstractContextManager[Any]]
@@ -235,9 +236,9 @@ def _walk(
     """Runs the program in several ways at once, node by node.
 
     Yields:
-        A node whose value the engine has, and that value; the float64 one of the whole model;
-        the float64 one that follows from the engine's values before it; and those that
-        PyTorch makes of these at the precision, each rounded differently.
+        Each node whose value the engine computes, with four things: the engine's value; the
+        float64 value of the whole model; the float64 value computed from the engine's earlier
+        values; and PyTorch's values from these at the precision, each rounded differently.
     """
     runs = [_Run(in_float64, _to_float64) for _ in range(2)]
     for seed in range(1 + _MORE_RUNS):
@@ -267,7 +268,7 @@ def _walk(
                 run.values[node] = None if checks else node.target(*args[0], **args[1])
         if node.name in known:
             value = engine[known[node.name]]
-            values = [_numbers(run.values[node]) for run in runs]
+            values = [_to_array(run.values[node]) for run in runs]
             yield node, (value, values[0], values[1], values[2:])
             if value.shape == values[0].shape:
                 for run in runs[1:]:
@@ -282,18 +283,18 @@ def _walk(
 
 
 def _start(run: _Run) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Returns how a run takes the model's inputs, which no rounding moves."""
+    """Returns how a run converts the model's inputs, which are exact and so never moved."""
     return _to_float64 if run.convert is _to_float64 else _as_it_is
 
 
-def _numbers(tensor: torch.Tensor) -> Array:
+def _to_array(tensor: torch.Tensor) -> Array:
     tensor = tensor.detach()
     array: Array = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
     return array
 
 
 def _bytes(node: Any, rows: int) -> int:
-    """Returns about how many bytes a value takes."""
+    """Returns roughly how many bytes a value takes."""
     count = rows
     for axis in node.meta["val"].shape[1:]:
         count *= axis if isinstance(axis, int) else 1
@@ -301,7 +302,7 @@ def _bytes(node: Any, rows: int) -> int:
 
 
 def _summed(node: Any) -> float:
-    """Returns how many numbers of an input come to one of the output, as in a mean."""
+    """Estimates how many elements of an input a node adds up to one of its output, as in a mean."""
     largest = max((_bytes(n, 1) for n in node.all_input_nodes if _tensor(n)), default=1)
     return max(1.0, largest / max(1, _bytes(node, 1)))
 
@@ -328,17 +329,17 @@ def _judge(
     summed: float,
     precision: str,
 ) -> tuple[float, float, str]:
-    """Returns error and ratio of a step, and what is wrong with it; see `Step`.
+    """Returns error, ratio and fault of a step; see `Step`.
 
     Args:
-        found: The engine's value, `[rows, ...]`.
-        exact: The float64 run's.
-        local: What float64 makes of the engine's values before it.
-        others: What PyTorch makes of them at the precision.
-        summed: Numbers that come to one: adding them up one by one loses more than in pairs.
+        value: The engine's value, `[rows, ...]`.
+        exact: The value of the float64 run.
+        local: The float64 value computed from the engine's earlier values.
+        others: PyTorch's values computed from these at the precision.
+        summed: Elements added up to one: doing so one by one loses more than in pairs.
     """
     if value.shape != exact.shape:
-        fault = f"it is {list(value.shape)} where {list(exact.shape)} was expected"
+        fault = f"its shape is {list(value.shape)} where {list(exact.shape)} was expected"
         return 0.0, 0.0, fault
     if not np.isfinite(value.astype(np.float64)).all():
         return 0.0, 0.0, "it has NaN or Inf"
@@ -349,8 +350,11 @@ def _judge(
     judged = floor.comparable
     if not judged.any():
         return grown, 0.0, ""
-    rms = verdict.over(np.sqrt(np.mean(np.square(error), axis=1)), floor.rms)[judged]
-    largest = verdict.over(error.max(axis=1), floor.max)[judged].max()
-    ratio = max(float(np.sqrt(np.mean(np.square(rms)))) / limits.K, float(largest) / limits.K_MAX)
+    rms = verdict.in_floors(np.sqrt(np.mean(np.square(error), axis=1)), floor.rms)[judged]
+    largest = verdict.in_floors(error.max(axis=1), floor.max)[judged].max()
+    ratio = max(
+        float(np.sqrt(np.mean(np.square(rms)))) / limits.MAX_RMS_IN_FLOORS,
+        float(largest) / limits.MAX_ERROR_IN_FLOORS,
+    )
     fault = f"its error is {ratio:.1f} times what rounding explains" if ratio > 1 else ""
     return grown, ratio, fault

@@ -1,4 +1,4 @@
-"""Any value of a graph, as an engine computes it, in bounded memory."""
+"""Computes any value of a graph with an engine, in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from exporters import onnx_files
 from pipeline.verification import engine_proof
 from pipeline.workflow.artifacts import ENGINE, GRAPH
 
-# Bytes of the engine's values to hold at a time; of a larger graph, it is run again for the next.
+# Bytes of values to hold at a time. A graph with more is run once for each window of values.
 _BYTES = 256 << 20
-_IN_FLOAT = "_in_float"  # behind the name of a value that was cast to be read
+_IN_FLOAT = "_in_float"  # suffix of a bfloat16 value that was cast to float32
 
 
 @dataclass(frozen=True)
 class Prober:
-    """Who computes the values.
+    """Computes values of a graph.
 
     Attributes:
-        subject: "graph" for the graph node by node as it stands (in ONNX Runtime), or the name
-            of an engine that is built from the graph.
+        subject: "graph" to run the graph unoptimised in ONNX Runtime, or the name of an engine
+            that is built from the graph.
         device: As for `engines.contract.OpenOptions`.
     """
 
@@ -37,7 +37,7 @@ class Prober:
     device: str = "auto"
 
     def check(self) -> None:
-        """Raises UsageError or NotAvailableError unless its values can be had here."""
+        """Raises UsageError or NotAvailableError unless values can be computed here."""
         engine = engines.get(engine_proof.runner(self.subject))
         if engine.source != "graph":
             raise UsageError(
@@ -55,10 +55,10 @@ class Prober:
     def values(
         self, model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]
     ) -> dict[str, Array]:
-        """Returns values of a graph, `[rows, ...]` each.
+        """Returns values of a graph by name, `[rows, ...]` each.
 
-        Of an engine, they are those of the graph with these values as outputs: it cannot fuse
-        the operators between them any more.
+        They become outputs of the graph, so an engine can no longer fuse the operators between
+        them.
         """
         watched = onnx.ModelProto()
         watched.CopyFrom(model)
@@ -79,15 +79,18 @@ class Prober:
                     engine.build(path, built, BuildOptions(1, rows, rows))
                 with closing(engine.open(built, options)) as session:
                     results = session.run(feeds)
-            except DeployError as error:  # of a file that the user does not know
+            except DeployError as error:  # it names temporary files
                 reason = error.message
                 for file in (path, built):
-                    reason = reason.replace(str(file), "the graph, asked for its inner values")
+                    reason = reason.replace(str(file), "the graph with inner values as outputs")
                 raise type(error)(reason, error.hint) from error
         return {name: results[output] for name, output in outputs.items()}
 
     def _output(self, watched: onnx.ModelProto, name: str) -> str:
-        """Makes a value an output; of a bfloat16 one, which numpy does not know, a cast."""
+        """Makes a value an output, and returns the output's name.
+
+        In a bfloat16 graph it is cast to float32, since numpy has no bfloat16.
+        """
         if not _has_bfloat16(watched):
             watched.graph.output.append(onnx.ValueInfoProto(name=name))
             return name
@@ -103,7 +106,7 @@ def _has_bfloat16(model: onnx.ModelProto) -> bool:
 
 
 class Windows:
-    """The values of a graph, a part of them at a time, in the order in which they are asked for."""
+    """The values of a graph in the order of the program, a window of them at a time."""
 
     def __init__(
         self,
@@ -119,13 +122,13 @@ class Windows:
         self._held: dict[str, Array] = {}
 
     def __getitem__(self, name: str) -> Array:
-        """Returns a value, `[rows, ...]`."""
+        """Returns a value, `[rows, ...]`, once: it is dropped from memory."""
         if name not in self._held:
             window: list[str] = []
             size = 0
             while self._sizes and (not window or size + self._sizes[0][1] <= _BYTES):
-                next_size, more = self._sizes.pop(0)
-                window.append(next_size)
-                size += more
+                next_name, next_size = self._sizes.pop(0)
+                window.append(next_name)
+                size += next_size
             self._held = self._prober.values(self._model, self._feeds, window)
         return self._held.pop(name)

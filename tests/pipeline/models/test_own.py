@@ -284,9 +284,9 @@ def test_a_changed_source_exports_again_and_a_missing_one_is_no_matter(
         ("number", 1, "returned int, not a model"),
         ("two", 1, "declares neither example inputs nor an image shape"),
         ("reduced", 1, "its first axis is not the batch"),
-        ("texts", 1, "the model's 'text' is a str, not a tensor"),
-        ("random", 1, "output is not the same for the same inputs twice"),
-        ("mixed", 1, "output of one row depends on the other rows of its batch"),
+        ("texts", 1, "the model's output 'text' is a str, not a tensor"),
+        ("random", 1, "output 'output' differs between two runs on the same inputs"),
+        ("mixed", 1, "output 'output' of a row depends on the other rows of its batch"),
         ("skipping", 1, "inputs are x, mask, but the arguments of Skipping.forward are x, scale"),
         (
             "swapped",

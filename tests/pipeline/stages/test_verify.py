@@ -45,7 +45,7 @@ def test_a_mismatch_is_told_to_programs_too(store: Store, assay: Callable[..., R
     assert document["error"]["exit_code"] == 3
     (verdict,) = document["verdicts"]
     assert (verdict["status"], verdict["outputs"][0]["name"]) == ("mismatch", "logits")
-    assert verdict["outputs"][0]["max_ratio"] > limits.K_MAX
+    assert verdict["outputs"][0]["max_ratio"] > limits.MAX_ERROR_IN_FLOORS
     document = json.loads(assay(*words, "--bisect").out)
     assert document["error"]["exit_code"] == 3
     assert document["first"]["operator"] == "Conv"
@@ -91,7 +91,7 @@ def test_a_flipped_bit_in_an_artifact_is_a_digest_error(
 def test_a_mismatch_stays_a_mismatch_when_nothing_is_run_again(
     store: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "K", 0.01)  # no engine is that exact
+    monkeypatch.setattr(limits, "MAX_RMS_IN_FLOORS", 0.01)  # no engine is that exact
     words = ("verify", "lenet", "--root", store.root)
     assert assay(*words, "--force").code == 3
     again = assay(*words)

@@ -59,7 +59,7 @@ def test_a_golden_file_of_another_model_or_precision_is_refused(
     assert assay(*words, "--file", graph).code == 3
     result = assay(*words, "--file", graph, "--precision", "fp16")
     assert result.code == 2
-    assert "is of fp32, not of fp16" in result.err
+    assert "is for fp32, not for fp16" in result.err
 
 
 def test_an_unknown_device_is_wrong_usage_whatever_runs(store: Store, assay: Assay) -> None:

@@ -26,9 +26,9 @@ def test_a_changed_limit_runs_the_stage_again(
     edge: Store, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     (before,) = stage_runs.run_stage(stage, {"model": "edge"}, edge)
-    monkeypatch.setattr(limits, "K", 3.5)
+    monkeypatch.setattr(limits, "MAX_RMS_IN_FLOORS", 3.5)
     (after,) = stage_runs.run_stage(stage, {"model": "edge"}, edge)
-    assert after.reason == "running again: limit K was 4.0, is now 3.5"
+    assert after.reason == "running again: limit MAX_RMS_IN_FLOORS was 4.0, is now 3.5"
     assert before.record.key != after.record.key
 
 
@@ -47,5 +47,5 @@ def test_every_limit_is_in_the_key(
 def test_the_verdict_names_the_limits_it_was_judged_by(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.verification.verdict import not_run
 
-    monkeypatch.setattr(limits, "K", 3.5)
-    assert not_run("graph", "fp32", "").k == (3.5, limits.K_MAX)
+    monkeypatch.setattr(limits, "MAX_RMS_IN_FLOORS", 3.5)
+    assert not_run("graph", "fp32", "").k == (3.5, limits.MAX_ERROR_IN_FLOORS)

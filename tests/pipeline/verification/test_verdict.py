@@ -15,7 +15,7 @@ from pipeline.golden import noise
 from pipeline.golden.file import Golden, Weights
 from pipeline.verification import noise_floor
 from pipeline.verification.batches import rows_to_run, run_rows
-from pipeline.verification.limits import K_MAX, K
+from pipeline.verification.limits import MAX_ERROR_IN_FLOORS, MAX_RMS_IN_FLOORS
 from pipeline.verification.verdict import Flips, from_json, judge
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
@@ -147,12 +147,12 @@ def off_by(golden: Golden, factor: float, row: int | None) -> Callable[[Array], 
 @pytest.mark.parametrize(
     ("row", "factor", "status"),
     [
-        (None, 0.98 * K, "pass"),
-        (None, 1.02 * K, "mismatch"),
-        (0, 0.98 * K_MAX, "pass"),
-        (0, 1.02 * K_MAX, "mismatch"),
-        (ROWS - 1, 0.98 * K_MAX, "pass"),
-        (ROWS - 1, 1.02 * K_MAX, "mismatch"),
+        (None, 0.98 * MAX_RMS_IN_FLOORS, "pass"),
+        (None, 1.02 * MAX_RMS_IN_FLOORS, "mismatch"),
+        (0, 0.98 * MAX_ERROR_IN_FLOORS, "pass"),
+        (0, 1.02 * MAX_ERROR_IN_FLOORS, "mismatch"),
+        (ROWS - 1, 0.98 * MAX_ERROR_IN_FLOORS, "pass"),
+        (ROWS - 1, 1.02 * MAX_ERROR_IN_FLOORS, "mismatch"),
     ],
 )
 def test_the_limits_in_rms_and_on_one_row(

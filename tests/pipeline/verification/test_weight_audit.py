@@ -59,5 +59,5 @@ def test_a_renamed_and_changed_weight_is_a_mismatch(
     result = assay("verify", "lenet", "--root", store.root, "--file", path)
     assert result.code == 3
     assert "weights that are not in the graph: network.3.weight" in result.err
-    assert "that nothing explains: w float32[16, 6, 5, 5], 9,600 bytes" in result.err
+    assert "unexplained tensors: w float32[16, 6, 5, 5], 9,600 bytes" in result.err
     assert "9 of 10" in result.out
