@@ -1,8 +1,9 @@
-"""A model at a precision, with what that cannot hold left in fp32."""
+"""A model at a precision: cast, traced, and with what the precision cannot hold left in fp32."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,51 +11,76 @@ import torch
 
 from exporters import cast
 from exporters.module import Served, batch_for
+from exporters.program import export_program
+from exporters.ranges import overflowing
+from exporters.wide_run import HALF_TYPES, WideRun
 from pipeline.golden.file import EXTREMES
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
     from exporters.ranges import OutOfRange
+    from pipeline.golden.rounding import AtPrecision
     from pipeline.golden.rows import Rows
     from pipeline.models import Model
 
-_NAMED = 5  # how many of what is kept in fp32 are printed
+_NAMED = 5  # how many values that are kept in fp32 are printed
 
 
-def at_precision(model: Model, precision: str) -> Served:
-    """Returns a model as it is exported: its network cast to a precision."""
-    network = cast.cast_to_precision(model.network.eval(), precision)
-    return Served(network, model.prepare, cast.dtype_of(precision)).eval()
+@dataclass(frozen=True)
+class Cast:
+    """A model at a precision.
+
+    Attributes:
+        module: The module at the precision.
+        runs: What to run for the noise floor: the program with the precision's digits and the
+            range of float32, or the module itself where nothing is rounded to a half type.
+        program: Its torch.export program; None means that TorchScript has to trace the module.
+        kept: Values that stay in fp32, since the precision cannot hold them.
+        beyond: The edge cases, by number, on which other values overflow.
+    """
+
+    module: Served
+    runs: AtPrecision
+    program: Any = None
+    kept: tuple[OutOfRange, ...] = ()
+    beyond: tuple[int, ...] = ()
 
 
-def keep_in_range(
-    model: Model, served: Served, program: Any, precision: str, rows: Rows
-) -> tuple[Any, tuple[OutOfRange, ...]]:
-    """Keeps those parts of a program in fp32 whose values its half type cannot hold, and says so.
+def at_precision(model: Model, precision: str, rows: Rows, *, traced: bool) -> Cast:
+    """Casts a model to a precision and keeps in fp32 what that cannot hold.
 
     Args:
         model: In fp32.
-        served: The model at the precision.
-        program: Of `served`; it may be changed.
         rows: The golden inputs.
+        traced: The module is for TorchScript, which keeps nothing in fp32.
 
-    Returns:
-        The program, and the values that are kept in fp32.
+    Raises:
+        DeployError: torch.export cannot trace the model.
     """
-    # Of a thousandfold input, every layer would overflow.
-    usual = ~np.isin(rows.cases, EXTREMES)
-    inputs = [torch.from_numpy(array[usual]) for array in rows.inputs.values()]
-    size = batch_for(served.pixels, inputs)
+    dtype = cast.dtype_of(precision)
+    module = Served(cast.cast_to_precision(model.network.eval(), precision), model.prepare, dtype)
+    module.eval()
+    if traced:
+        return Cast(module, module)
+    inputs = [torch.from_numpy(array) for array in rows.inputs.values()]
+    program = export_program(module, [tensor[:2] for tensor in inputs], [*rows.inputs])
+    if dtype not in HALF_TYPES:
+        return Cast(module, module, program)
+    extreme = np.isin(rows.cases, EXTREMES)  # of a thousandfold input, every layer may overflow
+    usual = [tensor[~extreme] for tensor in inputs]
+    size = batch_for(module.pixels, usual)
 
     def run(watched: Callable[..., object]) -> None:
-        with torch.inference_mode():
-            for start in range(0, len(inputs[0]), size):
-                watched(*(tensor[start : start + size] for tensor in inputs))
+        for start in range(0, len(usual[0]), size):
+            watched(*(tensor[start : start + size] for tensor in usual))
 
     originals = Served(model.network, model.prepare).state_dict()
-    program, kept = cast.keep_in_range(program, precision, originals, run)
+    with torch.inference_mode():
+        program, kept = cast.keep_in_range(program, precision, originals, run)
+        wide = WideRun(program, dtype, module.pixels)
+        beyond = overflowing(wide, inputs, map(int, np.flatnonzero(extreme)))
     for value in kept[:_NAMED]:
         console.say(f"export: kept in fp32: {value}")
     if len(kept) > _NAMED:
         console.say(f"export: kept in fp32: {len(kept) - _NAMED} more values")
-    return program, kept
+    return Cast(module, wide, program, kept, beyond)

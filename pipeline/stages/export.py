@@ -48,10 +48,8 @@ from pipeline.workflow.stage import Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from engines.contract import Array
-    from exporters.ranges import OutOfRange
     from pipeline.exporting.calibration import Calibration
     from pipeline.golden.reference_cache import ReferenceCache
-    from pipeline.golden.rounding import AtPrecision
     from pipeline.golden.rows import Rows
     from pipeline.models import Model
 
@@ -120,18 +118,14 @@ def resolve(params: Params) -> Params:
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Exports the trained model and writes what proves any engine built from it."""
     need_torch("onnxscript")
-    import numpy as np
     import torch
 
     from exporters.onnx_describe import describe
     from exporters.onnx_files import write
-    from exporters.program import export_program, save_program
-    from exporters.ranges import overflowing
-    from exporters.wide_run import HALF_TYPES, WideRun
+    from exporters.program import save_program
     from pipeline.exporting.batch_independence import check_rows_alone
     from pipeline.exporting.graphs import Source, export
-    from pipeline.exporting.precision import at_precision, keep_in_range
-    from pipeline.golden.file import EXTREMES
+    from pipeline.exporting.precision import at_precision
     from pipeline.golden.reference import ExactModel, make_reference, output_names
 
     # One thread: PyTorch's own rounding, and with it the noise floor, depends on the number.
@@ -147,17 +141,8 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     rows = _rows(model, test, params)
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
     names = output_names(model, [tensor[:2] for tensor in tensors])
-    module = at_precision(model, params.precision)
-    served: AtPrecision = module
-    program: Any = None
-    kept: tuple[OutOfRange, ...] = ()
-    beyond: tuple[int, ...] = ()
-    if params.exporter == EXPORTERS[0]:
-        program = export_program(module, [tensor[:2] for tensor in tensors], [*rows.inputs])
-        if module.dtype in HALF_TYPES:
-            program, kept = keep_in_range(model, module, program, params.precision, rows)
-            served = WideRun(program, module.dtype, module.pixels)
-            beyond = overflowing(served, tensors, np.flatnonzero(np.isin(rows.cases, EXTREMES)))
+    traced = params.exporter != EXPORTERS[0]
+    cast = at_precision(model, params.precision, rows, traced=traced)
     checkpoint = sha256_file(inputs[CHECKPOINT])
     arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
     cached = _reference_cache(
@@ -166,7 +151,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     exact = ExactModel(model, names)
     reference = make_reference(
         model,
-        served,
+        cast.runs,
         exact,
         rows,
         params.precision,
@@ -174,21 +159,21 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         cached,
         # What is quantized afterwards has another noise, and is not judged by it.
         noise_runs=0 if PRECISIONS[params.precision].quantized else limits.NOISE_RUNS,
-        beyond=beyond,
+        beyond=cast.beyond,
     )
     check_rows_alone(exact, reference)
     cached.save()
     metadata = {
         "assay.model": params.model,
         "assay.precision": params.precision,
-        "assay.kept_in_fp32": json.dumps([*dict.fromkeys(value.name for value in kept)]),
+        "assay.kept_in_fp32": json.dumps([*dict.fromkeys(value.name for value in cast.kept)]),
         "assay.labels": json.dumps(model.labels),
         "assay.preprocessing": _preprocessing(model),
         "assay.checkpoint": checkpoint,
         "assay.dataset": params.data or "",
         "assay.exporter": params.exporter,
     }
-    source = Source(module, program, reference, metadata, params.opset)
+    source = Source(cast.module, cast.program, reference, metadata, params.opset)
     exported = export(source, lambda: _calibration(inputs, model, params))
     write(exported.graph, outputs[GRAPH])
     if exported.cpu_graph is not None:

@@ -15,6 +15,7 @@ from exporters import onnx_files
 from pipeline.golden import file as goldens
 from pipeline.verification.batches import rows_to_run
 from pipeline.verification.graph_file import as_it_says
+from pipeline.verification.graph_range import out_of_range
 from pipeline.verification.verdict import Verdict, judge, not_run, with_audit
 from pipeline.verification.weight_audit import audit_model
 from pipeline.workflow import console, hints, records
@@ -24,6 +25,7 @@ from pipeline.workflow.digests import sha256_file
 # The exported graph itself is a subject too. This engine runs it as it is, unoptimised.
 GRAPH = GRAPH_SUBJECT
 GRAPH_RUNNER = "onnxruntime"
+_NAMED = 3  # how many values that leave the range a reason names
 
 
 def runner(subject: str) -> str:
@@ -71,6 +73,10 @@ def prove(
         with as_it_says(model, path) as file:
             model = None  # a large graph is not held while it is run
             verdict = _judge(subject, file, golden, precision, asked, images)
+        if verdict.status == "mismatch" and (beyond := out_of_range(onnx_files.read(path), golden)):
+            more = f" and {len(beyond) - _NAMED} more" if len(beyond) > _NAMED else ""
+            reason = f"{verdict.reason}; {'; '.join(beyond[:_NAMED])}{more}"
+            verdict = dataclasses.replace(verdict, reason=reason)
     else:
         verdict = _judge(subject, path, golden, precision, asked, images)
     return verdict if audit is None else with_audit(verdict, audit)
