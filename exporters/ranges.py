@@ -43,15 +43,19 @@ class OutOfRange:
 
     Attributes:
         node: The node of the program that gives it.
+        parameter: The name of the parameter or buffer that it is, or "".
         why: What happens, in words, such as "reaches 1.2e+06 (fp16 holds 6.55e+04)".
     """
 
     node: Any
+    parameter: str
     why: str
 
     @property
     def name(self) -> str:
-        """Its operator and module, such as "mul of network.norm: Norm"."""
+        """Its operator and module, such as "mul of network.norm: Norm", or that of a parameter."""
+        if self.parameter:
+            return self.parameter
         module = trace_errors.module_of(self.node)
         operator = str(self.node.target).removeprefix("aten.").partition(".")[0]
         return f"{operator} of {module}" if module else operator
@@ -75,7 +79,8 @@ def find(
         run: Calls what it is given with the inputs to look at, batch by batch.
     """
     limits = torch.finfo(dtype)
-    wide = WideRun(program, dtype)
+    # With its own weights, of which those that overflow are infinite, nothing else could be seen.
+    wide = WideRun(program, dtype, weights=originals)
     largest: dict[Any, float] = {}
     vanishing: dict[Any, float] = {}
 
@@ -95,7 +100,8 @@ def find(
         if small.numel():
             vanishing[node] = float(small.min())
 
-    run(lambda *inputs: wide.watch(inputs, observe))
+    with torch.no_grad():
+        run(lambda *inputs: wide.watch(inputs, observe))
     found = {
         node: f"reaches {peak:.3g} ({_name(dtype)} holds {limits.max:.3g})"
         for node, peak in largest.items()
@@ -109,7 +115,13 @@ def find(
         found.setdefault(node, f"takes the constant {constant:g}, which {_name(dtype)} cannot hold")
     for node, why in _weights(program, dtype, originals):
         found.setdefault(node, why)
-    return tuple(OutOfRange(node, found[node]) for node in program.graph.nodes if node in found)
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return tuple(
+        OutOfRange(node, names.get(node.name, ""), found[node])
+        for node in program.graph.nodes
+        if node in found
+    )
 
 
 def overflowing(
@@ -126,7 +138,8 @@ def overflowing(
             peaks.append(float(torch.where(size.isfinite(), size, 0).max()) if len(size) else 0.0)
 
         # Twice, since a program is traced with two rows, and some take a single one for another.
-        wide.watch([tensor[[row, row]] for tensor in inputs], observe)
+        with torch.no_grad():
+            wide.watch([tensor[[row, row]] for tensor in inputs], observe)
         if max(peaks, default=0.0) > largest:
             beyond.append(row)
     return tuple(beyond)

@@ -30,7 +30,18 @@ class WideRun(nn.Module):
         pixels: See `exporters.module.Served`.
     """
 
-    def __init__(self, program: Any, dtype: torch.dtype, pixels: int = 0) -> None:
+    def __init__(
+        self,
+        program: Any,
+        dtype: torch.dtype,
+        pixels: int = 0,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Prepares a program.
+
+        Args:
+            weights: By name, values of parameters and buffers instead of the program's own.
+        """
         super().__init__()
         self.dtype, self.pixels = dtype, pixels
         self._nodes = list(program.graph.nodes)
@@ -40,7 +51,7 @@ class WideRun(nn.Module):
             **signature.inputs_to_buffers,
             **signature.inputs_to_lifted_tensor_constants,
         }
-        tensors = {**program.constants, **program.state_dict}
+        tensors = {**program.constants, **program.state_dict, **(weights or {})}
         self._held: dict[str, str] = {}  # by placeholder, the buffer that it reads
         for node in self._nodes:
             if node.op == "placeholder" and names.get(node.name) in tensors:

@@ -75,10 +75,9 @@ def at_precision(model: Model, precision: str, rows: Rows, *, traced: bool) -> C
             watched(*(tensor[start : start + size] for tensor in usual))
 
     originals = Served(model.network, model.prepare).state_dict()
-    with torch.inference_mode():
-        program, kept = cast.keep_in_range(program, precision, originals, run)
-        wide = WideRun(program, dtype, module.pixels)
-        beyond = overflowing(wide, inputs, map(int, np.flatnonzero(extreme)))
+    program, kept = cast.keep_in_range(program, precision, originals, run)
+    wide = WideRun(program, dtype, module.pixels)
+    beyond = overflowing(wide, inputs, map(int, np.flatnonzero(extreme)))
     for value in kept[:_NAMED]:
         console.say(f"export: kept in fp32: {value}")
     if len(kept) > _NAMED:

@@ -39,9 +39,10 @@ def out_of_range(model: onnx.ModelProto, golden: Reference) -> list[str]:
         return []
     faults = []
     for tensor in model.graph.initializer:
-        if tensor.data_type in _LARGEST and not np.isfinite(
-            numpy_helper.to_array(tensor).astype(np.float32)
-        ).all():
+        if (
+            tensor.data_type in _LARGEST
+            and not np.isfinite(numpy_helper.to_array(tensor).astype(np.float32)).all()
+        ):
             faults.append(f"the constant {tensor.name} is not finite")
     typed = typed_graph.as_typed(model)
     makers = {name: node for node in model.graph.node for name in node.output}

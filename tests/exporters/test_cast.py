@@ -2,14 +2,20 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import onnx
 import pytest
 import torch
 from torch import nn
 
-from exporters.cast import cast_to_precision
+from engines.contract import TensorSpec
+from exporters.cast import cast_to_precision, dtype_of, keep_in_range
+from exporters.module import Served
+from exporters.onnx_graph import export_graph
 from exporters.program import export_program
+from exporters.ranges import OutOfRange
+from exporters.weight_map import trace_weights
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
@@ -26,12 +32,10 @@ def test_the_chain_of_a_precision(
     assert result.code == 0, result.err
     verdicts = json.loads(result.out)["summary"]["verdicts"]
     status = {name: verdict["status"] for name, verdict in verdicts.items()}
-    assert status["pytorch"] == "pass"
+    assert status["graph"] == status["pytorch"] == "pass"
     if precision == "fp16":
-        assert status["graph"] == status["onnxruntime"] == "pass"
+        assert status["onnxruntime"] == "pass"
     else:
-        assert status["graph"] == "not run"
-        assert "no CPU kernel" in verdicts["graph"]["reason"]
         assert "onnxruntime" not in status
         assert "build: without onnxruntime" in result.err
     audit = verdicts["graph"]["audit"]
@@ -72,15 +76,31 @@ class Steep(nn.Module):
         return self.flat(self.steep(self.first(x)))
 
 
-def test_layers_that_overflow_stay_in_fp32_and_are_listed() -> None:
+def half(network: nn.Module, *inputs: torch.Tensor, precision: str = "fp16") -> tuple[Any, Any]:
+    """Returns the program of a network at a precision, and what is kept in fp32."""
+    dtype = dtype_of(precision)
+    served = Served(cast_to_precision(network, precision), None, dtype).eval()
+    program = export_program(served, [tensor[:2] for tensor in inputs])
+    originals = Served(network, None).state_dict()
+    return keep_in_range(program, precision, originals, lambda run: run(*inputs))
+
+
+def kept_names(kept: tuple[OutOfRange, ...]) -> list[str]:
+    return [value.name for value in kept]
+
+
+def test_values_that_overflow_stay_in_fp32_with_their_weights_and_are_listed() -> None:
     torch.manual_seed(0)
     network, x = Steep().eval(), torch.rand(8, 4)
-    small, kept = cast_to_precision(network, "fp16", lambda net: net(x))
-    assert kept == ("steep", "flat")  # the one takes what the other gives
-    assert small.first.weight.dtype == torch.float16
-    assert small.steep.weight.dtype == torch.float32
+    program, kept = half(network, x)
+    # What reads a value in fp32 computes in fp32, too, and so keeps its own weights.
+    assert kept_names(kept) == ["network.steep.weight", "linear of network.steep: Linear"]
+    assert "holds 1e+05 (fp16 holds 6.55e+04)" in str(kept[0])
+    types = {name: tensor.dtype for name, tensor in program.state_dict.items()}
+    assert types["network.first.weight"] == torch.float16
+    assert types["network.steep.weight"] == types["network.flat.weight"] == torch.float32
     with torch.no_grad():
-        assert torch.allclose(small(x.half()).float(), network(x), rtol=1e-2)
+        assert torch.allclose(program.module()(x)[0], network(x), rtol=1e-2)
         assert not torch.isfinite(network.half()(x.half())).all()
 
 
@@ -109,14 +129,44 @@ class Both(nn.Module):
 
 def test_what_adds_up_beyond_fp16_is_added_in_fp32() -> None:
     network, x = Sum().eval(), torch.ones(2, 1)
-    small, kept = cast_to_precision(network, "fp16", lambda net: net(x))
-    assert kept == ("one",)
+    program, kept = half(network, x)
+    assert "add of network.block: Both" in kept_names(kept)
     with torch.no_grad():
-        assert torch.allclose(small(x.half()).float(), network(x), rtol=1e-2)
+        assert torch.allclose(program.module()(x)[0], network(x), rtol=1e-2)
         assert not torch.isfinite(network.half().block(x.half())).all()
 
 
-def test_beside_a_layer_in_fp32_batch_norms_are_still_folded() -> None:
+class InPlace(nn.Module):
+    """It squares in place: what reads the tensor afterwards reads the square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.conv(x)) * 400
+        x.mul_(x)
+        return self.head(x.mean((2, 3)) / 1e5)
+
+
+def test_what_is_computed_in_place_is_kept_in_fp32_too() -> None:
+    torch.manual_seed(0)
+    network, x = InPlace().eval(), torch.rand(4, 1, 5, 5)
+    program, kept = half(network, x)
+    assert "mul of network: InPlace" in kept_names(kept)
+    with torch.no_grad():
+        assert torch.allclose(program.module()(x)[0], network(x), rtol=2e-2)
+    outputs = (TensorSpec("output", "float32", (None, 2)),)
+    inputs = (TensorSpec("x", "float32", (None, 1, 5, 5)),)
+    graph = next(export_graph(program, inputs, outputs, {}).graphs)
+    assert "BatchNormalization" not in [node.op_type for node in graph.graph.node]
+    carried = trace_weights(program, graph, 6)
+    held = [onnx.numpy_helper.to_array(tensor).tobytes() for tensor in graph.graph.initializer]
+    for name in ("network.conv.weight", "network.norm.weight", "network.head.weight"):
+        assert carried[name].tobytes() in held
+
+
+def test_beside_values_in_fp32_batch_norms_are_still_folded() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -128,22 +178,24 @@ def test_beside_a_layer_in_fp32_batch_norms_are_still_folded() -> None:
 
     torch.manual_seed(0)
     x = torch.rand(2, 1, 5, 5)
-    small, kept = cast_to_precision(Mixed().eval(), "fp16", lambda net: net(x))
+    program, kept = half(Mixed().eval(), x)
     assert kept
-    program = export_program(small, [x.half()])
-    casts = [node for node in program.graph.nodes if "aten.to" in str(node.target)]
-    for node in casts:
-        assert node.meta["val"].dtype != node.args[0].meta["val"].dtype
-    assert len(casts) == 1  # in front of the layers in fp32
+    casts = [node for node in program.graph.nodes if "copy" in str(node.target)]
+    assert len(casts) == 2  # in front of the layers in fp32, and behind them
+    specs = (
+        (TensorSpec("x", "float32", (None, 1, 5, 5)),),
+        (TensorSpec("output", "float32", (None, 4)),),
+    )
+    graph = next(export_graph(program, *specs, {}).graphs)
+    assert "BatchNormalization" not in [node.op_type for node in graph.graph.node]
 
 
 def test_bf16_has_the_range_of_fp32() -> None:
-    network, x = Steep().eval(), torch.rand(8, 4)
-    _, kept = cast_to_precision(network, "bf16", lambda net: net(x))
+    _, kept = half(Steep().eval(), torch.rand(8, 4), precision="bf16")
     assert kept == ()
 
 
 def test_fp32_is_the_network_itself() -> None:
     network = Steep().eval()
-    assert cast_to_precision(network, "fp32", lambda net: net(torch.rand(1, 4))) == (network, ())
+    assert cast_to_precision(network, "fp32") is network
     assert network.first.weight.dtype == torch.float32

@@ -19,7 +19,7 @@ from pipeline.workflow.runner import Store
 @pytest.fixture
 def source(built: Store) -> Source:
     golden = goldens.load(built.root / "lenet/fp32/golden.npz")
-    return Source(nn.Identity(), golden, {}, "dynamo", None)
+    return Source(nn.Identity(), None, golden, {}, None)
 
 
 def other(graph: onnx.ModelProto) -> onnx.ModelProto:

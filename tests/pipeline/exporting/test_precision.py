@@ -35,7 +35,15 @@ def exported(network: nn.Module, precision: str, folder: Path, **inputs) -> tupl
     exact = ExactModel(model, ("output",))
     cache = ReferenceCache(folder / "cache", "key")
     reference = make_reference(
-        model, cast.runs, exact, golden_rows, precision, None, cache, noise_runs=4, beyond=cast.beyond
+        model,
+        cast.runs,
+        exact,
+        golden_rows,
+        precision,
+        None,
+        cache,
+        noise_runs=4,
+        beyond=cast.beyond,
     )
     source = Source(cast.module, cast.program, reference, {}, None)
     return cast, export(source, lambda: calibration.made(model))

@@ -1,10 +1,8 @@
 """How far rounding moves a row: measured by runs that are rounded otherwise."""
 
-import copy
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from pipeline.golden import noise
 
@@ -88,43 +86,3 @@ def test_an_approximated_function_may_be_off_by_a_unit_of_its_range() -> None:
         assert {round(error / (size * 2**-23), 1) for error in errors} == {-1.0, 1.0}
     with at_random(Served(nn.ReLU(), None), 0) as exactly, torch.inference_mode():
         assert (exactly(x)[0] == 0).all()
-
-
-def test_products_of_float16_are_as_exact_as_pytorchs_own() -> None:
-    import torch
-    from torch import nn
-
-    from exporters.module import Served
-    from pipeline.golden.reference import run_all
-
-    torch.manual_seed(0)
-    for module, shape in (
-        (nn.Conv2d(16, 8, 3, padding=1), (4, 16, 9, 9)),
-        (nn.Conv2d(16, 16, 3, groups=16), (4, 16, 9, 9)),
-        (nn.Linear(300, 40), (6, 300)),
-    ):
-        half, x = Served(module.half(), None, torch.float16), torch.randn(shape).half()
-        with torch.inference_mode():
-            (own,) = half(x)
-            exact = copy.deepcopy(module).double()(x.double())
-        computed = torch.from_numpy(run_all(half, [x], ("y",))["y"])
-        assert torch.equal(computed, computed.half().float())
-        errors = [
-            (result.double() - exact).pow(2).mean().sqrt().item() for result in (own, computed)
-        ]
-        assert errors[1] == pytest.approx(errors[0], rel=0.05)
-        # What is computed in float32 and not rounded would be a thousand times as exact.
-        assert errors[1] > 1e-5
-
-
-def test_what_pytorch_refuses_of_mixed_types_is_refused() -> None:
-    import torch
-
-    from pipeline.golden.rounding import half_products
-
-    half, single = torch.ones(2, 2).half(), torch.ones(2, 2)
-    with torch.inference_mode(), half_products():
-        assert (half @ half).dtype == torch.float16
-        for weight in (single, single.double(), single.int()):
-            with pytest.raises(RuntimeError, match="dtype"):
-                torch.mm(half, weight)
