@@ -33,14 +33,14 @@ def test_assay_cache_moves_engines_data_sets_and_compiled_code(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     folder = tmp_path / "elsewhere"
     assert cache.cache_folder() == folder
-    assert download.cache_folder(FULL) == folder / "fashion-mnist"
-    assert cache.compiled_by_torch() == folder / "torchinductor"
+    assert download.dataset_folder(FULL) == folder / "fashion-mnist"
+    assert cache.set_torch_cache() == folder / "torchinductor"
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "torchinductor")
 
 
 def test_torchs_own_setting_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    assert cache.compiled_by_torch() == tmp_path
+    assert cache.set_torch_cache() == tmp_path
 
 
 def test_a_file_is_replaced_once_it_is_whole(tmp_path: Path) -> None:

@@ -123,9 +123,9 @@ def test_hidden_gpus_are_named_with_the_variable_that_hides_them(
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("100", "CUDA opens no GPU here: cuInit says CUDA_ERROR_NO_DEVICE"),
-        ("803", "CUDA opens no GPU here: cuInit says CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
-        ("4711", "CUDA opens no GPU here: cuInit says 4711"),
+        ("100", "CUDA opens no GPU here: cuInit returned CUDA_ERROR_NO_DEVICE"),
+        ("803", "CUDA opens no GPU here: cuInit returned CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
+        ("4711", "CUDA opens no GPU here: cuInit returned 4711"),
         ("abort", "CUDA's driver ended the process that asked it, by SIGABRT"),
         ("exit", "CUDA's driver ended the process that asked it, with status 3"),
     ],

@@ -191,7 +191,7 @@ def test_other_types_than_asked_for_are_an_error_unless_accepted(
     before = engine.read_bytes()
     result = assay(*words)
     assert result.code == 1
-    assert "does not compute as" in result.err
+    assert "computes in other types than" in result.err
     assert "Conv 'node_conv2d'" in result.err
     assert engine.read_bytes() == before
     result = assay(*words, "--other-types")
