@@ -18,7 +18,7 @@ TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 @pytest.mark.slow(3)
 @pytest.mark.parametrize("precision", TYPES)
-def test_the_chain_of_a_precision(
+def test_all_stages_run_at_each_precision(
     store: Store, assay: Callable[..., Result], precision: str
 ) -> None:
     where = ("--root", store.root, "--dist", store.dist, "--batch", 1, "--budget", 0.1)
@@ -41,7 +41,7 @@ def test_the_chain_of_a_precision(
 
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("precision", TYPES)
-def test_inputs_and_logits_keep_their_types_and_the_layers_have_the_precision(
+def test_inputs_and_logits_keep_their_types_and_layers_use_the_precision(
     store: Store, assay: Callable[..., Result], precision: str
 ) -> None:
     assert assay("export", "lenet", "--precision", precision, "--root", store.root).code == 0
@@ -57,7 +57,7 @@ def test_inputs_and_logits_keep_their_types_and_the_layers_have_the_precision(
 
 
 class Steep(nn.Module):
-    """Its middle layer gives numbers that fp16 does not have."""
+    """Its middle layer outputs numbers beyond the range of fp16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def test_layers_that_overflow_stay_in_fp32_and_are_listed() -> None:
     torch.manual_seed(0)
     network, x = Steep().eval(), torch.rand(8, 4)
     small, kept = cast_to_precision(network, "fp16", lambda net: net(x))
-    assert kept == ("steep", "flat")  # the one takes what the other gives
+    assert kept == ("steep", "flat")  # "flat" takes the large outputs of "steep"
     assert small.first.weight.dtype == torch.float16
     assert small.steep.weight.dtype == torch.float32
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_layers_that_overflow_stay_in_fp32_and_are_listed() -> None:
 
 
 class Sum(nn.Module):
-    """Its layers give numbers that fp16 holds; their sum is none."""
+    """Its layers output numbers within the range of fp16; their sum is beyond it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Both(nn.Module):
         return self.one(x) + self.two(x) + self.one(x)
 
 
-def test_what_adds_up_beyond_fp16_is_added_in_fp32() -> None:
+def test_a_sum_beyond_fp16_is_computed_in_fp32() -> None:
     network, x = Sum().eval(), torch.ones(2, 1)
     small, kept = cast_to_precision(network, "fp16", lambda net: net(x))
     assert kept == ("one",)
@@ -116,7 +116,7 @@ def test_what_adds_up_beyond_fp16_is_added_in_fp32() -> None:
         assert not torch.isfinite(network.half().block(x.half())).all()
 
 
-def test_beside_a_layer_in_fp32_batch_norms_are_still_folded() -> None:
+def test_batch_norms_next_to_a_fp32_layer_are_still_folded() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""How far rounding moves a row: measured by runs that are rounded otherwise."""
+"""The rounding noise of a row, measured by runs with random rounding."""
 
 import copy
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from pipeline.golden import noise
 
 
-def test_sums_are_also_made_one_by_one_as_engines_make_them() -> None:
+def test_random_runs_add_up_one_by_one_as_engines_do() -> None:
     import torch
 
     from pipeline.golden import rounding
@@ -38,7 +38,7 @@ def test_sums_are_also_made_one_by_one_as_engines_make_them() -> None:
         )
 
 
-def test_runs_with_moved_weights_measure_what_rounding_does(tmp_path: Path) -> None:
+def test_runs_with_moved_weights_measure_rounding_noise(tmp_path: Path) -> None:
     """Where one run is right by chance, the others are not."""
     import torch
     from torch import nn
@@ -68,7 +68,7 @@ def test_runs_with_moved_weights_measure_what_rounding_does(tmp_path: Path) -> N
 
 
 def test_an_approximated_function_may_be_off_by_a_unit_of_its_range() -> None:
-    """Far out, a sigmoid is next to nothing, and its approximations have no right digit there."""
+    """Far out, a sigmoid is nearly zero, and approximations have no correct digit there."""
     import torch
     from torch import nn
 
@@ -113,11 +113,11 @@ def test_products_of_float16_are_as_exact_as_pytorchs_own() -> None:
             (result.double() - exact).pow(2).mean().sqrt().item() for result in (own, computed)
         ]
         assert errors[1] == pytest.approx(errors[0], rel=0.05)
-        # What is computed in float32 and not rounded would be a thousand times as exact.
+        # Results in float32 that are not rounded would be a thousand times as exact.
         assert errors[1] > 1e-5
 
 
-def test_what_pytorch_refuses_of_mixed_types_is_refused() -> None:
+def test_mixed_types_that_pytorch_refuses_are_refused() -> None:
     import torch
 
     from pipeline.golden.rounding import half_products
