@@ -20,14 +20,13 @@ from pipeline.workflow import console, hints, records
 from pipeline.workflow.artifacts import GRAPH_SUBJECT, graph_of, is_engine, record_beside
 from pipeline.workflow.digests import sha256_file
 
-# The exported graph itself is a subject too. This engine runs it as it is, unoptimised.
-GRAPH = GRAPH_SUBJECT
+# The engine that runs the exported graph itself, unoptimised, when that is the subject.
 GRAPH_RUNNER = "onnxruntime"
 
 
 def runner(subject: str) -> str:
     """Returns the name of the engine that runs a subject."""
-    return GRAPH_RUNNER if subject == GRAPH else subject
+    return GRAPH_RUNNER if subject == GRAPH_SUBJECT else subject
 
 
 def prove(
@@ -63,8 +62,8 @@ def prove(
     audit = None
     if runner(subject) == GRAPH_RUNNER:
         # Read before the engine reads it, to check that all its data is in its own folder.
-        model = onnx_files.read(path, data=subject == GRAPH)
-        audit = audit_model(model, golden.weights, path) if subject == GRAPH else None
+        model = onnx_files.read(path, data=subject == GRAPH_SUBJECT)
+        audit = audit_model(model, golden.weights, path) if subject == GRAPH_SUBJECT else None
         del model
     verdict = _judge(subject, path, golden, precision, OpenOptions(device, threads), images)
     return verdict if audit is None else with_audit(verdict, audit)
@@ -126,14 +125,14 @@ def _judge(
     if not state.run:
         return not_run(subject, precision, state.reason)
     kind = device.partition(":")[0]
-    if subject == GRAPH:
+    if subject == GRAPH_SUBJECT:
         device = "auto"  # GRAPH_RUNNER alone judges the graph, whatever device the engines use
     elif kind in ("cpu", "cuda") and kind not in engine.devices:
         return not_run(subject, precision, f"it does not run on {device!r}")
     options = dataclasses.replace(
         asked,
         device=choose_device(engine, device),
-        optimize=subject != GRAPH,
+        optimize=subject != GRAPH_SUBJECT,
     )
     try:
         session = open_built(engine, path, options)
