@@ -143,8 +143,9 @@ def load(
 def _proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -> list[str]:
     """Returns the engines that run here and compute what the PyTorch model does."""
     from pipeline.verification import engine_proof
+    from pipeline.workflow.artifacts import GRAPH_SUBJECT
 
-    names = [name for name in unpacked.subjects if name != engine_proof.GRAPH]
+    names = [name for name in unpacked.subjects if name != GRAPH_SUBJECT]
     if engine is not None:
         if engine not in names:
             raise NotAvailableError(

@@ -1,4 +1,4 @@
-"""The one cache folder, writing a file whole or not at all, and names that files can have."""
+"""The cache folder, atomic writing of files, and names that are valid for files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Returns where what can be made again is kept between runs, for all checkouts of a user.
+    """Returns the folder for files that can be made again, shared by all checkouts of a user.
 
-    ASSAY_CACHE, or the folder that the platform has for it: `~/.cache/assay` on Linux, or below
-    XDG_CACHE_HOME.
+    It is ASSAY_CACHE, or else the platform's cache folder: `~/.cache/assay` on Linux, or `assay`
+    below XDG_CACHE_HOME.
     """
     if chosen := os.environ.get("ASSAY_CACHE"):
         return Path(chosen).expanduser()
@@ -23,33 +23,33 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("assay", appauthor=False)
 
 
-def compiled_by_torch() -> Path:
-    """Keeps what torch.compile compiles in the cache folder too, unless torch is told otherwise.
+def set_torch_cache() -> Path:
+    """Puts torch.compile's cache into the cache folder, unless TORCHINDUCTOR_CACHE_DIR is set.
 
     Returns:
-        The folder, which torch reads from TORCHINDUCTOR_CACHE_DIR.
+        The folder, which torch reads from that variable.
     """
     folder = str(cache_folder() / "torchinductor")
     return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder))
 
 
 def slug(text: str) -> str:
-    """Returns a text as it can stand in the name of a file, on any file system."""
+    """Returns a text in a form that is valid in a file name on any file system."""
     return re.sub(r"[^\w.+-]+", "-", text)
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Writes a file of the cache, if it can be written."""
+    """Writes a file of the cache; does nothing if it cannot be written."""
     with suppress(OSError), write_atomic(path) as part:
         part.write_bytes(content)
 
 
 @contextmanager
 def write_atomic(path: Path) -> Iterator[Path]:
-    """Gives a file beside `path` to write, and puts it in its place once the block has ended.
+    """Yields a temporary file to write, which replaces `path` once the block has ended.
 
-    A reader, and a machine that crashes, finds the old content or the new one, never a part. If
-    the block raises, the old content stays.
+    Readers find the old content or the new one, never a part of it, even after a crash. If the
+    block raises, the old content stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident():x}")

@@ -1,4 +1,4 @@
-"""The checks of feeds, devices and vendor libraries that every backend makes."""
+"""Checks of feeds, devices and vendor libraries, shared by all backends."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from engines import hardware
 from engines.contract import Array, Availability, Engine, Feeds, TensorSpec
 from engines.errors import DeployError, NotAvailableError, UsageError
 
-# Entered around the import of a vendor library. A program whose signal handler raises holds
-# signals back here: an exception inside a C++ library's initialisation would end the process.
+# Entered around the import of a vendor library. A program whose signal handler raises sets this to
+# hold signals back: an exception inside a C++ library's initialisation would end the process.
 import_guard: Callable[[], AbstractContextManager[None]] = nullcontext
-_REMEMBERED = 1024  # shapes that one session keeps in mind
+_REMEMBERED = 1024  # combinations of shapes that one session remembers as accepted
 
 
 @dataclass
 class FeedCheck:
-    """Checks feeds against a session's inputs, so that every engine refuses in the same words.
+    """Checks feeds against a session's inputs, with the same messages for every engine.
 
     Attributes:
         batch: Smallest and largest batch accepted, or None for any.
@@ -32,8 +32,8 @@ class FeedCheck:
     inputs: tuple[TensorSpec, ...]
     batch: tuple[int, int] | None = None
     _names: list[str] = field(init=False)
-    # What was accepted before: a server sends the same few shapes over and over, and checking
-    # them at length each time shows in the latency of a small model.
+    # Shapes that were accepted before. A server sends the same few shapes over and over, and a full
+    # check each time shows in the latency of a small model.
     _accepted: set[object] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class FeedCheck:
             if not isinstance(array, np.ndarray):
                 raise DeployError(
                     f"input {name!r} is a {type(array).__name__}, not a numpy array",
-                    "give numpy arrays; of a torch tensor, .numpy()",
+                    "give numpy arrays; call .numpy() on a torch tensor",
                 )
         self._check_all(feeds)
         if len(self._accepted) < _REMEMBERED:
@@ -125,7 +125,7 @@ def pick_device(asked: str, kinds: tuple[str, ...], who: str) -> str:
         )
     if kind == "cuda" and int(index or 0) >= len(hardware.gpus()):
         raise NotAvailableError(
-            f"device {asked!r} is not here:"
+            f"device {asked!r} does not exist here:"
             f" {hardware.no_gpu() or f'CUDA opens {len(hardware.gpus())} GPUs'}",
             "count from cuda:0; without a GPU, use --device auto",
         )
@@ -152,7 +152,7 @@ def import_vendor(module: str, install: str) -> Any:
 
 
 def installed(distributions: tuple[str, ...]) -> dict[str, str]:
-    """Returns name and version of the first distribution that is installed."""
+    """Returns name and version of the first installed distribution; else "not installed"."""
     for distribution in distributions:
         version = hardware.version(distribution)
         if version != "not installed":
@@ -161,7 +161,7 @@ def installed(distributions: tuple[str, ...]) -> dict[str, str]:
 
 
 def available_on_cpu(distributions: tuple[str, ...], install: str) -> Availability:
-    """Returns the availability of an engine that needs its library and nothing else."""
+    """Returns the availability of an engine that needs only its library."""
     ((name, version),) = installed(distributions).items()
     if version == "not installed":
         return Availability(False, False, f"{name} is not installed", install)

@@ -1,4 +1,4 @@
-"""What every backend has in common: the Engine and Session contracts."""
+"""The Engine and Session contracts that every backend implements."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TensorSpec:
 
     Attributes:
         dtype: A numpy dtype name, such as "uint8" or "float32".
-        shape: One entry an axis; None where the axis is dynamic.
+        shape: One entry for each axis; None for a dynamic axis.
     """
 
     name: str
@@ -54,26 +54,26 @@ class Availability:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a build may be told, whatever the backend.
+    """Options of a build, for all backends.
 
     Attributes:
         batch_min: Smallest batch the engine has to accept.
-        batch_opt: Batch for which a backend that can choose optimises.
+        batch_opt: Batch to optimise for, in backends that can choose.
         batch_max: Largest batch the engine has to accept.
         workspace_mib: Scratch memory that TensorRT may use while it runs, in MiB.
         tf32: Let TensorRT compute fp32 matrix products in TF32 (10-bit mantissa).
-        optimization_level: Of TensorRT, 0 (built fast) to 5 (runs fast); None is its own, 3.
-        target_sm: Compute capabilities to build for, such as 89, where that is not the GPU at
-            hand (TensorRT for RTX); none means its own choice.
+        optimization_level: TensorRT's, 0 (builds fast) to 5 (runs fast); None means its default.
+        target_sm: Compute capabilities to build for, such as 89 (TensorRT for RTX); empty means
+            the vendor's default.
         version_compatible: The plan may be run by later minor versions (TensorRT).
         hardware_compatible: The plan may be run on any GPU from Ampere on (TensorRT).
         refit: Weights may be replaced in the built plan (TensorRT).
         other_types: Accept a plan in which products compute in other types than the graph asks
             for, and note which (TensorRT).
-        strip_weights: The plan holds no weights: they are put in when it is opened (TensorRT).
-        progress: Called with what is being done and how far it is, from 0 to 1; raises to end
+        strip_weights: The plan holds no weights; they are added when it is opened (TensorRT).
+        progress: Called with the current step and its progress from 0 to 1; an exception ends
             the build.
-        note: Called with a name and a value, for what the record of the build should keep.
+        note: Called with a name and a value to keep in the build's record.
     """
 
     batch_min: int = 1
@@ -99,9 +99,13 @@ class BuildOptions:
                 "give --batch-min <= --batch-opt <= --batch-max, all at least 1",
             )
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:  # noqa: PLR2004
-            raise UsageError(f"optimization level {self.optimization_level}", "give 0 to 5")
+            raise UsageError(
+                f"optimization level {self.optimization_level} does not exist", "give 0 to 5"
+            )
         if self.workspace_mib < 1:
-            raise UsageError(f"workspace of {self.workspace_mib} MiB", "give at least 1 MiB")
+            raise UsageError(
+                f"a workspace of {self.workspace_mib} MiB is too small", "give at least 1 MiB"
+            )
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,11 @@ class OpenOptions:
     Attributes:
         device: "cpu" or "cuda:N".
         threads: CPU threads for one inference.
-        optimize: False asks for the graph as it is, without the runtime's own rewrites
-            (only engines that open an ONNX graph have a choice).
-        cuda_graph: Launches replay a CUDA graph, captured anew when the shape changes. Only
-            engines whose `cuda_graphs` is true look at it.
-        weights: The ONNX graph whose weights a plan takes that was built without its own.
+        optimize: False runs the graph as it is, without the runtime's own rewrites. Only engines
+            that open an ONNX graph have the choice.
+        cuda_graph: Launches replay a CUDA graph, captured anew when the shape changes. Ignored by
+            engines whose `cuda_graphs` is False.
+        weights: The ONNX graph with the weights for a plan that was built without them.
     """
 
     device: str = "cpu"
@@ -126,10 +130,10 @@ class OpenOptions:
 
 
 class Session(Protocol):
-    """A built engine, open on one device. Not for use from several threads at once.
+    """A built engine, open on one device. Only one thread may use it at a time.
 
     Attributes:
-        device: Where it really runs, "cpu" or "cuda:N".
+        device: The device it actually runs on, "cpu" or "cuda:N".
         batch: The smallest and largest batch it accepts, or None if it has no limit.
         stream: The CUDA stream on which `launch` enqueues, or None on a CPU.
     """
@@ -141,24 +145,24 @@ class Session(Protocol):
     stream: int | None
 
     def run(self, feeds: Feeds) -> Outputs:
-        """Host arrays in, host arrays out; returns when the outputs are there."""
+        """Takes and returns host arrays; returns when the outputs are complete."""
 
     def bind(self, feeds: Feeds) -> None:
-        """Puts the inputs where the device reads them, for any number of launches."""
+        """Copies the inputs to where the device reads them, for any number of launches."""
 
     def launch(self) -> None:
         """Enqueues one inference on the bound inputs."""
 
     def synchronize(self) -> None:
-        """Returns when every launched inference has completed."""
+        """Waits until every launched inference has completed."""
 
     def close(self) -> None:
-        """Frees what the session holds. May be called twice."""
+        """Frees the session's resources. May be called twice."""
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """A backend. It names this class as its base, and so has the defaults below.
+    """A backend. Backends inherit from this class, for its defaults.
 
     Attributes:
         name: The name of its file.
@@ -167,7 +171,7 @@ class Engine(Protocol):
         devices: The kinds of device it runs on, "cpu" or "cuda"; the preferred one first.
         cuda_graphs: Whether its launches can replay a CUDA graph.
         build_options: The fields of BuildOptions that change what it builds.
-        lacks: Precisions that it has no kernels for, such as "fp8".
+        lacks: Precisions without kernels in this engine, such as "fp8".
     """
 
     # Plain annotations, since a dataclass would take a property of its base for a default.
@@ -180,7 +184,7 @@ class Engine(Protocol):
     lacks: frozenset[str] = frozenset()
 
     def available(self) -> Availability:
-        """Whether it can be built and run here, or why not and what to install.
+        """Returns whether it can be built and run here; if not, why and what to install.
 
         Looks the library up without importing it, since some take seconds to import.
         """
@@ -189,29 +193,29 @@ class Engine(Protocol):
         """Returns why it does not run on GPUs of a compute capability, or "".
 
         Args:
-            capability: Such as "9.0".
+            capability: A compute capability, such as "9.0".
         """
         return ""
 
     def fingerprint(self) -> dict[str, str]:
-        """Versions, GPU and driver: all that the built bytes and the speed depend on.
+        """Returns versions, GPU and driver: all that the built bytes and the speed depend on.
 
-        Imports no vendor library, since it is asked on every command.
+        Imports no vendor library, since every command calls it.
         """
 
     def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
-        """Builds `source` into the file `target`; returns its layers, where they are told."""
+        """Builds `source` into the file `target`; returns its layers, if it reports any."""
 
     def incompatibility(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
-        """Returns why what was built elsewhere must not be opened here, or "".
+        """Returns why an engine that was built elsewhere must not be opened here, or "".
 
-        A caller that knows where a file was built asks before anything of it is loaded.
+        Callers that have the build's record ask before anything of the file is loaded.
 
         Args:
-            built_by: The fingerprint where it was built.
+            built_by: The fingerprint on the machine that built it.
             params: The options it was built with.
         """
         return ""
 
     def open(self, built: Path, options: OpenOptions) -> Session:
-        """Opens what `build` wrote."""
+        """Opens a file that `build` wrote."""

@@ -1,6 +1,6 @@
 """One GPU's memory, copies, events and graphs, through NVIDIA's bindings of the CUDA runtime.
 
-Two and a half megabytes beside a TensorRT plan, where torch would be gigabytes.
+The bindings take two and a half megabytes, where torch would take gigabytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Cuda:
         """Takes "cuda" or "cuda:N".
 
         Raises:
-            NotAvailableError: No bindings, no driver, or no such device.
+            NotAvailableError: The bindings, the driver or the device are missing.
         """
         self._runtime = import_vendor("cuda.bindings.runtime", INSTALL)
         self.index = int(device.partition(":")[2] or 0)
@@ -43,15 +43,15 @@ class Cuda:
         """Returns the address of `size` bytes on the device.
 
         Raises:
-            DeployError: The device has not that much left.
+            DeployError: The device has less free memory.
         """
         return int(self._memory("cudaMalloc", size))
 
     def allocate_host(self, size: int) -> tuple[int, Array]:
-        """Returns address and bytes of host memory that the device copies from by itself.
+        """Returns the address of pinned host memory, and the memory as a uint8 array `[size]`.
 
-        Pageable memory would first be copied into such memory by the driver, and would make the
-        copy wait for the host.
+        The driver would first copy pageable memory into pinned memory, and the device's copy would
+        wait for the host.
         """
         address = int(self._memory("cudaHostAlloc", size, 0))
         block = (ctypes.c_uint8 * size).from_address(address)
@@ -75,22 +75,22 @@ class Cuda:
         self._call("cudaStreamSynchronize", stream)
 
     def to_device(self, target: int, source: int, size: int, stream: int) -> None:
-        """Enqueues a copy from host memory of `allocate_host`."""
+        """Enqueues a copy of `size` bytes from host memory of `allocate_host`."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", target, source, size, kind, stream)
 
     def to_host(self, target: int, source: int, size: int, stream: int) -> None:
-        """Enqueues a copy into host memory of `allocate_host`."""
+        """Enqueues a copy of `size` bytes into host memory of `allocate_host`."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", target, source, size, kind, stream)
 
     def captured(self, stream: int, enqueue: Callable[[], None]) -> Any:
-        """Returns what `enqueue` puts on a stream as a graph that can be launched again."""
+        """Captures the work that `enqueue` puts on a stream; returns an executable graph."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
             enqueue()
-        except BaseException:  # a stream left capturing would refuse everything after
+        except BaseException:  # a stream left in capture mode would reject all later calls
             _, graph = self._runtime.cudaStreamEndCapture(stream)
             if graph:
                 self._runtime.cudaGraphDestroy(graph)
@@ -110,7 +110,7 @@ class Cuda:
     def timed(self, stream: int, count: int, action: Callable[[], None]) -> list[float]:
         """Returns how long each of `count` calls keeps a stream busy, in seconds.
 
-        By CUDA events, whose resolution is about half a microsecond.
+        Timed by CUDA events, whose resolution is about half a microsecond.
         """
         pairs = [[self._call("cudaEventCreate") for _ in range(2)] for _ in range(count)]
         try:
@@ -130,12 +130,12 @@ class Cuda:
         self.use()
         error, address = getattr(self._runtime, name)(size, *more)
         if error == errors.cudaErrorMemoryAllocation:
-            self._runtime.cudaGetLastError()  # clears the error, which later calls would return
+            self._runtime.cudaGetLastError()  # clears the error, or later calls would return it
             free, total = self._call("cudaMemGetInfo")
             raise DeployError(
                 f"out of GPU memory: {size / 2**20:,.1f} MiB asked for, {free / 2**20:,.1f} of"
                 f" {total / 2**20:,.1f} MiB free",
-                "build with a smaller --batch-max, or end what else runs on the GPU",
+                "build with a smaller --batch-max, or stop other programs on the GPU",
             )
         self._check(name, error)
         return address
@@ -151,7 +151,7 @@ class Cuda:
         known = self._runtime.cudaError_t
         if error == known.cudaSuccess:
             return
-        failure = f"{name} says {error.name}"
+        failure = f"{name} returned {error.name}"
         absent = (
             known.cudaErrorInsufficientDriver,
             known.cudaErrorNoDevice,

@@ -1,4 +1,4 @@
-"""The errors that a user can mend, and the exit code each one stands for."""
+"""Errors that a user can fix, each with its exit code."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 
 class DeployError(Exception):
-    """Something the user, the files or the machine got wrong; never a bug of ours.
+    """A problem with the user's input, the files or the machine; never a bug of ours.
 
     Attributes:
         message: What failed, with the offending value.
         hint: What to do about it; may be empty.
-        report: What another tool said of it at length; may be empty.
-        details: What was found, for programs that read it; plain values of JSON.
+        report: The full output of another tool; may be empty.
+        details: Results for programs to read, as plain JSON values.
         exit_code: The process exit code this error leads to.
     """
 
@@ -33,7 +33,7 @@ class UsageError(DeployError):
 
 
 class ParityError(DeployError):
-    """An engine or graph whose outputs are not those of the PyTorch model."""
+    """An engine or graph whose outputs differ from those of the PyTorch model."""
 
     exit_code = 3
 

@@ -1,9 +1,8 @@
-"""Asks CUDA's driver which GPUs it opens; a script of its own, run as a child process.
+"""Asks CUDA's driver which GPUs it opens; a script that runs as a child process.
 
-In a child, since a driver at fault can end the process that asks it, and since a process that has
-opened CUDA must not fork. It needs the driver's own libraries and nothing else. It prints one JSON
-object: `gpus`, in the order in which CUDA numbers them and without those that
-CUDA_VISIBLE_DEVICES hides, and `problem`, the reason for an empty list.
+A faulty driver can end the process that calls it, and a process that has opened CUDA must not fork.
+The script needs only the driver's own libraries. It prints one JSON object: `gpus`, in CUDA's order
+and without those that CUDA_VISIBLE_DEVICES hides, and `problem`, the reason for an empty list.
 
 CUDA Driver API, section 6: initialisation, version and device management.
 """
@@ -19,28 +18,28 @@ _CUDA = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _NVML = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 # CUdevice_attribute
 _MAJOR, _MINOR = 75, 76
-_TEXT = 256  # bytes for a name
+_TEXT = 256  # bytes of a text buffer
 
 
 class DriverError(Exception):
-    """A call that the driver refused; the message names both."""
+    """A failed driver call; the message names the function and the error."""
 
 
 class Driver:
     """CUDA's driver library."""
 
     def __init__(self) -> None:
-        """Loads and initialises it; raises OSError or DriverError."""
+        """Loads and initialises the library; raises OSError or DriverError."""
         self._library = ctypes.CDLL(_CUDA)
         self.call("cuInit", 0)
 
     def call(self, name: str, *arguments: object) -> None:
-        """Calls a function of it; raises DriverError unless that returns 0."""
+        """Calls a function of the driver; raises DriverError unless it returns 0."""
         code = getattr(self._library, name)(*arguments)
         if code:
             text = ctypes.c_char_p()
             self._library.cuGetErrorName(code, ctypes.byref(text))
-            raise DriverError(f"{name} says {(text.value or str(code).encode()).decode()}")
+            raise DriverError(f"{name} returned {(text.value or str(code).encode()).decode()}")
 
     def number(self, name: str, *arguments: object) -> int:
         """Returns the int that a function writes to its first argument."""
@@ -49,12 +48,12 @@ class Driver:
         return value.value
 
     def gpu(self, index: int) -> dict[str, str]:
-        """Returns what identifies one GPU."""
+        """Returns name, UUID, compute capability and memory of one GPU."""
         device = self.number("cuDeviceGet", index)
         name = ctypes.create_string_buffer(_TEXT)
         self.call("cuDeviceGetName", name, _TEXT, device)
         identifier = (ctypes.c_ubyte * 16)()
-        # Version 2 gives a MIG instance's own.
+        # Version 2 gives the UUID of a MIG instance, not that of its GPU.
         self.call("cuDeviceGetUuid_v2", ctypes.byref(identifier), device)
         memory = ctypes.c_size_t()
         self.call("cuDeviceTotalMem_v2", ctypes.byref(memory), device)
@@ -70,7 +69,7 @@ class Driver:
 
 
 def driver_version() -> str:
-    """Returns the version of the driver, such as 580.159.04; "" if it does not tell."""
+    """Returns the version of the driver, such as 580.159.04; "" if NVML does not report it."""
     try:
         library = ctypes.CDLL(_NVML)
         text = ctypes.create_string_buffer(_TEXT)
@@ -82,7 +81,7 @@ def driver_version() -> str:
 
 
 def probe() -> dict[str, object]:
-    """Returns the answer that is printed."""
+    """Returns the JSON object that is printed."""
     try:
         driver = Driver()
     except OSError as error:
@@ -104,4 +103,4 @@ def probe() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(probe()))  # noqa: T201 - its answer
+    print(json.dumps(probe()))  # noqa: T201 - the answer

@@ -1,4 +1,4 @@
-"""What this machine is: CPU, memory, GPU and driver. Standard library only."""
+"""Describes this machine: CPU, memory, GPU and driver. Uses only the standard library."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from typing import Any
 from engines.errors import NotAvailableError
 
 _PROBE_SECONDS = 20
-_TOOL_SECONDS = 10  # of nvidia-smi
-# What nvidia-smi calls it, and what it is called here.
+_TOOL_SECONDS = 10  # for nvidia-smi to answer
+# States of a GPU: the field of nvidia-smi, and our name.
 _STATE = {
     "clocks.sm": "sm_mhz",
     "clocks.mem": "memory_mhz",
@@ -45,15 +45,15 @@ def affinity() -> list[int]:
 
 @contextmanager
 def keeping_to(cpus: Iterable[int]) -> Iterator[None]:
-    """Keeps this thread, and those that it starts, to some CPUs; with none, changes nothing.
+    """Pins this thread, and those that it starts, to some CPUs; without CPUs, does nothing.
 
     Raises:
-        NotAvailableError: This system has no affinity.
+        NotAvailableError: This system has no CPU affinity.
     """
     before, wanted = affinity(), set(cpus)
     if wanted and not hasattr(os, "sched_setaffinity"):
         raise NotAvailableError(
-            f"a process cannot be kept to CPUs on {platform.system()}", "leave --affinity out"
+            f"a process cannot be pinned to CPUs on {platform.system()}", "leave --affinity out"
         )
     if wanted:
         os.sched_setaffinity(0, wanted)
@@ -89,7 +89,7 @@ def memory_gib() -> float:
 
 
 def free_memory() -> int:
-    """Returns the bytes of memory that a process may still take, the container's limit too."""
+    """Returns the bytes of memory that a process may still take, within its container's limit."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     try:
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
@@ -107,9 +107,9 @@ def free_memory() -> int:
 
 @cache
 def _probed() -> dict[str, Any]:
-    """Returns what `gpu_probe` answers; see there."""
+    """Returns the JSON object that `gpu_probe` prints."""
     script = Path(__file__).with_name("gpu_probe.py")
-    # Isolated and without site-packages, which start a Python at a third of the time.
+    # Isolated and without site-packages, Python starts in a third of the time.
     command = [sys.executable, "-I", "-S", str(script)]
     try:
         answer: dict[str, Any] = json.loads(_output(command, _PROBE_SECONDS))
@@ -122,7 +122,7 @@ def _probed() -> dict[str, Any]:
             how = f"by {signal.Signals(-error.returncode).name}"
         return {"gpus": [], "problem": f"CUDA's driver ended the process that asked it, {how}"}
     except (OSError, ValueError) as error:
-        return {"gpus": [], "problem": f"CUDA's driver could not be asked: {error}"}
+        return {"gpus": [], "problem": f"CUDA's driver could not be queried: {error}"}
     return answer
 
 
@@ -130,8 +130,7 @@ def gpus() -> tuple[dict[str, str], ...]:
     """Returns the GPUs that CUDA opens here, as it numbers them; empty without one.
 
     Each has name, uuid, compute_capability, memory_gib, driver, and the CUDA version that the
-    driver knows (cuda). CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER are respected, as by every
-    program.
+    driver supports (cuda). CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER are respected.
     """
     return tuple(_probed()["gpus"])
 
@@ -139,7 +138,7 @@ def gpus() -> tuple[dict[str, str], ...]:
 def no_gpu() -> str:
     """Returns why CUDA opens no GPU here; "" if it opens one.
 
-    A GPU that is in the machine and that CUDA cannot use is named, too.
+    Also names GPUs of this machine that CUDA cannot use.
     """
     problem = str(_probed()["problem"])
     listed = _listed() if problem else []
@@ -152,7 +151,7 @@ def no_gpu() -> str:
 
 @cache
 def _listed() -> list[str]:
-    """Returns the GPUs that the driver's own tool lists, whether CUDA can use them or not."""
+    """Returns the GPUs that nvidia-smi lists, whether CUDA can use them or not."""
     rows = _nvidia_smi(("name", "driver_version"))
     return [f"{name} (driver {version})" for name, version in rows]
 
@@ -186,7 +185,7 @@ def _nvidia_smi(fields: tuple[str, ...]) -> list[list[str]]:
 
 
 def _output(command: list[str], seconds: float) -> str:
-    """Returns what a program prints; raises as `subprocess.run` unless it exits with 0 in time."""
+    """Returns a program's stdout; raises as `subprocess.run` unless it exits with 0 in time."""
     done = subprocess.run(
         command, capture_output=True, text=True, errors="replace", timeout=seconds, check=True
     )
@@ -194,9 +193,9 @@ def _output(command: list[str], seconds: float) -> str:
 
 
 def gpu_fingerprint(index: int = 0) -> dict[str, str]:
-    """Returns what an engine's bytes and speed depend on of a GPU, or `{"gpu": "none"}`.
+    """Returns the GPU facts that an engine's bytes and speed depend on, or `{"gpu": "none"}`.
 
-    Not its UUID: what is built on one card of a kind runs on all others.
+    Without the UUID: an engine built on one card runs on all cards of its kind.
     """
     if index >= len(gpus()):
         return {"gpu": "none"}

@@ -1,4 +1,4 @@
-"""The layers of a built engine, and the type in which each one really computes."""
+"""Reads the layers of a built engine, and the type in which each one computes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Layer:
 
     Attributes:
         kind: The backend's own word for what it computes, such as "Conv" or "correlation".
-        precision: The type of what it takes: "fp32", "fp16", "bf16", "int8", "fp8"; "" if that
-            is not known.
-        nodes: The names of the ONNX nodes it stands for, where the backend tells.
+        precision: The type of its inputs: "fp32", "fp16", "bf16", "int8", "fp8"; "" if that is
+            not known.
+        nodes: The names of the ONNX nodes it computes, if the backend reports them.
     """
 
     name: str
@@ -46,15 +46,15 @@ _LAYER = re.compile(r"^Name: (.*?), LayerType: (.*?), Inputs: \[(.*?)\], Constan
 
 
 def precision(dtype: str) -> str:
-    """Returns a type under the name that precisions have here."""
+    """Returns our name of an element type, such as "fp32" for "float"."""
     name = dtype.lower()
     return _PRECISIONS.get(name, name)
 
 
 def of_tensorrt(log: Iterable[str]) -> tuple[Layer, ...]:
-    """Reads the layers of an engine from what TensorRT logs when it has built one.
+    """Reads the layers of an engine from the log of TensorRT's build.
 
-    The engine inspector says the same, but needs a GPU to open the plan on.
+    The engine inspector reports the same, but needs a GPU to open the plan on.
     """
     (listed, *_) = [*(text for text in log if text.startswith("Layers:")), ""]
     layers = []
@@ -70,10 +70,10 @@ def of_tensorrt(log: Iterable[str]) -> tuple[Layer, ...]:
 
 
 def of_inspector(report: str) -> tuple[Layer, ...]:
-    """Reads the layers from what TensorRT's engine inspector gives as JSON, at full verbosity."""
+    """Reads the layers from the JSON of TensorRT's engine inspector, at full verbosity."""
     layers = []
     for entry in json.loads(report).get("Layers", []):
-        if not isinstance(entry, dict):  # names alone: the plan was built with less verbosity
+        if not isinstance(entry, dict):  # a name only: the plan was built with less verbosity
             continue
         types = [
             match.group(0)
@@ -87,6 +87,6 @@ def of_inspector(report: str) -> tuple[Layer, ...]:
 
 
 def counted(layers: Iterable[Layer]) -> str:
-    """Returns how many layers of each kind compute in each type, in words."""
+    """Returns how many layers of each kind compute in each type, as text."""
     counts = Counter((layer.kind, layer.precision) for layer in layers if layer.precision)
     return ", ".join(f"{count} {kind} in {type_}" for (kind, type_), count in counts.most_common())

@@ -263,7 +263,7 @@ def check_graph(
         if specs != wanted:
             raise DeployError(
                 f"the exported graph has {_list(specs)}, but {_list(wanted)} was expected",
-                "a model that fixes its batch size gives a static graph; take it from the input",
+                "take the batch size from the input; a model that fixes it gives a static graph",
             )
 
 

@@ -1,1 +1,1 @@
-"""The backends, one file each under the engine's name; helpers begin with an underscore."""
+"""The backends: one file each, named after the engine; helpers begin with an underscore."""

@@ -1,4 +1,4 @@
-"""What the engines of ONNX Runtime share: they differ in the execution provider alone."""
+"""The ONNX Runtime engines, which differ only in the execution provider."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ _INSTALL = "pip install onnxruntime-gpu"
 _DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime")
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
-# What a shape is computed with. Of all of them there are CUDA kernels for floats, so that one on
-# the CPU computes integers.
+# Operators that compute shapes. All of them have CUDA kernels for floats, so any that runs on the
+# CPU computes integers.
 _SHAPE_OPERATORS = {
     *("Shape", "Size", "Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Constant", "Cast"),
     *("Add", "Sub", "Mul", "Div", "ReduceProd", "Range", "Equal", "Where", "Expand", "Reshape"),
 }
-_NAMED = 3  # nodes that an error names
+_NAMED = 3  # how many nodes an error names
 _INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (2, 4, 8, 16, 32, 64)]
-# ONNX Runtime names element types its own way.
+# numpy's names of ONNX Runtime's element types.
 _DTYPES = {
     f"tensor({theirs})": name
     for theirs, name in {
@@ -67,18 +67,18 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class OnnxRuntimeEngine(Engine):
-    """ONNX Runtime with one execution provider, and nothing else.
+    """ONNX Runtime with one execution provider.
 
-    For CPUs, `build` applies the optimisations that hold on each of them ("extended") and saves
-    the graph; `open` adds the ones for this CPU (memory layout), which must not be saved,
-    since another may not have the instructions. For GPUs, all is left to `open`.
+    For CPUs, `build` applies the optimisations that are valid on every CPU ("extended") and saves
+    the graph. `open` adds those for this CPU (memory layout), which must not be saved, since
+    another CPU may lack the instructions. For GPUs, `open` applies all of them.
 
     Attributes:
-        provider: What has to run every node. A node that it cannot run is an error, where ONNX
-            Runtime by itself would let the CPU run it.
-        settings: Of the provider, in its own words.
-        needs_gpu: Whether `build` takes a GPU, too.
-        missing: Returns what else the provider needs and this machine lacks; "" if it has it.
+        provider: The execution provider that has to run every node. A node that it cannot run is
+            an error; ONNX Runtime by itself would run it on the CPU.
+        settings: The provider's options.
+        needs_gpu: Whether `build` needs a GPU, too.
+        missing: Returns what else the provider needs and this machine lacks; "" if nothing.
     """
 
     name: str
@@ -88,7 +88,7 @@ class OnnxRuntimeEngine(Engine):
     needs_gpu: bool = False
     cuda_graphs: bool = False
     missing: Callable[[], str] = lambda: ""
-    lacks: frozenset[str] = frozenset({"fp8"})  # it converts the type, and has no products in it
+    lacks: frozenset[str] = frozenset({"fp8"})  # it converts fp8, but has no products in fp8
     module: str = "onnxruntime"
     source: Literal["graph", "program"] = "graph"
 
@@ -115,7 +115,7 @@ class OnnxRuntimeEngine(Engine):
         """Writes the optimised ONNX graph. No option applies: the batch stays dynamic.
 
         Returns:
-            Its nodes after these fusions, with the types they compute in.
+            The nodes of that graph, with the types they compute in.
 
         Raises:
             DeployError: ONNX Runtime does not accept the graph.
@@ -131,7 +131,7 @@ class OnnxRuntimeEngine(Engine):
         settings = runtime.SessionOptions()
         settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         settings.optimized_model_filepath = str(target)
-        settings.log_severity_level = 4  # what it says of an error, it raises as well
+        settings.log_severity_level = 4  # it also raises the errors that it logs
         _session(runtime, source, settings, [_CPU])
         return _layers(onnx, target)
 
@@ -156,7 +156,7 @@ class OnnxRuntimeEngine(Engine):
         # Idle workers must not spin on after a run: they would slow down whatever runs next,
         # which in a benchmark is a competitor.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
-        settings.log_severity_level = 4  # what it says of an error, it raises as well
+        settings.log_severity_level = 4  # it also raises the errors that it logs
         if not self._on_cpu:
             return self._open_on_gpu(runtime, built, settings, device, options)
         session = _session(runtime, built, settings, [_CPU])
@@ -166,8 +166,8 @@ class OnnxRuntimeEngine(Engine):
         self, runtime: Any, built: Path, settings: Any, device: str, options: OpenOptions
     ) -> OnnxRuntimeCudaSession:
         self._require_gpu()
-        # CUDA and cuDNN are in packages of their own, which the system's linker does not know.
-        # It prints every place where it finds none.
+        # CUDA and cuDNN are in Python packages, where the system's linker does not look for them.
+        # preload_dlls prints every folder without them.
         with redirect_stdout(io.StringIO()):
             runtime.preload_dlls()
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -182,20 +182,20 @@ class OnnxRuntimeEngine(Engine):
             if self.provider == _CUDA:
                 chosen["cudnn_conv_algo_search"] = "HEURISTIC" if _is_half(built) else "EXHAUSTIVE"
                 chosen["enable_cuda_graph"] = str(int(options.cuda_graph))
-                # It would quantize biases and keep the weights in int8, for integer kernels that
-                # this provider does not have: nodes for the CPU, and casts in every run.
+                # Otherwise it quantizes biases and keeps weights in int8, for integer kernels that
+                # this provider lacks: nodes then run on the CPU, and every run casts.
                 settings.add_session_config_entry("session.disable_quant_qdq", "1")
             session = _session(runtime, built, settings, [(self.provider, chosen), _CPU])
             if session.get_providers()[0] != self.provider:
                 raise NotAvailableError(
                     f"ONNX Runtime could not load {self.provider}: it would run on"
                     f" {session.get_providers()[0]} instead",
-                    "see what its CUDA, cuDNN and TensorRT libraries need",
+                    "check its CUDA, cuDNN and TensorRT libraries",
                 )
-            if fallen := _on_cpu(session):
+            if others := _nodes_on_cpu(session):
                 raise NotAvailableError(
-                    f"{self.provider} has no kernel for {len(fallen)} nodes of {built.name}, which"
-                    f" ONNX Runtime would run on the CPU: {', '.join(fallen[:_NAMED])}",
+                    f"{self.provider} has no kernel for {len(others)} nodes of {built.name}, which"
+                    f" ONNX Runtime would run on the CPU: {', '.join(others[:_NAMED])}",
                     "build the graph for another engine, or in another precision",
                 )
         except BaseException:
@@ -221,7 +221,7 @@ class OnnxRuntimeEngine(Engine):
 
 
 def _copy(onnx: Any, source: Path, target: Path) -> None:
-    """Takes a graph as it is: a provider for GPUs optimises it when it is opened on one."""
+    """Copies a graph as it is: a provider for GPUs optimises it when it is opened."""
     try:
         onnx.checker.check_model(str(source))
         tensors = onnx.load(source, load_external_data=False).graph.initializer
@@ -231,17 +231,17 @@ def _copy(onnx: Any, source: Path, target: Path) -> None:
         ) from error
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
         raise DeployError(
-            f"{source} keeps its weights in another file, which this engine does not take along",
+            f"{source} has its weights in another file, which this engine does not support",
             "build another engine",
         )
     shutil.copyfile(source, target)
 
 
 def _is_half(path: Path) -> bool:
-    """Whether a graph computes in half precision: by its weights.
+    """Whether a graph has weights in half precision.
 
-    There cuDNN's heuristics choose faster convolutions than ONNX Runtime's default, which tries
-    them out in one layout only: ResNet-18 at batch 256 on an H100 takes half the time. In fp32
+    For these, cuDNN's heuristics choose faster convolutions than ONNX Runtime's default, which
+    tries them in one layout only: ResNet-18 at batch 256 on an H100 takes half the time. In fp32
     the default is faster.
     """
     onnx = import_vendor("onnx", "pip install onnx")
@@ -250,10 +250,10 @@ def _is_half(path: Path) -> bool:
     return any(tensor.data_type in half and len(tensor.dims) > 1 for tensor in tensors)
 
 
-def _on_cpu(session: Any) -> list[str]:
-    """Returns the nodes that ONNX Runtime runs on the CPU though they compute more than shapes.
+def _nodes_on_cpu(session: Any) -> list[str]:
+    """Returns the nodes that ONNX Runtime runs on the CPU, except those that compute shapes.
 
-    Those that compute shapes it puts there by itself, since the host needs what they give.
+    ONNX Runtime puts these on the CPU by itself, since the host needs the shapes.
     """
     return [
         f"{node.op_type} {node.name}"
@@ -287,8 +287,9 @@ def _session(runtime: Any, path: Path, settings: Any, providers: list[Any]) -> A
 def _layers(onnx: Any, path: Path) -> tuple[Layer, ...]:
     """Reads the nodes of an optimised graph.
 
-    ONNX Runtime's own operators are unknown to shape inference; it saves the types of none. So
-    a type is what the tensor's maker gives, or, of the quantized operators, what their name says.
+    Shape inference does not know ONNX Runtime's own operators, and the graph has no types for their
+    outputs. So a node's type is that of its first input with a known type, or int8 for quantized
+    operators.
     """
     graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
     known = (*graph.value_info, *graph.input, *graph.output)
@@ -300,7 +301,7 @@ def _layers(onnx: Any, path: Path) -> tuple[Layer, ...]:
         if node.op_type.startswith(("QLinear", "QGemm", "MatMulInteger", "ConvInteger")):
             dtype = "int8"
         else:
-            # A weight has the type of the layer, where that of its input is not known.
+            # Where the type of the data is not known, that of the weight is.
             dtypes = [names[types[name]] for name in node.input if types.get(name)]
             dtype = dtypes[0] if dtypes else ""
         layers.append(Layer(node.name, node.op_type, precision(dtype), (node.name,)))

@@ -1,4 +1,4 @@
-"""An ONNX Runtime session on an NVIDIA GPU: own stream, bound buffers, CUDA graphs."""
+"""An ONNX Runtime session on an NVIDIA GPU: its own stream, bound buffers, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engines.errors import DeployError
 
 # Combinations of input shapes whose buffers a session keeps; the oldest goes first.
 _MAX_SHAPES = 16
-# ONNX Runtime's word for a run that is neither captured nor replayed.
+# ONNX Runtime's graph id for a run that is neither captured nor replayed.
 _NO_GRAPH = "-1"
 
 
@@ -22,9 +22,9 @@ class _Buffers:
     """The memory of one combination of input shapes.
 
     Attributes:
-        binding: Names of inputs and outputs to their memory on the device.
-        inputs: On the device; their addresses never change, so that a graph stays valid.
-        options: Of a run; they say which captured graph it replays.
+        binding: Binds the names of inputs and outputs to memory on the device.
+        inputs: Tensors on the device. Their addresses never change, so that a graph stays valid.
+        options: Run options; they name the captured graph to replay.
     """
 
     binding: Any
@@ -131,7 +131,7 @@ class OnnxRuntimeCudaSession:
             binding.bind_ortvalue_input(spec.name, inputs[spec.name])
         for name in self._names:
             binding.bind_output(name, "cuda", index)
-        # ONNX Runtime finds the outputs' shapes in a first run, which warms its kernels up, too.
+        # A first run finds the shapes of the outputs, and warms up the kernels.
         self._run(binding, self._options(_NO_GRAPH))
         self.synchronize()
         outputs = binding.get_outputs()
@@ -144,7 +144,7 @@ class OnnxRuntimeCudaSession:
 
     def _options(self, graph: str) -> Any:
         options = self._runtime.RunOptions()
-        # It would wait for the device after every launch.
+        # Otherwise every launch waits for the device.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         if self._graph_wanted:
             options.add_run_config_entry("gpu_graph_id", graph)

@@ -1,6 +1,6 @@
-"""The builder and the session that TensorRT and TensorRT for RTX share.
+"""The engine that TensorRT and TensorRT for RTX share.
 
-Both vendor modules have the same API but for a few flags, so the module is a parameter.
+Both vendor modules have the same API except for a few flags, so the module is a parameter.
 Networks are strongly typed: the types in the ONNX graph are the types that run.
 """
 
@@ -22,14 +22,14 @@ from engines.errors import DeployError, NotAvailableError, UsageError
 from engines.layer_report import Layer, of_inspector, of_tensorrt, precision
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_SPECIAL_WORDS = {
+_WHY_UNSUPPORTED = {
     "target_sm": "it builds for the GPU of this machine",
     "version_compatible": "its plans are bound to its version",
     "hardware_compatible": "its plans are for a range of GPUs already (--target-sm)",
     "refit": "without a GPU, its builder fails with it",
     "strip_weights": "without a GPU, its builder fails with it",
 }
-# What every flavour can be told; of the others, each has some.
+# Options of every flavour; each flavour adds some of the others.
 COMMON_OPTIONS = frozenset(
     {
         "batch_min",
@@ -93,10 +93,12 @@ class TensorRTEngine(Engine):
             The plan's layers after all fusions, with the types they compute in.
 
         Raises:
-            DeployError: The parser or the builder refuses the graph; the message names the
-                nodes. Also for a dynamic axis other than the first.
+            DeployError: The parser or the builder rejects the graph (the message names the
+                nodes), an axis other than the first is dynamic, or products compute in other
+                types than the graph has.
             NotAvailableError: The library is missing, or this flavour needs a GPU to build, or
-                does not have an option that was asked for.
+                lacks one of the options.
+            UsageError: Options exclude each other, or a target does not exist.
             KeyboardInterrupt: The build was cancelled.
         """
         self._check(options)
@@ -126,7 +128,7 @@ class TensorRTEngine(Engine):
         config.progress_monitor = monitor
         timings = None if self.builds_without_gpu else self._timings()
         if timings is not None:
-            _use(config, timings, options)
+            _use_timings(config, timings, options)
         plan = builder.build_serialized_network(network, config)
         if monitor.ended_by is not None:
             raise monitor.ended_by
@@ -147,7 +149,7 @@ class TensorRTEngine(Engine):
         if missed := type_mismatches(source, layers):
             if not options.other_types:
                 raise DeployError(
-                    f"{self.name} does not compute as {source} says: {'; '.join(missed)}",
+                    f"{self.name} computes in other types than {source} has: {'; '.join(missed)}",
                     "export another precision, build for a GPU that has this one, or accept it"
                     " with --other-types",
                 )
@@ -158,18 +160,18 @@ class TensorRTEngine(Engine):
         return layers
 
     def _timings(self) -> Path:
-        """Returns where the timings of tactics are kept, for this version and GPU."""
+        """Returns the file of the timings of tactics, for this version and GPU."""
         facts = {**installed(self.distributions), **hardware.gpu_fingerprint()}
         name = cache.slug("-".join(facts.values()))
         return cache.cache_folder() / self.name / f"{name}.timings"
 
     def open(self, built: Path, options: OpenOptions) -> TensorRTSession:
-        """Opens a plan. A plan is native code: the caller has checked its digest.
+        """Opens a plan. A plan is native code, so the caller has to check its digest first.
 
         Raises:
             NotAvailableError: No GPU, or no bindings of the CUDA runtime.
             DeployError: TensorRT does not accept the plan here, the GPU has too little memory, or
-                the plan was built without weights and `options.weights` names none.
+                the plan was built without weights and `options.weights` is None.
         """
         vendor = import_vendor(self.module, self.install)
         if not hardware.gpus():
@@ -181,16 +183,16 @@ class TensorRTEngine(Engine):
         return TensorRTSession(vendor, self.name, built, options, _logger(vendor))
 
     def incompatibility(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
-        """Returns why a plan must not be loaded here, whatever it holds; "" if it may be.
+        """Returns why a plan must not be loaded here, judged by its record; "" if it may be.
 
         Args:
-            built_by: The fingerprint where it was built.
+            built_by: The fingerprint on the machine that built it.
             params: The options it was built with.
         """
         here = self.fingerprint()
         facts = [name for name in self.distributions if name in {**built_by, **here}]
         if params.get("version_compatible") and all(
-            _runs(built_by.get(name, ""), here.get(name, "")) for name in facts
+            _is_compatible(built_by.get(name, ""), here.get(name, "")) for name in facts
         ):
             facts = []
         if not self.builds_without_gpu and not params.get("hardware_compatible"):
@@ -202,43 +204,44 @@ class TensorRTEngine(Engine):
             ", ".join(f"{name} {fingerprint.get(name, 'none')}" for name in differ)
             for fingerprint in (built_by, here)
         )
-        return f"it was built with {there}, and here is {now}"
+        return f"it was built with {there}, but this machine has {now}"
 
     def _check(self, options: BuildOptions) -> None:
-        """Raises for what was asked for and this flavour does not have."""
-        for name in _SPECIAL_WORDS.keys() - self.build_options:
+        """Raises for options that this flavour lacks, and for those that exclude each other."""
+        for name in _WHY_UNSUPPORTED.keys() - self.build_options:
             if getattr(options, name):
                 raise NotAvailableError(
-                    f"{self.name} does not take --{name.replace('_', '-')}: {_SPECIAL_WORDS[name]}",
+                    f"{self.name} does not take --{name.replace('_', '-')}:"
+                    f" {_WHY_UNSUPPORTED[name]}",
                     "leave the option out, or build another engine",
                 )
         if options.version_compatible and (options.refit or options.strip_weights):
             raise UsageError(
-                "the runtime that runs plans of other versions puts no weights into a plan",
+                "TensorRT's runtime for plans of other versions cannot put weights into a plan",
                 "leave out --version-compatible, or --refit and --strip-weights",
             )
         known = {int(sm[2:]) for sm in _CAPABILITIES}
         for sm in options.target_sm:
             if sm not in known:
                 raise UsageError(
-                    f"no target of TensorRT for RTX has compute capability {sm}",
+                    f"TensorRT for RTX has no target with compute capability {sm}",
                     f"available: {', '.join(map(str, sorted(known)))}",
                 )
 
 
 def _configure(vendor: Any, config: Any, options: BuildOptions) -> None:
-    """Sets what was asked for beyond the defaults."""
+    """Sets the options that differ from the defaults."""
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     flags = {
-        # A plan with the runtime inside would be code of the host, which no session runs.
+        # A plan that includes a runtime would hold host code, which sessions do not run.
         "version_compatible": ("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"),
         "refit": ("REFIT",),
-        # With the very weights of the graph, for which it may be optimised.
+        # Only with the graph's own weights, for which the plan may be optimised.
         "strip_weights": ("STRIP_PLAN", "REFIT_IDENTICAL"),
     }
-    for name, each in flags.items():
-        for flag in each if getattr(options, name) else ():
+    for name, flag_names in flags.items():
+        for flag in flag_names if getattr(options, name) else ():
             config.set_flag(getattr(vendor.BuilderFlag, flag))
     if options.hardware_compatible:
         config.hardware_compatibility_level = vendor.HardwareCompatibilityLevel.AMPERE_PLUS
@@ -248,16 +251,16 @@ def _configure(vendor: Any, config: Any, options: BuildOptions) -> None:
             config.set_compute_capability(getattr(vendor.ComputeCapability, f"SM{sm}"), index)
 
 
-def _runs(built_by: str, here: str) -> bool:
-    """Whether a plan for other versions, built by one, runs here: of the same major, and newer."""
+def _is_compatible(built_by: str, here: str) -> bool:
+    """Whether a version-compatible plan runs here: on the same major version, at least as new."""
     there, now = (
         [int(part) for part in version.split(".") if part.isdigit()] for version in (built_by, here)
     )
     return bool(there and now) and there[0] == now[0] and there <= now
 
 
-def _use(config: Any, path: Path, options: BuildOptions) -> None:
-    """Gives the builder the timings of earlier builds, which make this one faster."""
+def _use_timings(config: Any, path: Path, options: BuildOptions) -> None:
+    """Gives the builder the timings of earlier builds, which speed up this one."""
     kept = path.read_bytes() if path.is_file() else b""
     if kept and config.set_timing_cache(config.create_timing_cache(kept), False):
         options.note("timing_cache", hashlib.sha256(kept).hexdigest())
@@ -267,7 +270,7 @@ def _use(config: Any, path: Path, options: BuildOptions) -> None:
 
 
 def monitor_of(vendor: Any, tell: Callable[[str, float], None]) -> Any:
-    """Returns a progress monitor, which ends the build when telling raises, as on Ctrl-C."""
+    """Returns a progress monitor that ends the build if `tell` raises, as on Ctrl-C."""
 
     class Monitor(vendor.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -294,7 +297,7 @@ def monitor_of(vendor: Any, tell: Callable[[str, float], None]) -> Any:
 def type_mismatches(source: Path, layers: Iterable[Layer]) -> list[str]:
     """Returns the products of a graph that no layer computes in the type of their weights.
 
-    Products are what a precision is chosen for; what lies between them may be fused.
+    A precision is chosen for its products; the operators between them may be fused.
     """
     onnx = import_vendor("onnx", "pip install onnx")
     graph = onnx.load(source, load_external_data=False).graph
@@ -302,25 +305,25 @@ def type_mismatches(source: Path, layers: Iterable[Layer]) -> list[str]:
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in types:
             types[node.output[0]] = types[node.input[0]]
-    done: dict[str, set[str]] = {}
+    layer_types: dict[str, set[str]] = {}
     for layer in layers:
         for name in layer.nodes:
-            done.setdefault(name, set()).add(layer.precision)
+            layer_types.setdefault(name, set()).add(layer.precision)
     missed = []
     for node in graph.node:
         if node.op_type not in _PRODUCTS or types.get(node.input[1]) is None:
             continue
         wanted = precision(onnx.helper.tensor_dtype_to_np_dtype(types[node.input[1]]).name)
-        found = done.get(node.name)
-        if found and wanted not in found:
-            missed.append(f"{node.op_type} {node.name!r} in {', '.join(sorted(found))}")
+        actual = layer_types.get(node.name)
+        if actual and wanted not in actual:
+            missed.append(f"{node.op_type} {node.name!r} in {', '.join(sorted(actual))}")
     return missed
 
 
 def _logger(vendor: Any) -> Any:
-    """Returns a logger that keeps what is said instead of printing it.
+    """Returns a logger that collects messages instead of printing them.
 
-    Errors are for the exception; the rest tells what was built.
+    Errors go into exceptions; the other messages describe what was built.
     """
 
     class Logger(vendor.ILogger):  # type: ignore[misc]
@@ -339,7 +342,7 @@ def _logger(vendor: Any) -> Any:
 
 
 def _strongly_typed(vendor: Any) -> int:
-    """Returns the network flags: explicit up to TensorRT 10, the only kind from 11 on."""
+    """Returns the flags of a strongly typed network, from TensorRT 11 on the only kind."""
     flag = getattr(vendor.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 

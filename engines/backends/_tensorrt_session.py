@@ -19,7 +19,7 @@ from engines.errors import DeployError, NotAvailableError
 
 @dataclass
 class _Buffer:
-    """A tensor's memory for the largest batch, on the device and beside it.
+    """A tensor's memory for the largest batch, on the device and in pinned host memory.
 
     Its addresses never change, so that captured graphs stay valid.
     """
@@ -43,7 +43,7 @@ class TensorRTSession:
     """An open plan on one GPU, on a stream of its own; see `engines.contract.Session`.
 
     Inputs and outputs go through pinned memory. With `OpenOptions.cuda_graph`, launches replay
-    a CUDA graph, captured anew when the shape changes: a context's state is that of its shape.
+    a CUDA graph, captured anew when the shape changes, since a context holds state of its shape.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TensorRTSession:
 
         Args:
             vendor: The vendor's Python module.
-            logger: The vendor's, with a list `errors` of those that it was told.
+            logger: The vendor's logger, with a list `errors` of its error messages.
         """
         self._vendor, self._name = vendor, name
         self.device = options.device
@@ -72,12 +72,12 @@ class TensorRTSession:
                 f"{name} does not accept {path}: {'; '.join(logger.errors)}",
                 "build it again with this version and for this GPU",
             )
-        self._fill(path, options.weights, logger)
-        self._kept: Any = None
-        # What TensorRT for RTX compiles of a plan depends on the GPU and its driver.
+        self._add_weights(path, options.weights, logger)
+        self._compiled: Any = None
+        # What TensorRT for RTX compiles from a plan depends on the GPU and its driver.
         facts = (hashlib.sha256(plan).hexdigest()[:16], *hardware.gpu_fingerprint().values())
         self._cache = cache.cache_folder() / name / cache.slug("-".join(facts))
-        self._keeps = True
+        self._saves_compiled = True
         specs = [self._spec(index) for index in range(self._engine.num_io_tensors)]
         self.inputs = tuple(spec for spec in specs if self._is_input(spec.name))
         self.outputs = tuple(spec for spec in specs if not self._is_input(spec.name))
@@ -106,11 +106,11 @@ class TensorRTSession:
             raise
 
     def another(self) -> TensorRTSession:
-        """Returns a session on the same plan, whose weights both share, to run beside this one."""
+        """Returns a second session on the same plan to run beside this one; they share weights."""
         self._require_open()
         other = object.__new__(TensorRTSession)
         other.__dict__.update(self.__dict__)
-        other._keeps = False  # what is compiled is written down by this one
+        other._saves_compiled = False  # this session saves it
         other._start()
         return other
 
@@ -153,10 +153,10 @@ class TensorRTSession:
             return
         try:
             self._cuda.synchronize(self._stream)
-            self._keep()
+            self._save_compiled()
             self._drop_graph()
-        finally:  # after an error of the device too, which every later call would repeat
-            self._context = self._engine = self._kept = None
+        finally:  # also after a device error, which every later call would return
+            self._context = self._engine = self._compiled = None
             buffers, self._buffers = self._buffers, []
             for buffer in buffers:
                 self._cuda.free(buffer.device)
@@ -168,8 +168,8 @@ class TensorRTSession:
         if graph is not None:
             self._cuda.destroy_graph(graph)
 
-    def _fill(self, path: Path, weights: Path | None, logger: Any) -> None:
-        """Puts the weights of an ONNX graph into a plan that was built without."""
+    def _add_weights(self, path: Path, weights: Path | None, logger: Any) -> None:
+        """Puts the weights of an ONNX graph into a plan that was built without them."""
         kinds = getattr(self._vendor, "EngineStat", None)
         stripped = kinds and self._engine.get_engine_stat(kinds.STRIPPED_WEIGHTS_SIZE)
         if not stripped or stripped < 0:
@@ -194,24 +194,24 @@ class TensorRTSession:
             return self._engine.create_execution_context()
         config = self._engine.create_runtime_config()
         if hasattr(config, "create_runtime_cache"):  # TensorRT for RTX, which compiles as it opens
-            # Otherwise a shape's first launches run, and are timed and captured, with fallbacks.
+            # Otherwise the first launches of a shape use fallbacks, even when timed or captured.
             kinds = self._vendor.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
-            self._kept = config.create_runtime_cache()
+            self._compiled = config.create_runtime_cache()
             if self._cache.is_file():
-                # One of another driver or version is not taken; then all is compiled anew.
-                self._kept.deserialize(self._cache.read_bytes())
-            config.set_runtime_cache(self._kept)
+                # A cache of another driver or version is rejected, and everything compiled again.
+                self._compiled.deserialize(self._cache.read_bytes())
+            config.set_runtime_cache(self._compiled)
         return self._engine.create_execution_context(config)
 
-    def _keep(self) -> None:
-        """Writes down what was compiled, for the next that opens the plan on this GPU."""
-        if self._kept is None or not self._keeps:
+    def _save_compiled(self) -> None:
+        """Saves the compiled kernels, for the next session on this plan and GPU."""
+        if self._compiled is None or not self._saves_compiled:
             return
-        cache.keep(self._cache, bytes(self._kept.serialize()))
+        cache.keep(self._cache, bytes(self._compiled.serialize()))
 
     def _reserve(self) -> None:
-        """Allocates every tensor at its largest, and tells the plan where."""
+        """Allocates every tensor at its largest size, and gives its address to the context."""
         for spec in self.inputs:
             *_, high = self._engine.get_tensor_profile_shape(spec.name, 0)
             self._set_shape(spec.name, tuple(high))
@@ -277,7 +277,7 @@ class TensorRTSession:
             return TensorSpec(name, np.dtype(self._vendor.nptype(kind)).name, shape)
         except TypeError as error:
             raise NotAvailableError(
-                f"numpy has no type for {name}, which is {kind.name}",
+                f"numpy has no dtype for {name}, which is {kind.name}",
                 "export it with inputs and outputs of another type",
             ) from error
 

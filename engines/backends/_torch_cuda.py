@@ -1,4 +1,4 @@
-"""How a function of torch tensors runs on one GPU: own stream, pinned transfers, CUDA graphs."""
+"""Runs a function of torch tensors on one GPU: own stream, pinned transfers, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from engines.errors import DeployError
 
 # Combinations of input shapes whose buffers and graphs a session keeps; the oldest goes first.
 _MAX_SHAPES = 16
-# cuBLAS and cuDNN set themselves up in the first calls, and a compiler may compile; none of that
-# may happen while a graph is captured.
+# Runs before a capture. In the first ones cuBLAS and cuDNN initialise and compilers compile, which
+# must not happen while a graph is captured.
 _WARM_UP = 3
 
 
@@ -24,11 +24,11 @@ class _Buffers:
     """The memory of one combination of input shapes.
 
     Attributes:
-        inputs: On the device; their addresses never change, so that a graph stays valid.
-        staged: The same in pinned host memory, from which the device copies by itself.
+        inputs: Tensors on the device. Their addresses never change, so that a graph stays valid.
+        staged: The inputs in pinned host memory, from which the device copies without the host.
         fetched: Pinned host memory for the outputs, once their shapes are known.
-        graph: The captured graph, if one was asked for.
-        outputs: What the graph writes.
+        graph: The captured graph, if launches replay one.
+        outputs: The tensors that the graph writes.
     """
 
     inputs: list[Any]
@@ -76,7 +76,7 @@ class CudaRunner:
 
     def launch(self) -> None:
         """Enqueues one inference on the bound inputs."""
-        assert self._bound is not None  # noqa: S101 - the session has asked `is_bound`
+        assert self._bound is not None  # noqa: S101 - the session has checked `is_bound`
         with self._torch.cuda.stream(self._stream):
             self._execute(self._bound)
 
@@ -97,7 +97,7 @@ class CudaRunner:
         return [host.numpy().copy() for host in buffers.fetched]
 
     def synchronize(self) -> None:
-        """Returns when everything that was enqueued has completed."""
+        """Waits until all enqueued work has completed."""
         self._stream.synchronize()
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class CudaRunner:
 
     def _allocate(self, arrays: Sequence[Array]) -> _Buffers:
         torch = self._torch
-        # An empty array tells torch the type: some numpy types have another name there.
+        # torch takes the dtype from an empty array, since some dtypes have another name in numpy.
         staged = [
             torch.empty(
                 array.shape,
@@ -174,10 +174,10 @@ def _closed(*_tensors: Any) -> Any:
 
 
 def channels_last(torch: Any, tensor: Any) -> None:
-    """Puts the weight of a 2-D convolution, in place, in the order that tensor cores read.
+    """Puts the weight of a 2-D convolution, in place, in the memory order that tensor cores read.
 
-    What the convolution computes then has that order, too, and no weight is reordered in every
-    run. Compiled and in half precision that makes ResNet-18 a quarter faster on an H100 (1,104
+    The output of the convolution then has that order, too, and no run has to reorder weights.
+    Compiled and in half precision, that makes ResNet-18 a quarter faster on an H100 (1,104
     instead of 1,451 microseconds at batch 256); in exact fp32 it would be a third slower (8,535
     instead of 6,525).
     """

@@ -1,6 +1,6 @@
-"""Matrix products for Turing (SM75), where TensorRT for RTX computes none in fp32.
+"""Matrix products for Turing (SM75), where TensorRT for RTX has none in fp32.
 
-It does compute fp32 convolutions there, and the product of `[batch, k]` by a constant `[k, n]` is
+It does have fp32 convolutions there, and the product of `[batch, k]` by a constant `[k, n]` is
 the 1x1 convolution of `[batch, k, 1, 1]` by `[n, k, 1, 1]`, term by term.
 """
 
@@ -16,13 +16,13 @@ _SPATIAL = "assay_spatial_axes"
 
 
 def with_convolutions(source: Path) -> bytes | None:
-    """Returns an ONNX graph with a classifier's products as convolutions of the same names.
+    """Returns an ONNX graph with its Gemm nodes as convolutions of the same names.
 
-    Products are `Gemm` by a float32 constant, plain or dequantized, without a factor or a
+    This replaces each Gemm by a float32 constant, plain or dequantized, without a factor or a
     transposed input. Others stay as they are.
 
     Returns:
-        The serialized graph, or None if it has no such product or keeps its weights elsewhere.
+        The serialized graph; None if it has no such node, or its weights are in another file.
     """
     onnx = import_vendor("onnx", "pip install onnx")
     model = onnx.load(source, load_external_data=False)
@@ -45,7 +45,7 @@ def with_convolutions(source: Path) -> bytes | None:
 def _convolution(
     onnx: Any, graph: Any, node: Any, constants: dict[str, Any], makers: dict[str, Any]
 ) -> list[Any]:
-    """Returns the nodes in the place of a product, or none if it stays; adds their weights."""
+    """Returns the nodes that replace a Gemm, or none if it stays; adds their weights to `graph`."""
     make = onnx.helper.make_node
     settings = {
         attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute
@@ -57,11 +57,11 @@ def _convolution(
     if maker is not None and maker.op_type != "DequantizeLinear":
         return []
     held = constants.get(maker.input[0] if maker else node.input[1])
-    kind = constants.get(maker.input[1]) if maker else held  # a scale is what is dequantized to
+    kind = constants.get(maker.input[1]) if maker else held  # a scale has the dequantized dtype
     if kind is None or kind.data_type != onnx.TensorProto.FLOAT:
         return []
     bias = list(node.input[2:3])
-    # The bias of a convolution is one number an output, where that of a product may be any shape.
+    # A convolution's bias has one number for each output; a Gemm's may have any shape.
     if held is None or not all(len(shape) == 1 for shape in _shapes(bias, constants, makers)):
         return []
     weights = onnx.numpy_helper.to_array(held)
@@ -95,7 +95,7 @@ _DEFAULTS = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 def _shapes(
     names: list[str], constants: dict[str, Any], makers: dict[str, Any]
 ) -> list[tuple[int, ...]]:
-    """Returns the shapes of constants, plain or dequantized; those of others are empty."""
+    """Returns the shapes of constants, plain or dequantized; () for other values."""
     shapes = []
     for name in names:
         maker = makers.get(name)

@@ -1,4 +1,4 @@
-"""PyTorch's compiler ahead of time: the exported program as a package of native code."""
+"""AOTInductor: the exported program, compiled ahead of time to a package of native code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engines.backends.pytorch import (
     PyTorchSession,
     exact_fp32,
     load_program,
-    moved,
+    move_to_cuda,
     quietly,
     specs_of,
 )
@@ -30,7 +30,7 @@ from engines.errors import DeployError, NotAvailableError
 from engines.layer_report import Layer
 
 _INSTALL = "pip install torch"
-# What is beside the code in the package: its folder for files that are not torch's own.
+# Our file in the package, in its folder for files that are not torch's own.
 _EXTRA = "model/extra/assay.json"
 # Packages that this process has opened, by the digest of their bytes and the device.
 _LOADED: dict[tuple[str, int, bool], Any] = {}
@@ -41,10 +41,10 @@ class AOTInductorEngine(Engine):
     """AOTInductor: `torch._inductor.aoti_compile_and_package`, with a dynamic batch.
 
     The package (.pt2) is compiled for the device and the instruction set of this machine, so it is
-    built where it runs: on a CUDA device where torch sees one, otherwise on the CPU. It takes a
-    C++ compiler to build one, and none to open it. The package checks neither shapes nor types
-    of its inputs; the session does. A package is native code, as a TensorRT plan is: open none
-    whose source you do not trust.
+    built where it runs: for a CUDA device if torch sees one, otherwise for the CPU. Building one
+    needs a C++ compiler, opening does not. The package does not check the shapes and types of its
+    inputs; the session does. A package is native code, as a TensorRT plan is: open only those
+    whose source you trust.
     """
 
     name = "aot_inductor"
@@ -67,7 +67,7 @@ class AOTInductorEngine(Engine):
         """Compiles the program. No option applies: the batch stays dynamic.
 
         Returns:
-            Nothing: a package does not tell what its kernels compute.
+            An empty tuple: a package does not report its kernels.
 
         Raises:
             DeployError: The program cannot be read or compiled.
@@ -77,13 +77,13 @@ class AOTInductorEngine(Engine):
         if why := missing_compiler():
             raise NotAvailableError(why, "apt install g++")
         program, signature = load_program(torch, source)
-        cache.compiled_by_torch()
+        cache.set_torch_cache()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        # On a CPU machine it would warn that it finds no CUDA runtime.
+        # Without a GPU it would warn that it finds no CUDA runtime.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         if device == "cuda":
             exact_fp32(torch)
-            program = moved(program, device)
+            program = move_to_cuda(program, device)
             for tensor in program.state_dict.values():
                 channels_last(torch, tensor)
         with tempfile.TemporaryDirectory(prefix="assay-") as folder:
@@ -91,7 +91,7 @@ class AOTInductorEngine(Engine):
             try:
                 with quietly():
                     torch._inductor.aoti_compile_and_package(program, package_path=str(package))
-            except Exception as error:  # inductor and the C++ compiler raise what they like
+            except Exception as error:  # inductor and the C++ compiler raise many types
                 raise DeployError(
                     f"AOTInductor cannot compile {source}: {error}", "build another engine"
                 ) from error
@@ -106,7 +106,7 @@ class AOTInductorEngine(Engine):
 
         Raises:
             NotAvailableError: It was compiled for another device or instruction set.
-            DeployError: It is not a package of this engine.
+            DeployError: The file is not a package of this engine.
         """
         torch = import_vendor(self.module, _INSTALL)
         device = choose_device(self, options.device)
@@ -115,9 +115,9 @@ class AOTInductorEngine(Engine):
         here = _instructions(torch, kind)
         if (facts["device"], facts["instructions"]) != (kind, here):
             raise NotAvailableError(
-                f"{built} was compiled for {facts['device']} ({facts['instructions']}), and this is"
-                f" {kind} ({here})",
-                "build it on the machine it is to run on",
+                f"{built} was compiled for {facts['device']} ({facts['instructions']}), but this"
+                f" machine has {kind} ({here})",
+                "build it on the machine that runs it",
             )
         exact_fp32(torch)
         torch.set_num_threads(options.threads)
@@ -125,7 +125,7 @@ class AOTInductorEngine(Engine):
 
 
 def _instructions(torch: Any, kind: str) -> str:
-    """Returns what native code for a device depends on."""
+    """Returns the compute capability or instruction set that native code is compiled for."""
     if kind == "cuda":
         return "sm_{}{}".format(*torch.cuda.get_device_capability())
     return str(torch.backends.cpu.get_cpu_capability())
@@ -148,11 +148,11 @@ def _facts(built: Path) -> dict[str, Any]:
 def _loaded(torch: Any, path: Path, device: str, *, cuda_graph: bool) -> Any:
     """Returns the package as a function, the same for all sessions on the same bytes.
 
-    A package that is captured runs without the events by which threads share it: asking for the
-    state of an event cannot be captured.
+    The library of a package is never unmapped and its weights are never freed, so a process that
+    loads it for every session would grow each time.
 
-    The library in a package is never unmapped, nor are its weights freed: a process that opens
-    one again and again would grow by it every time. Calls wait for each other.
+    For CUDA graphs it is loaded without the events by which threads share it, since querying an
+    event cannot be captured.
     """
     content = path.read_bytes()
     index = int(device.partition(":")[2] or 0) if device != "cpu" else -1

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the optimised graph, saved once and opened as it is."""
+"""ONNX Runtime on the CPU: the optimised graph, saved by the build and opened as it is."""
 
 from __future__ import annotations
 

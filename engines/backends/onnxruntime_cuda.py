@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU, by its CUDA provider."""
+"""ONNX Runtime on an NVIDIA GPU, with its CUDA provider."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU, by its TensorRT provider. Never run on a GPU so far.
+"""ONNX Runtime on an NVIDIA GPU, with its TensorRT provider. Not yet run on a GPU.
 
 It loads TensorRT 10 (`pip install 'tensorrt-cu13>=10.14,<11'`), not 11.
 """
@@ -21,7 +21,7 @@ _SECONDS = 60
 def library() -> str:
     """Returns the path or name by which TensorRT's library loads here; "" if it does not.
 
-    Seen in a child process: it takes hundreds of megabytes.
+    Tried in a child process, since the library takes hundreds of megabytes.
     """
     spec = find_spec("tensorrt_libs")
     folders = (

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the graph in OpenVINO's own form, compiled on opening for the CPU there."""
+"""OpenVINO on the CPU: the graph in OpenVINO's own format, compiled when it is opened."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _INSTALL = "pip install openvino"
 _DISTRIBUTIONS = ("openvino",)
 # The two files of OpenVINO's intermediate representation (IR).
 _FILES = ("model.xml", "model.bin")
-_TIME = (1980, 1, 1, 0, 0, 0)
-# What moves data and computes nothing.
-_STILL = frozenset({"Input", "Output", "Const", "Reorder", "Reshape"})
-# What numpy has, too; others, such as bf16, would be handed over as what they are not.
+_TIME = (1980, 1, 1, 0, 0, 0)  # of the archive's entries, for equal bytes
+# Layers that move data and compute nothing.
+_NOT_COMPUTING = frozenset({"Input", "Output", "Const", "Reorder", "Reshape"})
+# Types that numpy has, too. OpenVINO would return others, such as bf16, under a wrong dtype.
 _NUMPY = frozenset(
     {"boolean", "f16", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "string"}
 )
@@ -50,9 +50,9 @@ class OpenVINOEngine(Engine):
     """OpenVINO's CPU plugin.
 
     `build` translates the graph into the intermediate representation, whose two files it stores
-    in one archive, uncompressed: unzipped, OpenVINO's own tools read them. The plugin's compiled
-    blob is not kept, since it is refused by a CPU with other instructions; compiling takes a
-    fraction of a second when it is opened.
+    in one archive, uncompressed: once unzipped, OpenVINO's own tools can read them. The plugin's
+    compiled blob is not stored, since CPUs with other instructions reject it; compiling on opening
+    takes a fraction of a second.
     """
 
     name = "openvino"
@@ -80,7 +80,7 @@ class OpenVINOEngine(Engine):
         try:
             model = openvino.Core().read_model(str(source))
         except RuntimeError as error:
-            raise _refused(source, error) from error
+            raise _rejected(source, error) from error
         _keep_names(model, source)
         compiled = _compile(openvino, model, 1, source)
         with tempfile.TemporaryDirectory(prefix="assay-") as folder:
@@ -111,11 +111,12 @@ class OpenVINOEngine(Engine):
 
 
 def _keep_names(model: Any, source: Path) -> None:
-    """Leaves the inputs and outputs only those of their names that the ONNX graph gives them.
+    """Removes all names of inputs and outputs except those in the ONNX graph.
 
     Raises:
-        DeployError: OpenVINO has no input or output of a name, since nothing depends on it, or
-            since an output is an input.
+        DeployError: OpenVINO has dropped an input or output, since nothing depends on it or an
+            output is an input.
+        NotAvailableError: An input or output has a type without numpy equivalent.
     """
     graph = import_vendor("onnx", "pip install onnx").load(source, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
@@ -134,7 +135,7 @@ def _keep_names(model: Any, source: Path) -> None:
                 " it is passed on as it is",
                 f"export without that {what}, or build another engine",
             )
-    _specs(model.inputs)  # whether a session could hand them over
+    _specs(model.inputs)  # raises for types that a session cannot return
     _specs(model.outputs)
 
 
@@ -144,27 +145,27 @@ def _unpacked(path: Path) -> list[bytes]:
         if tuple(entry.filename for entry in entries) != _FILES:
             raise ValueError(f"it does not hold {' and '.join(_FILES)}")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("it is compressed")  # so it holds no more than its own size
+            raise ValueError("it is compressed")  # a compressed one might expand to any size
         return [archive.read(entry) for entry in entries]
 
 
 def _compile(openvino: Any, model: Any, threads: int, path: Path) -> Any:
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        # The graph's own types: else, fp32 is computed in bf16 on CPUs that can.
+        # Compute in the graph's own types; otherwise fp32 runs in bf16 on CPUs that have it.
         "EXECUTION_MODE_HINT": "ACCURACY",
         "INFERENCE_NUM_THREADS": threads,
-        # Of several sessions, each would hold on to the same CPUs.
+        # Otherwise several sessions would all be pinned to the same CPUs.
         "ENABLE_CPU_PINNING": False,
     }
     try:
         return openvino.Core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
-        raise _refused(path, error) from error
+        raise _rejected(path, error) from error
 
 
-def _refused(path: Path, error: Exception) -> DeployError:
-    """Returns the error for a file that is not accepted, with the nodes at fault."""
+def _rejected(path: Path, error: Exception) -> DeployError:
+    """Returns the error for a file that OpenVINO rejects, with the nodes at fault."""
     lines = [line for line in str(error).splitlines() if line and "src/" not in line]
     reason = " ".join(lines) or str(error)
     nodes = _nodes(path, set(re.findall(r"\b(\w+)-\d+\b", reason)))
@@ -175,7 +176,7 @@ def _refused(path: Path, error: Exception) -> DeployError:
 
 
 def _nodes(path: Path, operators: set[str]) -> str:
-    """Returns the nodes of a graph that have one of the operators, in words."""
+    """Returns the nodes of a graph that have one of the operators, as text."""
     if not operators:
         return ""
     onnx = import_vendor("onnx", "pip install onnx")
@@ -188,22 +189,22 @@ def _nodes(path: Path, operators: set[str]) -> str:
 
 
 def _layers(compiled: Any) -> tuple[Layer, ...]:
-    """Reads the layers of a compiled model, and the types they really compute in."""
+    """Reads the layers of a compiled model, and the types they compute in."""
     layers = []
     for operation in compiled.get_runtime_model().get_ordered_ops():
         facts = {key: value.astype(str) for key, value in operation.get_rt_info().items()}
-        if facts["layerType"] in _STILL:
+        if facts["layerType"] in _NOT_COMPUTING:
             continue
         nodes = tuple(filter(None, facts.get("originalLayersNames", "").split(",")))
         kind, type_ = facts["layerType"], _numpy_name(facts["runtimePrecision"])
         if kind in _PRODUCTS and type_ == "uint8":
-            type_ = "int8"  # quantized, with activations that have no sign
+            type_ = "int8"  # quantized, with unsigned activations
         layers.append(Layer(operation.get_friendly_name(), kind, precision(type_), nodes))
     return tuple(layers)
 
 
 def _numpy_name(name: str) -> str:
-    """Returns OpenVINO's name of a type, such as "f32" or "u8", in numpy's words."""
+    """Returns numpy's name of a type of OpenVINO, such as "float32" for "f32"."""
     prefixes = {"f": "float", "i": "int", "u": "uint"}
     return re.sub("^[fiu](?=[0-9])", lambda match: prefixes[match[0]], name)
 
@@ -223,11 +224,11 @@ class OpenVINOSession:
     ) -> None:
         self._openvino = openvino
         (where,) = compiled.get_property("EXECUTION_DEVICES")
-        self.device = str(where).lower()  # what really runs it
+        self.device = str(where).lower()  # the device that actually runs it
         self._request: Any = compiled.create_infer_request()
         self._bound = False
         self._bound_arrays: list[Any] = []
-        # A compiled model may give them the names of values that were merged with them.
+        # Of the model before compilation, which may rename them after values merged with them.
         self.inputs, self.outputs = inputs, outputs
         self._check = FeedCheck(self.inputs)
 
@@ -245,10 +246,10 @@ class OpenVINOSession:
         self._bound_arrays = []
         for index, spec in enumerate(self.inputs):
             array = feeds[spec.name]
-            # It takes no memory that it must not write to, though it never writes to an input.
+            # OpenVINO rejects read-only arrays, though it never writes to an input.
             shared = array.flags.c_contiguous and array.flags.writeable
             contiguous = array if shared else np.array(array, order="C")
-            self._bound_arrays.append(contiguous)  # a tensor that shares memory does not keep it
+            self._bound_arrays.append(contiguous)  # the tensor does not keep its array alive
             self._request.set_input_tensor(
                 index, self._openvino.Tensor(contiguous, shared_memory=True)
             )
@@ -265,7 +266,7 @@ class OpenVINOSession:
             raise DeployError(f"OpenVINO failed while it ran the graph: {error}") from error
 
     def synchronize(self) -> None:
-        """Nothing to wait for: a CPU launch has completed when it returns."""
+        """Does nothing: a launch has completed when it returns."""
 
     def close(self) -> None:
         self._request = None
@@ -280,7 +281,7 @@ def _specs(ports: Any) -> tuple[TensorSpec, ...]:
     """Returns names, dtypes and shapes.
 
     Raises:
-        NotAvailableError: A type that OpenVINO's arrays have only under the name of another.
+        NotAvailableError: OpenVINO has a type only under the name of another numpy type.
     """
     specs = []
     for port in ports:

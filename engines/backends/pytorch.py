@@ -40,9 +40,9 @@ from engines.errors import DeployError, NotAvailableError
 from engines.layer_report import Layer, precision
 
 _INSTALL = "pip install torch"
-# The file inside the program's archive that names its inputs and outputs.
+# The file in the program's archive that lists its inputs and outputs.
 SIGNATURE = "assay_signature.json"
-# torch.export.load keeps what it reads in one place for the whole process.
+# torch.export.load has state that the whole process shares.
 _LOADING = threading.Lock()
 
 
@@ -50,7 +50,7 @@ class PyTorchEngine(Engine):
     """The baseline that every other engine is compared with.
 
     It opens a `torch.export` program, not the user's module, so that it needs no source code
-    and does on the target exactly what it did where it was exported. Calling the operators
+    and computes on the target exactly what was exported. Calling the operators
     through the program takes a little longer than calling the module: benchmarks/program.py
     measures by how much.
     """
@@ -72,10 +72,10 @@ class PyTorchEngine(Engine):
         }
 
     def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
-        """Copies the program, once it has been seen to load. No option applies.
+        """Copies the program, once it has loaded without error. No option applies.
 
         Returns:
-            Its nodes, with the types of what they give.
+            The program's nodes, with the types of their outputs.
         """
         program, *_ = load_program(import_vendor(self.module, _INSTALL), source)
         shutil.copyfile(source, target)
@@ -93,7 +93,7 @@ class PyTorchEngine(Engine):
         return PyTorchSession(*self.prepared(built, options), cuda_graph=options.cuda_graph)
 
     def prepared(self, built: Path, options: OpenOptions) -> tuple[Any, Path, str]:
-        """Sets torch up as the options say; returns what a session is made of."""
+        """Applies the options to torch; returns the arguments of a session."""
         torch = import_vendor(self.module, _INSTALL)
         device = choose_device(self, options.device)
         if device != "cpu" and not torch.cuda.is_available():
@@ -106,12 +106,12 @@ class PyTorchEngine(Engine):
         return torch, built, device
 
 
-def moved(program: Any, device: str) -> Any:
+def move_to_cuda(program: Any, device: str) -> Any:
     """Returns a program on a CUDA device.
 
     Args:
-        device: "cuda" or "cuda:N". A program has to name the index: torch checks it against that
-            of its inputs, and takes "cuda" and "cuda:0" for two devices.
+        device: "cuda" or "cuda:N". The program gets an index in any case: torch compares it with
+            that of the inputs, and takes "cuda" and "cuda:0" for two devices.
     """
     from torch.export.passes import move_to_device_pass
 
@@ -136,10 +136,10 @@ def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
     """
     extra = {SIGNATURE: ""}
     try:
-        if not zipfile.is_zipfile(path):  # asked first: torch would log its whole traceback
+        if not zipfile.is_zipfile(path):  # checked first, since torch would log a traceback
             raise ValueError("it is not a zip archive")
         # An open file, since a path would have to end in .pt2.
-        with _LOADING, quietly(), _forgotten(torch), path.open("rb") as file:
+        with _LOADING, quietly(), _freeing_sources(torch), path.open("rb") as file:
             program = torch.export.load(file, extra_files=extra)
         return program, json.loads(extra[SIGNATURE])
     except Exception as error:  # torch.export.load documents no exception types
@@ -150,10 +150,10 @@ def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 @contextmanager
-def _forgotten(torch: Any) -> Iterator[None]:
-    """Frees what torch keeps of every program for the rest of the process, 40 kB of LeNet's.
+def _freeing_sources(torch: Any) -> Iterator[None]:
+    """Frees what torch otherwise keeps of a program until the process ends, 40 kB for LeNet.
 
-    That is the source of the generated code, for tracebacks, and the symbols of its shapes.
+    This is the source of the generated code, for tracebacks, and the symbols of its shapes.
     """
     sources = getattr(torch.fx.graph_module._loader, "eval_cache", {})
     before = set(sources)
@@ -170,7 +170,7 @@ def _forgotten(torch: Any) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keeps torch from logging and warning about its own parts; what it raises is still raised."""
+    """Suppresses torch's logs and warnings about its own parts; exceptions still pass."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -184,8 +184,8 @@ def quietly() -> Iterator[None]:
 def _eager(torch: Any, program: Any) -> Any:
     """Returns the program as a function from tensors to a tuple of tensors.
 
-    Without the checks that `ExportedProgram.module()` makes on every call: a session checks
-    its feeds itself, and a baseline that pays for two checks would flatter the others.
+    Leaves out the checks that `ExportedProgram.module()` makes on every call: a session checks
+    its feeds itself, and a baseline that checks twice would flatter the other engines.
     """
     module = program.module(check_guards=False)
     module._forward_pre_hooks.clear()
@@ -207,11 +207,11 @@ class PyTorchSession:
         self._torch = torch
         program, signature = load_program(torch, path)
         if device != "cpu":
-            program = moved(program, device)
-        with _LOADING, _forgotten(torch):
+            program = move_to_cuda(program, device)
+        with _LOADING, _freeing_sources(torch):
             module = _eager(torch, program)
         if device != "cpu" and (cuda_graph or self.name != "pytorch"):
-            # Not for plain eager launches: the baseline is what a user has.
+            # Not for plain eager launches: the baseline runs as it does for a user.
             for tensor in module.parameters():
                 channels_last(torch, tensor)
         self._set_up(
@@ -223,7 +223,7 @@ class PyTorchSession:
         )
 
     def _compiled(self, module: Any) -> Any:
-        """Returns the function that is called with the inputs."""
+        """Returns the function to call with the inputs."""
         return module
 
     def _set_up(
@@ -294,7 +294,7 @@ class PyTorchSession:
             raise closed_error(self.name)
 
     def _tensors(self, arrays: list[Array]) -> list[Any]:
-        # torch takes no memory that it must not write to, and none that runs backwards.
+        # torch rejects read-only arrays and negative strides.
         return [
             self._torch.from_numpy(
                 array
@@ -320,7 +320,7 @@ class PyTorchSession:
 
 
 def specs_of(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    """Returns the specs that a program's signature lists."""
+    """Returns the specs of the inputs or outputs in a program's signature."""
     return tuple(
         TensorSpec(entry["name"], entry["dtype"], tuple(entry["shape"])) for entry in entries
     )

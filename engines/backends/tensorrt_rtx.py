@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from engines.backends._tensorrt import COMMON_OPTIONS, TensorRTEngine
 
-# What its runtime says it supports, besides Turing, for which a plan has to be built.
+# What its runtime reports as supported, and Turing (7.5), for which a plan has to be built.
 _CAPABILITIES = ("7.5", "8.0", "8.6", "8.9")
 _FROM_MAJOR = 12
 
 
 def _unsupported(capability: str) -> str:
-    """Returns why a GPU does not run its plans, which the runtime says only when it opens one."""
+    """Returns why a GPU cannot run its plans, or ""; the runtime itself fails only on opening."""
     if capability in _CAPABILITIES or int(capability.split(".", maxsplit=1)[0]) >= _FROM_MAJOR:
         return ""
     return (

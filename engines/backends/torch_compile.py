@@ -25,9 +25,9 @@ def missing_compiler() -> str:
 class TorchCompileEngine(PyTorchEngine):
     """`torch.compile` with the inductor backend and a dynamic batch.
 
-    `build` copies the program as the engine `pytorch` does: what inductor compiles is for the
-    machine that it runs on, and kept in the cache folder (or TORCHINDUCTOR_CACHE_DIR). The
-    first run at batch 1, and the first at any other batch, compile: seconds to minutes.
+    `build` only copies the program, as the engine `pytorch` does: inductor compiles for the machine
+    it runs on, and caches the result in the cache folder (or TORCHINDUCTOR_CACHE_DIR). The first
+    run at batch 1, and the first at any other batch, compile: seconds to minutes.
     """
 
     name = "torch_compile"
@@ -40,10 +40,10 @@ class TorchCompileEngine(PyTorchEngine):
         return library
 
     def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
-        """Copies the program, once it has been seen to load. No option applies.
+        """Copies the program, once it has loaded without error. No option applies.
 
         Returns:
-            Nothing: what is fused is decided when it is compiled.
+            An empty tuple: inductor decides on fusions when it compiles.
         """
         super().build(source, target, options)
         return ()
@@ -51,7 +51,7 @@ class TorchCompileEngine(PyTorchEngine):
     def open(self, built: Path, options: OpenOptions) -> PyTorchSession:
         if why := missing_compiler():
             raise NotAvailableError(why, "apt install g++")
-        cache.compiled_by_torch()
+        cache.set_torch_cache()
         return TorchCompileSession(*self.prepared(built, options), cuda_graph=options.cuda_graph)
 
 
@@ -68,7 +68,7 @@ class TorchCompileSession(PyTorchSession):
             shapes = tuple(tensor.shape for tensor in tensors)
             if shapes in seen:
                 return compiled(*tensors)
-            with quietly():  # it may compile, and tells of that at length
+            with quietly():  # it may compile, and then logs a lot
                 outputs = compiled(*tensors)
             seen.add(shapes)
             return outputs

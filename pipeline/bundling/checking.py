@@ -12,6 +12,7 @@ from engines.errors import DeployError, NotAvailableError
 from pipeline.bundling import archive, provenance
 from pipeline.verification import engine_proof
 from pipeline.verification.verdict import Verdict
+from pipeline.workflow.artifacts import GRAPH_SUBJECT
 from pipeline.workflow.digests import require_file
 from pipeline.workflow.records import Record
 
@@ -89,7 +90,7 @@ def unpack(bundle: Path, root: Path) -> Unpacked:
         records = provenance.read_records(root, manifest["records"])
         links = provenance.check(records, digests)
         _check_made(bundle, manifest, records)
-        subjects = {engine_proof.GRAPH: root / manifest["graph"]}
+        subjects = {GRAPH_SUBJECT: root / manifest["graph"]}
         subjects |= {name: root / entry["path"] for name, entry in manifest["engines"].items()}
         golden, precision = root / manifest["golden"], manifest["precision"]
     except (KeyError, TypeError, AttributeError) as error:

@@ -24,7 +24,7 @@ _DOWNLOAD_SECONDS = 60
 _MAX_BYTES = 1 << 28
 
 
-def cache_folder(dataset: DataSet) -> Path:
+def dataset_folder(dataset: DataSet) -> Path:
     """Returns where a data set's files are kept."""
     return cache.cache_folder() / dataset.name
 
@@ -48,7 +48,7 @@ def fetch(dataset: DataSet, data_dir: Path | None) -> dict[str, bytes]:
                 f"put all four files of {dataset.name} there, or leave --data-dir out",
             )
         return _from_folder(dataset, data_dir)
-    folder = cache_folder(dataset)
+    folder = dataset_folder(dataset)
     try:
         content = _from_folder(dataset, folder)
         console.say(f"data: {dataset.name} from {folder}")
@@ -244,7 +244,7 @@ def _apt(command: list[str], folder: str) -> subprocess.CompletedProcess[str]:
 
 def _fill_cache(dataset: DataSet, content: dict[str, bytes]) -> None:
     """Keeps the files for other checkouts, if that is possible."""
-    folder = cache_folder(dataset)
+    folder = dataset_folder(dataset)
     try:
         for name, plain in content.items():
             with write_atomic(folder / name) as part:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from engines.cache import write_atomic
 from engines.checks import import_vendor
 from engines.errors import DeployError, ParityError, UsageError
-from pipeline.verification.engine_proof import GRAPH
 from pipeline.workflow import console
+from pipeline.workflow.artifacts import GRAPH_SUBJECT
 
 if TYPE_CHECKING:
     from pipeline.verification.bisection.search import Bisection
@@ -41,7 +41,7 @@ def show(search: Bisection, subject: str) -> None:
                 f"{len(search.unmatched)} nodes have values that the model does not know by name:"
                 " they are judged by what follows from them, if anything does"
             )
-        if subject != GRAPH:
+        if subject != GRAPH_SUBJECT:
             console.result(
                 f"values that are asked for keep {subject} from fusing the operators around them:"
                 " what only a fusion does wrong is not seen here"

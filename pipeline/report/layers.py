@@ -30,7 +30,7 @@ KINDS = ("convolutional", "fully connected", "other")
 
 
 @dataclass(frozen=True)
-class Layer:
+class ModuleCall:
     """One call of a module of a network.
 
     Attributes:
@@ -61,7 +61,7 @@ class Summary:
 
     model: str
     inputs: tuple[tuple[int, ...], ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[ModuleCall, ...]
     totals: dict[str, dict[str, int]]
 
     def document(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def summarise(
         parameters = 0 if path in seen else _parameters(module)
         products = 0 if path in seen else counts.get(path, 0)
         seen.add(path)
-        layers.append(Layer(path, type(module).__name__, output, parameters, products))
+        layers.append(ModuleCall(path, type(module).__name__, output, parameters, products))
     shapes = tuple(tuple(tensor.shape) for tensor in prepared)
     return Summary(name, shapes, tuple(layers), _totals(network, counts))
 

@@ -59,7 +59,7 @@ def fit(job: Job) -> tuple[Model, list[dict[str, float]], dict[str, Any]]:
     from pipeline.training.settings import seed
 
     if job.settings.compile:
-        cache.compiled_by_torch()
+        cache.set_torch_cache()
     seed(job.settings)
     model = models.get(job.model, job.settings.seed).build(job.contents)
     if job.weights is not None:

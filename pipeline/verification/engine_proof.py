@@ -22,15 +22,14 @@ from pipeline.workflow import console, hints, records
 from pipeline.workflow.artifacts import GRAPH_SUBJECT, graph_of, is_engine, record_beside
 from pipeline.workflow.digests import sha256_file
 
-# The exported graph itself is a subject too. This engine runs it as it is, unoptimised.
-GRAPH = GRAPH_SUBJECT
+# The engine that runs the exported graph itself, unoptimised, when that is the subject.
 GRAPH_RUNNER = "onnxruntime"
 _NAMED = 3  # how many values that leave the range a reason names
 
 
 def runner(subject: str) -> str:
     """Returns the name of the engine that runs a subject."""
-    return GRAPH_RUNNER if subject == GRAPH else subject
+    return GRAPH_RUNNER if subject == GRAPH_SUBJECT else subject
 
 
 def prove(
@@ -138,14 +137,14 @@ def _judge(
     if not state.run:
         return not_run(subject, precision, state.reason)
     kind = device.partition(":")[0]
-    if subject == GRAPH:
+    if subject == GRAPH_SUBJECT:
         device = "auto"  # GRAPH_RUNNER alone judges the graph, whatever device the engines use
     elif kind in ("cpu", "cuda") and kind not in engine.devices:
         return not_run(subject, precision, f"it does not run on {device!r}")
     options = dataclasses.replace(
         asked,
         device=choose_device(engine, device),
-        optimize=subject != GRAPH,
+        optimize=subject != GRAPH_SUBJECT,
     )
     try:
         session = open_built(engine, path, options)

@@ -48,7 +48,7 @@ def failure(engine: Engine, case: Any, folder: Path) -> str:
     kinds = {v.type.WhichOneof("value") for v in (*model.graph.input, *model.graph.output)}
     if kinds != {"tensor_type"}:
         return f"takes or gives {', '.join(sorted(map(str, kinds - {'tensor_type'})))}, no tensor"
-    # The tests are in the newest version of the format, which backends take a year to read.
+    # The tests use the newest version of the format, which backends support only a year later.
     model.ir_version = min(model.ir_version, _IR)
     source, built = folder / "model.onnx", folder / "engine"
     source.write_bytes(model.SerializeToString())
@@ -97,10 +97,10 @@ def _array(value: Any) -> Any:
 
 
 def _line(text: str, folder: Path) -> str:
-    """Returns the gist of a message: its first line, without what differs from run to run."""
+    """Returns the first line of a message, without what differs from run to run."""
     text = text.replace(str(folder), "").replace("\n", " ")
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ (failed:)?", "", text)
-    # Where in the vendor's source it was said: a file and a line, and perhaps a signature.
+    # The place in the vendor's source: a file and a line, and perhaps a signature.
     text = re.sub(
         r"\S+\.(?:cc|cpp|h|hpp):\d+:?(?: [\w:<>& ]+::.*?\)(?: const)?(?= [A-Z]))?", "", text
     )

@@ -1,4 +1,4 @@
-"""The cache folder, files that are whole or absent, and names of files."""
+"""The cache folder, atomic writing of files, and valid file names."""
 
 import os
 from pathlib import Path
@@ -33,17 +33,19 @@ def test_assay_cache_moves_engines_data_sets_and_compiled_code(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     folder = tmp_path / "elsewhere"
     assert cache.cache_folder() == folder
-    assert download.cache_folder(FULL) == folder / "fashion-mnist"
-    assert cache.compiled_by_torch() == folder / "torchinductor"
+    assert download.dataset_folder(FULL) == folder / "fashion-mnist"
+    assert cache.set_torch_cache() == folder / "torchinductor"
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "torchinductor")
 
 
-def test_torchs_own_setting_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_torchs_own_variable_takes_precedence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    assert cache.compiled_by_torch() == tmp_path
+    assert cache.set_torch_cache() == tmp_path
 
 
-def test_a_file_is_replaced_once_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_once_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
     with cache.write_atomic(path) as part:
         part.write_text("one")
@@ -67,7 +69,7 @@ def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> No
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     cache.keep(tmp_path / "file" / "entry", b"x")
     cache.keep(tmp_path / "entry", b"x")
@@ -84,5 +86,5 @@ def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
         ("../x/y", "..-x-y"),
     ],
 )
-def test_a_slug_can_stand_in_a_path(text: str, name: str) -> None:
+def test_a_slug_is_a_valid_file_name(text: str, name: str) -> None:
     assert cache.slug(text) == name

@@ -1,4 +1,4 @@
-"""The contract that every engine keeps, for each engine there is."""
+"""The contract of engines and sessions, tested on every engine."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def test_the_engines_of_the_design_are_found() -> None:
 
 
 @pytest.mark.parametrize("name", engines.names())
-def test_an_engine_is_what_the_contract_says(name: str) -> None:
+def test_an_engine_fulfils_the_contract(name: str) -> None:
     engine = engines.get(name)
     assert isinstance(engine, Engine)
     assert engine.name == name
@@ -63,7 +63,7 @@ def test_an_engine_is_what_the_contract_says(name: str) -> None:
     assert engine.incompatibility(engine.fingerprint(), {}) == ""
 
 
-def test_what_an_engine_does_not_say_has_a_default() -> None:
+def test_an_engine_has_defaults() -> None:
     engine = engines.get("openvino")
     assert not engine.cuda_graphs
     assert engine.build_options == frozenset()
@@ -112,7 +112,7 @@ def test_the_batch_beyond_the_largest_is_refused(session: Session, images: np.nd
 
 
 def test_nan_input_gives_nan_output(tmp_path: Path) -> None:
-    """Of NaN in an input, an engine makes NaN, not a number that looks like an answer."""
+    """NaN in an input must not become a finite output that looks valid."""
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Conv", ["x", "w"], ["y"])],
@@ -158,7 +158,7 @@ def test_bound_inputs_stay_for_many_launches(session: Session, images: np.ndarra
         (lambda a: {"image": a[:0]}, "empty batch"),
     ],
 )
-def test_wrong_inputs_are_refused_in_the_same_words(
+def test_wrong_inputs_are_refused_with_the_same_messages(
     session: Session, images: np.ndarray, change: Callable[..., dict], words: str
 ) -> None:
     for call in (session.run, session.bind):
@@ -172,7 +172,7 @@ def test_launching_needs_bound_inputs(session: Session) -> None:
         session.launch()
 
 
-def test_a_closed_session_says_so(session: Session, images: np.ndarray) -> None:
+def test_using_a_closed_session_is_an_error(session: Session, images: np.ndarray) -> None:
     session.close()
     session.close()
     for call in (session.run, session.bind):
@@ -198,7 +198,7 @@ def made(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", [n for n in RUNNABLE if engines.get(n).source == "graph"])
-def test_inputs_of_any_layout_are_read_as_what_they_are(name: str, tmp_path: Path) -> None:
+def test_inputs_of_any_memory_layout_are_read_correctly(name: str, tmp_path: Path) -> None:
     engine = engines.get(name)
     engine.build(made(tmp_path), tmp_path / "engine", BuildOptions())
     options = OpenOptions(device=choose_device(engine, "auto"))
@@ -206,7 +206,7 @@ def test_inputs_of_any_layout_are_read_as_what_they_are(name: str, tmp_path: Pat
     z = np.ones((8, 40_000), np.float32)
     with closing(engine.open(tmp_path / "engine", options)) as session:
         for _ in range(5):
-            # Nobody else holds these: what a session needs of them, it has to keep.
+            # Nothing else holds these arrays: the session has to keep them alive.
             outputs = session.run({"x": x[::-1, ::2], "z": z})["y"]
             np.testing.assert_allclose(outputs, x[::-1, ::2] + 2, rtol=1e-6)
         with pytest.raises(DeployError, match="batches of different sizes: x 8, z 3"):
@@ -215,7 +215,7 @@ def test_inputs_of_any_layout_are_read_as_what_they_are(name: str, tmp_path: Pat
             session.run({"x": x[:, ::2], "z": z.astype(">f4")})
 
 
-def test_rows_in_reverse_are_those_rows(session: Session, images: np.ndarray) -> None:
+def test_inputs_with_negative_strides_are_accepted(session: Session, images: np.ndarray) -> None:
     (spec,) = session.outputs
     wanted = session.run({"image": images[:4]})[spec.name][::-1]
     assert np.allclose(session.run({"image": images[3::-1]})[spec.name], wanted, atol=1e-4)
@@ -228,7 +228,7 @@ def test_read_only_inputs_are_accepted(session: Session, images: np.ndarray) -> 
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_a_file_that_is_no_engine_is_an_error(name: str, tmp_path: Path) -> None:
+def test_opening_a_file_that_is_not_an_engine_is_an_error(name: str, tmp_path: Path) -> None:
     path = tmp_path / "engine"
     engine = engines.get(name)
     for content in (b"", b"nonsense", b"\0" * 1000):
@@ -238,7 +238,7 @@ def test_a_file_that_is_no_engine_is_an_error(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", BUILDABLE)
-def test_a_source_that_is_none_is_an_error(name: str, tmp_path: Path) -> None:
+def test_building_from_an_invalid_source_is_an_error(name: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"nonsense")
     with pytest.raises(DeployError):
@@ -280,7 +280,9 @@ def dummy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow(2)
 @pytest.mark.usefixtures("dummy")
-def test_a_new_file_is_a_new_engine_everywhere(store: Store, assay: Callable[..., Result]) -> None:
+def test_a_new_backend_file_is_a_new_engine_everywhere(
+    store: Store, assay: Callable[..., Result]
+) -> None:
     where = ("--root", store.root, "--dist", store.dist)
     assert "dummy" in json.loads(assay("doctor", "--json").out)["engines"]
     assert assay("build", "lenet", *where, "--engine", "dummy").code == 0

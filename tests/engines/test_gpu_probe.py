@@ -1,4 +1,4 @@
-"""What CUDA's driver is asked and how its answers are read, with a stand-in for the driver."""
+"""The probe of GPUs, with a stand-in for CUDA's driver."""
 
 import json
 import os
@@ -28,7 +28,7 @@ LISTED = f"nvidia-smi lists {H100.name} (driver 580.159.04)"
 
 @dataclass
 class Answer:
-    """What `hardware` tells in a child process."""
+    """What `hardware` returns in a child process."""
 
     gpus: list[dict[str, str]]
     no_gpu: str
@@ -36,7 +36,7 @@ class Answer:
 
 
 def ask(*machine: dict[str, str], seconds: int = 20) -> Answer:
-    # Without what hides GPUs on the machine that runs the tests.
+    # Without variables that hide GPUs on the machine that runs the tests.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CUDA_")}
     for variables in machine:
         environment |= variables
@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_tool(tmp_path: Path) -> dict[str, str]:
-    """Variables by which nvidia-smi lists nothing, in the tool's own words."""
+    """Variables that make the stand-in for nvidia-smi list no GPU."""
     return machines.with_tool(tmp_path / "no-tool", "NVIDIA-SMI has failed")
 
 
@@ -104,9 +104,7 @@ def test_both_numbers_of_a_compute_capability_are_read(
     assert gpu["compute_capability"] == "10.3"
 
 
-def test_a_driver_that_does_not_tell_its_version_is_used(
-    folder: Path, no_tool: dict[str, str]
-) -> None:
+def test_a_driver_without_a_version_is_used(folder: Path, no_tool: dict[str, str]) -> None:
     (gpu,) = ask(no_tool, machines.with_driver(folder, H100, version="")).gpus
     assert (gpu["name"], gpu["driver"]) == (H100.name, "")
 
@@ -123,9 +121,9 @@ def test_hidden_gpus_are_named_with_the_variable_that_hides_them(
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("100", "CUDA opens no GPU here: cuInit says CUDA_ERROR_NO_DEVICE"),
-        ("803", "CUDA opens no GPU here: cuInit says CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
-        ("4711", "CUDA opens no GPU here: cuInit says 4711"),
+        ("100", "CUDA opens no GPU here: cuInit returned CUDA_ERROR_NO_DEVICE"),
+        ("803", "CUDA opens no GPU here: cuInit returned CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
+        ("4711", "CUDA opens no GPU here: cuInit returned 4711"),
         ("abort", "CUDA's driver ended the process that asked it, by SIGABRT"),
         ("exit", "CUDA's driver ended the process that asked it, with status 3"),
     ],
@@ -138,13 +136,15 @@ def test_a_driver_that_opens_no_gpu_says_why(
     assert ask(tool, machine).no_gpu == f"{reason}; {LISTED}"
 
 
-def test_a_driver_that_does_not_answer_is_given_up(folder: Path, no_tool: dict[str, str]) -> None:
+def test_a_driver_that_does_not_answer_times_out(folder: Path, no_tool: dict[str, str]) -> None:
     machine = machines.with_driver(folder, H100, answer="hang")
     answer = ask(no_tool, machine, seconds=1)
     assert answer == Answer([], "CUDA's driver did not answer in 1 s", {"gpu": "none"})
 
 
-def test_a_library_that_does_not_load_is_no_driver(tmp_path: Path, tool: dict[str, str]) -> None:
+def test_a_driver_library_that_does_not_load_is_reported(
+    tmp_path: Path, tool: dict[str, str]
+) -> None:
     (tmp_path / "libcuda.so.1").write_bytes(b"")
     answer = ask(tool, {"LD_LIBRARY_PATH": str(tmp_path)})
     assert answer.gpus == []

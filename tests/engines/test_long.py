@@ -1,4 +1,4 @@
-"""What takes minutes: a thousand openings, and the ONNX project's own tests."""
+"""Tests that take minutes: a thousand sessions, and the ONNX project's own tests."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.engines import backend_suite
 RUNNABLE = [name for name in engines.names() if engines.get(name).available().run]
 # Cycles before the first measurement: caches and thread pools fill up.
 WARM, CYCLES = 100, 1000
-# Of which allocators keep some; an engine that keeps a weight of each session takes 250 MiB.
+# Allocators keep some memory; an engine that kept the weights of each session would take 250 MiB.
 ROOM = 24 << 20
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
@@ -33,7 +33,7 @@ def open_files() -> int:
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_a_thousand_openings_leave_nothing_behind(name: str, built: Store) -> None:
+def test_a_thousand_sessions_leak_nothing(name: str, built: Store) -> None:
     engine = engines.get(name)
     folder = built.root / "lenet/fp32"
     images = goldens.load(folder / "golden.npz").inputs["image"][:2]
@@ -53,7 +53,7 @@ def test_a_thousand_openings_leave_nothing_behind(name: str, built: Store) -> No
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in backend_suite.EXPECTED.glob("*")))
-def test_the_onnx_projects_own_tests_fail_where_they_are_known_to(name: str) -> None:
+def test_onnx_backend_tests_fail_only_where_known(name: str) -> None:
     if not engines.get(name).available().build:
         pytest.skip(engines.get(name).available().reason)
     expected = json.loads((backend_suite.EXPECTED / f"{name}.json").read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 @pytest.mark.slow(3)
 @pytest.mark.parametrize("precision", TYPES)
-def test_the_chain_of_a_precision(
+def test_all_stages_run_at_each_precision(
     store: Store, assay: Callable[..., Result], precision: str
 ) -> None:
     where = ("--root", store.root, "--dist", store.dist, "--batch", 1, "--budget", 0.1)
@@ -45,7 +45,7 @@ def test_the_chain_of_a_precision(
 
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("precision", TYPES)
-def test_inputs_and_logits_keep_their_types_and_the_layers_have_the_precision(
+def test_inputs_and_logits_keep_their_types_and_layers_use_the_precision(
     store: Store, assay: Callable[..., Result], precision: str
 ) -> None:
     assert assay("export", "lenet", "--precision", precision, "--root", store.root).code == 0
@@ -61,7 +61,7 @@ def test_inputs_and_logits_keep_their_types_and_the_layers_have_the_precision(
 
 
 class Steep(nn.Module):
-    """Its middle layer gives numbers that fp16 does not have."""
+    """Its middle layer outputs numbers beyond the range of fp16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def test_values_that_overflow_stay_in_fp32_with_their_weights_and_are_listed() -
 
 
 class Sum(nn.Module):
-    """Its layers give numbers that fp16 holds; their sum is none."""
+    """Its layers output numbers within the range of fp16; their sum is beyond it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Both(nn.Module):
         return self.one(x) + self.two(x) + self.one(x)
 
 
-def test_what_adds_up_beyond_fp16_is_added_in_fp32() -> None:
+def test_a_sum_beyond_fp16_is_computed_in_fp32() -> None:
     network, x = Sum().eval(), torch.ones(2, 1)
     program, kept = half(network, x)
     assert "add of network.block: Both" in kept_names(kept)

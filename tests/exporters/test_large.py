@@ -14,7 +14,7 @@ from tests.conftest import Process
 
 pytestmark = [pytest.mark.large, pytest.mark.timeout(1500)]
 
-# A table of 2.3 GB, of which a row of the batch reads four lines: large, but quick to compute.
+# A table of 2.3 GB, of which each row of the batch reads four lines: large, but quick to compute.
 OWN = """
 import numpy as np
 import torch

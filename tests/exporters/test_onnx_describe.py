@@ -1,4 +1,4 @@
-"""What a graph is, and in which types its nodes compute."""
+"""Descriptions of graphs, and the types in which their nodes compute."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def test_multiply_adds_and_parameters_are_lenets(built: Store) -> None:
     assert description.precisions == {"fp32": 13}
 
 
-def test_the_command_prints_it(built: Store, assay: Callable[..., Result]) -> None:
+def test_inspect_prints_the_description(built: Store, assay: Callable[..., Result]) -> None:
     path = built.root / "lenet/fp32/model.onnx"
     result = assay("inspect", path, "--json")
     document = json.loads(result.out)
@@ -43,7 +43,7 @@ def test_the_command_prints_it(built: Store, assay: Callable[..., Result]) -> No
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph", None])
-def test_what_is_no_graph_is_an_error(
+def test_inspecting_a_file_that_is_not_a_graph_is_an_error(
     tmp_path: Path, content: bytes | None, assay: Callable[..., Result]
 ) -> None:
     path = tmp_path / "file"
@@ -54,7 +54,7 @@ def test_what_is_no_graph_is_an_error(
     assert str(path) in result.err
 
 
-def test_behind_an_unknown_operator_shapes_are_not_known(
+def test_shapes_after_an_unknown_operator_are_unknown(
     built: Store, tmp_path: Path, assay: Callable[..., Result]
 ) -> None:
     model = onnx.load(built.root / "lenet/fp32/model.onnx")
@@ -68,7 +68,7 @@ def test_behind_an_unknown_operator_shapes_are_not_known(
     assert "Sigmoid" in result.out
 
 
-def test_an_exported_graph_is_described_in_its_folder(built: Store) -> None:
+def test_export_writes_a_description_next_to_the_graph(built: Store) -> None:
     document = json.loads((built.root / "lenet/fp32/graph.json").read_text())
     assert document["opset"] == 20
     assert document["removed"]
@@ -78,7 +78,7 @@ def test_an_exported_graph_is_described_in_its_folder(built: Store) -> None:
 
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("opset", [18, 19, 21, 22, 23])
-def test_the_opset_is_the_one_asked_for(
+def test_the_graph_has_the_requested_opset(
     store: Store, opset: int, assay: Callable[..., Result]
 ) -> None:
     where = ("--root", store.root)

@@ -1,4 +1,4 @@
-"""Graphs as files: external data, and everything that must be refused before it is loaded."""
+"""Graphs as files: external data, and what must be refused before it is loaded."""
 
 import os
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def test_a_small_graph_is_one_file(tmp_path: Path) -> None:
     assert onnx_files.read(path) == model()
 
 
-def test_external_data_come_back_as_they_were(graph: Path) -> None:
+def test_external_data_round_trips(graph: Path) -> None:
     loaded = onnx_files.read(graph)
     for before, after in zip(model().graph.initializer, loaded.graph.initializer, strict=True):
         assert np.array_equal(numpy_helper.to_array(before), numpy_helper.to_array(after))
@@ -64,7 +64,7 @@ def test_onnx_runtime_reads_external_data(graph: Path) -> None:
     assert np.allclose(session.run(None, {"x": x})[0], x @ weight + bias, atol=1e-5)
 
 
-def test_what_says_shapes_stays_in_the_graph(tmp_path: Path) -> None:
+def test_tensors_that_hold_shapes_stay_in_the_graph(tmp_path: Path) -> None:
     import onnxruntime
 
     sizes = np.full(260, 2)
@@ -94,7 +94,7 @@ def test_the_same_graph_gives_the_same_bytes(graph: Path, tmp_path: Path) -> Non
         assert (again.parent / name).read_bytes() == (graph.parent / name).read_bytes()
 
 
-def test_the_checks_of_a_graph_work_on_one_that_is_too_large_for_a_message(
+def test_a_graph_too_large_for_one_message_is_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(onnx_files, "LIMIT", 1000)
@@ -177,7 +177,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("change", "message"), REFUSED)
 @pytest.mark.parametrize("tool", ["read", "inspect", "verify"])
-def test_external_data_that_must_not_be_read_are_refused(
+def test_unsafe_or_damaged_external_data_is_refused(
     graph: Path,
     change: Callable[[onnx.TensorProto, Path], None],
     message: str,
@@ -202,7 +202,7 @@ def test_external_data_that_must_not_be_read_are_refused(
         assert message.strip("\\[]-1, 4096") in result.err
 
 
-def test_a_tensor_inside_has_to_have_its_bytes(tmp_path: Path) -> None:
+def test_an_embedded_tensor_of_the_wrong_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     for change in (dims(2**40), dims(3), dims(2**20, 2**20, 2**20)):
         altered = model()

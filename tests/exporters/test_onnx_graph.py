@@ -32,14 +32,14 @@ def graph(built: Store) -> onnx.ModelProto:
     return onnx.load(built.root / "lenet/fp32/model.onnx")
 
 
-def test_it_takes_raw_images_of_any_batch_and_gives_logits(graph: onnx.ModelProto) -> None:
+def test_the_graph_takes_raw_images_of_any_batch_and_gives_logits(graph: onnx.ModelProto) -> None:
     assert [spec_of(value) for value in graph.graph.input] == [IMAGE]
     assert [spec_of(value) for value in graph.graph.output] == [LOGITS]
     assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     onnx.checker.check_model(graph, full_check=True)
 
 
-def test_its_metadata_say_what_it_is(graph: onnx.ModelProto, built: Store) -> None:
+def test_metadata_describe_the_graph(graph: onnx.ModelProto, built: Store) -> None:
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
     record = json.loads((built.root / "lenet/train.json").read_text())
     assert metadata["assay.model"] == "lenet"
@@ -49,14 +49,14 @@ def test_its_metadata_say_what_it_is(graph: onnx.ModelProto, built: Store) -> No
     assert metadata["assay.checkpoint"] == digest
 
 
-def test_nothing_in_it_names_a_path(built: Store) -> None:
+def test_the_graph_contains_no_path(built: Store) -> None:
     content = (built.root / "lenet/fp32/model.onnx").read_bytes()
     for trace in (b"site-packages", b".py", b"/tmp", b"/home", b"/root", b"pkg.torch"):
         assert trace not in content
 
 
 @pytest.mark.slow(9)
-def test_two_folders_give_the_same_bytes(
+def test_exports_in_two_folders_give_the_same_bytes(
     built: Store, tmp_path: Path, process: Callable[..., Process]
 ) -> None:
     graphs, goldens = [], []
@@ -94,7 +94,7 @@ class FixedBatch(nn.Module):
 
 
 class ByValue(nn.Module):
-    """Goes one way or the other depending on the pixels."""
+    """Branches on the values of the pixels."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = image.float().flatten(1)[:, :10]
@@ -102,7 +102,7 @@ class ByValue(nn.Module):
 
 
 class BySize(nn.Module):
-    """Does for a batch of two what it does for no other."""
+    """Treats a batch of two differently."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = image.float().flatten(1)
@@ -112,14 +112,14 @@ class BySize(nn.Module):
 
 
 class Counting(nn.Module):
-    """Takes as many pixels as their sum says."""
+    """Takes as many pixels as the sum of the pixels."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.float().flatten(1)[:, : int(image.sum())]
 
 
 class Unfit(nn.Module):
-    """Multiplies what does not fit together."""
+    """Multiplies matrices whose shapes do not fit together."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.float() @ torch.zeros(3, 3)
@@ -147,10 +147,10 @@ def test_a_model_that_cannot_be_traced_is_an_error_that_names_the_line(
     assert "Traceback" in caught.value.report
     assert len(caught.value.message) < 400
     out, err = capfd.readouterr()
-    assert (out, err) == ("", "")  # torch's own words are in the report
+    assert (out, err) == ("", "")  # torch's own output is in the report
 
 
-def test_the_report_of_a_failure_is_kept_beside_where_the_graph_would_be(
+def test_the_report_of_a_failed_export_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assay: Callable[..., Result]
 ) -> None:
     (tmp_path / "mine.py").write_text(OWN)
@@ -164,7 +164,7 @@ def test_the_report_of_a_failure_is_kept_beside_where_the_graph_would_be(
     assert str(report) in result.err
     assert "Constraints violated" in report.read_text()
     assert not (root / "mine-fixed/fp32/model.onnx").exists()
-    # What torch.export cannot trace, TorchScript does, and says what may be frozen.
+    # TorchScript traces what torch.export cannot, and warns of what may be frozen.
     assert assay("export", "mine:switch", "--root", root).code == 1
     result = assay("export", "mine:switch", "--root", root, "--exporter", "torchscript")
     assert result.code == 0, result.err
@@ -173,7 +173,7 @@ def test_the_report_of_a_failure_is_kept_beside_where_the_graph_would_be(
     document = json.loads((root / "mine-switch/fp32/graph.json").read_text())
     assert document["metadata"]["assay.exporter"] == "torchscript"
     assert assay("verify", "mine:switch", "--root", root).code == 0
-    # One that goes by its inputs would be frozen to the way of the examples.
+    # A model that branches on its inputs would be frozen to the branch of the examples.
     result = assay("export", "mine:branch", "--root", root, "--exporter", "torchscript")
     assert result.code == 1
     assert "depends on the other rows of its batch" in result.err
@@ -281,7 +281,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow(2)
-def test_bf16_has_products_in_the_place_of_einsum(own: Callable[[str], str], assay: Assay) -> None:
+def test_bf16_einsums_become_matrix_products(own: Callable[[str], str], assay: Assay) -> None:
     name = own("einsum")
     for precision, operator in (("fp32", "Einsum"), ("bf16", "MatMul")):
         words = ("--precision", precision)
@@ -302,7 +302,7 @@ def test_bf16_has_products_in_the_place_of_einsum(own: Callable[[str], str], ass
 
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_an_input_or_one_tensor_twice_are_outputs_too(
+def test_an_output_may_be_an_input_or_another_output(
     own: Callable[[str], str], assay: Assay, precision: str
 ) -> None:
     name, words = own("repeated"), ("--precision", precision)

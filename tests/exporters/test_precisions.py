@@ -19,7 +19,7 @@ from tests.conftest import Result
 
 
 @pytest.mark.parametrize("precision", PRECISIONS.values(), ids=list(PRECISIONS))
-def test_a_row_is_consistent(precision: exporters.Precision) -> None:
+def test_each_precision_is_consistent(precision: exporters.Precision) -> None:
     assert precision.quantized == bool(precision.quantizer)
     assert not precision.cpu_graph or precision.quantized
     assert PRECISIONS[precision.computed_in].dtype == precision.dtype
@@ -33,13 +33,13 @@ def test_a_row_is_consistent(precision: exporters.Precision) -> None:
 
 @pytest.fixture
 def another(monkeypatch: pytest.MonkeyPatch) -> exporters.Precision:
-    """A second quantized precision, whose one graph runs everywhere."""
+    """A second quantized precision, without a graph for CPUs."""
     row = dataclasses.replace(PRECISIONS["int8"], name="int7", cpu_graph=False)
     monkeypatch.setitem(PRECISIONS, row.name, row)
     return row
 
 
-def test_a_quantized_precision_is_one_row(
+def test_a_quantized_precision_needs_only_an_entry_in_the_table(
     another: exporters.Precision, assay: Callable[..., Result]
 ) -> None:
     params = export.Params(model="edge", precision=another.name)

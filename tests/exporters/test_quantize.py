@@ -19,12 +19,12 @@ from pipeline.verification.weight_audit import audit
 from pipeline.workflow.runner import Store
 from tests.conftest import Process, Result, need_engine
 
-pytestmark = pytest.mark.slow(12)  # the whole chain in int8, once for all of them
+pytestmark = pytest.mark.slow(12)  # all stages in int8, once for all tests
 
 
 @pytest.fixture(scope="session")
 def quantized(built: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """LeNet in int8, through the whole chain. Not to be changed."""
+    """LeNet in int8, through all stages. Tests must not change it."""
     from pipeline.cli import stage_runs
 
     folder = tmp_path_factory.mktemp("quantized")
@@ -39,7 +39,7 @@ def read(store: Store, name: str) -> onnx.ModelProto:
     return onnx.load(store.root / "lenet/int8" / name)
 
 
-def test_the_verdict_says_what_it_costs(quantized: Store) -> None:
+def test_the_verdict_reports_the_cost_of_quantization(quantized: Store) -> None:
     for folder in ("", "onnxruntime/"):
         path = quantized.root / f"lenet/int8/{folder}verdict.json"
         verdict = json.loads(path.read_text())
@@ -76,7 +76,7 @@ def test_a_cpu_gets_unsigned_activations_and_weights_of_seven_bits(quantized: St
     assert all(np.abs(w.astype(int)).max() <= 64 for w in weights)
 
 
-def test_the_same_ranges_are_in_both(quantized: Store) -> None:
+def test_both_graphs_use_the_same_ranges(quantized: Store) -> None:
     """A symmetric scale spans the larger side of the range that the unsigned one spans whole."""
     signed, unsigned = (read(quantized, name).graph for name in ("model.onnx", "model-cpu.onnx"))
     one, two = (
@@ -115,7 +115,7 @@ def test_everything_in_the_graph_is_audited(quantized: Store, tmp_path: Path) ->
         assert audited.fault, tensor.name
 
 
-def test_a_carrier_is_within_half_a_step(quantized: Store) -> None:
+def test_a_quantized_weight_is_within_half_a_step(quantized: Store) -> None:
     graph = read(quantized, "model.onnx")
     tensors = {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
     state = {
@@ -128,7 +128,7 @@ def test_a_carrier_is_within_half_a_step(quantized: Store) -> None:
     assert weight_map.quantized(state, graph)["weight"].dtype == np.float32
 
 
-def test_the_method_that_does_best_is_taken(quantized: Store) -> None:
+def test_the_calibration_method_with_the_best_score_is_used(quantized: Store) -> None:
     record = json.loads((quantized.root / "lenet/int8/graph.json").read_text())["calibration"]
     scores = {name: (score["accuracy"], score["sqnr"]) for name, score in record["scores"].items()}
     assert set(scores) == set(quantize.METHODS)
@@ -136,8 +136,8 @@ def test_the_method_that_does_best_is_taken(quantized: Store) -> None:
     assert record["source"] == f"{record['rows']} training images"
 
 
-def test_accuracy_gained_by_noise_is_no_reason(built: Store) -> None:
-    """Of an undertrained model, what is furthest from it may be right more often."""
+def test_accuracy_gained_by_noise_does_not_select_a_method(built: Store) -> None:
+    """The graph furthest from an undertrained model may be right more often."""
     graph = onnx.load(built.root / "lenet/fp32/model.onnx")
     images = np.random.default_rng(0).integers(0, 256, (8, 1, 28, 28), dtype=np.uint8)
     rows = {"image": images}
@@ -165,7 +165,7 @@ def test_calibration_and_selection_share_no_image() -> None:
 
 
 @pytest.mark.slow(6)
-def test_two_folders_and_two_processes_give_the_same_bytes(
+def test_quantizing_in_two_folders_and_processes_gives_the_same_bytes(
     quantized: Store, tmp_path: Path, process: Callable[..., Process]
 ) -> None:
     import shutil
@@ -179,7 +179,7 @@ def test_two_folders_and_two_processes_give_the_same_bytes(
         assert again == (quantized.root / "lenet/int8" / name).read_bytes(), name
 
 
-def test_other_types_than_asked_for_are_an_error_unless_accepted(
+def test_layers_in_other_types_are_an_error_unless_accepted(
     quantized: Store, tmp_path: Path, assay: Callable[..., Result]
 ) -> None:
     need_engine("tensorrt_rtx", run=False)
@@ -191,7 +191,7 @@ def test_other_types_than_asked_for_are_an_error_unless_accepted(
     before = engine.read_bytes()
     result = assay(*words)
     assert result.code == 1
-    assert "does not compute as" in result.err
+    assert "computes in other types than" in result.err
     assert "Conv 'node_conv2d'" in result.err
     assert engine.read_bytes() == before
     result = assay(*words, "--other-types")
@@ -211,7 +211,7 @@ def test_tensorrt_computes_every_layer_in_int8(quantized: Store) -> None:
     assert {node for layer in products for node in layer["nodes"]} >= {"node_conv2d", "node_linear"}
 
 
-def test_pytorch_has_no_int8(quantized: Store, assay: Callable[..., Result]) -> None:
+def test_pytorch_cannot_run_int8(quantized: Store, assay: Callable[..., Result]) -> None:
     where = ("--precision", "int8", "--root", quantized.root)
     result = assay("build", "lenet", "--engine", "pytorch", *where)
     assert result.code == 4
@@ -247,7 +247,7 @@ def test_precisions_are_measured_side_by_side(
         ({}, "nothing, but the graph takes image"),
     ],
 )
-def test_calibration_data_that_do_not_fit_are_refused(
+def test_calibration_data_that_does_not_fit_is_refused(
     quantized: Store,
     tmp_path: Path,
     rows: dict[str, np.ndarray],
@@ -263,7 +263,7 @@ def test_calibration_data_that_do_not_fit_are_refused(
     assert (quantized.root / "lenet/int8/model.onnx").read_bytes() == before
 
 
-def test_calibration_data_with_nan_are_refused(built: Store) -> None:
+def test_calibration_data_with_nan_is_refused(built: Store) -> None:
     graph = onnx.load(built.root / "lenet/fp32/model.onnx")
     graph.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     rows = np.zeros((4, 1, 28, 28), np.float32)
@@ -273,7 +273,9 @@ def test_calibration_data_with_nan_are_refused(built: Store) -> None:
         quantize.check_rows(graph, {"image": rows})
 
 
-def test_calibration_is_for_int8_alone(tmp_path: Path, assay: Callable[..., Result]) -> None:
+def test_calibration_option_is_for_quantized_precisions_only(
+    tmp_path: Path, assay: Callable[..., Result]
+) -> None:
     np.savez(tmp_path / "rows.npz", image=np.zeros((4, 1, 28, 28), np.uint8))
     result = assay("export", "lenet", "--calibration", tmp_path / "rows.npz", "--root", tmp_path)
     assert result.code == 2

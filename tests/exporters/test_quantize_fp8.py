@@ -1,4 +1,4 @@
-"""fp8: the type's rounding, where its scales lie, and what each engine makes of the graph."""
+"""fp8: rounding, scales, and how each engine runs the graph."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from tests.conftest import Result
 
 
 def convolution(channels: int) -> onnx.ModelProto:
-    """A convolution of [1, channels, 4, 4] with eight outputs, and a product behind it."""
+    """A convolution of [1, channels, 4, 4] with eight outputs, followed by a matrix product."""
     random = np.random.default_rng(0)
     weights = {
         "kernel": random.normal(size=(8, channels, 3, 3)).astype(np.float32),
@@ -73,7 +73,7 @@ def test_an_activation_has_one_scale_and_a_weight_one_for_each_output() -> None:
     }
 
 
-def test_a_stored_weight_is_the_nearest_of_the_type() -> None:
+def test_a_stored_weight_is_the_nearest_fp8_number() -> None:
     tensors = constants(quantized())
     original = constants(convolution(8))["kernel"].astype(np.float64)
     scale = tensors["kernel_scale"].astype(np.float64).reshape(8, 1, 1, 1)
@@ -91,7 +91,7 @@ def test_a_convolution_of_an_image_stays_in_float() -> None:
     assert nodes["product"].input[0] == "flat_dequantized"
 
 
-def test_what_has_no_range_stays_in_float() -> None:
+def test_tensors_without_a_range_stay_in_float() -> None:
     model = quantize_fp8.with_ranges(convolution(8), {"x": (-np.inf, 1.0), "flat": (0.0, 1.0)})
     nodes = {node.name: node for node in model.graph.node}
     assert list(nodes["convolution"].input) == ["x", "kernel"]
@@ -105,7 +105,7 @@ def test_a_graph_without_anything_to_compute_in_fp8_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def graph(built: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LeNet in fp8, exported by the command in a copy of the built chain."""
+    """LeNet in fp8, exported by the command in a copy of the built store."""
     import shutil
 
     from pipeline.cli import stage_runs

@@ -1,4 +1,4 @@
-"""Which tensor of a graph carries each parameter, batch norms folded in included."""
+"""Which tensor of a graph carries each parameter, folded batch norms included."""
 
 from collections.abc import Callable
 
@@ -63,7 +63,7 @@ class Positions(nn.Module):
 
 
 class Distances(nn.Module):
-    """Adds what a small network makes of constants, as attention with continuous positions does."""
+    """Adds a small network's output for constants, as attention with continuous positions does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Distances(nn.Module):
 
 
 class Table(nn.Module):
-    """Distances so many that in bfloat16 the first product alone is folded."""
+    """So many distances that in bfloat16 only the first product is folded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ def test_a_batch_norm_behind_a_bias_of_zeros_is_found() -> None:
 
 
 @pytest.mark.slow(1)
-def test_a_result_of_other_weights_explains_nothing() -> None:
+def test_a_value_computed_from_other_weights_is_not_matched() -> None:
     module = filled(LAYERS["made by a small network"]()[0])
     _, graph = exported(module, (4,))
     module.small[0].weight.data[3, 1] *= 1.001
@@ -154,7 +154,7 @@ def test_a_product_folded_without_its_bias_is_found() -> None:
 
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("name", ["transposed for a product", "picked from a table"])
-def test_what_moves_numbers_has_to_hold_the_very_numbers(name: str) -> None:
+def test_moved_numbers_have_to_match_bit_for_bit(name: str) -> None:
     module, shape = LAYERS[name]()
     module = filled(module)
     program, graph = exported(module, shape)
@@ -168,7 +168,7 @@ def test_what_moves_numbers_has_to_hold_the_very_numbers(name: str) -> None:
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("part", ["weight", "bias"])
 @pytest.mark.parametrize("change", [1.0001, 1 + 2e-6, 0.9, 0.0])
-def test_a_fold_that_is_wrong_explains_nothing(part: str, change: float) -> None:
+def test_a_wrong_fold_is_not_matched(part: str, change: float) -> None:
     module, shape = LAYERS["with bias"]()
     module = filled(module)
     program, graph = exported(module, shape)
@@ -181,7 +181,7 @@ def test_a_fold_that_is_wrong_explains_nothing(part: str, change: float) -> None
 
 
 @pytest.mark.slow(1)
-def test_another_epsilon_is_another_fold() -> None:
+def test_a_fold_with_another_epsilon_is_not_matched() -> None:
     module, shape = LAYERS["with bias"]()
     module = filled(module)
     _, graph = exported(module, shape)

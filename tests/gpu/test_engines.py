@@ -105,7 +105,9 @@ def test_read_only_and_strided_inputs_are_taken(
     np.testing.assert_allclose(outputs, expected[:8][::-1], atol=1e-4)
 
 
-def test_a_closed_session_says_so(engine_file: tuple[str, Path], images: np.ndarray) -> None:
+def test_using_a_closed_session_is_an_error(
+    engine_file: tuple[str, Path], images: np.ndarray
+) -> None:
     name, path = engine_file
     session = engines.get(name).open(path, OpenOptions(device="cuda:0"))
     session.run({"image": images[:2]})

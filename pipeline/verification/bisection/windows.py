@@ -16,7 +16,7 @@ from engines.contract import Array, BuildOptions, OpenOptions
 from engines.errors import DeployError, NotAvailableError, UsageError
 from exporters import onnx_files
 from pipeline.verification import engine_proof
-from pipeline.workflow.artifacts import ENGINE, GRAPH
+from pipeline.workflow.artifacts import ENGINE, GRAPH, GRAPH_SUBJECT
 
 # Bytes of values to hold at a time. A graph with more is run once for each window of values.
 _BYTES = 256 << 20
@@ -33,7 +33,7 @@ class Prober:
         device: As for `engines.contract.OpenOptions`.
     """
 
-    subject: str = engine_proof.GRAPH
+    subject: str = GRAPH_SUBJECT
     device: str = "auto"
 
     def check(self) -> None:
@@ -68,7 +68,7 @@ class Prober:
             path, built = Path(folder) / GRAPH.name, Path(folder) / ENGINE.name
             onnx_files.write(watched, path)
             engine = engines.get(engine_proof.runner(self.subject))
-            as_it_is = self.subject == engine_proof.GRAPH
+            as_it_is = self.subject == GRAPH_SUBJECT
             device = "cpu" if as_it_is else choose_device(engine, self.device)
             options = OpenOptions(device, threads=1, optimize=not as_it_is)
             try:

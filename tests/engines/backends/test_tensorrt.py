@@ -1,4 +1,4 @@
-"""Plans of TensorRT for RTX, built here without a GPU: options, refusals, progress."""
+"""Plans of TensorRT for RTX, built without a GPU: options, errors, progress."""
 
 import json
 from contextlib import closing
@@ -52,7 +52,7 @@ def test_turing_gets_its_products_as_convolutions(built: Store, tmp_path: Path) 
     assert notes == {}
 
 
-def test_a_graph_with_convolutions_for_products_gives_the_same(
+def test_a_graph_with_convolutions_for_gemm_gives_equal_outputs(
     built: Store, tmp_path: Path
 ) -> None:
     source = built.root / "lenet/fp32/model.onnx"
@@ -80,7 +80,7 @@ def test_a_graph_with_convolutions_for_products_gives_the_same(
         ({}, None, (3,)),
     ],
 )
-def test_products_that_are_no_such_convolution_stay(
+def test_other_products_stay_as_they_are(
     node: dict[str, Any], weights: tuple[int, int] | None, bias: tuple[int, ...], tmp_path: Path
 ) -> None:
     make, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
@@ -97,7 +97,7 @@ def test_products_that_are_no_such_convolution_stay(
     assert _turing.with_convolutions(path) is None
 
 
-def test_what_a_gpu_lacks_is_said(tmp_path: Path) -> None:
+def test_a_type_that_a_gpu_lacks_is_named(tmp_path: Path) -> None:
     make, half = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
     nodes = [onnx.helper.make_node("MatMul", ["x", "x"], ["y"], "product")]
     shape = ["batch", 8, 8]
@@ -144,14 +144,14 @@ def test_options_of_other_flavours_are_not_available(
         engines.get("tensorrt").build(Path("graph"), tmp_path / "x", BuildOptions(target_sm=(89,)))
 
 
-def test_values_that_do_not_exist_are_wrong_usage(built: Store, tmp_path: Path) -> None:
+def test_invalid_option_values_are_wrong_usage(built: Store, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="compute capability 90"):
         build(built, tmp_path, target_sm=(90,))
     with pytest.raises(UsageError, match="optimization level 6"):
         BuildOptions(optimization_level=6)
 
 
-def test_a_build_says_how_far_it_is_and_can_be_ended(built: Store, tmp_path: Path) -> None:
+def test_a_build_reports_progress_and_can_be_cancelled(built: Store, tmp_path: Path) -> None:
     told: list[tuple[str, float]] = []
     build(built, tmp_path, optimization_level=0, progress=lambda *each: told.append(each))
     assert told
@@ -166,7 +166,7 @@ def test_a_build_says_how_far_it_is_and_can_be_ended(built: Store, tmp_path: Pat
     assert not (tmp_path / "engine").exists()
 
 
-def test_a_product_in_another_type_than_its_weights_is_named(built: Store) -> None:
+def test_a_product_in_another_type_than_its_weights_is_reported(built: Store) -> None:
     source = built.root / "lenet/fp32/model.onnx"
     names = [n.name for n in onnx.load(source).graph.node if n.op_type in ("Conv", "Gemm")]
     right = [Layer(name, "correlation", "fp32", (name,)) for name in names]
@@ -175,7 +175,7 @@ def test_a_product_in_another_type_than_its_weights_is_named(built: Store) -> No
     assert type_mismatches(source, wrong) == [f"Conv {names[0]!r} in fp16"]
 
 
-def test_a_plan_of_another_version_or_gpu_is_refused_unread(
+def test_a_plan_of_another_version_or_gpu_is_refused_before_loading(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rtx, path = engines.get("tensorrt_rtx"), store.root / "lenet/fp32/tensorrt_rtx/engine"
@@ -184,7 +184,9 @@ def test_a_plan_of_another_version_or_gpu_is_refused_unread(
     content = json.loads(record.read_text())
     content["facts"]["tensorrt-rtx-cu13"] = "1.0"
     record.write_text(json.dumps(content))
-    with pytest.raises(NotAvailableError, match=r"built with tensorrt-rtx-cu13 1\.0, and here is"):
+    with pytest.raises(
+        NotAvailableError, match=r"built with tensorrt-rtx-cu13 1\.0, but this machine has"
+    ):
         engine_proof.require_fit(rtx, path)
     content["facts"] = rtx.fingerprint()
     record.write_text(json.dumps(content))
@@ -196,12 +198,12 @@ def test_a_plan_of_another_version_or_gpu_is_refused_unread(
     why = full.incompatibility
     here = {"tensorrt-cu13": "10.14", "gpu_compute_capability": "12.0"}
     monkeypatch.setattr(type(full), "fingerprint", lambda _self: here)
-    assert "capability 8.9, and here is gpu_compute_capability 12.0" in why(facts, {})
+    assert "capability 8.9, but this machine has gpu_compute_capability 12.0" in why(facts, {})
     assert why(facts, {"hardware_compatible": True}) == ""
     older = {**here, "tensorrt-cu13": "10.13"}
     assert "10.13" in why(older, {})
     assert why(older, {"version_compatible": True}) == ""
-    # No later one runs here, and no other major.
+    # Plans of later versions and of other major versions do not run.
     for other in ("10.15", "9.9", "11.0", "not installed"):
         refused = why({**here, "tensorrt-cu13": other}, {"version_compatible": True})
         assert other in refused
@@ -222,7 +224,7 @@ def test_a_plan_is_built_without_a_gpu(built: Store) -> None:
     assert record["params"]["batch_max"] == 256
 
 
-def test_a_plan_cannot_be_opened_without_a_gpu_and_says_so(built: Store) -> None:
+def test_opening_a_plan_without_a_gpu_is_an_error(built: Store) -> None:
     engine = rtx_on_cpu()
     with pytest.raises(NotAvailableError, match="runs on an NVIDIA GPU"):
         engine.open(built.root / "lenet/fp32/tensorrt_rtx/engine", OpenOptions(device="cuda"))
@@ -253,7 +255,7 @@ def test_an_operator_tensorrt_lacks_is_named_with_its_node(tmp_path: Path) -> No
     assert not (tmp_path / "engine").exists()
 
 
-def test_a_second_dynamic_axis_needs_a_profile_it_does_not_get(tmp_path: Path) -> None:
+def test_a_second_dynamic_axis_is_an_error(tmp_path: Path) -> None:
     shape = ["batch", 3, "height"]
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(

@@ -1,4 +1,4 @@
-"""On which GPUs TensorRT for RTX says that it runs; the library is not needed to know."""
+"""The GPUs that TensorRT for RTX supports; these tests do not need the library."""
 
 import pytest
 
@@ -11,12 +11,12 @@ ENGINE = engines.get("tensorrt_rtx")
 
 
 @pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1", "13.0"])
-def test_it_runs_on_the_gpus_that_its_runtime_names(capability: str) -> None:
+def test_rtx_runs_on_supported_gpus(capability: str) -> None:
     assert ENGINE.unsupported(capability) == ""
 
 
 @pytest.mark.parametrize("capability", ["7.0", "8.7", "9.0", "10.0", "10.3", "11.0"])
-def test_it_does_not_run_on_others(capability: str) -> None:
+def test_rtx_does_not_run_on_other_gpus(capability: str) -> None:
     assert ENGINE.unsupported(capability) == (
         f"TensorRT for RTX does not run on compute capability {capability}, but on 7.5, 8.0, 8.6,"
         " 8.9 and from 12.0"
@@ -24,7 +24,7 @@ def test_it_does_not_run_on_others(capability: str) -> None:
 
 
 @pytest.mark.parametrize(("capability", "runs"), [("9.0", False), ("8.9", True)])
-def test_a_gpu_that_it_does_not_run_on_is_named(
+def test_an_unsupported_gpu_is_named(
     monkeypatch: pytest.MonkeyPatch, capability: str, runs: bool
 ) -> None:
     gpu = {"name": "the GPU", "driver": "580.159.04", "compute_capability": capability}

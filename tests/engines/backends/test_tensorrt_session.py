@@ -35,7 +35,7 @@ OK = (Error.cudaSuccess, None)
 
 
 class Runtime:
-    """A CUDA runtime whose device is the host, and does what is enqueued at once."""
+    """A CUDA runtime whose device is the host, and which runs enqueued work at once."""
 
     cudaError_t = Error  # noqa: N815
     cudaStreamNonBlocking = 1  # noqa: N815
@@ -149,7 +149,7 @@ class Context:
 
 
 class Vendor:
-    """TensorRT, as far as a session asks it."""
+    """The part of TensorRT that a session uses."""
 
     TensorIOMode = SimpleNamespace(INPUT=0, OUTPUT=1)
 
@@ -242,7 +242,7 @@ def test_a_graph_is_captured_once_until_the_shape_changes(runtime: Runtime, tmp_
     assert (runtime.graphs, vendor.contexts[0].enqueued) == (1, 6)
 
 
-def test_what_is_not_enqueued_leaves_no_capture_behind(runtime: Runtime, tmp_path: Path) -> None:
+def test_a_failed_capture_is_ended(runtime: Runtime, tmp_path: Path) -> None:
     vendor = Vendor(runtime)
     session = opened(vendor, tmp_path, cuda_graph=True)
     context = vendor.contexts[0]
@@ -257,7 +257,7 @@ def test_what_is_not_enqueued_leaves_no_capture_behind(runtime: Runtime, tmp_pat
     session.close()
 
 
-def test_launching_what_is_bound_copies_nothing(runtime: Runtime, tmp_path: Path) -> None:
+def test_launching_bound_inputs_copies_nothing(runtime: Runtime, tmp_path: Path) -> None:
     session = opened(Vendor(runtime), tmp_path)
     with pytest.raises(DeployError, match="before bind"):
         session.launch()
@@ -268,7 +268,7 @@ def test_launching_what_is_bound_copies_nothing(runtime: Runtime, tmp_path: Path
     assert runtime.copies == 1
 
 
-def test_sessions_that_share_a_plan_keep_untie(runtime: Runtime, tmp_path: Path) -> None:
+def test_sessions_that_share_a_plan_are_independent(runtime: Runtime, tmp_path: Path) -> None:
     vendor = Vendor(runtime)
     one = opened(vendor, tmp_path)
     two = one.another()
@@ -281,10 +281,10 @@ def test_sessions_that_share_a_plan_keep_untie(runtime: Runtime, tmp_path: Path)
     assert runtime.streams == 0
 
 
-def test_memory_that_is_not_there_is_named_and_what_was_taken_is_given_back(
+def test_out_of_memory_is_reported_and_frees_what_was_allocated(
     runtime: Runtime, tmp_path: Path
 ) -> None:
-    session_bytes = 4 * LARGEST * 3 * 4  # two tensors, on the device and beside it
+    session_bytes = 4 * LARGEST * 3 * 4  # two tensors, on the device and in pinned host memory
     runtime.free_bytes = session_bytes - 1
     with pytest.raises(DeployError, match=r"out of GPU memory: 0\.0 MiB asked for, 0\.0 of 1\.0"):
         opened(Vendor(runtime), tmp_path)
@@ -293,15 +293,13 @@ def test_memory_that_is_not_there_is_named_and_what_was_taken_is_given_back(
     opened(Vendor(runtime), tmp_path).close()
 
 
-def test_a_plan_that_is_not_accepted_says_what_the_vendor_says(
-    runtime: Runtime, tmp_path: Path
-) -> None:
+def test_a_rejected_plan_reports_the_vendors_message(runtime: Runtime, tmp_path: Path) -> None:
     with pytest.raises(DeployError, match=r"does not accept .*: no good"):
         opened(Vendor(runtime, accepts=False), tmp_path)
 
 
 @pytest.mark.skipif(bool(hardware.gpus()), reason="this machine has a GPU")
-def test_the_real_runtime_says_that_there_is_no_driver() -> None:
+def test_the_real_runtime_reports_a_missing_driver() -> None:
     pytest.importorskip("cuda.bindings.runtime")
     with pytest.raises(NotAvailableError, match="CUDA device 0 cannot be used here: cudaSetDevice"):
         cuda.Cuda("cuda")

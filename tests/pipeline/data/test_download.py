@@ -117,7 +117,7 @@ def test_the_installed_package_then_the_cache(folder: Path) -> None:
 def test_a_corrupt_cache_is_passed_over_and_mended(folder: Path) -> None:
     installed = dataclasses.replace(NOWHERE, debian_folder=folder)
     download.fetch(installed, None)
-    cached = download.cache_folder(installed) / "train-images-idx3-ubyte"
+    cached = download.dataset_folder(installed) / "train-images-idx3-ubyte"
     cached.write_bytes(b"nonsense")
     assert right(download.fetch(installed, None))
     assert hashlib.sha256(cached.read_bytes()).hexdigest() == SUBSET.files[0].sha256

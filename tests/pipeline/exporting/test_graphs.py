@@ -1,4 +1,4 @@
-"""From a module to the graph that is taken: the simplest one that is still the model."""
+"""Exporting a module as the simplest graph that still matches the model."""
 
 import dataclasses
 
@@ -32,17 +32,17 @@ def other(graph: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
-def test_the_simplest_graph_that_is_the_model_is_taken(built: Store, source: Source) -> None:
+def test_the_simplest_graph_that_matches_the_model_is_used(built: Store, source: Source) -> None:
     graph = onnx.load(built.root / "lenet/fp32/model.onnx")
     wrong = other(graph)
     assert _simplest(iter([graph, wrong]), source) is graph
     assert _simplest(iter([wrong, graph]), source) is graph
     assert _simplest(iter([wrong, wrong, graph]), source) is graph
-    # The verdict of the next stage says what it is.
+    # The verify stage reports the mismatch.
     assert _simplest(iter([wrong]), source) is wrong
 
 
-def test_a_mismatch_everywhere_is_the_simplest_graphs(built: Store, source: Source) -> None:
+def test_if_no_graph_matches_the_simplest_is_used(built: Store, source: Source) -> None:
     graph = onnx.load(built.root / "lenet/fp32/model.onnx")
     first, second = other(graph), other(graph)
     assert _simplest(iter([first, second]), source) is first
@@ -54,7 +54,7 @@ def test_a_mismatch_everywhere_is_the_simplest_graphs(built: Store, source: Sour
 
 
 @pytest.mark.slow(4)
-def test_attention_is_slimmed_and_a_convolution_is_as_slim_already() -> None:
+def test_onnxslim_reduces_attention_but_not_convolutions() -> None:
     def nodes(module: nn.Module, *shape: int) -> list[int]:
         example = torch.zeros(2, *shape)
         output = module(example).shape[1:]

@@ -1,4 +1,4 @@
-"""Golden files: what is in one, and every damage found."""
+"""Golden files: their content, and damaged ones."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pipeline.golden.rows import edge_images
 from pipeline.workflow.runner import Store
 
 
-def test_golden_files_with_classes_that_are_none_are_refused(built: Store, tmp_path: Path) -> None:
+def test_golden_files_with_invalid_classes_are_refused(built: Store, tmp_path: Path) -> None:
     with np.load(built.root / "lenet/fp32/golden.npz") as archive:
         arrays = dict(archive)
     for key, value in (("labels", arrays["labels"].astype("U3")), ("noise/logits", 1j)):

@@ -1,4 +1,4 @@
-"""What is kept of the float64 runs: taken for the same model and inputs, and for no others."""
+"""The cache of float64 outputs: valid for the same model and inputs only."""
 
 import json
 import zipfile
@@ -30,7 +30,7 @@ def keep(path: Path, key: str, **outputs: Array) -> None:
     cache.save()
 
 
-def test_what_is_kept_is_given_again_and_not_computed(tmp_path: Path) -> None:
+def test_cached_outputs_are_returned_without_computing(tmp_path: Path) -> None:
     path = tmp_path / "made/here.npz"
     cache = ReferenceCache(path, "one")
     wanted = {
@@ -51,7 +51,7 @@ def test_what_is_kept_is_given_again_and_not_computed(tmp_path: Path) -> None:
     assert [entry for entry in tmp_path.rglob("*") if entry.is_file()] == [path]
 
 
-def test_what_holds_no_more_is_forgotten_with_all_the_rest(tmp_path: Path) -> None:
+def test_an_outdated_part_drops_the_whole_cache(tmp_path: Path) -> None:
     path = tmp_path / "kept.npz"
     cache = ReferenceCache(path, "one")
     cache.outputs("golden", lambda: {"a": np.zeros(2)})
@@ -65,7 +65,7 @@ def test_what_holds_no_more_is_forgotten_with_all_the_rest(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "bit", "method", "folder", "foreign"])
-def test_another_key_or_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage: str) -> None:
+def test_a_stale_or_damaged_cache_file_is_ignored(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "kept.npz"
     keep(path, "one", a=np.zeros(200))
     content = bytearray(path.read_bytes())
@@ -102,7 +102,7 @@ def test_another_key_is_another_model(tmp_path: Path) -> None:
 
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("place", ["folder", "file"])
-def test_an_export_goes_on_where_nothing_can_be_kept(
+def test_an_export_succeeds_if_the_cache_cannot_be_written(
     store: Store, assay: Assay, place: str
 ) -> None:
     kept = store.root / ".reference"
@@ -120,7 +120,7 @@ def test_an_export_goes_on_where_nothing_can_be_kept(
     assert sorted(store.root.rglob("*")) == before
 
 
-def test_the_key_depends_on_all_that_is_said_and_on_every_number() -> None:
+def test_the_key_depends_on_all_facts_and_every_number() -> None:
     rows = np.arange(6, dtype=np.uint8).reshape(2, 3)
     keys = [
         key_of({"torch": "1"}, [("image", rows)]),
@@ -136,7 +136,7 @@ def test_the_key_depends_on_all_that_is_said_and_on_every_number() -> None:
 
 
 @pytest.mark.slow(3)
-def test_another_precision_is_exported_without_running_the_test_set_in_float64_again(
+def test_another_precision_reuses_the_float64_outputs(
     store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rows = []
@@ -186,7 +186,7 @@ def make():
 
 
 @pytest.mark.slow(4)
-def test_a_model_that_depends_on_what_nobody_knows_of_is_noticed(
+def test_a_changed_model_with_the_same_key_is_noticed(
     tmp_path: Path, assay: Assay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""How far rounding moves a row: measured by runs that are rounded otherwise."""
+"""The rounding noise of a row, measured by runs with random rounding."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.golden import noise
 
 
-def test_sums_are_also_made_one_by_one_as_engines_make_them() -> None:
+def test_random_runs_add_up_one_by_one_as_engines_do() -> None:
     import torch
 
     from pipeline.golden import rounding
@@ -36,7 +36,7 @@ def test_sums_are_also_made_one_by_one_as_engines_make_them() -> None:
         )
 
 
-def test_runs_with_moved_weights_measure_what_rounding_does(tmp_path: Path) -> None:
+def test_runs_with_moved_weights_measure_rounding_noise(tmp_path: Path) -> None:
     """Where one run is right by chance, the others are not."""
     import torch
     from torch import nn
@@ -66,7 +66,7 @@ def test_runs_with_moved_weights_measure_what_rounding_does(tmp_path: Path) -> N
 
 
 def test_an_approximated_function_may_be_off_by_a_unit_of_its_range() -> None:
-    """Far out, a sigmoid is next to nothing, and its approximations have no right digit there."""
+    """Far out, a sigmoid is nearly zero, and approximations have no correct digit there."""
     import torch
     from torch import nn
 

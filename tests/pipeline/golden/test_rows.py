@@ -13,7 +13,9 @@ Assay = Callable[..., Result]
 
 
 @pytest.mark.slow(1)
-def test_large_examples_of_a_small_type_are_taken(own: Callable[[str], str], assay: Assay) -> None:
+def test_large_examples_of_a_small_dtype_are_accepted(
+    own: Callable[[str], str], assay: Assay
+) -> None:
     name = own("large")
     result = assay("export", name)
     assert result.code == 0, result.err

@@ -26,7 +26,7 @@ def test_the_interval_is_clopper_and_pearsons(
     assert interval == pytest.approx((low, high), abs=1e-4)
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_truth_at_its_confidence() -> None:
     random = np.random.default_rng(0)
     images, lost_rate, gained_rate = 2000, 0.02, 0.012
     truth = lost_rate - gained_rate

@@ -1,4 +1,4 @@
-"""A graph or engine is opened and judged, or it is said why that cannot be done here."""
+"""Opening and judging a graph or engine, or reporting why that is not possible here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ Assay = Callable[..., Result]
 
 
 @pytest.mark.slow(1)
-def test_integers_have_to_be_the_very_ones(own: Callable[[str], str], assay: Assay) -> None:
+def test_integer_outputs_have_to_be_equal(own: Callable[[str], str], assay: Assay) -> None:
     name = own("whole")
     assert assay("export", name).code == 0
     assert assay("verify", name).code == 0
@@ -30,10 +30,10 @@ def test_integers_have_to_be_the_very_ones(own: Callable[[str], str], assay: Ass
     result = assay("verify", name, "--bisect", "--file", "changed.onnx")
     assert result.code == 3
     assert "first: Sub node" in result.out
-    assert "the graph says something else" in result.out
+    assert "the graph itself differs from the model" in result.out
 
 
-def test_truth_values_are_an_output_too(own: Callable[[str], str], assay: Assay) -> None:
+def test_boolean_outputs_are_judged(own: Callable[[str], str], assay: Assay) -> None:
     name = own("truth")
     assert assay("export", name).code == 0
     assert assay("verify", name).code == 0
@@ -68,7 +68,7 @@ def test_an_unknown_device_is_wrong_usage_whatever_runs(store: Store, assay: Ass
     assert assay(*words).code == 2
 
 
-# What LeNet has no place for, and a resized or quantized graph has.
+# Faults that need a resized or quantized graph; LeNet's has no place for them.
 ELSEWHERE = {
     "padding counted in an average",
     "an average for a maximum",
@@ -87,7 +87,7 @@ def judged(model: onnx.ModelProto, store: Store, folder: Path) -> Verdict:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_planted_fault_is_found(fault: Fault, built: Store, tmp_path: Path) -> None:
-    place = FAULTS.index(fault)  # here in the first layer, there in the second
+    place = FAULTS.index(fault)  # alternately in the first and the second layer
     planted = fault.plant(onnx.load(built.root / "lenet/fp32/model.onnx"), place)
     if fault.name in ELSEWHERE:
         assert planted is None
@@ -109,7 +109,7 @@ def test_the_graph_without_a_fault_passes(built: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("subject", ["graph", "onnxruntime"])
-def test_the_file_is_read_once_a_verdict(
+def test_a_verdict_reads_the_file_once(
     built: Store, monkeypatch: pytest.MonkeyPatch, subject: str
 ) -> None:
     reads = []

@@ -1,4 +1,4 @@
-"""The limits are part of the keys of what is judged by them."""
+"""The limits are part of the keys of the stages that judge by them."""
 
 from pathlib import Path
 from types import ModuleType

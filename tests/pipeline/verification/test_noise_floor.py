@@ -1,4 +1,4 @@
-"""The noise floor of a row: never below a unit, raised where it seems quiet by chance."""
+"""The noise floor of a row: at least one rounding unit, raised if it seems quiet by chance."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_the_floor_is_never_below_one_unit_of_rounding_at_the_rows_scale() -> No
     assert floors.max[2] > 0
 
 
-def test_a_row_that_overflows_when_rounded_otherwise_is_not_compared() -> None:
+def test_a_row_that_overflows_in_one_run_is_not_compared() -> None:
     reference = np.ones((3, 4))
     other = reference.copy()
     other[1, 2], other[2, 0] = np.inf, np.nan
@@ -26,12 +26,12 @@ def test_a_row_that_overflows_when_rounded_otherwise_is_not_compared() -> None:
     assert np.isfinite(floors).all()
 
 
-def test_a_row_that_seems_quiet_is_not_taken_for_as_quiet_as_that() -> None:
+def test_the_noise_of_a_quiet_row_is_raised() -> None:
     reference = np.ones((5, 4))
     measured = np.tile([4e-6, 8e-6], (5, 1))
-    measured[0] = [2e-6, 4e-6]  # half of what is usual
-    measured[1] = [2e-7, 4e-7]  # so little that it is no chance
-    measured[2] = [4e-5, 8e-5]  # more than is usual is what it is
+    measured[0] = [2e-6, 4e-6]  # half the usual noise
+    measured[1] = [2e-7, 4e-7]  # too little to be chance
+    measured[2] = [4e-5, 8e-5]  # more than the usual noise stays as it is
     floor = noise_floor.floor(reference, measured, "fp32")
     assert floor.rms == pytest.approx([np.sqrt(10) * 1e-6, 4e-7, 4e-5, 4e-6, 4e-6])
     assert floor.max == pytest.approx(2 * floor.rms)
@@ -39,6 +39,6 @@ def test_a_row_that_seems_quiet_is_not_taken_for_as_quiet_as_that() -> None:
     assert noise_floor.floor(100 * reference, 100 * measured, "fp32").rms == pytest.approx(
         100 * floor.rms
     )
-    # Rows that cannot be compared say nothing of what is usual.
+    # Rows that cannot be compared do not count for the usual noise.
     measured[2:4] = 1.0
     assert noise_floor.floor(reference, measured, "fp32").rms[4] == pytest.approx(4e-6)

@@ -53,7 +53,7 @@ def golden() -> Golden:
 
 @dataclass
 class Computed:
-    """A session whose outputs a function computes: the place to plant a fault."""
+    """A session whose outputs a function computes, to plant faults in."""
 
     function: Callable[[Array], Array] = rounded
     inputs: tuple[TensorSpec, ...] = (TensorSpec("image", "uint8", (None, 3, 2, 2)),)
@@ -93,14 +93,14 @@ def test_a_faithful_engine_passes(golden: Golden, function: Callable[[Array], Ar
     assert verdict.flips == Flips(ROWS, 0, 0, ROWS, ROWS, lost=0)
 
 
-def test_it_runs_batches_of_1_2_an_odd_number_and_all(golden: Golden) -> None:
+def test_a_verdict_runs_batches_of_1_2_an_odd_number_and_all(golden: Golden) -> None:
     session = Computed()
     verdict = judge("engine", session, golden)
     assert verdict.batches == (1, 2, 7, ROWS)
     assert set(verdict.batches) <= set(session.sizes)
 
 
-def test_it_keeps_to_the_batches_an_engine_accepts(golden: Golden) -> None:
+def test_a_verdict_runs_only_batches_an_engine_accepts(golden: Golden) -> None:
     session = Computed(batch=(2, 8))
     verdict = judge("engine", session, golden)
     assert verdict.batches == (2, 7, 8)
@@ -108,7 +108,7 @@ def test_it_keeps_to_the_batches_an_engine_accepts(golden: Golden) -> None:
 
 
 @pytest.mark.parametrize("limits", [(8, 16), (100, 200)])
-def test_a_smallest_batch_above_what_is_left_is_filled_up(
+def test_the_last_batch_is_padded_to_the_smallest_accepted(
     golden: Golden, limits: tuple[int, int]
 ) -> None:
     session = Computed(batch=limits)
@@ -128,7 +128,7 @@ def test_the_floor_is_pytorchs_own_error_row_by_row(golden: Golden) -> None:
 
 
 def off_by(golden: Golden, factor: float, row: int | None) -> Callable[[Array], Array]:
-    """Errors of `factor` times a floor: of the maximum's on one row, or else of the rms's."""
+    """Plants errors of `factor` floors: on one row of its maximum, or else of the rms."""
     reference = golden.reference["logits"]
     floor = noise_floor.floor(reference, golden.noise["logits"], golden.precision)
     signs = np.where(np.indices(reference.shape).sum(axis=0) % 2, 1.0, -1.0)
@@ -165,7 +165,9 @@ def test_the_limits_in_rms_and_on_one_row(
     noisy = reference + scales * random.normal(size=reference.shape)
     yardstick = noise.measure(reference, [noisy])
     if row is not None:
-        yardstick[:, 0] = yardstick[:, 1] * 10  # so that one row's error is none in the rms
+        yardstick[:, 0] = (
+            yardstick[:, 1] * 10
+        )  # so that the error of one row does not show in the rms
     exactly = dataclasses.replace(golden, native={"logits": noisy}, noise={"logits": yardstick})
     outputs = (TensorSpec("logits", "float64", (None, CLASSES)),)
     session = Computed(off_by(exactly, factor, row), outputs=outputs)
@@ -190,9 +192,9 @@ def test_a_noisy_row_hides_no_fault_in_a_quiet_one(golden: Golden) -> None:
     assert verdict.outputs[0].worst == "case 6"
 
 
-def test_a_row_that_rounding_moves_too_far_is_not_compared_and_said_so(golden: Golden) -> None:
+def test_a_row_that_rounding_moves_too_far_is_skipped_and_reported(golden: Golden) -> None:
     yardstick = golden.noise["logits"].copy()
-    yardstick[5] *= 1e6  # as an untrained network's on a black image
+    yardstick[5] *= 1e6  # as for an untrained network on a black image
     wild = dataclasses.replace(golden, noise={"logits": yardstick})
 
     def wrong(image: Array) -> Array:
@@ -210,9 +212,7 @@ def test_a_row_that_rounding_moves_too_far_is_not_compared_and_said_so(golden: G
     assert "by rounding alone, on every input" in verdict.reason
 
 
-def test_verifying_says_how_many_samples_it_runs_a_second(
-    store: Store, assay: Callable[..., Result]
-) -> None:
+def test_verify_prints_samples_per_second(store: Store, assay: Callable[..., Result]) -> None:
     folder = store.root / "lenet/fp32"
     golden = goldens.load(folder / "golden.npz")
     for words, tested in (((), len(golden.test_labels)), (("--file", folder / "model.onnx"), 0)):
@@ -225,7 +225,7 @@ def test_verifying_says_how_many_samples_it_runs_a_second(
 @pytest.mark.parametrize("limits", [None, (1, 2)])
 @pytest.mark.parametrize("tested", [0, 25])
 @pytest.mark.parametrize("labelled", [0, 30])
-def test_the_rows_that_a_verdict_runs_are_as_many_as_it_says(
+def test_rows_to_run_counts_the_rows_that_a_verdict_runs(
     golden: Golden, limits: tuple[int, int] | None, tested: int, labelled: int
 ) -> None:
     session = Computed(batch=limits)
@@ -245,7 +245,7 @@ def test_the_rows_that_a_verdict_runs_are_as_many_as_it_says(
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_the_edge_cases_at_the_end_are_run_at_small_batches_too(golden: Golden, size: int) -> None:
+def test_edge_cases_run_at_small_batches_too(golden: Golden, size: int) -> None:
     many = {
         part: {name: np.concatenate([array] * 3) for name, array in getattr(golden, part).items()}
         for part in ("inputs", "reference", "native", "noise")
@@ -342,7 +342,7 @@ def test_another_signature_is_a_mismatch(golden: Golden, changed: dict[str, obje
     assert "expected" in verdict.reason
 
 
-def test_a_model_whose_output_is_constant_proves_nothing(golden: Golden) -> None:
+def test_a_constant_output_is_vacuous(golden: Golden) -> None:
     def constant(image: Array) -> Array:
         return np.ones((len(image), CLASSES), np.float32)
 
@@ -388,7 +388,7 @@ def test_a_flip_within_rounding_is_explained_and_a_wider_one_is_not(golden: Gold
     assert verdict.status == "pass"
 
 
-def test_a_verdict_survives_its_json_form(golden: Golden) -> None:
+def test_a_verdict_round_trips_through_json(golden: Golden) -> None:
     verdict = judge("engine", Computed(), golden)
     assert from_json(json.loads(json.dumps(dataclasses.asdict(verdict)))) == verdict
 

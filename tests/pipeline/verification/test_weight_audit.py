@@ -1,4 +1,4 @@
-"""The weight audit: no parameter of the checkpoint is changed or missing unseen."""
+"""The weight audit finds every changed or missing parameter of the checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
 
-def test_a_renamed_or_spare_weight_does_not_fool_the_audit(built: Store, tmp_path: Path) -> None:
+def test_a_renamed_or_unused_weight_does_not_fool_the_audit(built: Store, tmp_path: Path) -> None:
     from pipeline.verification.weight_audit import audit
 
     weights = goldens.load(built.root / "lenet/fp32/golden.npz").weights
@@ -44,7 +44,7 @@ def test_a_renamed_or_spare_weight_does_not_fool_the_audit(built: Store, tmp_pat
 def test_a_renamed_and_changed_weight_is_a_mismatch(
     store: Store, assay: Callable[..., Result]
 ) -> None:
-    """By its outputs it passes, and under its name nothing is wrong."""
+    """Its outputs pass, and no weight has a known name and other values."""
     model = onnx.load(store.root / "lenet/fp32/model.onnx")
     (tensor,) = [
         candidate for candidate in model.graph.initializer if candidate.name == "network.3.weight"

@@ -1,4 +1,4 @@
-"""Bisection of engines: whose fault it is, plots, and what cannot be bisected."""
+"""Bisection: who is at fault, plots, and what cannot be bisected."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.faults import FAULTS
 
 Assay = Callable[..., Result]
 
-# An engine that computes one kind of node otherwise than the graph says.
+# An engine that computes one kind of node wrongly.
 FAULTY = '''"""ONNX Runtime, wrong in average pooling."""
 
 import onnx
@@ -53,7 +53,7 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow(2)
 @pytest.mark.usefixtures("faulty")
-def test_an_engine_that_does_not_do_what_the_graph_says_is_at_fault(
+def test_an_engine_that_deviates_from_the_graph_is_at_fault(
     store: Store, assay: Callable[..., Result], tmp_path: Path
 ) -> None:
     drawn = tmp_path / "growth.svg"
@@ -61,7 +61,7 @@ def test_an_engine_that_does_not_do_what_the_graph_says_is_at_fault(
     result = assay(*words, "--plot", drawn)
     assert result.code == 3
     assert "first: AveragePool node 'node_avg_pool2d' (network.2: AvgPool2d)" in result.out
-    assert "faulty does not do what the graph says" in result.out
+    assert "faulty does not compute what the graph says" in result.out
     assert "faulty leaves the model at AveragePool node 'node_avg_pool2d'" in result.err
     assert "what is allowed" in drawn.read_text()
     assert not list(tmp_path.glob("*.part"))
@@ -93,7 +93,7 @@ def test_an_engine_without_a_fault_is_found_to_have_none(
         (("--plot", "nowhere/growth.svg"), 2, "is not a folder"),
     ],
 )
-def test_what_cannot_be_bisected_is_an_error(
+def test_bisecting_an_unsuitable_engine_or_graph_is_an_error(
     words: tuple[str, ...], code: int, message: str, built: Store, assay: Callable[..., Result]
 ) -> None:
     if "tensorrt" in words and engines.get("tensorrt").available().run:
@@ -105,14 +105,14 @@ def test_what_cannot_be_bisected_is_an_error(
     assert message in result.err
 
 
-def test_a_plot_is_of_a_bisection(built: Store, assay: Callable[..., Result]) -> None:
+def test_plot_needs_bisect(built: Store, assay: Callable[..., Result]) -> None:
     result = assay("verify", "lenet", "--root", built.root, "--plot", "growth.svg")
     assert result.code == 2
     assert "add --bisect" in result.err
 
 
 @pytest.mark.slow(2)
-def test_complex_values_inside_are_passed_over(own: Callable[[str], str], assay: Assay) -> None:
+def test_complex_values_are_skipped(own: Callable[[str], str], assay: Assay) -> None:
     name = own("spectrum")
     assert assay("export", name).code == 0
     result = assay("verify", name, "--bisect")
@@ -121,7 +121,7 @@ def test_complex_values_inside_are_passed_over(own: Callable[[str], str], assay:
 
 
 @pytest.mark.slow(2)
-def test_bisecting_an_engine_sees_what_no_value_shows(store: Store, assay: Assay) -> None:
+def test_bisecting_an_engine_reports_faults_no_value_shows(store: Store, assay: Assay) -> None:
     model = onnx.load(store.root / "lenet/fp32/model.onnx")
     model.graph.output.append(onnx.ValueInfoProto(name=model.graph.node[-2].output[0]))
     path = store.root / "more.onnx"
@@ -142,7 +142,7 @@ def test_bisecting_an_engine_sees_what_no_value_shows(store: Store, assay: Assay
 
 
 @pytest.mark.slow(4)
-def test_a_graph_in_fp16_that_says_something_else_is_at_fault(store: Store, assay: Assay) -> None:
+def test_a_changed_fp16_graph_is_at_fault(store: Store, assay: Assay) -> None:
     where = ("--root", store.root, "--precision", "fp16")
     assert assay("export", "lenet", *where).code == 0
     model = onnx.load(store.root / "lenet/fp16/model.onnx")
@@ -201,7 +201,7 @@ def test_bisection_names_the_planted_node_or_its_consumer(
 
 
 @pytest.mark.slow(2)
-def test_the_command_says_where_and_exits_3(store: Store, assay: Callable[..., Result]) -> None:
+def test_bisect_prints_the_node_and_exits_3(store: Store, assay: Callable[..., Result]) -> None:
     where = ("--root", store.root)
     result = assay("verify", "lenet", "--bisect", *where)
     assert result.code == 0, result.err
@@ -218,7 +218,7 @@ def test_the_command_says_where_and_exits_3(store: Store, assay: Callable[..., R
 
 
 @pytest.mark.slow(2)
-def test_what_no_value_shows_is_said_too(store: Store, assay: Callable[..., Result]) -> None:
+def test_bisect_reports_faults_no_value_shows(store: Store, assay: Callable[..., Result]) -> None:
     where = ("--root", store.root)
     (fault,) = (candidate for candidate in FAULTS if candidate.name == "one weight off by 1e-06")
     planted = fault.plant(onnx.load(store.root / "lenet/fp32/model.onnx"), 1)
@@ -238,7 +238,7 @@ def test_what_no_value_shows_is_said_too(store: Store, assay: Callable[..., Resu
 
 
 @pytest.mark.slow(1)
-def test_a_graph_of_another_exporter_has_no_names_to_go_by(
+def test_a_graph_of_another_exporter_cannot_be_bisected(
     store: Store, assay: Callable[..., Result]
 ) -> None:
     model = onnx.load(store.root / "lenet/fp32/model.onnx")
