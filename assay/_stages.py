@@ -76,7 +76,7 @@ def export(
     Takes the arguments of `train`, and the options of `assay export`, `weights` included.
     """
     with console.redirected(progress):
-        command = stage("export").command
+        command = stage("export").command_options
         own = () if command is None else options(command)
         arguments = _given(("export",), {**more, "model": model}, own)
         extra = {
@@ -249,7 +249,7 @@ def _given(
         several = is_list(option)
         values = [_typed(option, word) for word in _words(option, value, several=several)]
         check_words(option, values, name)
-        if option.meaning.every is not None:
+        if option.role.expand_all is not None:
             if ALL in values and len(values) > 1:
                 raise UsageError(f"{name} {value}: all, and some by name", "give one or the other")
             arguments[name] = values

@@ -64,7 +64,7 @@ def _document(outcomes: list[Outcome]) -> list[dict[str, Any]]:
 
 def _add_stage(name: str) -> None:
     stage = chain.stage(name)
-    own = () if stage.command is None else options(stage.command)
+    own = () if stage.command_options is None else options(stage.command_options)
 
     @storing
     def command(**values: Any) -> None:
@@ -74,10 +74,10 @@ def _add_stage(name: str) -> None:
             option.name: arguments.pop(option.name) for option in own if option.name in arguments
         }
         for option in own:
-            needs = option.meaning.needs
+            needs = option.role.requires
             if option.name in extra and needs and not set(needs) & extra.keys():
-                raise UsageError(f"{option.flag} without --{needs[0]}", option.meaning.advice)
-        instead = [declared.meaning.instead for declared in own if declared.name in extra]
+                raise UsageError(f"{option.flag} without --{needs[0]}", option.role.requires_hint)
+        instead = [declared.role.action for declared in own if declared.name in extra]
         if any(instead):
             action = getattr(stage_runs, [declared for declared in instead if declared][-1])
             console.document(action(arguments, store, **extra))
@@ -103,9 +103,9 @@ def _add_run() -> None:
     stages: dict[str, list[str]] = {}
     for name in chain.STAGES:
         for option in options(chain.stage(name).params):
-            if option.meaning.in_run:
+            if option.role.in_run:
                 stages.setdefault(option.name, []).append(name)
-                if option.meaning.leads or option.name not in union:
+                if option.role.shown_by_run or option.name not in union:
                     union[option.name] = option
     ordered = sorted(union.values(), key=lambda option: not option.required)
 

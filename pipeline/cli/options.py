@@ -50,7 +50,7 @@ def _parameter(option: Option, with_defaults: bool, stages: Sequence[str]) -> cl
         help_text += f" [default: {text}]"
     if stages:
         help_text += f" For {', '.join(stages)}."
-    if option.type is bool and option.meaning.instead:  # to leave it out is the only other way
+    if option.type is bool and option.role.action:  # to leave it out is the only other way
         return click.Option([flag], is_flag=True, default=None, help=help_text)
     if option.type is bool:
         return click.Option(
@@ -67,7 +67,7 @@ def _parameter(option: Option, with_defaults: bool, stages: Sequence[str]) -> cl
 
 def is_list(option: Option) -> bool:
     """Whether an option takes several values."""
-    return option.many or option.meaning.every is not None
+    return option.many or option.role.expand_all is not None
 
 
 def check_words(option: Option, words: Sequence[Any], label: str) -> None:
@@ -83,7 +83,7 @@ def check_words(option: Option, words: Sequence[Any], label: str) -> None:
         raise UsageError(f"{label} is empty", "give at least one")
     if option.names is None:
         return
-    known = option.names() + ([ALL] if option.meaning.every is not None else [])
+    known = option.names() + ([ALL] if option.role.expand_all is not None else [])
     for word in words:
         if word is not None and word not in known:
             raise UsageError(f"unknown {option.name} {word!r}", suggestion(str(word), known))
@@ -91,13 +91,13 @@ def check_words(option: Option, words: Sequence[Any], label: str) -> None:
 
 def _check(option: Option, value: Any) -> Any:
     """Returns a value in the field's type; an unknown name gets the nearest suggested."""
-    listed, flag, every = is_list(option), option.flag, option.meaning.every is not None
+    listed, flag, every = is_list(option), option.flag, option.role.expand_all is not None
     values = [part.strip() for part in value.split(",") if part.strip()] if listed else [value]
     check_words(option, values, flag)
     if every and ALL in values and len(set(values)) > 1:
         raise UsageError(f"{flag} {value}: all, and some by name", "give one or the other")
     if not listed:
-        option.check(value)
+        option.validate(value)
         return models.relative(value) if option.name == "model" else value
     try:
         converted = [option.type(word) for word in values]
@@ -107,5 +107,5 @@ def _check(option: Option, value: Any) -> Any:
             "give values with commas between them",
         ) from error
     if option.many:
-        option.check(converted)
+        option.validate(converted)
     return converted if every else tuple(converted)

@@ -19,7 +19,7 @@ from pipeline.workflow.chain import stage
 from pipeline.workflow.digests import require_file
 from pipeline.workflow.records import load
 from pipeline.workflow.runner import Outcome, Store
-from pipeline.workflow.stage import Option, Stage, check, options
+from pipeline.workflow.stage import Option, Stage, options, validate_params
 
 
 def run_stage(
@@ -45,7 +45,7 @@ def run_stage(
             outcomes.append((runner.run(chosen, params, store), params))
         except (NotAvailableError, RefusedError) as error:
             spread = _spread(chosen)
-            if spread is None or not spread.meaning.lenient:
+            if spread is None or not spread.role.skip_unavailable:
                 raise
             if ALL in asked:
                 console.say(f"{name}: without {getattr(params, spread.name)}: {error.message}")
@@ -72,9 +72,11 @@ def localised(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
     declared = options(stage(name).params)
     values: dict[str, Any] = {
-        option.name: imagefolder.name_of(folder) for option in declared if option.meaning.images
+        option.name: imagefolder.name_of(folder)
+        for option in declared
+        if option.role.takes_image_folder
     }
-    values |= {option.name: folder for option in declared if option.meaning.images_folder}
+    values |= {option.name: folder for option in declared if option.role.image_folder}
     return {**arguments, **values}
 
 
@@ -96,7 +98,7 @@ def run_command(
         extra: Options of the command alone.
     """
     outcomes = []
-    if first := stage(name).first({**arguments, **extra}, store.root):
+    if first := stage(name).prerequisite({**arguments, **extra}, store.root):
         known = {option.name for option in options(stage(first).params)}
         passed = {key: value for key, value in {**arguments, **extra}.items() if key in known}
         outcomes += run_stage(first, passed, store)
@@ -139,7 +141,7 @@ def verify_file(
         golden = runner.require(GOLDEN, params, store)
     for path in (file, golden):
         require_file(path)
-    check(params)
+    validate_params(params)
     verdict = prove(
         params.engine,
         file,
@@ -251,15 +253,15 @@ def run_all(arguments: dict[str, Any], store: Store) -> list[Outcome]:
 
 def _expand(chosen: Stage[Any], arguments: dict[str, Any], store: Store) -> list[Any]:
     """Returns the parameters of each run that the given options ask for."""
-    if any(option.meaning.as_trained for option in options(chosen.params)):
+    if any(option.role.default_from_training for option in options(chosen.params)):
         arguments = _trained_on(arguments, store)
     spread = _spread(chosen)
-    if spread is None or spread.meaning.every is None:
+    if spread is None or spread.role.expand_all is None:
         return [chosen.params(**arguments)]
     names = _engines(chosen, arguments)
     if ALL in names:
         rest = [name for name in names if name != ALL]
-        names = rest or spread.meaning.every(arguments, store.root)
+        names = rest or spread.role.expand_all(arguments, store.root)
     if spread.many:
         return [chosen.params(**{**arguments, spread.name: tuple(names)})]
     return [chosen.params(**{**arguments, spread.name: name}) for name in dict.fromkeys(names)]
@@ -268,7 +270,7 @@ def _expand(chosen: Stage[Any], arguments: dict[str, Any], store: Store) -> list
 def _spread(chosen: Stage[Any]) -> Option | None:
     """Returns the option of a stage that takes several values or "all", if it has one."""
     declared = options(chosen.params)
-    return next((option for option in declared if option.meaning.every is not None), None)
+    return next((option for option in declared if option.role.expand_all is not None), None)
 
 
 def _engines(chosen: Stage[Any], arguments: dict[str, Any]) -> list[str]:

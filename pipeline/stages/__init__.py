@@ -10,7 +10,7 @@ import engines
 import exporters
 from pipeline import models
 from pipeline.workflow.artifacts import CPU_GRAPH, DATA, ENGINE, GRAPH, PROGRAM, Artifact
-from pipeline.workflow.stage import Meaning, option
+from pipeline.workflow.stage import OptionRole, option
 
 
 def need_torch(*more: str) -> None:
@@ -30,7 +30,7 @@ def model_option() -> Any:
     return option(
         text="Model of the zoo, torchvision:NAME, timm:NAME, package.module:factory or"
         " path/to/file.py:factory.",
-        check=models.check_name,
+        validate=models.check_name,
     )
 
 
@@ -40,7 +40,7 @@ def data_option(default: str | None, *, as_trained: bool = False) -> Any:
     return option(
         default,
         text=f"Data set, or folder with a subfolder of images for each class{shown}.",
-        meaning=Meaning(images=True, as_trained=as_trained),
+        role=OptionRole(takes_image_folder=True, default_from_training=as_trained),
     )
 
 

@@ -19,7 +19,7 @@ from pipeline.stages import built_engines_that_run, model_option, precision_opti
 from pipeline.workflow import hints
 from pipeline.workflow.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
+from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from engines.contract import Session
@@ -38,13 +38,13 @@ class Params:
         ("all",),
         text='Built engines to measure, or "all" that run here.',
         names=engines.names,
-        meaning=Meaning(every=built_engines_that_run),
+        role=OptionRole(expand_all=built_engines_that_run),
     )
     against: tuple[str, ...] = option(
         (),
         text="Precisions whose engines are measured beside, the first as the baseline.",
         names=lambda: list(PRECISIONS),
-        meaning=Meaning(in_run=False),
+        role=OptionRole(in_run=False),
     )
     batch: tuple[int, ...] = option((1, 8, 64), text="Batch sizes to measure.", high=65536)
     threads: int | None = option(

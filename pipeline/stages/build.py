@@ -23,7 +23,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
+from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from engines.contract import BuildOptions
@@ -47,7 +47,7 @@ class Params:
         "all",
         text='Engine to build, several, or "all" that this machine can build.',
         names=engines.names,
-        meaning=Meaning(every=_buildable, lenient=True, leads=True),
+        role=OptionRole(expand_all=_buildable, skip_unavailable=True, shown_by_run=True),
     )
     batch_min: int = option(1, text="Smallest batch (TensorRT's optimization profile).")
     batch_opt: int = option(8, text="Batch to optimise for (TensorRT).")

@@ -34,7 +34,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json
-from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
+from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 _ACCEPTED = ("pass", "not run")
 
@@ -49,10 +49,10 @@ class Params:
         ("all",),
         text='Built engines to put in, or "all" that are built.',
         names=engines.names,
-        meaning=Meaning(every=built_engines),
+        role=OptionRole(expand_all=built_engines),
     )
     measurements: bool = option(
-        True, text="Put the measurements in.", meaning=Meaning(in_run=False)
+        True, text="Put the measurements in.", role=OptionRole(in_run=False)
     )
 
 

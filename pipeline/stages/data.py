@@ -23,7 +23,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import write_json
-from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
+from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Params:
         None,
         text="Folder that holds the data set's files (.gz or not).",
         key=False,
-        meaning=Meaning(images_folder=True),
+        role=OptionRole(image_folder=True),
     )
     image_size: int | None = option(
         None, text="Side in pixels of the square that a folder's images are brought to.", high=4096

@@ -94,7 +94,7 @@ class CommandOptions:
     )
 
 
-def first(params: Mapping[str, Any], root: Path) -> str:
+def prerequisite(params: Mapping[str, Any], root: Path) -> str:
     """Returns the stage that takes the weights of a model that nothing has trained, or ""."""
     model = params["model"]
     taken = (root / CHECKPOINT.at(model=model).path).exists()
@@ -322,7 +322,7 @@ STAGE = Stage(
     tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime-gpu", "numpy"),
     facts=facts,
     resolve=resolve,
-    command=CommandOptions,
-    first=first,
+    command_options=CommandOptions,
+    prerequisite=prerequisite,
     show=show,
 )

@@ -32,7 +32,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
+from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Params:
         GRAPH_SUBJECT,
         text='What to verify: "graph", the name of a built engine, several, or "all".',
         names=lambda: [GRAPH_SUBJECT, *engines.names()],
-        meaning=Meaning(every=lambda *where: [GRAPH_SUBJECT, *built_engines(*where)]),
+        role=OptionRole(expand_all=lambda *where: [GRAPH_SUBJECT, *built_engines(*where)]),
     )
     data: str | None = data_option(None, as_trained=True)
     threads: int = option(factory=hardware.available_cpus, text="CPU threads.", high=1024)
@@ -59,22 +59,22 @@ class CommandOptions:
     file: Path | None = option(
         None,
         text="Judge this file instead of what was built; nothing is recorded.",
-        meaning=Meaning(instead="verify_file"),
+        role=OptionRole(action="verify_file"),
     )
     golden: Path | None = option(
         None,
         text="With --file: the golden file, if not the model's own.",
-        meaning=Meaning(needs=("file", "bisect"), advice="name the file to judge"),
+        role=OptionRole(requires=("file", "bisect"), requires_hint="name the file to judge"),
     )
     bisect: bool = option(
         False,
         text="Name the first node of the graph, or of --engine, whose value is not the model's.",
-        meaning=Meaning(instead="bisect"),
+        role=OptionRole(action="bisect"),
     )
     plot: Path | None = option(
         None,
         text="With --bisect: draw how the error grows into this file (.svg, .png, .pdf).",
-        meaning=Meaning(needs=("bisect",), advice="add --bisect"),
+        role=OptionRole(requires=("bisect",), requires_hint="add --bisect"),
     )
 
 
@@ -148,6 +148,6 @@ STAGE = Stage(
     tools=("numpy",),
     facts=facts,
     resolve=resolve,
-    command=CommandOptions,
+    command_options=CommandOptions,
     show=show,
 )

@@ -438,7 +438,7 @@ def test_the_command_line_knows_no_option_of_a_stage_by_name() -> None:
     named = {
         option.name
         for stage in map(chain.stage, chain.STAGES)
-        for params in (stage.params, stage.command)
+        for params in (stage.params, stage.command_options)
         if params is not None
         for option in options(params)
     }
