@@ -412,7 +412,7 @@ def test_the_help_of_run_says_which_stages_an_option_steers(assay: Assay) -> Non
     texts = help_of(assay, "run")
     assert texts["--precision"].endswith("For export, verify, build, bench, bundle.")
     assert texts["--engine"].endswith("For verify, build, bench, bundle.")
-    assert "Engine to build" in texts["--engine"]
+    assert "Engines to build" in texts["--engine"]
     assert texts["--epochs"].endswith("For train.")
     assert not {"--measurements/--no-measurements", "--against", "--file", "--plot"} & texts.keys()
     assert " For " not in help_of(assay, "export")["--precision"]

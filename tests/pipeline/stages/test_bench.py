@@ -42,11 +42,11 @@ def test_cpus_that_are_not_ours_are_wrong_usage(store: Store, assay: Assay) -> N
     absent = (os.cpu_count() or 1) + 7
     result = assay("bench", "lenet", "--root", store.root, "--affinity", absent)
     assert result.code == 2
-    assert f"--affinity {absent}: this process may use the CPUs" in result.err
+    assert f"--affinity {absent}: this process may only use the" in result.err
 
 
 @pytest.mark.skipif(bool(hardware.gpus()), reason="this machine has a GPU")
 def test_cuda_graphs_without_a_gpu_are_not_available(store: Store, assay: Assay) -> None:
     result = assay("bench", "lenet", "--root", store.root, "--cuda-graph")
     assert result.code == 4
-    assert "has CUDA graphs here" in result.err
+    assert "has CUDA graphs on this machine" in result.err
