@@ -205,12 +205,12 @@ def bisect(
     what = str(graph) if subject == GRAPH_SUBJECT else subject
     others = search.other_faults(graph, known)
     if search.takes_other_inputs(graph, known):
-        growth.refuse(what, others)
+        growth.raise_not_comparable(what, others)
     search_result = search.bisect(program, graph, known, prober)
     growth.show(search_result, subject)
     if plot is not None:
         growth.plot(search_result, plot)
-    growth.require(search_result, what, others)
+    growth.require_match(search_result, what, others)
     return growth.document(search_result)
 
 
