@@ -251,7 +251,7 @@ def _given(
         check_words(option, values, name)
         if option.role.expand_all is not None:
             if ALL in values and len(values) > 1:
-                raise UsageError(f"{name} {value}: all, and some by name", "give one or the other")
+                raise UsageError(f"{name} {value} mixes {ALL} and names", f"give {ALL} or names")
             arguments[name] = values
         elif several:
             arguments[name] = tuple(values)

@@ -1,6 +1,6 @@
 """The command line, built from the stages; the only place that prints errors.
 
-Importing this module loads the standard library, click and our own light modules, nothing else.
+Importing this module loads only the standard library, click and modules of ours that are small.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INTERRUPTED = 130
 
 
 class Group(click.Group):
-    """A group that suggests the nearest command for an unknown one."""
+    """A group that suggests the nearest command if one is unknown."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -38,15 +38,15 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of the chain, not of the alphabet
+        return list(self.commands)  # in the order of the chain; click would sort them
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="assay")
 def cli() -> None:
-    """Take a PyTorch model to a bundle that proves itself.
+    """Export, verify, build and bundle a PyTorch model for deployment.
 
-    Each stage is a command and runs only if something it depends on has changed. `assay run`
+    Each stage is a command, and runs only if something it depends on has changed. `assay run`
     runs them all.
     """
 
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     signals.install()
     words = sys.argv[1:] if arguments is None else arguments
-    # Known before the words are parsed, for errors in parsing them.
+    # Set before the words are parsed, for errors in parsing them.
     console.settings.json, console.settings.quiet = "--json" in words, False
     try:
         cli.main(words, prog_name="assay", standalone_mode=False)
@@ -155,13 +155,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", "", INTERRUPTED)
         return INTERRUPTED
-    except OSError as error:  # the stages turn their own into errors; this is the terminal
+    except OSError as error:  # stages raise DeployError instead, so this is from printing
         console.error(f"cannot print: {error}")
         return 1
     except MemoryError:
-        _fail("out of memory", "use a smaller batch, or a machine with more", 1)
+        _fail("out of memory", "use a smaller batch, or a machine with more memory", 1)
         return 1
-    except Exception as error:  # a bug of ours: show all of it
+    except Exception as error:  # a bug of ours: show the traceback
         traceback.print_exc()
         _fail(f"this is a bug in assay: {error!r}", "please report it with the lines above", 1)
         return 1

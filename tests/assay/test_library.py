@@ -110,7 +110,7 @@ def test_what_is_wrong_is_said(call: object, error: type, words: str) -> None:
         (lambda: assay.export("mine.py:make", opset=20.0), "opset 20.0 is of type float"),
         (lambda: assay.build("mine.py:make", engine=None), "engine is None"),
         (lambda: assay.build("mine.py:make", engine=[]), "engine is empty"),
-        (lambda: assay.build("mine.py:make", engine=["all", "pytorch"]), "all, and some by name"),
+        (lambda: assay.build("mine.py:make", engine=["all", "pytorch"]), "mixes all and names"),
         (lambda: assay.bench("mine.py:make", engine="graph"), "unknown engine 'graph'"),
         (lambda: assay.bench("mine.py:make", batch=[1.5]), "batch 1.5 is of type float"),
         (lambda: assay.load(3), "bundle 3 is not a path"),

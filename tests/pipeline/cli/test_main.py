@@ -51,7 +51,7 @@ def where(store: Store) -> tuple[object, ...]:
         (("train", "lenet", "--epochs", "many"), "'many' is not a valid integer", "--help"),
         (("verify", "lenet", "--golden", "x"), "--golden without --file", "name the file"),
         (("build", "lenet", "--engine", ","), "--engine is empty", "at least one"),
-        (("build", "lenet", "--engine", "all,pytorch"), "all, and some by name", "one or the"),
+        (("build", "lenet", "--engine", "all,pytorch"), "mixes all and names", "give all or names"),
         (("build", "lenet", "--target-sm", "x"), "--target-sm 'x' is not a list of int", "commas"),
         (("report", "lenet", "--precision", "x"), "unknown precision 'x'", "fp32"),
         (("report", "lenett"), "unknown model", "did you mean"),
