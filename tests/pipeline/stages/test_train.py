@@ -41,7 +41,7 @@ def test_the_early_look_at_the_data(store: object, assay: Assay) -> None:
     assert look["min"] == 0
     assert 200 < look["max"] <= 255
     assert 20 < look["mean"] < 120
-    assert "no image at all of class" in result.err
+    assert "there are no images of class" in result.err
 
 
 def test_the_record_says_what_the_weights_depend_on(

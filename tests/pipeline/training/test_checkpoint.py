@@ -95,7 +95,7 @@ def test_without_resume_it_starts_anew(tmp_path: Path) -> None:
 
 def test_another_training_is_not_resumed(tmp_path: Path) -> None:
     trained(SETTINGS, Prepare(), checkpoint(tmp_path))
-    with pytest.raises(DeployError, match="is of another training"):
+    with pytest.raises(DeployError, match="belongs to another training"):
         trained(SETTINGS, Prepare(), checkpoint(tmp_path, "other"), resume=True)
 
 
@@ -217,10 +217,10 @@ def test_a_signal_keeps_the_very_step(tmp_path: Path, process: Callable[..., Pro
     running.send_signal(signal.SIGTERM)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "--resume goes on from here" in err
+    assert "--resume continues from here" in err
     resumed = process(*words, tmp_path / "stopped", "--resume").run()
     assert resumed.code == 0
-    assert "going on from epoch" in resumed.err
+    assert "resuming at epoch" in resumed.err
     name = "lenet/checkpoint.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
 

@@ -55,7 +55,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     state = linear().state_dict()
     state["bias"][0] = float("nan")
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(DeployError, match="1 tensors have NaN or Inf, as bias"):
+    with pytest.raises(DeployError, match="1 tensors have NaN or Inf, such as bias"):
         weights.load(linear(), tmp_path / "w.safetensors", "linear")
 
 
