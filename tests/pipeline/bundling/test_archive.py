@@ -61,8 +61,8 @@ def test_a_missing_foreign_or_second_member_is_named(built: Store, tmp_path: Pat
     cases = {
         "is missing": contents[:-1],
         "is not in the manifest": [*contents, (f"{FOLDER}/more", b"")],
-        "is there twice": [*contents, last],
-        "in the place of": contents[1:],
+        "occurs twice": [*contents, last],
+        "in place of": contents[1:],
     }
     for number, (words, listed) in enumerate(cases.items()):
         path = pack(tmp_path / "bad.tar.gz", listed)
