@@ -1,11 +1,11 @@
-"""What the verdict's limits rest on: the errors of faithful graphs, and what faults do.
+"""The basis of the verdict's limits: errors of faithful graphs, and of graphs with faults.
 
     PYTHONPATH=. python benchmarks/calibration.py
 
-Reads what benchmarks/zoo.py and benchmarks/parity.py have measured (results/zoo.json,
-results/parity.json), draws both on one axis, in units of the model's own rounding noise, and
-writes results/calibration.md and results/calibration.svg. The limits K and K_MAX of
-pipeline/verification/verdict.py have to lie between the two.
+Reads the results of benchmarks/zoo.py and benchmarks/parity.py (results/zoo.json,
+results/parity.json), plots both errors in units of the model's own rounding noise, and writes
+results/calibration.md and results/calibration.svg. The limits K and K_MAX of
+pipeline/verification/limits.py have to separate the two.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ PEERS = ("allclose", "polygraphy")
 
 
 def read(name: str) -> dict[str, Any]:
-    """Returns what a script measured."""
+    """Returns the results that a script wrote to `results/`."""
     content: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
     return content
 
 
 def faithful(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the exports that were compared, but for quantized ones, which K does not judge."""
+    """Returns the exports that were compared, without quantized ones, which K does not judge."""
     return [c for c in cases if c["ratio"] is not None and c["precision"] != "int8"]
 
 
 def clean_table(cases: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns a row for each precision: how far faithful graphs lie, and who rejects them."""
+    """Returns a row for each precision: errors of faithful graphs, and how many are rejected."""
     lines = [
         "| precision | run by | graphs | rms x floor: median, largest | max x floor: median,"
         " largest | assay rejects | cannot tell | numpy.allclose rejects | Polygraphy rejects |",
@@ -60,7 +60,7 @@ def clean_table(cases: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def fault_table(counts: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns a row for each effect: how many faults there are, and who catches them."""
+    """Returns a row for each effect: how many faults there are, and how many each judge catches."""
     judges = ("numeric", "audit", *PEERS)
     lines = [
         "| effect of the fault | faults | outputs | audit | numpy.allclose | Polygraphy |",
@@ -77,7 +77,7 @@ def fault_table(counts: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def draw(clean: Sequence[dict[str, Any]], faults: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the distributions of both, in units of the noise floor."""
+    """Plots the distributions of both errors, in units of the noise floor."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -99,7 +99,7 @@ def draw(clean: Sequence[dict[str, Any]], faults: Sequence[dict[str, Any]], path
 
 
 def main() -> None:
-    """Writes the page and the plot."""
+    """Writes the page and the plot, and prints the page."""
     clean = faithful(read("zoo.json")["cases"])
     planted = read("parity.json")
     lines = [
