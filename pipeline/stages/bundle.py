@@ -165,7 +165,7 @@ def show(runs: StageRuns[Params]) -> None:
 
 STAGE = Stage(
     name="bundle",
-    help="Put everything into one archive that proves itself.",
+    help="Write everything to one archive that can be verified on the target.",
     params=Params,
     inputs=_inputs,
     outputs=lambda _params: (BUNDLE,),

@@ -104,7 +104,7 @@ def test_where_nothing_can_be_run_nothing_is_proved(
         )
     result = assay("check", bundle_of(built))
     assert result.code == 4
-    assert "nothing in it can be run here" in result.err
+    assert "nothing in it can be run on this machine" in result.err
 
 
 @pytest.mark.slow(2)
