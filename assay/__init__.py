@@ -1,8 +1,7 @@
-"""assay as a library: the stages as functions with typed results, and inference from bundles.
+"""assay as a library: the stages as functions with typed results, and inference from bundles."""
 
-Nothing is printed: functions return results, send progress to the caller's function, and raise
-DeployError with a message and a hint. Large libraries are imported when they are needed.
-"""
+# Nothing is printed: functions return results, send progress to the caller's function, and raise
+# DeployError with a message and a hint. Large libraries are imported when they are needed.
 
 from assay._predictor import Predictor, load
 from assay._results import Bench, Build, Bundle, Check, Export, Run, Training, Verification
