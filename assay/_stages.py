@@ -52,7 +52,7 @@ def train(
     progress: Progress | None = None,
     **more: Any,
 ) -> Training:
-    """Trains a model, or takes weights as they are.
+    """Trains a model, or takes its weights from a file.
 
     Args:
         model: A model's name, `package.module:factory` or `path/to/file.py:factory`.
