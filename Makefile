@@ -1,4 +1,4 @@
-# The whole chain and each of its stages. `make help` says what there is.
+# The whole chain and each of its stages. `make help` lists the targets.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -9,18 +9,18 @@ ENGINE ?= all
 ARGS ?=
 
 EXTRAS := train,onnxruntime,openvino,tensorrt-rtx,report,dev
-# Named after the content of what it depends on: a fresh clone has fresh file times.
+# Named by a digest of its prerequisites, since file times in a fresh clone mean nothing.
 STAMP := $(VENV)/.assay-$(shell cat pyproject.toml constraints.txt Makefile | sha256sum | cut -c1-12)
-# This checkout, whatever checkout a shared environment was set up from.
+# Runs this checkout even if VENV was set up from another one.
 RUN := PYTHONPATH="$(CURDIR)" $(VENV)/bin/python
 ASSAY := $(RUN) -m pipeline.cli
-# By file, since the tests of a file share its fixtures; in the order of tests/conftest.py.
+# Distributed by file, since the tests of a file share fixtures; in the order of tests/conftest.py.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-fast test-large test-engines test-gpu gpu-report lint clean
 
-help: ## say what each target does
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  MODEL=$(MODEL) PRECISION=$(PRECISION) ENGINE=$(ENGINE) VENV=$(VENV) ARGS='more options'"
@@ -47,7 +47,7 @@ train: $(STAMP) ## train MODEL
 export: $(STAMP) ## export MODEL to ONNX in PRECISION
 	$(ASSAY) export $(MODEL) --precision $(PRECISION) $(ARGS)
 
-verify: $(STAMP) ## prove the graph and the built engines equal to PyTorch
+verify: $(STAMP) ## verify that the built engines equal PyTorch
 	$(ASSAY) verify $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
 
 build: $(STAMP) ## build ENGINE, or all that this machine can build
@@ -56,16 +56,16 @@ build: $(STAMP) ## build ENGINE, or all that this machine can build
 bench: $(STAMP) ## measure the built engines side by side
 	$(ASSAY) bench $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
 
-bundle: $(STAMP) ## put everything into one archive in dist/
+bundle: $(STAMP) ## write one archive with everything to dist/
 	$(ASSAY) bundle $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
 
-report: $(STAMP) ## print what has been made of MODEL
+report: $(STAMP) ## print the results of MODEL
 	$(ASSAY) report $(MODEL) --precision $(PRECISION) $(ARGS)
 
 summary: $(STAMP) ## print MODEL layer by layer
 	$(ASSAY) summary $(MODEL) $(ARGS)
 
-doctor: $(STAMP) ## say what this machine has and lacks
+doctor: $(STAMP) ## show what this machine has and lacks
 	$(ASSAY) doctor $(ARGS)
 
 test: $(STAMP) ## run all tests that need no GPU and no long run
@@ -77,7 +77,7 @@ test-fast: $(STAMP) ## run the tests that take under a second each
 test-large: $(STAMP) ## run the tests that take 16 GiB of memory
 	$(RUN) -m pytest -m large $(ARGS)
 
-test-engines: $(STAMP) ## run the long tests of engines, and all with those that compile
+test-engines: $(STAMP) ## run the tests of engines, with the long ones and engines that compile
 	ASSAY_TEST_COMPILERS=1 $(RUN) -m pytest -m 'not large' tests/engines $(ARGS)
 
 test-gpu: ## run the tests that need an NVIDIA GPU

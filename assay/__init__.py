@@ -1,8 +1,7 @@
-"""assay as a library: the stages as functions with typed results, and bundles that predict."""
+"""assay as a library: the stages as functions with typed results, and inference from bundles."""
 
-# Nothing is printed: results are returned, progress goes to a function of the caller's, and what
-# goes wrong is a DeployError with a message and a hint. Nothing heavy is imported before it is
-# needed.
+# Nothing is printed: functions return results, send progress to the caller's function, and raise
+# DeployError with a message and a hint. Large libraries are imported when they are needed.
 
 from assay._predictor import Predictor, load
 from assay._results import Bench, Build, Bundle, Check, Export, Run, Training, Verification

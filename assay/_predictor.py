@@ -1,4 +1,4 @@
-"""A bundle that predicts: the fastest of its engines that this machine has proved."""
+"""Inference from a bundle, with its fastest engine that passes verification on this machine."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from engines.contract import Array, Feeds, Session, TensorSpec
     from pipeline.bundling.checking import Unpacked
 
-# How long each engine is timed when several are proved, and on how many rows.
+# Time and rows for choosing the fastest engine.
 _TIMING_SECONDS = 0.2
 _TIMING_ROWS = 8
 _MAX_THREADS = 1024
 
 
 class Predictor:
-    """An open engine of a bundle. Not for use from several threads at once.
+    """An open engine of a bundle. Not thread-safe.
 
     Attributes:
-        engine: The name of the engine that was chosen.
-        device: Where it runs, "cpu" or "cuda:N".
+        engine: The name of the engine.
+        device: "cpu" or "cuda:N".
         labels: The classes in the order of the logits; empty unless it is a classifier.
         inputs: Names, dtypes and shapes of the inputs.
-        outputs: The same of the outputs.
+        outputs: Names, dtypes and shapes of the outputs.
         manifest: The bundle's list of members and facts.
     """
 
@@ -51,28 +51,28 @@ class Predictor:
         self._folder = folder
 
     def predict(self, *arrays: Array, **named: Array) -> Array | dict[str, Array]:
-        """Computes a batch.
+        """Runs the model on a batch.
 
         Args:
-            arrays: The inputs in their order, such as uint8 images `[batch, channels, height,
-                width]`; nothing is cast.
+            arrays: The inputs in order, such as uint8 images `[batch, channels, height, width]`;
+                they are not cast.
             named: Inputs by name instead.
 
         Returns:
-            The output, `[batch, …]`; of a model with several, each by its name.
+            The output, `[batch, …]`; a dictionary by name if the model has several.
 
         Raises:
-            DeployError: An input has another name, dtype or shape than the graph's.
+            DeployError: An input's name, dtype or shape does not match the graph.
         """
         if len(arrays) > len(self.inputs):
             raise DeployError(
-                f"{len(arrays)} inputs given, but the model takes {len(self.inputs)}",
+                f"{len(arrays)} inputs were given, but the model takes {len(self.inputs)}",
                 f"give {', '.join(map(str, self.inputs))}",
             )
         feeds = {spec.name: array for spec, array in zip(self.inputs, arrays, strict=False)}
         if twice := sorted(set(feeds) & set(named)):
             raise DeployError(
-                f"{', '.join(twice)} given twice, by place and by name", "give every input once"
+                f"{', '.join(twice)} given both by position and by name", "give every input once"
             )
         outputs = self._session.run({**feeds, **named})
         if len(outputs) == 1:
@@ -80,14 +80,21 @@ class Predictor:
         return outputs
 
     def classify(self, images: Array) -> list[str]:
-        """Returns the label of each image; DeployError if it is not a classifier."""
+        """Returns the label of each image.
+
+        Args:
+            images: uint8 `[batch, channels, height, width]`, as in `inputs`.
+
+        Raises:
+            DeployError: The model has no labels, or the images do not match its input.
+        """
         if not self.labels:
             raise DeployError("the model has no labels", "call predict() for its outputs")
         outputs = self._session.run({self.inputs[0].name: images})
         return [self.labels[index] for index in outputs[self.outputs[0].name].argmax(axis=1)]
 
     def close(self) -> None:
-        """Frees the engine and the files. May be called twice."""
+        """Frees the engine and removes the unpacked files. May be called twice."""
         self._session.close()
         self._folder.cleanup()
 
@@ -105,19 +112,20 @@ def load(
     device: str = "auto",
     threads: int | None = None,
 ) -> Predictor:
-    """Opens a bundle: checks every digest, proves its engines here and takes the fastest.
+    """Opens a bundle: checks every digest, verifies its engines here and takes the fastest.
 
     Opening an engine runs native code: load only bundles whose source you trust.
 
     Args:
-        engine: Take this one. It is proved, too.
+        bundle: Path of the archive.
+        engine: Name of the engine to take; it is verified, too.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        threads: CPU threads for one inference; all that the process may use if not given.
+        threads: CPU threads for one inference; None means all that the process may use.
 
     Raises:
         DeployError: The bundle is damaged.
-        ParityError: Every engine that runs here computes something else here.
-        NotAvailableError: No engine of the bundle runs here, or not the one that was named.
+        ParityError: No engine passes verification, and at least one computes something else.
+        NotAvailableError: This machine can run no engine of the bundle, or not the named one.
     """
     from engines.hardware import available_cpus
     from pipeline.bundling import checking
@@ -126,7 +134,10 @@ def load(
     if not isinstance(bundle, str | os.PathLike):
         raise UsageError(f"bundle {bundle!r} is not a path", "give the path of an archive")
     if threads is not None and not (type(threads) is int and 1 <= threads <= _MAX_THREADS):
-        raise UsageError(f"threads {threads!r}", f"give a whole number from 1 to {_MAX_THREADS}")
+        raise UsageError(
+            f"threads {threads!r} is out of range",
+            f"give a whole number from 1 to {_MAX_THREADS}",
+        )
     folder = tempfile.TemporaryDirectory(prefix="assay-")
     try:
         with console.redirected():
@@ -141,7 +152,7 @@ def load(
 
 
 def _proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -> list[str]:
-    """Returns the engines that run here and compute what the PyTorch model does."""
+    """Returns the names of the engines that pass verification on this machine."""
     from pipeline.verification import engine_proof
     from pipeline.workflow.artifacts import GRAPH_SUBJECT
 
@@ -170,9 +181,9 @@ def _proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -
         f"{verdict.subject}: {verdict.status}, {verdict.reason}" for verdict in verdicts
     )
     if any(verdict.status not in ("pass", "not run") for verdict in verdicts):
-        raise ParityError(f"no engine of the bundle is proved here: {reasons}")
+        raise ParityError(f"no engine of the bundle passes verification here: {reasons}")
     raise NotAvailableError(
-        f"no engine of the bundle runs here: {reasons}",
+        f"no engine of the bundle runs on this machine: {reasons}",
         "`pip install onnxruntime-gpu` runs the engine onnxruntime",
     )
 
@@ -180,7 +191,7 @@ def _proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -
 def _fastest(
     names: list[str], unpacked: Unpacked, device: str, threads: int
 ) -> tuple[str, Session]:
-    """Opens engines; returns the one whose shortest run on a few golden rows is the shortest."""
+    """Opens engines, times them on a few golden rows, and returns the fastest one."""
     import numpy as np
 
     import engines
@@ -209,7 +220,7 @@ def _fastest(
 
 
 def _shortest_run(session: Session, feeds: Feeds) -> float:
-    """Returns the seconds of the shortest of the runs that fit into a short time."""
+    """Returns the seconds of the shortest run; repeats runs for `_TIMING_SECONDS`."""
     session.run(feeds)
     times: list[float] = []
     end = time.perf_counter() + _TIMING_SECONDS

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """A checkpoint.
+    """A trained model.
 
     Attributes:
         checkpoint: The weights, a safetensors file.
-        accuracy: On the test set, from 0 to 1; None unless it is a classifier with a data set.
+        accuracy: Accuracy on the test set, from 0 to 1; None unless the model is a classifier
+            with a data set.
         record: Options, curve and machine, as in `training.json`.
-        skipped: Nothing had changed, so the checkpoint is the one that was there.
+        skipped: Nothing had changed, so the stage was not run.
     """
 
     checkpoint: Path
@@ -30,14 +31,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Export:
-    """A graph and the means to prove it.
+    """A graph and the files to verify it with.
 
     Attributes:
         graph: The ONNX graph.
-        program: The exported PyTorch program; None in a quantized precision.
-        golden: Inputs, and the outputs of the model in float64.
+        program: The exported PyTorch program; None in a quantized precision or by TorchScript.
+        golden: The golden file: inputs, and the outputs of the model in float64.
         description: Operators, types and parameters, as in `graph.json`.
-        skipped: Nothing had changed, so it is the one that was there.
+        skipped: Nothing had changed, so the stage was not run.
     """
 
     graph: Path
@@ -52,8 +53,8 @@ class Build:
     """Built engines.
 
     Attributes:
-        engines: The file of each, by the engine's name.
-        missing: Why an engine was not built, by its name.
+        engines: Path of each built engine, by its name.
+        missing: Reason why each other engine cannot be built, by its name.
     """
 
     engines: Mapping[str, Path]
@@ -62,12 +63,12 @@ class Build:
 
 @dataclass(frozen=True)
 class Verification:
-    """Verdicts that are passes, or "not run" where this machine cannot tell."""
+    """Verdicts; each is "pass", or "not run" if this machine cannot run the engine."""
 
     verdicts: tuple[Verdict, ...]
 
     def __getitem__(self, subject: str) -> Verdict:
-        """Returns the verdict on "graph" or an engine."""
+        """Returns the verdict on "graph" or an engine; KeyError if there is none."""
         for verdict in self.verdicts:
             if verdict.subject == subject:
                 return verdict
@@ -81,8 +82,8 @@ class Bench:
     Attributes:
         results: One entry for each engine, batch size and boundary, as in `measurements.json`;
             times are in seconds.
-        machine: What they depend on.
-        file: Where they are kept.
+        machine: CPU, GPUs, threads and load during the measurements.
+        file: Path of `measurements.json`.
     """
 
     results: tuple[Mapping[str, Any], ...]
@@ -92,11 +93,11 @@ class Bench:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An archive that proves itself.
+    """A bundle.
 
     Attributes:
         path: The `.tar.gz` file.
-        skipped: Nothing had changed, so it is the one that was there.
+        skipped: Nothing had changed, so the stage was not run.
     """
 
     path: Path
@@ -105,11 +106,11 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Run:
-    """The whole chain.
+    """The results of the whole chain.
 
     Attributes:
         bench: None if no engine runs on this machine.
-        bundle: The archive.
+        bundle: Path of the bundle.
     """
 
     training: Training
@@ -122,7 +123,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Check:
-    """A bundle whose every digest is right and of which nothing that ran here is a mismatch.
+    """A bundle whose digests match and whose engines pass, if this machine can run them.
 
     Attributes:
         manifest: The bundle's list of members and facts.

@@ -1,4 +1,4 @@
-"""The stages as functions: what the command line calls, with results instead of tables."""
+"""The stages as functions that return results instead of printing tables."""
 
 from __future__ import annotations
 
@@ -29,12 +29,16 @@ def data(
     progress: Progress | None = None,
     **more: Any,
 ) -> None:
-    """Gets a data set: one by its name, or a folder of images.
+    """Gets a data set by its name, or makes one from a folder of images.
 
     Args:
-        root: The folder below which artifacts lie.
-        progress: Called with a line of text now and then.
+        name: Name of a data set, or path of a folder of images.
+        root: Folder of the artifacts.
+        progress: Called with each progress line.
         more: The options of `assay data`, by name with underscores.
+
+    Raises:
+        DeployError: The data set could not be obtained, or a file or image is damaged.
     """
     if name is not None:
         more["data"] = name
@@ -48,17 +52,17 @@ def train(
     progress: Progress | None = None,
     **more: Any,
 ) -> Training:
-    """Trains a model, or takes weights as they are.
+    """Trains a model, or takes its weights from a file.
 
     Args:
         model: A model's name, `package.module:factory` or `path/to/file.py:factory`.
-        root: The folder below which artifacts lie.
-        progress: Called with a line of text now and then.
+        root: Folder of the artifacts.
+        progress: Called with each progress line.
         more: The options of `assay train`, by name with underscores.
 
     Raises:
-        UsageError: An option or a name is not known, or a value is out of range.
-        DeployError: The training failed; the message and the hint say how.
+        UsageError: An option or a name is unknown, or a value is out of range.
+        DeployError: The training failed.
     """
     (outcome,) = _stage("train", {**more, "model": model}, root, artifacts.DIST, progress)
     return _training(outcome)
@@ -71,14 +75,14 @@ def export(
     progress: Progress | None = None,
     **more: Any,
 ) -> Export:
-    """Exports a model to ONNX, with the golden file that proves it.
+    """Exports a model to ONNX, with the golden file to verify it with.
 
-    Takes the arguments of `train`, and the options of `assay export`, `weights` included.
+    Takes the arguments of `train`, with the options of `assay export`, `weights` included.
     """
     with console.redirected(progress):
-        command = stage("export").command
+        command = stage("export").command_options
         own = () if command is None else options(command)
-        arguments = _given(("export",), {**more, "model": model}, own)
+        arguments = _parse_options(("export",), {**more, "model": model}, own)
         extra = {
             option.name: arguments.pop(option.name) for option in own if option.name in arguments
         }
@@ -94,15 +98,15 @@ def verify(
     progress: Progress | None = None,
     **more: Any,
 ) -> Verification:
-    """Proves the graph, or built engines, equal to the PyTorch model.
+    """Verifies that the graph, or built engines, equal the PyTorch model.
 
     Args:
-        engine: "graph", engines by name, or "all" that are built.
+        engine: "graph", names of engines, or "all" that are built.
         more: The options of `assay verify`, by name with underscores.
 
     Raises:
-        ParityError: A verdict is a mismatch or proves nothing.
-        NotAvailableError: An engine that was named does not run here.
+        ParityError: A verdict is "mismatch" or "vacuous".
+        NotAvailableError: A named engine does not run on this machine.
     """
     arguments = {**more, "model": model, "engine": engine}
     return _verification(_stage("verify", arguments, root, artifacts.DIST, progress))
@@ -119,11 +123,11 @@ def build(
     """Builds engines.
 
     Args:
-        engine: Engines by name, or "all" that can be built here.
+        engine: Names of engines, or "all" that this machine can build.
         more: The options of `assay build`, by name with underscores.
 
     Raises:
-        NotAvailableError: An engine that was named cannot be built here.
+        NotAvailableError: A named engine cannot be built on this machine.
     """
     arguments = {**more, "model": model, "engine": engine}
     return _build(_stage("build", arguments, root, artifacts.DIST, progress))
@@ -152,7 +156,7 @@ def bundle(
     progress: Progress | None = None,
     **more: Any,
 ) -> Bundle:
-    """Puts everything into one archive below `dist`; takes the options of `assay bundle`."""
+    """Writes the bundle to the folder `dist`; takes the options of `assay bundle`."""
     arguments = {**more, "model": model, "engine": engine}
     (outcome,) = _stage("bundle", arguments, root, dist, progress)
     return Bundle(outcome.outputs[artifacts.BUNDLE], outcome.skipped)
@@ -167,13 +171,13 @@ def run(
     progress: Progress | None = None,
     **more: Any,
 ) -> Run:
-    """Runs the whole chain; what has not changed is skipped.
+    """Runs the whole chain; stages for which nothing has changed are skipped.
 
-    Takes the options of `assay run`. Engines that this machine lacks are left out, unless they
-    are named.
+    Takes the options of `assay run`. Leaves out engines that this machine cannot build, unless
+    they are named.
     """
     with console.redirected(progress):
-        arguments = _given(STAGES, {**more, "model": model, "engine": engine})
+        arguments = _parse_options(STAGES, {**more, "model": model, "engine": engine})
         outcomes = stage_runs.run_all(arguments, _store(root, dist))
     by_stage: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
@@ -196,12 +200,18 @@ def check(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Check:
-    """Proves a bundle on this machine: every digest, and every engine that runs here.
+    """Verifies a bundle on this machine: every digest, and every engine that runs here.
+
+    Args:
+        bundle: Path of the archive.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: CPU threads for one inference; None means all that the process may use.
+        progress: Called with each progress line.
 
     Raises:
         DeployError: The bundle is damaged or its chain of digests is broken.
-        ParityError: An engine computes something else here.
-        NotAvailableError: Nothing in it runs here.
+        ParityError: A verdict is "mismatch" or "vacuous".
+        NotAvailableError: This machine can run nothing in the bundle.
     """
     from engines.hardware import available_cpus
     from pipeline.bundling import checking
@@ -225,19 +235,19 @@ def _stage(
     name: str, arguments: dict[str, Any], root: PathLike, dist: PathLike, progress: Progress | None
 ) -> list[Outcome]:
     with console.redirected(progress):
-        return stage_runs.run_stage(name, _given((name,), arguments), _store(root, dist))
+        return stage_runs.run_stage(name, _parse_options((name,), arguments), _store(root, dist))
 
 
-def _given(
+def _parse_options(
     stages: Iterable[str], asked: dict[str, Any], own: Iterable[Option] = ()
 ) -> dict[str, Any]:
-    """Returns options as the stages take them: lists as tuples, engines as a list.
+    """Returns options in the form of `stage_runs.run_stage`: lists as tuples, engines as a list.
 
     Args:
-        own: Options of the command that its stage does not have.
+        own: Options that only the command has.
 
     Raises:
-        UsageError: None of the stages has an option of that name, or it does not take the value.
+        UsageError: None of the stages has an option of that name, or a value is not valid.
     """
     known = {option.name: option for name in stages for option in options(stage(name).params)}
     known |= {option.name: option for option in own}
@@ -249,9 +259,9 @@ def _given(
         several = is_list(option)
         values = [_typed(option, word) for word in _words(option, value, several=several)]
         check_words(option, values, name)
-        if option.meaning.every is not None:
+        if option.role.expand_all is not None:
             if ALL in values and len(values) > 1:
-                raise UsageError(f"{name} {value}: all, and some by name", "give one or the other")
+                raise UsageError(f"{name} {value} mixes {ALL} and names", f"give {ALL} or names")
             arguments[name] = values
         elif several:
             arguments[name] = tuple(values)
@@ -261,7 +271,7 @@ def _given(
 
 
 def _words(option: Option, value: Any, *, several: bool) -> list[Any]:
-    """Returns an option's values as a list; one alone stands for a list of one."""
+    """Returns an option's values as a list, of one item for a single value."""
     if isinstance(value, list | tuple | range | set):
         if several:
             return list(value)
@@ -275,7 +285,7 @@ def _typed(option: Option, value: Any) -> Any:
     """Returns a value in the option's type.
 
     Raises:
-        UsageError: It is of another type.
+        UsageError: The value has another type.
     """
     if value is None and not option.required and option.default is None:
         return None

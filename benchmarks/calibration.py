@@ -1,4 +1,4 @@
-"""What the verdict's limits rest on: the errors of faithful graphs, and what faults do.
+"""The basis of the verdict's limits: errors of faithful graphs, and of graphs with faults.
 
     PYTHONPATH=. python benchmarks/calibration.py
 
@@ -26,7 +26,7 @@ PEERS = ("allclose", "polygraphy")
 
 
 def read(name: str) -> dict[str, Any]:
-    """Returns what a script measured."""
+    """Returns the results that a script wrote to `results/`."""
     content: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
     return content
 
@@ -37,7 +37,7 @@ def faithful(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def clean_table(cases: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns a row for each precision: how far faithful graphs lie, and who rejects them."""
+    """Returns a row for each precision: errors of faithful graphs, and how many are rejected."""
     lines = [
         "| precision | run by | graphs | rms x floor: median, largest | max x floor: median,"
         " largest | assay rejects | cannot tell | numpy.allclose rejects | Polygraphy rejects |",
@@ -60,7 +60,7 @@ def clean_table(cases: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def fault_table(counts: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns a row for each effect: how many faults there are, and who catches them."""
+    """Returns a row for each effect: how many faults there are, and how many each judge catches."""
     judges = ("numeric", "audit", *PEERS)
     lines = [
         "| effect of the fault | faults | outputs | audit | numpy.allclose | Polygraphy |",
@@ -77,7 +77,7 @@ def fault_table(counts: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def draw(clean: Sequence[dict[str, Any]], faults: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the distributions of both, in units of the noise floor."""
+    """Plots the distributions of both errors, in units of the noise floor."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -103,7 +103,7 @@ def draw(clean: Sequence[dict[str, Any]], faults: Sequence[dict[str, Any]], path
 
 
 def main() -> None:
-    """Writes the page and the plot."""
+    """Writes the page and the plot, and prints the page."""
     clean = faithful(read("zoo.json")["cases"])
     planted = read("parity.json")
     lines = [

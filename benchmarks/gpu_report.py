@@ -1,18 +1,17 @@
-"""What a machine's GPU makes of LeNet, ResNet18 and VGG-11, with every engine that runs there.
+"""Speed of LeNet, ResNet18 and VGG-11 on a machine's GPU, with every engine that runs there.
 
     PYTHONPATH=. python benchmarks/gpu_report.py [--seconds 600] [--models A,B] [--precisions A,B]
                                                  [--batch 1,8,64,256] [--output FOLDER]
 
-Needs torch and what `assay` itself imports; every other engine is measured where it is installed.
-The networks have random weights and made images, so that nothing has to be downloaded: speed and
-parity do not depend on what a network has learned. Each case is what a user would type: `assay
-export`, `build`, `verify` and `bench`. Exports, builds and proofs of several cases run side by
-side, which compiles everything once; then each case is measured alone. Beside the times stands
-what part they reach of the card's own copy bandwidth and matrix rate, measured in the same run by
-torch. A machine without a GPU gets the same report of its CPU.
+Needs torch and the dependencies of `assay`; measures every other engine that is installed. Weights
+are random and images generated, so that nothing has to be downloaded: speed and parity do not
+depend on training. Each case runs `assay export`, `build`, `verify` and `bench`. Several cases are
+exported, built and verified in parallel, which also compiles everything once; then each is measured
+alone. The report also gives the part of the card's copy bandwidth and matrix rate that each time
+reaches, which torch measures in the same run. On a machine without a GPU, it measures the CPU.
 
-Writes report-NAME.json and report-NAME.md after every case, so that what was measured is kept
-when time is up.
+Writes report-NAME.json and report-NAME.md after every case, so that results are kept when the time
+is up.
 """
 
 from __future__ import annotations
@@ -50,8 +49,8 @@ RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 GOLDEN, CALIBRATION = 8, 32  # images
 SLOW = ("torch_compile", "aot_inductor")
-_CPUS = 4  # for each of several cases that are prepared at once
-_PREPARING = 0.5  # the part of the time that exports, builds and proofs may take
+_CPUS = 4  # for each of the cases that are prepared in parallel
+_PREPARING = 0.5  # the part of the time that export, build and verify may take
 WARM_UP = 3  # calls that do not count
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
@@ -74,7 +73,7 @@ lenet, resnet18, vgg11 = map(_factory, MODELS)
 
 
 def seconds_of(action: Callable[[], object], device: str) -> float:
-    """Returns the least time of an action, with what it enqueued: what the device can do."""
+    """Returns the shortest time of an action in seconds, until the device has finished it."""
 
     def wait() -> None:
         if device != "cpu":
@@ -91,27 +90,27 @@ def seconds_of(action: Callable[[], object], device: str) -> float:
 
 
 def peaks(device: str) -> dict[str, float]:
-    """Measures the device: bytes copied a second (read and written), and flop/s of products."""
+    """Measures the device: "copy" in bytes/s read and written, matrix products in flop/s."""
     on_gpu = device != "cpu"
     source = torch.ones(2**28 if on_gpu else 2**25, device=device)
     target = torch.empty_like(source)
     rates = {"copy": 2 * source.nbytes / seconds_of(lambda: target.copy_(source), device)}
     torch.backends.cuda.matmul.allow_tf32 = False
     size = 8192 if on_gpu else 2048
-    # Of other types, torch's products on a CPU say nothing of what it can do.
+    # In other types, torch's matrix products on a CPU are far from what it can do.
     kinds = {"fp32": torch.float32, **({"fp16": torch.float16} if on_gpu else {})}
     for name, kind in kinds.items():
         matrix = torch.ones(size, size, dtype=kind, device=device)
-        rates[name] = 2 * size**3 / seconds_of(lambda each=matrix: each @ each, device)
+        rates[name] = 2 * size**3 / seconds_of(lambda factor=matrix: factor @ factor, device)
     if on_gpu:
         whole = torch.ones(size, size, dtype=torch.int8, device=device)
-        # cuBLAS has its fast kernels for a second operand in columns.
+        # cuBLAS has fast kernels only for a column-major second operand.
         rates["int8"] = 2 * size**3 / seconds_of(lambda: torch._int_mm(whole, whole.t()), device)
     return rates
 
 
 def work(name: str) -> dict[str, float]:
-    """Returns floating-point operations a row, parameters, and bytes in and out a row."""
+    """Returns a model's operations per row, parameters, and input and output bytes per row."""
     model = globals()[name]()
     images = torch.from_numpy(rows.made_images(model.image, 1, seed=1))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -135,7 +134,7 @@ def _call(words: list[str]) -> str:
 def _cold(name: str, path: str, device: str, inputs: str) -> str:
     """Opens an engine and runs one row; returns the seconds of each, as JSON.
 
-    What compilers keep on the disk is there already.
+    The compilers' caches on the disk are already filled.
     """
     images = {key: array[:1] for key, array in np.load(inputs).items()}
     options = OpenOptions(device=device, threads=hardware.available_cpus())
@@ -149,7 +148,7 @@ def _cold(name: str, path: str, device: str, inputs: str) -> str:
 
 
 class Worker:
-    """A process that runs one command after the other, so that torch is imported once."""
+    """A process that runs commands one after the other, so that torch is imported once."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
@@ -159,7 +158,7 @@ class Worker:
         return self.ask(seconds, _call, words)
 
     def ask(self, seconds: float, function: Callable[..., str], *arguments: Any) -> dict[str, Any]:
-        """Calls a function there; returns the JSON document it gives, or one with an "error"."""
+        """Calls a function in the process; returns its JSON document, or one with an "error"."""
         if seconds <= 0:
             return {"error": {"message": "out of time"}}
         if self._pool is None:
@@ -171,10 +170,10 @@ class Worker:
             return {"error": {"message": "out of time"}}
         except (BrokenProcessPool, json.JSONDecodeError) as error:
             self.end()
-            return {"error": {"message": f"it ended without an answer: {error}"}}
+            return {"error": {"message": f"the process ended without a result: {error}"}}
 
     def end(self, *, kill: bool = True) -> None:
-        """Ends the process, whatever it is doing or when it is done."""
+        """Ends the process: at once, or with `kill=False` when it has finished its work."""
         if self._pool is not None:
             processes = list(self._pool._processes.values())
             for process in processes if kill else ():
@@ -184,13 +183,13 @@ class Worker:
 
 
 class Report:
-    """The report under way."""
+    """A report in progress."""
 
     def __init__(self, asked: argparse.Namespace, folder: Path) -> None:
         self.asked, self.folder = asked, folder
-        # One for each thread that prepares cases; the measurements have the first to themselves.
+        # One for each thread that prepares cases; the first runs all measurements.
         self.workers = [Worker() for _ in range(max(1, hardware.available_cpus() // _CPUS))]
-        if len(self.workers) > 1:  # so that they do not take each other's CPUs
+        if len(self.workers) > 1:  # they share the CPUs
             for variable in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
                 os.environ.setdefault(variable, str(_CPUS))
         self.cases = [(m, p) for m in asked.models for p in asked.precisions]
@@ -206,7 +205,7 @@ class Report:
             for name, state in doctor.get("engines", {}).items()
             if state["run"] and self.device in engines.get(name).devices
         ]
-        # Those that compile for long come last, lest the others find no time.
+        # Engines that compile for long come last, so that the others get their time.
         self.engines = sorted(set(runs) - set(SLOW)) + [name for name in SLOW if name in runs]
         self.content: dict[str, Any] = {
             "torch": torch.__version__,
@@ -222,7 +221,7 @@ class Report:
         return self.end - time.monotonic()
 
     def run(self) -> None:
-        """Prepares the cases side by side, where there are CPUs for it, and measures each alone."""
+        """Prepares cases in parallel, as far as there are CPUs, then measures each alone."""
         for model in self.asked.models:
             shape = globals()[model]().image
             for name, count in {"golden": GOLDEN, "calibration": CALIBRATION}.items():
@@ -240,7 +239,7 @@ class Report:
             finally:
                 free.put(worker)
 
-        # The largest first: they take longest.
+        # The largest models first, since they take longest.
         with ThreadPoolExecutor(len(self.workers)) as pool:
             prepared_cases = list(pool.map(prepared, reversed(self.cases)))
         self.content["prepared"] = round(self.asked.seconds - self.left(), 1)
@@ -254,12 +253,12 @@ class Report:
         self.write()
 
     def words(self, model: str, precision: str) -> list[str]:
-        """Returns what says which case a command is about."""
+        """Returns the arguments that select a case."""
         where = ["--root", str(self.folder / "artifacts")]
         return [f"benchmarks.gpu_report:{model}", "--precision", precision, *where]
 
     def prepare(self, model: str, precision: str, worker: Worker, end: float) -> dict[str, Any]:
-        """Exports one case, and builds and proves each engine of it."""
+        """Exports one case, and builds and verifies each engine."""
         case: dict[str, Any] = {"model": model, "precision": precision}
         words = self.words(model, precision)
         export = ["export", *words, "--inputs", str(self.folder / f"{model}-golden.npz")]
@@ -271,7 +270,7 @@ class Report:
         proved, failures = [], []
         for engine in self.engines:
             if precision == "int8" and engines.get(engine).source == "program":
-                continue  # it is made of the ONNX graph
+                continue  # only the ONNX graph is quantized
             for stage in ("build", "verify"):
                 answer = worker([stage, *words, "--engine", engine], end - time.monotonic())
                 if "error" in answer:
@@ -282,7 +281,7 @@ class Report:
         return {**case, "passed": proved, "said": failures}
 
     def measure(self, case: dict[str, Any]) -> dict[str, Any]:
-        """Measures what was proved of one case."""
+        """Measures the engines of one case that passed verification."""
         if not case.get("passed"):
             return case
         words = self.words(case["model"], case["precision"])
@@ -304,7 +303,7 @@ class Report:
         return {**case, "cold": cold, "measurements": measured}
 
     def write(self) -> None:
-        """Keeps what is known, as JSON and as a table."""
+        """Writes the results so far, as JSON and as Markdown."""
         self.path.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
         self.path.with_suffix(".md").write_text(page(self.content), encoding="utf-8")
 
@@ -321,10 +320,10 @@ def page(content: dict[str, Any]) -> str:
         f"GPU: {card}. CPU: {doctor.get('cpu')}, {doctor.get('cpus')} available. torch"
         f" {content['torch']}. Made by `make gpu-report`.",
         "",
-        f"Measured by torch in the same run: copies of {known['copy'] / 1e9:,.1f} GB/s, read and"
-        f" written; products in Tflop/s: {rates}. The last columns are the part of these that the"
-        " device boundary reaches: floating-point operations of the network, and the bytes of its"
-        " weights, inputs and outputs, which have to be moved at least.",
+        f"Measured by torch in the same run: copies at {known['copy'] / 1e9:,.1f} GB/s, read and"
+        f" written; matrix products in Tflop/s: {rates}. The last columns are the parts of these"
+        " rates that the device boundary reaches, counting the network's floating-point operations"
+        " and the bytes of its weights, inputs and outputs.",
         "",
         "| model | precision | engine | batch | device µs | end to end µs | images/s | speed |"
         " of matrix rate | of copy rate |",
@@ -355,7 +354,7 @@ def page(content: dict[str, Any]) -> str:
 
 
 def deploy(content: dict[str, Any]) -> list[str]:
-    """Returns the table that says what to deploy: the fastest that was proved."""
+    """Returns the table of the fastest engine that passed verification, by model and batch."""
     best: dict[tuple[str, int], tuple[float, dict[str, Any], str]] = {}
     for case in content["cases"]:
         for entry in case.get("measurements", {}).get("results", ()):
@@ -366,10 +365,10 @@ def deploy(content: dict[str, Any]) -> list[str]:
     if not best:
         return []
     lines = [
-        "What to deploy: of the engines that were proved here, the one with the least time on the"
-        " device. Precisions were measured one after the other, engines side by side; the speed is"
-        " against eager PyTorch in the same precision, or against the first engine where that has"
-        " none.",
+        "What to deploy: of the engines that passed verification here, the one with the shortest"
+        " time on the device. Precisions were measured one after the other, engines side by side."
+        " Speed is relative to eager PyTorch in the same precision, or to the first engine if"
+        " PyTorch does not have it.",
         "",
         "| model | batch | engine | precision | device µs | images/s | speed |",
         "|---|---|---|---|---|---|---|",
@@ -434,7 +433,7 @@ def main() -> int:
     parser.add_argument("--precisions", type=_some(PRECISIONS), default=PRECISIONS)
     parser.add_argument("--output", type=Path, default=RESULTS)
     asked = parser.parse_args()
-    try:  # asked before minutes are spent
+    try:  # before minutes are spent
         asked.output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=asked.output).close()
     except OSError as error:

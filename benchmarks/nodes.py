@@ -1,9 +1,9 @@
-"""Which of the ONNX project's own node tests each engine passes, operator by operator.
+"""The ONNX project's node tests that each engine passes, by operator.
 
     PYTHONPATH=. python benchmarks/nodes.py > benchmarks/results/nodes.md
 
-Reads what the tests of the engines expect (tests/engines/expected/ENGINE.json), which
-`python -m tests.engines.backend_suite --update ENGINE …` has found and `make test-engines` holds.
+Reads the expected failures of each engine (tests/engines/expected/ENGINE.json), which
+`python -m tests.engines.backend_suite --update ENGINE …` writes and `make test-engines` checks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LENGTH = 110
 
 
 def operator(model: onnx.ModelProto) -> str:
-    """Returns the operator that a model tests: that of its node, if it has just one."""
+    """Returns the operator of a model's node, or "several nodes"."""
     kinds = {node.op_type for node in model.graph.node}
     return kinds.pop() if len(model.graph.node) == 1 else "several nodes"
 
@@ -39,8 +39,8 @@ def main() -> int:
     runs = {name: engines.get(name).available().run for name in failures}
     print("# The ONNX project's node tests\n")
     print(
-        f"{total} tests of onnx {onnx.__version__}, through the interface of the engines. Where an"
-        " engine cannot run on the machine, building is all that was asked of it.\n"
+        f"{total} tests of onnx {onnx.__version__}, run through the engines' interface. An engine"
+        " that cannot run on the machine only has to build the model.\n"
     )
     for name, failed in failures.items():
         word = "passed" if runs[name] else "built (not run: no GPU)"
@@ -51,7 +51,7 @@ def main() -> int:
         good = [sum(name not in failed for name in names) for failed in failures.values()]
         print(f"| {kind} | {len(names)} | {' | '.join(map(str, good))} |")
     for name, failed in failures.items():
-        print(f"\n## Why {name} does not\n")
+        print(f"\n## Why tests fail in {name}\n")
         for why, count in Counter(reason[:_LENGTH] for reason in failed.values()).most_common():
             print(f"- {count}: {why.replace('|', '/')}")
     return 0

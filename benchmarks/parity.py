@@ -1,21 +1,21 @@
-"""How well the verdict tells faults from rounding, beside numpy.allclose and Polygraphy.
+"""How well the verdict tells faults from rounding, compared with numpy.allclose and Polygraphy.
 
-    assay run MODEL …            (each model first, in the store that --root names)
-    pip install polygraphy       (its comparator is run, not imitated)
+    assay run MODEL …            (first, for each model, with the same --root)
+    pip install polygraphy       (its own comparator is run)
     PYTHONPATH=. python benchmarks/parity.py [--root artifacts] [--places 2] lenet …
 
-Into each model's fp32 graph, every kind of fault of tests/faults.py is planted at several places.
-The changed graph is run by ONNX Runtime on the golden inputs and judged three ways: by the verdict
-(numeric part and audit apart), by `numpy.allclose` and by Polygraphy's comparator with its default
-tolerances, both against PyTorch's own fp32 outputs, which is how they are used. What a fault does
-is known from a float64 run of the changed graph by ONNX's reference implementation, on some rows:
+Plants every kind of fault of tests/faults.py at several places of each model's fp32 graph. ONNX
+Runtime runs the changed graph on the golden inputs. Its outputs are judged by the verdict (numeric
+part and audit separately), by `numpy.allclose`, and by Polygraphy's comparator with its default
+tolerances; the last two compare with PyTorch's own fp32 outputs, which is how they are used. ONNX's
+reference implementation runs the changed graph in float64 on some rows, which tells the fault's
+effect:
 
-- material: it moves an output by more than 8 times the row's noise floor; has to be caught;
-- none: it moves no output by more than a thousandth of the floor; the numeric verdict has to pass;
+- material: it moves an output by more than 8 times the row's noise floor; must be caught;
+- none: it moves no output by more than a thousandth of the floor; the numeric verdict must pass;
 - rounding: in between, where outputs alone cannot tell.
 
-The graphs without a fault have to pass. False alarms over torchvision are in zoo.md, whose graphs
-the verdict and the same peers judge.
+Graphs without a fault must pass. For false alarms on torchvision's models, see zoo.md.
 
 Prints a JSON document, and a table to stderr.
 """
@@ -47,17 +47,17 @@ from pipeline.verification.weight_audit import audit
 from tests.faults import FAULTS
 
 MATERIAL, NOTHING = 8.0, 1e-3
-_HALF = 3  # common rows, and as many edge cases, for the float64 run
+_HALF = 3  # how many common rows, and how many edge cases, the float64 run has
 
 
 @dataclass
 class Case:
-    """What became of one planted fault.
+    """The result of one planted fault.
 
     Attributes:
-        moved: How far it moves an output in float64, in units of the row's floor; None where
-            the graph cannot be run any more.
-        effect: "material", "rounding", "none", or "broken" where it cannot be run.
+        moved: How far it moves an output in float64, in units of the row's floor; None if the
+            graph cannot be run.
+        effect: "material", "rounding", "none", or "broken" if the graph cannot be run.
         numeric: The verdict on the outputs caught it.
         audit: The audit of the weights caught it.
         allclose: numpy.allclose(rtol=1e-3, atol=1e-5) caught it.
@@ -77,7 +77,7 @@ class Case:
 
 
 def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns a graph with double for float everywhere."""
+    """Returns a copy of a graph with float64 in place of float32 everywhere."""
     exact = onnx.ModelProto()
     exact.CopyFrom(model)
     del exact.graph.value_info[:]
@@ -102,13 +102,13 @@ def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def some_rows(golden: Golden) -> Array:
-    """Returns a few common rows and edge cases."""
+    """Returns the indices of a few common rows and edge cases, int64 `[count]`."""
     common = golden.common
     return np.concatenate([np.flatnonzero(common)[:_HALF], np.flatnonzero(~common)[:_HALF]])
 
 
 def float64_outputs(model: onnx.ModelProto, golden: Golden) -> Array:
-    """Returns the graph's first output for some rows, computed in float64."""
+    """Returns the graph's first output for `some_rows`, computed in float64."""
     rows = some_rows(golden)
     feeds = {name: array[rows] for name, array in golden.inputs.items()}
     return np.asarray(ReferenceEvaluator(in_float64(model)).run(None, feeds)[0])
@@ -143,7 +143,7 @@ def plant_all(name: str, root: Path, places: int, say: Callable[[Case], None]) -
                 elif case.moved < NOTHING:
                     case.effect = "none"
                 judge(model, golden, output, case)
-            except Exception as error:  # it cannot be run: every tool notices
+            except Exception as error:  # it cannot be run, which every tool notices
                 if case.effect != "broken":
                     raise
                 del error
@@ -153,7 +153,7 @@ def plant_all(name: str, root: Path, places: int, say: Callable[[Case], None]) -
 
 
 def judge(model: onnx.ModelProto, golden: Golden, output: str, case: Case) -> None:
-    """Fills in who catches a fault."""
+    """Fills in which judges catch a fault."""
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
         path = Path(scratch) / "model.onnx"
         onnx.save(model, path)
@@ -168,7 +168,7 @@ def judge(model: onnx.ModelProto, golden: Golden, output: str, case: Case) -> No
 
 
 def clean_runs(name: str, root: Path) -> dict[str, Any]:
-    """Judges a model's graph without a fault: what is caught here is a false alarm."""
+    """Judges a model's graph without a fault; a judge that catches something is wrong."""
     folder = root / name / "fp32"
     golden = goldens.load(folder / "golden.npz")
     case = Case(name, "", 0, False, 0.0, "none", *[False] * 4)
@@ -192,7 +192,7 @@ def counts(cases: list[Case]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measures, and prints what was caught."""
+    """Judges all faults and prints the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="+")
     parser.add_argument("--root", type=Path, default=Path("artifacts"))

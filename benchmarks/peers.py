@@ -1,4 +1,4 @@
-"""How others tell whether two outputs are the same: by a fixed tolerance."""
+"""Comparisons of outputs by fixed tolerances, as other tools do them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from engines.contract import Array
 
 
 def allclose(outputs: Array, wanted: Array) -> bool:
-    """Whether numpy.allclose takes them for the same, at tolerances in common use."""
+    """Whether numpy.allclose accepts the outputs, at tolerances in common use."""
     return np.allclose(outputs, wanted, rtol=1e-3, atol=1e-5)
 
 
 def polygraphy(outputs: Array, wanted: Array) -> bool:
-    """Whether Polygraphy's own comparator does, at its default tolerances (1e-5 each).
+    """Whether Polygraphy's comparator accepts the outputs, at its default tolerances (1e-5 each).
 
     Raises:
         ImportError: Polygraphy is not installed (`pip install --no-deps polygraphy`).

@@ -1,7 +1,7 @@
-"""What calling the operators through an exported program costs, beside calling the module.
+"""The cost of running an exported program instead of the module.
 
-The `pytorch` engine runs `torch.export` programs. This measures LeNet both ways in one run, on
-one thread, interleaved, and prints the module's time divided by the program's.
+The `pytorch` engine runs `torch.export` programs. This measures LeNet both ways, interleaved, on
+one thread, and prints the module's time divided by the program's.
 
 usage: python -m benchmarks.program
 """
@@ -26,7 +26,7 @@ LOGITS = TensorSpec("logits", "float32", (None, 10))
 
 
 class Eager:
-    """The module itself behind the session contract."""
+    """A session that calls the module itself."""
 
     inputs, outputs, device, batch, stream = (IMAGE,), (LOGITS,), "cpu", None, None
 

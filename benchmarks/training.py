@@ -1,16 +1,16 @@
-"""Images a second in training, beside the notebook's way of training the same model.
+"""Training speed in images/s, compared with the notebook's way of training the same model.
 
     python benchmarks/training.py [MODEL …]
 
 The notebook's way: torchvision's data set, each image resized and converted by Pillow in one of
-four workers of a DataLoader, the network in plain layout. Both ways train the same network with
-the same batch size and number of threads, in turn, so that a drift of the machine hits both.
-Each runs in a process of its own, since settings of the process (such as how it keeps memory)
-are part of the way. Compiling takes half a minute once and does not count: it belongs to the
-first round, which warms up. The workers start anew in every epoch, so what they take to start
-counts; LeNet is measured over whole epochs, in which that is little.
+four DataLoader workers, the network in torch's default layout. All ways train the same network
+with the same batch size and number of threads, in turn, so that drift of the machine affects all.
+Each runs in a process of its own, since settings of the process (such as how it keeps freed
+memory) are part of it. Compiling takes half a minute, in the first round, which does not count.
+The workers start again in every epoch, so their start counts; LeNet is measured over whole epochs,
+where it matters little.
 
-Prints a JSON document. Needs the data set: `assay data` gets it.
+Prints a JSON document. Needs the data set: run `assay data` first.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from pipeline.training.settings import seed
 
 ROUNDS = 9
 WORKERS = 4
-# Images a round: some seconds either way on two cores.
+# Images per round: a few seconds each way on two cores.
 IMAGES = {"lenet": 60_000, "vgg11-slim": 128 * 2, "resnet18": 128 * 4}
 
 
 def unpack(folder: Path) -> None:
-    """Writes the data set to where torchvision looks for it."""
+    """Writes the data set to the folder where torchvision expects it."""
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for name, content in download.fetch(registry.FASHION_MNIST, None).items():
@@ -79,7 +79,7 @@ def notebook(name: str, folder: Path, threads: int) -> float:
         spec.recipe.batch_size,
         shuffle=True,
         num_workers=WORKERS,
-        multiprocessing_context="fork",  # as in a notebook; here it would be that of the pool
+        multiprocessing_context="fork",  # as in a notebook; the default here would be spawn
     )
     for images, labels in loader:
         loss = functional.cross_entropy(network(images), labels)
@@ -110,7 +110,7 @@ def ours(name: str, folder: Path, threads: int, *, compiled: bool = False) -> fl
 
 
 def measure(name: str, folder: Path, threads: int) -> dict[str, Any]:
-    """Measures both ways in turn."""
+    """Measures all ways in turn; returns speeds and their ratios to the notebook's."""
     ways: dict[str, Callable[[str, Path, int], float]] = {
         "notebook": notebook,
         "assay": ours,

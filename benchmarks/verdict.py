@@ -1,11 +1,11 @@
-"""What the full verdict on LeNet takes, beside evaluating its test set twice in PyTorch.
+"""The time of the full verdict on LeNet, against evaluating its test set twice in PyTorch.
 
-    assay export lenet           (after it was trained)
+    assay export lenet           (after training it)
     python benchmarks/verdict.py [--root artifacts]
 
-The verdict is that of `assay verify lenet`: golden rows at four batch sizes, the classes of all
-test images, the audit of the weights, opening the graph included. PyTorch runs the module eagerly
-on the same images, in batches of 1000, twice. Both on one thread, in turn.
+The verdict is that of `assay verify lenet`: it opens the graph, runs golden rows at four batch
+sizes, classifies all test images and audits the weights. PyTorch runs the module eagerly on the
+same images, in batches of 1000, twice. Both run in turn, on one thread.
 
 Prints a JSON document.
 """
@@ -34,14 +34,14 @@ BATCH, THREADS = 1000, 1
 
 
 def main() -> None:
-    """Measures both in turn."""
+    """Measures both in turn and prints JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--root", type=Path, default=Path("artifacts"))
     root = parser.parse_args().root
     folder = root / "lenet/fp32"
     images = idx.read_images(root / "data/fashion-mnist/test-images.idx")
     if len(goldens.load(folder / "golden.npz").test_labels) != len(images):
-        raise SystemExit("the model was judged by a part of the test set; train it without a limit")
+        raise SystemExit("the golden file has a part of the test set; train without --test-limit")
     model = models.get("lenet").build(None)
     load(model.network, root / "lenet/checkpoint.safetensors", "lenet")
     served = Served(model.network, model.prepare).eval()

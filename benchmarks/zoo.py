@@ -4,13 +4,12 @@
                                           [--memory GIB] [--seconds S] [--results FILE]
 
 Weights are random (seeded), with the statistics of batch norms filled by a few batches, so that
-nothing has to be downloaded. Each case is what a user would type, `assay export` and `assay
-verify`, in processes whose time and peak memory are measured. Results are added to
-benchmarks/results/zoo.json, and to a table beside it, case by case, smallest models first: an
-interrupted sweep goes on where it stopped. A process that takes more than `--memory`, or longer
-than `--seconds`, is ended, and the table says so. `--quick` takes two small models and keeps its
-results to itself; it exits with 1 if a case failed for another reason than a backend that lacks a
-type.
+nothing has to be downloaded. Each case runs `assay export` and `assay verify` in processes whose
+time and peak memory are measured. Results are added to benchmarks/results/zoo.json and the table
+zoo.md after each case, smallest models first, so that an interrupted sweep continues where it
+stopped. A process that uses more than `--memory`, or takes longer than `--seconds`, is ended, and
+the table gives the reason. `--quick` runs two small models and writes no file; it exits with 1 if
+a case fails for another reason than a backend without the type.
 
 Prints a table.
 """
@@ -49,25 +48,27 @@ from pipeline.verification.weight_audit import Audit
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 QUICK = ("squeezenet1_1", "shufflenet_v2_x0_5")
-GOLDEN, CALIBRATION = 1, 8  # images; edge cases come on top of the golden ones
+GOLDEN, CALIBRATION = 1, 8  # images; edge cases are added to the golden ones
 
 
 @dataclass
 class Case:
-    """What became of one model at one precision.
+    """The result of one model at one precision.
 
     Attributes:
         verdict: "pass", "mismatch", "vacuous", "not run"; "" if not exported.
-        runner: What ran it: ONNX Runtime the graph, or OpenVINO where that has no kernels.
-        ratio: The rms error, as a multiple of the noise floor; None if it was not run.
-        largest: The largest error of a row, as a multiple of that row's.
-        audited: Weights found in the graph, of how many.
-        seconds: Of export and verify.
-        allclose: Whether numpy.allclose(rtol=1e-3, atol=1e-5) takes the graph's outputs for
-            PyTorch's; None if it was not asked.
-        polygraphy: Whether Polygraphy's comparator does, at its default tolerances.
-        peak: The largest memory of the processes, in MiB.
-        reason: Why it does not pass: the first line of the error.
+        runner: The engine that ran the graph: "onnxruntime", or "openvino" if ONNX Runtime has
+            no kernels for it.
+        ratio: The rms error in units of the noise floor; None if it was not run.
+        largest: The largest error of a row in units of that row's noise floor.
+        audited: How many weights were found in the graph, of how many.
+        nodes: Number of nodes by precision.
+        seconds: Time of export and verify.
+        allclose: Whether numpy.allclose(rtol=1e-3, atol=1e-5) accepts the graph's outputs against
+            PyTorch's; None if it was not run.
+        polygraphy: Whether Polygraphy's comparator accepts them, at its default tolerances.
+        peak: The largest memory of a process, in MiB.
+        reason: The first line of the error, if it does not pass.
     """
 
     model: str
@@ -87,7 +88,7 @@ class Case:
 
 
 def names() -> list[str]:
-    """Returns torchvision's classification models, the cheapest first."""
+    """Returns torchvision's classification models, those with the fewest operations first."""
     module = torchvision.models
     all_models = torchvision.models.list_models(module=module)
 
@@ -109,7 +110,7 @@ def prepare(name: str, folder: Path) -> None:
         norm.momentum = None  # the mean over all batches
     for parameter in network.parameters():
         if parameter.ndim > 1 and not parameter.detach().any():
-            # A head of zeros gives the same for every input: nothing could be compared.
+            # A head of zeros has the same output for every input: nothing could be compared.
             torch.nn.init.normal_(parameter, std=0.02)
     shape = model.image or (3, 224, 224)
     if norms:
@@ -163,8 +164,9 @@ def measure(name: str, precision: str, folder: Path, limit: float, seconds: floa
     """Exports and verifies one case in the store of a folder.
 
     Args:
-        limit: Of a process's memory, in MiB.
-        seconds: How long a process may take.
+        folder: Has the files of `prepare`; artifacts are written below it.
+        limit: Memory that a process may use, in MiB.
+        seconds: Time that a process may take.
     """
     case = Case(name, precision)
     start = time.monotonic()
@@ -204,7 +206,7 @@ def measure(name: str, precision: str, folder: Path, limit: float, seconds: floa
 
 
 def read_verdict(case: Case, verdict: dict[str, Any]) -> None:
-    """Fills in what a verdict says."""
+    """Fills in the results of a verdict."""
     case.verdict, case.reason = verdict["status"], verdict["reason"]
     if verdict["outputs"]:
         case.ratio = max(o["rms_ratio"] for o in verdict["outputs"])
@@ -214,7 +216,7 @@ def read_verdict(case: Case, verdict: dict[str, Any]) -> None:
 
 
 def ask_peers(case: Case, folder: Path) -> None:
-    """Fills in what the usual comparisons with PyTorch's outputs say of a graph."""
+    """Fills in the results of the comparisons by fixed tolerances."""
     golden = goldens.load(folder / "golden.npz")
     options = OpenOptions("cpu", threads=2, optimize=False)
     with closing(engines.get("onnxruntime").open(folder / "model.onnx", options)) as session:
@@ -265,16 +267,16 @@ def _said(same: bool | None) -> str:
 
 
 def page(cases: list[Case]) -> str:
-    """Returns the counts and the table, with what they mean."""
+    """Returns the results page: an explanation, counts, and the table."""
     lines = [
         "# torchvision's classification models, exported and verified",
         "",
         f"torch {torch.__version__}, torchvision {torchvision.__version__}. Random weights, with"
-        " filled batch-norm statistics; verified in ONNX Runtime on a CPU, or in OpenVINO where"
-        " that has no kernels (bf16 convolutions). `allclose` and `Polygraphy` say what"
-        " numpy.allclose(rtol=1e-3, atol=1e-5) and Polygraphy's comparator at its defaults make of"
-        " the same outputs of the same graph, beside PyTorch's at the same precision: where the"
-        " verdict is a pass, `differs` is a false alarm. `benchmarks/zoo.py` makes this table.",
+        " filled batch-norm statistics; verified in ONNX Runtime on a CPU, or in OpenVINO if ONNX"
+        " Runtime has no kernels (bf16 convolutions). `allclose` and `Polygraphy` are the results"
+        " of numpy.allclose(rtol=1e-3, atol=1e-5) and of Polygraphy's comparator at its defaults"
+        " for the same outputs, compared with PyTorch's at the same precision: if the verdict is a"
+        " pass, `differs` is a false alarm. `benchmarks/zoo.py` makes this table.",
         "",
     ]
     total = len(names())
@@ -293,7 +295,7 @@ def page(cases: list[Case]) -> str:
 
 
 def main() -> int:
-    """Measures the cases that are asked for and not yet known."""
+    """Measures the requested cases that are not in the results yet."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--models", type=lambda text: text.split(","))
@@ -326,9 +328,9 @@ def main() -> int:
 
 
 def write(cases: list[Case], path: Path) -> None:
-    """Keeps what is known, whole or not at all, and as a table; the cheapest models first."""
+    """Replaces the results file and the table atomically, the smallest models first."""
     order = {name: place for place, name in enumerate(names())}
-    # Of a model that this torchvision lacks, the results stay.
+    # Results of models that this torchvision does not have are kept.
     cases = sorted(
         cases,
         key=lambda case: (

@@ -1,4 +1,4 @@
-"""An environment with a few of the installed distributions: what a deployment target has."""
+"""A virtual environment with a few distributions, like that of a deployment target."""
 
 import re
 import subprocess
@@ -13,12 +13,12 @@ from tests.subset import ROOT
 
 
 def environment(folder: Path, *extras: str) -> Path:
-    """Makes a virtual environment with what `pip install '.[EXTRAS]'` would install.
+    """Makes a virtual environment with the distributions that `pip install '.[EXTRAS]'` installs.
 
-    The distributions are linked from this environment instead of being fetched.
+    Links the distributions from this environment instead of downloading them.
 
     Returns:
-        Its Python.
+        Path of the environment's Python.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
@@ -38,7 +38,7 @@ def environment(folder: Path, *extras: str) -> Path:
 
 
 def _needed(texts: list[str], extras: tuple[str, ...]) -> set[str]:
-    """Returns the names of the distributions that requirements lead to."""
+    """Returns the names of the distributions that requirements need, with their dependencies."""
     names: set[str] = set()
     for text in texts:
         wanted = Requirement(text)

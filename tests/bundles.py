@@ -1,4 +1,4 @@
-"""Bundles to be taken apart and put together again."""
+"""Unpacking and packing bundles, to damage them in between."""
 
 import hashlib
 import io
@@ -32,7 +32,7 @@ def pack(target: Path, contents: list[tuple[str | tarfile.TarInfo, bytes]]) -> P
 
 
 def resigned(contents: dict[str, bytes]) -> dict[str, bytes]:
-    """Makes the manifest fit its members again, as an attacker would."""
+    """Updates the manifest to match changed members, as an attacker would."""
     manifest = json.loads(contents[f"{FOLDER}/{archive.MANIFEST}"])
     for name in manifest["members"]:
         content = contents.get(f"{FOLDER}/{name}", b"")

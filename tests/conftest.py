@@ -1,4 +1,4 @@
-"""What all tests share: the small data set, one chain built once, and the command line."""
+"""Fixtures of all tests: a small data set, a chain that is built once, and the command line."""
 
 import dataclasses
 import os
@@ -22,40 +22,40 @@ from pipeline.workflow.runner import Store
 from tests.subset import SUBSET, install_trained, python_path
 from tests.unusual import SOURCE
 
-# Processes that share the tests, by pytest-xdist.
+# Number of pytest-xdist's processes.
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-# A worker with torch and the engines in it, and the commands that it starts.
+# Memory of a worker with torch and the engines, and of the commands that it starts.
 WORKER_BYTES = 3 << 30
 MOST_WORKERS = 8
 
 
-@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which is not needed to run the tests
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist may not be installed
 def pytest_xdist_auto_num_workers() -> int:
-    """Returns how many processes `-n auto` means; 0 is this one alone."""
+    """Returns the number of processes for `-n auto`; 0 means this one only."""
     fitting = hardware.free_memory() // WORKER_BYTES
     workers = min(hardware.available_cpus(), fitting, MOST_WORKERS)
     return workers if workers > 1 else 0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first where workers share them, so that all end at about one time."""
+    """Runs the longest files first if there are several workers, so that all end together."""
     if WORKERS == 1:
         return
     files: Counter[Path] = Counter()
     for item in items:
         files[item.path] += _seconds(item)
-    # In a file, too: a worker is dealt its next file before the last two tests.
+    # Also within a file: a worker gets its next file before its last two tests.
     items.sort(key=lambda item: (files[item.path], str(item.path), _seconds(item)), reverse=True)
 
 
 def _seconds(item: pytest.Item) -> int:
-    """Returns about how long a test takes, as its marker tells."""
+    """Returns the seconds in a test's `slow` marker, or 0."""
     marker = item.get_closest_marker("slow")
     return int(marker.args[0]) if marker else 0
 
 
 def need_engine(name: str, *, run: bool = True) -> None:
-    """Skips a test, with the engine's own reason, where the engine cannot be run, or built."""
+    """Skips the test if an engine cannot be run here, or if `run` is False, cannot be built."""
     state = engines.get(name).available()
     if not (state.run if run else state.build):
         pytest.skip(state.reason)
@@ -71,7 +71,7 @@ def _small_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The whole chain for a trained LeNet. Not to be changed: use `store` for that."""
+    """The whole chain for a trained LeNet. Read-only: tests that change it use `store`."""
     folder = tmp_path_factory.mktemp("built")
     store = Store(folder / "artifacts", folder / "dist")
     stage_runs.run_stage("data", {}, store)
@@ -82,7 +82,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def store(built: Store, tmp_path: Path) -> Store:
-    """A copy of the built chain, for a test to damage."""
+    """A copy of the built chain, which a test may change."""
     copy = dataclasses.replace(built, root=tmp_path / "artifacts", dist=tmp_path / "dist")
     shutil.copytree(built.root, copy.root)
     shutil.copytree(built.dist, copy.dist)
@@ -91,7 +91,7 @@ def store(built: Store, tmp_path: Path) -> Store:
 
 @dataclass
 class Result:
-    """How a command ended and what it printed."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -114,7 +114,7 @@ def assay(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]
 
 @dataclass
 class Process:
-    """A command in a process of its own, on the small data set."""
+    """A command that runs in a separate process, on the small data set."""
 
     words: tuple[object, ...]
     cwd: Path
@@ -148,7 +148,7 @@ class Process:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Callable[..., Process]:
-    """Makes a command that runs in a process of its own, in a fresh folder."""
+    """Makes a command that runs in a separate process, in an empty folder."""
 
     def make(*words: object, cwd: Path = tmp_path) -> Process:
         return Process(words, cwd)

@@ -1,7 +1,7 @@
-"""Faults to plant in a graph: what exporters, converters and people get wrong.
+"""Faults to plant in a graph, such as exporters, converters and people make.
 
-Each returns a changed copy of a graph, or None where the graph has no place for it. `place` picks
-one of the places that it has.
+Each returns a changed copy of a graph, or None if the graph has no place for it. `place` selects
+one of the possible places.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,9 @@ class Fault:
     """A kind of fault.
 
     Attributes:
-        weight: It changes nothing but a weight, so that the audit has to find it.
-        node: It changes a node, whose name `where` gives.
+        plant: Returns a changed copy of a graph and the name of the changed node; None if the graph
+            has no place for the fault.
+        weight: It changes only a weight, so the audit has to find it.
     """
 
     name: str
@@ -32,14 +33,16 @@ FAULTS: list[Fault] = []
 
 def fault(
     name: str, *, weight: bool = False
-) -> Callable[[Callable[["Plot"], str | None]], Callable[["Plot"], str | None]]:
+) -> Callable[[Callable[["EditableGraph"], str | None]], Callable[["EditableGraph"], str | None]]:
     """Registers a function that changes a graph in place and returns the node it changed."""
 
-    def register(change: Callable[["Plot"], str | None]) -> Callable[["Plot"], str | None]:
+    def register(
+        change: Callable[["EditableGraph"], str | None],
+    ) -> Callable[["EditableGraph"], str | None]:
         def plant(model: onnx.ModelProto, place: int) -> tuple[onnx.ModelProto, str] | None:
             copied = onnx.ModelProto()
             copied.CopyFrom(model)
-            where = change(Plot(copied, place))
+            where = change(EditableGraph(copied, place))
             return None if where is None else (copied, where)
 
         FAULTS.append(Fault(name, plant, weight))
@@ -48,7 +51,7 @@ def fault(
     return register
 
 
-class Plot:
+class EditableGraph:
     """A graph to plant a fault in."""
 
     def __init__(self, model: onnx.ModelProto, place: int) -> None:
@@ -56,7 +59,7 @@ class Plot:
         self.place = place
 
     def pick(self, candidates: list) -> object | None:
-        """One of the places where the fault may be."""
+        """Returns the candidate that `place` selects; None if there are none."""
         return candidates[self.place % len(candidates)] if candidates else None
 
     def nodes(self, *operators: str) -> list[onnx.NodeProto]:
@@ -76,7 +79,7 @@ class Plot:
         self.graph.initializer.append(numpy_helper.from_array(value, name))
 
     def weighted(self, part: int = 1) -> list[onnx.NodeProto]:
-        """Convolutions and products that have a weight (1) or bias (2) among the initializers."""
+        """Returns convolutions and products whose weight (1) or bias (2) is an initializer."""
         candidates = self.nodes("Conv", "Gemm")
         return [
             n for n in candidates if len(n.input) > part and self.value(n.input[part]) is not None
@@ -95,7 +98,7 @@ class Plot:
         return node.name
 
     def bypass(self, node: onnx.NodeProto) -> str:
-        """Takes a node out; what read it reads its input."""
+        """Removes a node; its consumers then read its input. Returns the first consumer's name."""
         consumer = ""
         for other in self.graph.node:
             if node.output[0] in other.input:
@@ -107,7 +110,7 @@ class Plot:
         return consumer
 
     def insert(self, value: str, nodes: list[onnx.NodeProto]) -> str:
-        """Puts nodes behind a value; the last gives it, the first reads `value + "_was"`."""
+        """Inserts nodes after a value: the first reads `VALUE_was`, the last writes the value."""
         index = 0
         for place, node in enumerate(self.graph.node):
             if value in node.output:
@@ -135,26 +138,26 @@ def largest(value: np.ndarray) -> int:
 for _size in (1e-1, 1e-2, 1e-3, 1e-4, 1e-6):
 
     @fault(f"one weight off by {_size:g}", weight=True)
-    def _one_weight(plot: Plot, size: float = _size) -> str | None:
+    def _one_weight(graph: EditableGraph, size: float = _size) -> str | None:
         def change(value: np.ndarray) -> None:
             value.ravel()[largest(value)] *= np.float32(1 + size)
 
-        return plot.change_weight(change)
+        return graph.change_weight(change)
 
 
 for _type in (np.float16, ml_dtypes.bfloat16):
 
     @fault(f"weights rounded to {np.dtype(_type).name}", weight=True)
-    def _rounded(plot: Plot, kind: type = _type) -> str | None:
+    def _rounded(graph: EditableGraph, kind: type = _type) -> str | None:
         def change(value: np.ndarray) -> None:
             value[:] = value.astype(kind).astype(np.float32)
 
-        return plot.change_weight(change)
+        return graph.change_weight(change)
 
 
 @fault("a dropped bias")
-def _no_bias(plot: Plot) -> str | None:
-    node = plot.pick(plot.weighted(2))
+def _no_bias(graph: EditableGraph) -> str | None:
+    node = graph.pick(graph.weighted(2))
     if node is None:
         return None
     del node.input[2:]
@@ -162,58 +165,58 @@ def _no_bias(plot: Plot) -> str | None:
 
 
 @fault("a bias of another layer's sign", weight=True)
-def _negative_bias(plot: Plot) -> str | None:
-    return plot.change_weight(lambda value: np.negative(value, out=value), 2)
+def _negative_bias(graph: EditableGraph) -> str | None:
+    return graph.change_weight(lambda value: np.negative(value, out=value), 2)
 
 
 @fault("a swapped output channel", weight=True)
-def _swapped(plot: Plot) -> str | None:
+def _swapped(graph: EditableGraph) -> str | None:
     def change(value: np.ndarray) -> None:
         value[[0, 1]] = value[[1, 0]]
 
-    return plot.change_weight(change)
+    return graph.change_weight(change)
 
 
 @fault("a weight read in another layout", weight=True)
-def _transposed(plot: Plot) -> str | None:
+def _transposed(graph: EditableGraph) -> str | None:
     def change(value: np.ndarray) -> None:
         value[:] = value.reshape(len(value), -1).T.reshape(value.shape)
 
-    return plot.change_weight(change)
+    return graph.change_weight(change)
 
 
 @fault("a scale off by a hundredth", weight=True)
-def _scaled(plot: Plot) -> str | None:
+def _scaled(graph: EditableGraph) -> str | None:
     def change(value: np.ndarray) -> None:
         value *= np.float32(1.01)
 
-    return plot.change_weight(change)
+    return graph.change_weight(change)
 
 
 @fault("another epsilon of a folded batch norm", weight=True)
-def _epsilon(plot: Plot) -> str | None:
+def _epsilon(graph: EditableGraph) -> str | None:
     def change(value: np.ndarray) -> None:  # as if 1e-3 had been taken for 1e-5, at variance 0.1
         value *= np.float32(np.sqrt((0.1 + 1e-5) / (0.1 + 1e-3)))
 
-    return plot.change_weight(change)
+    return graph.change_weight(change)
 
 
 @fault("a stale checkpoint", weight=True)
-def _stale(plot: Plot) -> str | None:
-    random = np.random.default_rng(plot.place)
+def _stale(graph: EditableGraph) -> str | None:
+    random = np.random.default_rng(graph.place)
     first = ""
-    for node in plot.weighted():
-        value = plot.value(node.input[1])
+    for node in graph.weighted():
+        value = graph.value(node.input[1])
         step = random.normal(size=value.shape).astype(np.float32)
-        plot.put(node.input[1], value + step * np.float32(1e-4) * value.std())
+        graph.put(node.input[1], value + step * np.float32(1e-4) * value.std())
         first = first or node.name
     return first or None
 
 
 @fault("padding on the other side")
-def _padding(plot: Plot) -> str | None:
-    padded = [n for n in plot.nodes("Conv") if any(ints(n, "pads", []))]
-    node = plot.pick(padded)
+def _padding(graph: EditableGraph) -> str | None:
+    padded = [n for n in graph.nodes("Conv") if any(ints(n, "pads", []))]
+    node = graph.pick(padded)
     if node is None:
         return None
     top, left, bottom, right = ints(node, "pads", [])
@@ -222,8 +225,8 @@ def _padding(plot: Plot) -> str | None:
 
 
 @fault("another stride")
-def _stride(plot: Plot) -> str | None:
-    node = plot.pick(plot.nodes("Conv"))
+def _stride(graph: EditableGraph) -> str | None:
+    node = graph.pick(graph.nodes("Conv"))
     if node is None:
         return None
     attribute(node, "strides", [step + 1 for step in ints(node, "strides", [1, 1])])
@@ -231,13 +234,13 @@ def _stride(plot: Plot) -> str | None:
 
 
 @fault("another dilation")
-def _dilation(plot: Plot) -> str | None:
+def _dilation(graph: EditableGraph) -> str | None:
     nodes = []
-    for node in plot.weighted():
-        kernel = plot.value(node.input[1]).shape[2:]
+    for node in graph.weighted():
+        kernel = graph.value(node.input[1]).shape[2:]
         if node.op_type == "Conv" and len(kernel) == 2 and kernel[0] == kernel[1] > 1:
             nodes.append((node, kernel[0]))
-    picked = plot.pick(nodes)
+    picked = graph.pick(nodes)
     if picked is None:
         return None
     node, size = picked
@@ -248,9 +251,9 @@ def _dilation(plot: Plot) -> str | None:
 
 
 @fault("padding counted in an average")
-def _counted(plot: Plot) -> str | None:
-    padded = [n for n in plot.nodes("AveragePool") if any(ints(n, "pads", []))]
-    node = plot.pick(padded)
+def _counted(graph: EditableGraph) -> str | None:
+    padded = [n for n in graph.nodes("AveragePool") if any(ints(n, "pads", []))]
+    node = graph.pick(padded)
     if node is None:
         return None
     attribute(node, "count_include_pad", 1)
@@ -258,8 +261,8 @@ def _counted(plot: Plot) -> str | None:
 
 
 @fault("a maximum for an average")
-def _maximum(plot: Plot) -> str | None:
-    node = plot.pick(plot.nodes("AveragePool"))
+def _maximum(graph: EditableGraph) -> str | None:
+    node = graph.pick(graph.nodes("AveragePool"))
     if node is None:
         return None
     node.op_type = "MaxPool"
@@ -270,8 +273,8 @@ def _maximum(plot: Plot) -> str | None:
 
 
 @fault("an average for a maximum")
-def _average(plot: Plot) -> str | None:
-    node = plot.pick(plot.nodes("MaxPool"))
+def _average(graph: EditableGraph) -> str | None:
+    node = graph.pick(graph.nodes("MaxPool"))
     if node is None:
         return None
     node.op_type = "AveragePool"
@@ -282,14 +285,14 @@ def _average(plot: Plot) -> str | None:
 
 
 @fault("a missing activation")
-def _inactive(plot: Plot) -> str | None:
-    node = plot.pick(plot.nodes("Relu", "Sigmoid"))
-    return None if node is None else plot.bypass(node)
+def _inactive(graph: EditableGraph) -> str | None:
+    node = graph.pick(graph.nodes("Relu", "Sigmoid"))
+    return None if node is None else graph.bypass(node)
 
 
 @fault("another activation")
-def _other_activation(plot: Plot) -> str | None:
-    node = plot.pick(plot.nodes("Relu", "Sigmoid"))
+def _other_activation(graph: EditableGraph) -> str | None:
+    node = graph.pick(graph.nodes("Relu", "Sigmoid"))
     if node is None:
         return None
     node.op_type = "HardSigmoid" if node.op_type == "Sigmoid" else "LeakyRelu"
@@ -297,18 +300,18 @@ def _other_activation(plot: Plot) -> str | None:
 
 
 @fault("divided by 256 for 255")
-def _divided(plot: Plot) -> str | None:
-    for node in plot.nodes("Div"):
-        value = plot.value(node.input[1])
+def _divided(graph: EditableGraph) -> str | None:
+    for node in graph.nodes("Div"):
+        value = graph.value(node.input[1])
         if value is not None and value.ndim == 0 and value == 255:
-            plot.put(node.input[1], np.array(256, value.dtype))
+            graph.put(node.input[1], np.array(256, value.dtype))
             return node.name
     return None
 
 
 @fault("another interpolation")
-def _mode(plot: Plot) -> str | None:
-    node = plot.pick(plot.nodes("Resize"))
+def _mode(graph: EditableGraph) -> str | None:
+    node = graph.pick(graph.nodes("Resize"))
     if node is None:
         return None
     attribute(node, "mode", "nearest")
@@ -316,8 +319,8 @@ def _mode(plot: Plot) -> str | None:
 
 
 @fault("other pixel centres")
-def _centres(plot: Plot) -> str | None:
-    node = plot.pick(plot.nodes("Resize"))
+def _centres(graph: EditableGraph) -> str | None:
+    node = graph.pick(graph.nodes("Resize"))
     if node is None:
         return None
     attribute(node, "coordinate_transformation_mode", "asymmetric")
@@ -325,60 +328,60 @@ def _centres(plot: Plot) -> str | None:
 
 
 @fault("classes off by one")
-def _classes(plot: Plot) -> str | None:
-    name = plot.graph.output[0].name
-    dims = plot.graph.output[0].type.tensor_type.shape.dim
+def _classes(graph: EditableGraph) -> str | None:
+    name = graph.graph.output[0].name
+    dims = graph.graph.output[0].type.tensor_type.shape.dim
     if len(dims) != 2:
         return None
     order = np.roll(np.arange(dims[1].dim_value), 1)
-    plot.put("order", order)
+    graph.put("order", order)
     gather = helper.make_node("Gather", [f"{name}_was", "order"], [name], name="off_by_one", axis=1)
-    return plot.insert(name, [gather])
+    return graph.insert(name, [gather])
 
 
 @fault("right at batch 1 alone")
-def _batch(plot: Plot) -> str | None:
-    """All rows but the first get the mean of the batch mixed in."""
-    name = plot.graph.output[0].name
-    plot.put("first_axis", np.array([0]))
-    plot.put("a_bit", np.array(0.01, np.float32))
+def _batch(graph: EditableGraph) -> str | None:
+    """Mixes the mean of the batch into all rows but the first."""
+    name = graph.graph.output[0].name
+    graph.put("first_axis", np.array([0]))
+    graph.put("a_bit", np.array(0.01, np.float32))
     nodes = [
         helper.make_node("ReduceMean", [f"{name}_was", "first_axis"], ["mixed_mean"], keepdims=1),
         helper.make_node("Sub", ["mixed_mean", f"{name}_was"], ["mixed_rest"]),
         helper.make_node("Mul", ["mixed_rest", "a_bit"], ["mixed_part"]),
         helper.make_node("Add", [f"{name}_was", "mixed_part"], [name], name="mixed"),
     ]
-    return plot.insert(name, nodes)
+    return graph.insert(name, nodes)
 
 
 @fault("bright pixels clipped")
-def _clipped(plot: Plot) -> str | None:
-    for node in plot.nodes("Cast"):
-        if node.input[0] == plot.graph.input[0].name:
+def _clipped(graph: EditableGraph) -> str | None:
+    for node in graph.nodes("Cast"):
+        if node.input[0] == graph.graph.input[0].name:
             value = node.output[0]
-            plot.put("darkest", np.array(0, np.float32))
-            plot.put("brightest", np.array(250, np.float32))
+            graph.put("darkest", np.array(0, np.float32))
+            graph.put("brightest", np.array(250, np.float32))
             clip = helper.make_node(
                 "Clip", [f"{value}_was", "darkest", "brightest"], [value], name="clip"
             )
-            return plot.insert(value, [clip])
+            return graph.insert(value, [clip])
     return None
 
 
 @fault("logits rounded to fp16")
-def _half(plot: Plot) -> str | None:
-    name = plot.graph.output[0].name
+def _half(graph: EditableGraph) -> str | None:
+    name = graph.graph.output[0].name
     nodes = [
         helper.make_node("Cast", [f"{name}_was"], ["half"], to=TensorProto.FLOAT16),
         helper.make_node("Cast", ["half"], [name], name="to_half", to=TensorProto.FLOAT),
     ]
-    return plot.insert(name, nodes)
+    return graph.insert(name, nodes)
 
 
 @fault("a quantization scale off by a twentieth", weight=True)
-def _scale(plot: Plot) -> str | None:
-    node = plot.pick(plot.nodes("DequantizeLinear"))
+def _scale(graph: EditableGraph) -> str | None:
+    node = graph.pick(graph.nodes("DequantizeLinear"))
     if node is None:
         return None
-    plot.put(node.input[1], plot.value(node.input[1]) * np.float32(1.05))
+    graph.put(node.input[1], graph.value(node.input[1]) * np.float32(1.05))
     return node.name

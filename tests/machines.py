@@ -1,7 +1,7 @@
 """Stand-ins for other machines: without some libraries, or with another GPU and driver.
 
-Each function writes to a folder and returns the environment variables for a child process that
-shall see that machine. `python -m tests.machines FOLDER PREFIX …` prints what `without` returns.
+Each function writes to a folder and returns the environment variables with which a child process
+sees that machine. `python -m tests.machines FOLDER PREFIX …` prints the PYTHONPATH of `without`.
 """
 
 import os
@@ -27,7 +27,7 @@ def is_hidden(name):
 
 
 class HidingFinder:
-    """The finder of modules and distributions on sys.path, without those that are hidden."""
+    """Finds modules and distributions on sys.path, except hidden ones."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -42,13 +42,13 @@ class HidingFinder:
         PathFinder.invalidate_caches()
 
 
-# Replaced, not preceded: importlib.metadata asks every finder.
+# Replace PathFinder instead of preceding it, since importlib.metadata asks every finder.
 sys.meta_path[:] = [HidingFinder if each is PathFinder else each for each in sys.meta_path]
 '''
 
 
 def without(folder: Path, *prefixes: str) -> dict[str, str]:
-    """A machine without the distributions and top-level modules that begin with the prefixes."""
+    """A machine without distributions and top-level modules whose names begin with a prefix."""
     folder.mkdir(parents=True, exist_ok=True)
     # Python imports a module of this name when it starts.
     (folder / "sitecustomize.py").write_text(_HIDING.format(prefixes=prefixes))
@@ -67,7 +67,7 @@ class Gpu:
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0")
 RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", 24)
 
-# CUDA Driver API and NVML, as far as engines/gpu_probe.py calls them.
+# The functions of the CUDA Driver API and NVML that engines/gpu_probe.py calls.
 _DRIVER = r"""
 #include <stdio.h>
 #include <stdlib.h>
@@ -150,10 +150,10 @@ def with_driver(
     """A machine with NVIDIA's driver.
 
     Args:
-        folder: Where `compile_driver` wrote to.
-        gpus: Those that CUDA opens.
-        answer: What cuInit does: the code to return, or "abort", "exit" or "hang".
-        version: The version of the driver; "" if its management library does not tell.
+        folder: The folder given to `compile_driver`.
+        gpus: The GPUs that CUDA opens.
+        answer: What cuInit does: the code it returns, or "abort", "exit" or "hang".
+        version: The version of the driver; "" if NVML does not start.
     """
     environment = {
         "LD_LIBRARY_PATH": str(folder),

@@ -1,4 +1,4 @@
-"""The building blocks of the course notebook as plain loops, to hold every backend against."""
+"""The course notebook's building blocks as plain loops, a reference for every backend."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ Pair = tuple[int, int]
 
 
 def output_shape(shape: Pair, kernel: Pair, padding: Pair = (0, 0), stride: Pair = (1, 1)) -> Pair:
-    """Height and width of what a window gives that slides over a padded image.
+    """Returns height and width of the output of a window that slides over a padded image.
 
     With p rows of padding in total, half of them on each side, the height is
     floor((n_h - k_h + p_h + s_h) / s_h), and the width likewise.
@@ -73,7 +73,7 @@ def corr2d_multi_in_out(x: np.ndarray, k: np.ndarray) -> np.ndarray:
 
 
 def corr2d_multi_in_out_1x1(x: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """The same for 1x1 kernels, as the matrix product [c_o, c_i] @ [c_i, n_h * n_w].
+    """`corr2d_multi_in_out` for 1x1 kernels, as the matrix product [c_o, c_i] @ [c_i, n_h * n_w].
 
     Args:
         x: Image [c_i, n_h, n_w].
@@ -187,6 +187,6 @@ def _pad(x: np.ndarray, padding: Pair, value: float) -> np.ndarray:
 
 
 def _window(x: np.ndarray, i: int, j: int, size: Pair, stride: Pair) -> np.ndarray:
-    """What the window in row i and column j of the output sees of the image [..., n_h, n_w]."""
+    """Returns the part of the image [..., n_h, n_w] in the window at row i and column j."""
     top, left = i * stride[0], j * stride[1]
     return x[..., top : top + size[0], left : left + size[1]]

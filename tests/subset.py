@@ -1,6 +1,6 @@
-"""The small real data set and the trained weights that tests use instead of the full ones.
+"""A subset of Fashion-MNIST and trained weights, which tests use instead of the full data set.
 
-`python -m tests.subset ARGS` is `assay ARGS` with them.
+`python -m tests.subset ARGS` runs `assay ARGS` with them.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ TRAINED = ROOT / "tests" / "data" / "lenet"
 
 
 def python_path(*first: Path) -> str:
-    """Returns the PYTHONPATH of a child process: `first`, this checkout, then what is there.
+    """Returns the PYTHONPATH of a child process: `first`, this checkout, then the inherited one.
 
-    On some machines the libraries themselves are there.
+    On some machines, the inherited one has the installed libraries.
     """
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join(filter(None, [*map(str, first), str(ROOT), *inherited]))
@@ -54,7 +54,7 @@ SUBSET = dataclasses.replace(
 
 
 def install_trained(store: Store) -> None:
-    """Publishes weights of the full recipe as what the train stage made."""
+    """Publishes weights of the full recipe as outputs of the train stage."""
 
     def copy(_inputs: Paths, outputs: Paths, _params: train.Params) -> None:
         for artifact in (CHECKPOINT, TRAINING):
@@ -64,22 +64,22 @@ def install_trained(store: Store) -> None:
 
 
 def pause(name: str) -> None:
-    """Makes a stage wait between its work and its publishing, to be interrupted there."""
+    """Makes a stage wait after its work and before it publishes, so that it can be interrupted."""
     module = importlib.import_module(f"pipeline.stages.{name}")
     work = module.STAGE.run
 
     def run_and_wait(inputs: Paths, outputs: Paths, params: object) -> None:
         work(inputs, outputs, params)
         console.say("pausing")
-        # In short steps: a signal that arrives just before a sleep is seen only after it.
+        # In short steps: a signal that arrives just before a sleep is handled only after it.
         for _ in range(1000):
             time.sleep(0.1)
 
     module.STAGE = dataclasses.replace(module.STAGE, run=run_and_wait)
 
 
-def hurry() -> None:
-    """Makes benchmarks short that were not told how long to take."""
+def shorten_benchmarks() -> None:
+    """Makes benchmarks short that have no `--budget`."""
     from pipeline.stages import bench
 
     def resolve(params: bench.Params) -> bench.Params:
@@ -88,7 +88,7 @@ def hurry() -> None:
     bench.STAGE = dataclasses.replace(bench.STAGE, resolve=resolve)
 
 
-# They compile for a minute a model: `make test-engines` runs the tests with them.
+# They compile for a minute per model, so only `make test-engines` includes them.
 if not os.environ.get("ASSAY_TEST_COMPILERS"):
     _COMPILERS = {"aot_inductor", "torch_compile"}
 
@@ -99,7 +99,7 @@ if not os.environ.get("ASSAY_TEST_COMPILERS"):
 
 
 def stages(*, data: bool = True) -> int:
-    """Returns how many stages a whole run has here: of each engine, it builds and verifies one."""
+    """Returns how many stages a whole run has here: it builds and verifies each engine."""
     built = sum(engines.get(name).available().build for name in engines.names())
     return 5 + data + 2 * built
 
@@ -108,5 +108,5 @@ if __name__ == "__main__":
     registry.DATASETS["fashion-mnist"] = SUBSET
     if "ASSAY_TEST_PAUSE" in os.environ:
         pause(os.environ["ASSAY_TEST_PAUSE"])
-    hurry()
+    shorten_benchmarks()
     sys.exit(main.main())

@@ -1,4 +1,4 @@
-"""The rules that keep the code as it was designed."""
+"""Rules for the structure of the code."""
 
 import ast
 import json
@@ -114,7 +114,7 @@ ALLOWED = {
 
 
 def modules_imported(path: Path) -> set[str]:
-    """Returns the modules of the four packages that a file imports, by their full names."""
+    """Returns the full names of the modules of our four packages that a file imports."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -141,7 +141,7 @@ def test_imports_go_one_way() -> None:
     for path in SOURCES:
         folder = str(path.parent.relative_to(ROOT))
         if path.name == "__main__.py":
-            folder = "pipeline/cli"  # `python -m FOLDER` is a command, wherever it lies
+            folder = "pipeline/cli"  # `python -m FOLDER` is a command in any folder
         for module in modules_imported(path):
             if folder_of(module) not in {folder, *ALLOWED[folder]}:
                 wrong.append(f"{path.relative_to(ROOT)} imports {module}")
@@ -163,12 +163,12 @@ def test_engines_import_only_what_a_target_has() -> None:
         assert imported <= allowed | vendors.get(name, set()), name
 
 
-def test_what_a_file_is_called_is_known_in_one_place() -> None:
+def test_artifact_file_names_appear_in_one_module() -> None:
     artifacts = [
         entry for entry in vars(workflow_artifacts).values() if isinstance(entry, Artifact)
     ]
     names = {entry.name for entry in artifacts} | {Path(entry.record).name for entry in artifacts}
-    # "engine" is a word of its own, too.
+    # "engine" is excluded, since it is also an ordinary word.
     names = {name for name in names if "." in name and "{" not in name}
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
         if path == ROOT / "pipeline" / "workflow" / "artifacts.py":
@@ -181,8 +181,8 @@ def test_what_a_file_is_called_is_known_in_one_place() -> None:
                 assert node.value not in names, f"{path}:{node.lineno}"
 
 
-def test_a_precision_is_named_in_its_table_alone() -> None:
-    # What the precision of an engine's layer or a training's autocast is called is their own.
+def test_precisions_are_named_only_in_their_table() -> None:
+    # Engines' layers and autocast have names of types of their own.
     others = {"exporters/__init__.py", "pipeline/golden/rounding.py", "pipeline/training/loop.py"}
     for path in [
         entry for entry in SOURCES if not str(entry.relative_to(ROOT)).startswith("engines")
@@ -211,14 +211,14 @@ def test_no_member_of_an_engine_is_looked_up_by_name() -> None:
 
 
 @pytest.mark.parametrize("folder", ALLOWED)
-def test_a_folder_says_in_one_sentence_what_it_holds(folder: str) -> None:
+def test_every_package_has_a_one_sentence_docstring(folder: str) -> None:
     text = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8")))
     assert text
     assert "\n" not in text
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_module_is_two(path: Path) -> None:
+def test_no_module_is_too_long(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
@@ -230,7 +230,7 @@ def loaded_by(code: str) -> set[str]:
     return {name.split(".")[0] for name in json.loads(answer.stdout.splitlines()[-1])}
 
 
-def test_importing_the_command_line_loads_nothing_heavy() -> None:
+def test_importing_the_command_line_loads_no_large_library() -> None:
     before = loaded_by("pass")
     after = loaded_by("import pipeline.cli.main")
     ours = {"pipeline", "exporters", "engines", "click"}
@@ -261,8 +261,8 @@ def test_engines_are_found_without_torch_and_onnx() -> None:
     assert loaded == {"engines"}
 
 
-def test_no_room_has_slow_tests_alone(request: pytest.FixtureRequest) -> None:
-    # Of the tests that were asked for: all of them in `make test`.
+def test_every_test_folder_has_fast_tests(request: pytest.FixtureRequest) -> None:
+    # Checks the collected tests; `make test` collects all.
     items = request.session.items
     fast = {item.path.parent for item in items if item.get_closest_marker("slow") is None}
     assert fast == {item.path.parent for item in items}

@@ -1,4 +1,4 @@
-"""The scripts that measure run, on small cases."""
+"""The benchmark scripts, on small cases."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def zoo(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow(31)
-def test_the_sweep_says_what_became_of_a_model() -> None:
+def test_the_sweep_reports_the_result_of_a_model() -> None:
     result = zoo("--quick", "--models", "squeezenet1_1", "--precisions", "fp16,int8")
     assert result.returncode == 0, result.stderr
     rows = [line for line in result.stdout.splitlines() if "squeezenet1_1" in line]
@@ -36,7 +36,7 @@ def test_the_sweep_says_what_became_of_a_model() -> None:
 
 
 @pytest.mark.slow(4)
-def test_the_sweep_goes_on_where_it_stopped_and_keeps_within_its_memory(tmp_path: Path) -> None:
+def test_the_sweep_resumes_and_keeps_its_memory_limit(tmp_path: Path) -> None:
     path = tmp_path / "zoo.json"
     known = {"model": "squeezenet1_1", "precision": "fp32", "exported": True, "verdict": "pass"}
     path.write_text(json.dumps({"cases": [known]}))
@@ -50,7 +50,7 @@ def test_the_sweep_goes_on_where_it_stopped_and_keeps_within_its_memory(tmp_path
     assert "- fp16, 1 of 80 models so far: 1 not exported" in path.with_suffix(".md").read_text()
 
 
-def test_the_sweep_says_that_a_process_was_killed() -> None:
+def test_the_sweep_reports_a_killed_process() -> None:
     from benchmarks.zoo import command
 
     killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
@@ -60,14 +60,14 @@ def test_the_sweep_says_that_a_process_was_killed() -> None:
 
 
 @pytest.mark.parametrize("name", ["lenet", "resnet18"])
-def test_a_machines_report_counts_the_work_of_the_image_that_a_network_takes(name: str) -> None:
+def test_the_gpu_report_counts_work_at_the_networks_image_size(name: str) -> None:
     needed = gpu_report.work(name)
     pixels = int(np.prod(gpu_report.__dict__[name]().image))
     assert needed["bytes"] == pixels + 10 * 4
-    assert needed["flop"] > 2 * needed["parameters"]  # each weight multiplies once at least
+    assert needed["flop"] > 2 * needed["parameters"]  # each weight is multiplied at least once
 
 
-def test_a_machines_report_says_what_part_of_its_rates_is_reached() -> None:
+def test_the_gpu_report_gives_times_as_parts_of_the_machines_rates() -> None:
     def timed(boundary: str, seconds: float) -> dict[str, object]:
         interval = {"value": seconds, "low": seconds, "high": seconds}
         ratio = {"value": 1.0, "low": 1.0, "high": 1.0}

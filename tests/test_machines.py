@@ -1,4 +1,4 @@
-"""The commands on machines with less than this one: they say what is missing, and do the rest."""
+"""The commands on machines without some libraries, GPUs or drivers."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ LISTED = f"nvidia-smi lists {H100.name} (driver 580.159.04)"
 
 @pytest.fixture
 def on(process: Callable[..., Process]) -> Run:
-    """Runs a command on a machine as `tests.machines` describes it."""
+    """Runs a command with the environment variables of a machine from `tests.machines`."""
 
     def call(machine: Mapping[str, str], *words: object) -> Result:
         return process(*words).run(machine=machine)
@@ -35,16 +35,14 @@ def require_no_gpu() -> None:
 
 
 def examine(on: Run, machine: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """Returns what doctor finds, and the words of its tables."""
+    """Returns doctor's JSON document, and the words of its tables."""
     result = on(machine, "doctor", "--json")
     assert result.code == 0, result.err
     return json.loads(result.out), " ".join(result.err.split())
 
 
 @pytest.mark.slow(20)
-def test_without_the_libraries_of_engines_the_chain_runs_on_the_others(
-    on: Run, tmp_path: Path
-) -> None:
+def test_the_chain_runs_on_the_engines_that_are_installed(on: Run, tmp_path: Path) -> None:
     machine = machines.without(tmp_path / "hiding", "openvino", "tensorrt")
     document, tables = examine(on, machine)
     states = document["engines"]
@@ -70,7 +68,7 @@ def test_without_the_libraries_of_engines_the_chain_runs_on_the_others(
 
 
 @pytest.mark.slow(20)
-def test_a_gpu_without_cudas_driver_is_named_and_the_chain_runs_on_the_cpu(
+def test_a_gpu_without_a_cuda_driver_is_reported_and_the_chain_runs_on_the_cpu(
     on: Run, tmp_path: Path
 ) -> None:
     require_no_gpu()
@@ -87,9 +85,7 @@ def test_a_gpu_without_cudas_driver_is_named_and_the_chain_runs_on_the_cpu(
 
 @pytest.mark.slow(8)
 @pytest.mark.skipif(machines.COMPILER is None, reason="the stand-in driver needs a C compiler")
-def test_doctor_describes_gpus_and_says_which_engines_do_not_run_on_them(
-    on: Run, tmp_path: Path
-) -> None:
+def test_doctor_describes_gpus_and_engines_that_do_not_run_on_them(on: Run, tmp_path: Path) -> None:
     machines.compile_driver(tmp_path)
     machine = machines.with_driver(tmp_path, H100)
     document, tables = examine(on, machine)

@@ -1,4 +1,4 @@
-"""PyTorch and every engine do what the course notebook's building blocks say, number by number."""
+"""PyTorch and every engine give the numbers of the course notebook's building blocks."""
 
 import itertools
 from collections.abc import Sequence
@@ -90,7 +90,7 @@ def test_pooling_of_several_channels() -> None:
     assert pooled.tolist() == [[[[5, 7], [13, 15]], [[6, 8], [14, 16]]]]
 
 
-# Every combination on PyTorch, and a selection that leaves out no pair on every engine.
+# PyTorch runs every combination; every engine runs a selection that has all pairs.
 
 KERNELS = [(1, 1), (2, 2), (3, 3), (5, 5), (5, 3), (3, 5), (1, 2)]
 WINDOWS = [*KERNELS, (2, 3)]
@@ -102,7 +102,7 @@ POOLS = ["max", "avg"]
 
 @dataclass(frozen=True)
 class Case:
-    """One layer: "conv", "max" or "avg", and how many channels go in and come out."""
+    """One layer: "conv", "max" or "avg", with its numbers of input and output channels."""
 
     kind: str
     kernel: Pair
@@ -120,7 +120,7 @@ CONVOLUTIONS = [
     Case("conv", *combination)
     for combination in itertools.product(KERNELS, PADDINGS, STRIDES, CHANNELS)
 ]
-# PyTorch refuses to pad by more than half the window. Channels do not meet: three show that.
+# PyTorch does not pad by more than half the window. Three channels show that they do not mix.
 POOLINGS = [
     Case(kind, window, padding, stride, (3, 3))
     for kind, window, padding, stride in itertools.product(POOLS, WINDOWS, PADDINGS, STRIDES)
@@ -132,9 +132,9 @@ def place(case: Case) -> int:
     return WINDOWS.index(case.kernel) + PADDINGS.index(case.padding) + STRIDES.index(case.stride)
 
 
-# Exporting takes some 40 ms a layer, too long for all of them. Engines get every kernel with
-# every padding and stride, while pairs of channels and kinds of pooling are dealt out, so that
-# each kernel, padding and stride still meets each of them.
+# Exporting takes some 40 ms per layer, too long for all of them. Engines get every kernel with
+# every padding and stride. Pairs of channels and kinds of pooling are distributed over these, so
+# that each kernel, padding and stride is combined with each of them.
 DEALT = [
     *(case for case in CONVOLUTIONS if case.channels == CHANNELS[place(case) % len(CHANNELS)]),
     *(case for case in POOLINGS if case.kind == POOLS[place(case) % len(POOLS)]),
@@ -143,10 +143,9 @@ DEALT = [
 RUNNABLE = [name for name in engines.names() if engines.get(name).available().run]
 OTHERS = [name for name in engines.names() if name not in RUNNABLE]
 
-# Whole numbers, so that float32 is exact: no sum in any convolution reaches 2**24. All
-# different and negative, so that a window has one maximum, a zero of the padding would exceed
-# it, and an average has nothing to cancel. Height and width differ, so that neither can pass
-# for the other.
+# Integers, so that float32 is exact: no sum in any convolution reaches 2**24. All are different
+# and negative, so that a window has one maximum, a zero of the padding would exceed it, and terms
+# of an average cannot cancel. Height and width differ, so that exchanging them is an error.
 SHAPE = (2, 3, 7, 8)
 IMAGES = -1 - np.random.default_rng(1).permutation(np.prod(SHAPE)).reshape(SHAPE)
 IMAGES = IMAGES.astype(np.float32)
@@ -186,16 +185,16 @@ def check(case: Case, computed: np.ndarray) -> None:
     if case.kind != "avg":
         np.testing.assert_array_equal(computed, wanted)
         return
-    # An average of m values takes at most m + 1 roundings, whatever the order: one of 1 / m, one
-    # of a product with it, m - 1 of the additions. Each is off by half an eps at most, and with
-    # values of one sign they do not grow; the other half leaves room for their products.
+    # An average of m values has at most m + 1 roundings, whatever the order: one of 1 / m, one of
+    # a product with it, and m - 1 of the additions. Each is at most half an eps, and does not grow
+    # for values of one sign; the other half of the limit is for their products.
     roundings = case.kernel[0] * case.kernel[1] + 1
     bound = roundings * np.finfo(np.float32).eps
     np.testing.assert_allclose(computed, wanted, rtol=bound, atol=0)
 
 
 class Layers(nn.Module):
-    """Many layers side by side, each with an output of its own, so that one export does."""
+    """Many layers in parallel, each with its own output, so that one export has them all."""
 
     def __init__(self, cases: Sequence[Case]) -> None:
         super().__init__()
@@ -210,7 +209,7 @@ class Layers(nn.Module):
 
 
 def export(module: nn.Module, outputs: tuple[TensorSpec, ...], folder: Path) -> dict[str, Path]:
-    """Returns what engines are built from, by the name of the kind."""
+    """Returns the file that engines are built from, by the kind of source."""
     inputs = (TensorSpec("images", "float32", (None, *SHAPE[1:])),)
     program = export_program(module, [torch.zeros(2, *SHAPE[1:])])
     paths = {"program": folder / "model.pt2", "graph": folder / "model.onnx"}
@@ -233,7 +232,7 @@ def answers(
     sources: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, np.ndarray]:
-    """What an engine gives for every case."""
+    """The outputs of an engine for every case."""
     engine = engines.get(request.param)
     built = tmp_path_factory.mktemp(request.param) / "engine"
     engine.build(sources[engine.source], built, BuildOptions())
@@ -268,7 +267,7 @@ def test_engine_agrees(case: Case, answers: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("name", OTHERS)
-def test_engine_that_cannot_run_here_is_built_where_it_can_be(
+def test_an_engine_that_cannot_run_here_is_only_built(
     name: str, sources: dict[str, Path], tmp_path: Path
 ) -> None:
     engine = engines.get(name)
@@ -279,7 +278,7 @@ def test_engine_that_cannot_run_here_is_built_where_it_can_be(
     pytest.skip(computed.reason)
 
 
-def test_what_is_dealt_out_meets_every_kernel_padding_and_stride() -> None:
+def test_the_selected_cases_pair_all_kernels_paddings_and_strides() -> None:
     for values, field in ((KERNELS, "kernel"), (PADDINGS, "padding"), (STRIDES, "stride")):
         met = {(getattr(case, field), case.channels) for case in DEALT if case.kind == "conv"}
         assert met == set(itertools.product(values, CHANNELS))

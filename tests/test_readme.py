@@ -1,4 +1,4 @@
-"""The README and the documents say what is there, and their commands and examples work."""
+"""The README and the documents are complete, and their commands and examples work."""
 
 import os
 import re
@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = {
     path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
 }
-# In the order in which their commands work one after the other; those that are left out have none.
+# Documents with `assay` commands, in an order in which these work one after the other.
 ORDER = ("stages.md", "precisions.md", "models.md", "bundles.md", "python.md")
 
 
@@ -86,7 +86,7 @@ def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     script = tmp_path / "example.py"
     script.write_text(
-        "from tests.subset import SUBSET, hurry, registry\n"
+        "from tests.subset import SUBSET, shorten_benchmarks, registry\n"
         "registry.DATASETS['fashion-mnist'] = SUBSET\nhurry()\n"
         + block.replace('"lenet", ', '"lenet", preset="quick", ')
     )
@@ -94,7 +94,7 @@ def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", *(f"docs/{name}" for name in DOCUMENTS)])
-def test_links_lead_somewhere(name: str) -> None:
+def test_links_have_existing_targets(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         if not target.startswith("https://"):
@@ -107,16 +107,16 @@ def test_the_readme_is_short_and_links_every_document() -> None:
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make ")])
-def test_the_make_targets_are_there(line: str) -> None:
+def test_documented_make_targets_exist(line: str) -> None:
     assert make("-n", *shlex.split(line)[1:])
 
 
-def test_every_command_line_is_one_of_the_two() -> None:
+def test_every_documented_command_is_assay_or_make() -> None:
     assert COMMANDS
     assert all(line.startswith(("assay ", "make ")) for line in COMMANDS)
 
 
-def test_it_lists_every_stage_and_engine() -> None:
+def test_the_readme_lists_every_stage_and_engine() -> None:
     for name in chain.STAGES:
         assert f"| `assay {name}" in README
     for name in engines.names():
@@ -124,7 +124,7 @@ def test_it_lists_every_stage_and_engine() -> None:
         assert f"| `{name}` |" in DOCUMENTS["engines.md"]
 
 
-def test_make_help_says_what_each_target_does() -> None:
+def test_make_help_describes_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split()
     described = dict(re.findall(r"^  make (\S+) +(\S.*)$", make("help"), re.MULTILINE))

@@ -1,12 +1,11 @@
-"""The clock: two boundaries, interleaved rounds, and intervals instead of single numbers.
+"""Timing sessions at two boundaries, in interleaved rounds, with confidence intervals.
 
-Every backend is timed at the same boundaries. "device": inputs resident where the engine reads
-them, from launch to completion. "end to end": numpy arrays in, numpy arrays out.
+Every backend is timed at the same boundaries. "device" is from launch to completion, with the
+inputs already where the engine reads them. "end to end" is from numpy arrays to numpy arrays.
 
-In a round every candidate is timed once at each boundary, in random order, so that a drift of
-the machine hits all alike. The median of a candidate's iterations in a round is one sample. A
-ratio is taken within each round, and then its median over rounds; so what two candidates suffer
-together cancels.
+A round times every candidate once at each boundary, in random order, so that drift of the machine
+affects all alike. The median of a candidate's iterations in a round is one sample. A ratio is the
+median over rounds of the ratios within each round, so that drift common to both cancels.
 """
 
 from __future__ import annotations
@@ -27,15 +26,16 @@ Boundary = Literal["device", "end to end"]
 BOUNDARIES: tuple[Boundary, ...] = ("device", "end to end")
 
 MIN_ROUNDS = 10
-# Where a round takes long, fewer: the range of five samples still covers their median at 94 %.
-# That never counts as settled.
+# Fewer if rounds take long: the range of five samples still covers the median at 94 %. Such a
+# result never counts as settled.
 FEWEST_ROUNDS = 5
 MAX_ROUNDS = 500
-# One candidate's share of a round. Long enough for the clock, short against a machine's drift.
+# One candidate's part of a round: long for the clock's resolution, short for the machine's drift.
 ROUND_SECONDS = 0.02
 WARMUP_SECONDS = 0.1
+# Above this, cold caches do not matter to an iteration.
 LONG_SECONDS = 0.2
-# Settled: the 95 % interval of the median is within this part of the median to either side.
+# Settled: the 95 % interval of the median reaches at most this part of it to either side.
 SETTLED = 0.02
 _RESAMPLES = 1000
 # A percentile is recorded only if at least this many samples lie beyond it.
@@ -62,13 +62,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one inference takes at one boundary.
+    """The time of one inference at one boundary.
 
     Attributes:
-        seconds: Median over rounds of the rounds' medians.
-        ratio: The baseline's time divided by this one's, paired by round: above 1 is faster.
-        percentiles: Seconds by percentile, over all iterations; only those with enough
-            samples to be known.
+        seconds: Median over rounds of the rounds' medians, in seconds.
+        ratio: The baseline's time divided by this one, paired by round: above 1 is faster.
+        rounds: Number of rounds.
+        iterations: Number of iterations over all rounds.
+        percentiles: Seconds by percentile ("p99"), over all iterations; only percentiles with
+            enough samples beyond them.
         settled: The interval became narrow enough before the budget was spent.
     """
 
@@ -92,9 +94,9 @@ def measure(
     """Times candidates side by side at both boundaries; the first is the ratios' baseline.
 
     Args:
-        budget: Seconds for all of them together; a result that has not settled by then is
-            kept and says so.
-        seed: Of the order within rounds and of the bootstrap.
+        budget: Seconds for all of them together. A result that has not settled by then has
+            `settled` False.
+        seed: Seed of the order within rounds and of the bootstrap.
         progress: Called after every round with the seconds it took.
     """
     order = random.Random(seed)  # noqa: S311 - no secret
@@ -140,7 +142,7 @@ def measure(
 
 
 def bootstrap(samples: np.ndarray[Any, Any], seed: int) -> Interval:
-    """Returns the median of samples and its 95 % percentile bootstrap interval.
+    """Returns the median of samples `[count]` and its 95 % percentile bootstrap interval.
 
     Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
@@ -173,12 +175,12 @@ def _percentiles(times: list[float]) -> dict[str, float]:
 
 
 def _plan(run: Callable[[int], list[float]]) -> tuple[int, int]:
-    """Warms a candidate up and returns how many iterations of a round count, and how many not.
+    """Warms a candidate up; returns how many iterations of a round count, and how many do not.
 
-    The first is not counted, since it brings code and data back into the caches, unless one
-    takes so long that this is lost in it.
+    The first one does not count, since it brings code and data back into the caches, unless
+    iterations take so long that this does not matter.
     """
-    run(1)  # which may compile something
+    run(1)  # may compile something
     deadline = time.perf_counter() + WARMUP_SECONDS
     times = run(1)
     while time.perf_counter() < deadline:
@@ -188,7 +190,7 @@ def _plan(run: Callable[[int], list[float]]) -> tuple[int, int]:
 
 
 def _clocked(candidate: Candidate, boundary: Boundary) -> Callable[[int], list[float]]:
-    """Returns a function that runs a candidate n times and gives n durations in seconds."""
+    """Returns a function that runs a candidate n times and returns n durations in seconds."""
     session, feeds = candidate.session, candidate.feeds
     if boundary == "end to end":
         return lambda count: _wall(count, lambda: session.run(feeds))

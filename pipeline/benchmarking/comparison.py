@@ -1,4 +1,4 @@
-"""Measuring open engines side by side, batch size by batch size."""
+"""Timing open engines side by side, for one batch size after the other."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ def compare(
     budget: float,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Returns the timings of sessions in their JSON form.
+    """Returns the timings of sessions in their JSON form; see `clock.Timing`.
 
     Args:
-        inputs: Rows by input name, repeated to fill each batch.
-        budget: Seconds to spend on a batch size.
-        seed: Of the order within rounds, and of the bootstrap.
+        sessions: Open sessions by name; the first on each kind of device is its baseline.
+        inputs: Rows by input name, `[rows, …]`, repeated to fill each batch.
+        batches: Batch sizes.
+        budget: Seconds for each batch size.
+        seed: Seed of the order within rounds and of the bootstrap.
     """
     results = []
     with console.bar("bench", len(batches) * budget) as bar:
@@ -56,10 +58,11 @@ def compare(
 
 
 def _by_device(sessions: Mapping[str, Session]) -> list[list[str]]:
-    """Returns the names of the sessions on one kind of device after the other.
+    """Returns the names of the sessions, grouped by kind of device.
 
-    A CPU engine's threads and the thread that launches on a GPU want the same CPUs: in rounds
-    with engines of 16 threads, eager launches on an H100 took half as long again.
+    Groups are timed separately, since a CPU engine's threads compete with the thread that
+    launches on a GPU: together with engines of 16 threads, eager launches on an H100 took 1.5
+    times as long.
     """
     kinds: dict[str, list[str]] = {}
     for name, session in sessions.items():

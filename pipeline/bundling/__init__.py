@@ -1,1 +1,1 @@
-"""The deployment bundle: one reproducible archive that proves itself on the target."""
+"""The deployment bundle: a reproducible archive that can be verified on the target machine."""

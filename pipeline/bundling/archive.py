@@ -1,7 +1,7 @@
 """The archive's format: a reproducible tar.gz whose first member lists all the others.
 
-Layout, below one folder: `manifest.json`, `manifest.sha256`, then every member the manifest
-lists, in order of name, at the path it has below an artifact root.
+It has one top folder with `manifest.json`, `manifest.sha256`, then every member that the manifest
+lists, sorted by name, at its path below the artifact root.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
 _MAX_MANIFEST = 16 << 20
 _CHUNK = 1 << 20
-_HINT = "get the bundle again from where it was made; a damaged one cannot be mended"
+_HINT = "copy the bundle again from where it was made; a damaged one cannot be repaired"
 _READ_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error)
 
 
@@ -35,9 +35,9 @@ def write(
 
     Args:
         target: The archive to write.
-        folder: The folder that all members lie in.
-        facts: What the manifest says besides the members.
-        members: Content, or the file that holds it, by the member's path.
+        folder: Name of the archive's top folder.
+        facts: Content of the manifest, besides the list of members.
+        members: The content of each member, or a file with it, by the member's path.
     """
     contents = {name: _read(source) for name, source in sorted(members.items())}
     listed = {
@@ -64,20 +64,20 @@ def _read(source: Path | bytes) -> bytes:
 
 
 def extract(bundle: Path, target: Path) -> dict[str, Any]:
-    """Unpacks a bundle into an empty folder, checking every byte, and returns the manifest.
+    """Unpacks a bundle into an empty folder, checks every digest, and returns the manifest.
 
-    Only regular files that the manifest lists are written, at most once and at most as long as
-    listed: a hostile archive can neither leave the folder nor fill the disk.
+    Writes only regular files that the manifest lists, each once and no longer than listed: a
+    hostile archive can neither write outside the folder nor fill the disk.
 
     Raises:
-        DeployError: The file is not a bundle, or a member is damaged, missing, foreign or twice
-            there; the message names the member.
+        DeployError: The file is not a bundle, or a member is damaged, missing, duplicated or not
+            in the manifest; the message names the member.
     """
     try:
         with bundle.open("rb") as raw, gzip.GzipFile(fileobj=raw) as packed:
             with tarfile.open(fileobj=packed, mode="r|") as archive:
                 manifest = _extract(bundle, archive, target)
-            # The rest has to be read for gzip to compare its checksum.
+            # gzip checks its checksum only at the end of the data.
             while packed.read(_CHUNK):
                 pass
     except _READ_ERRORS as error:
@@ -93,7 +93,7 @@ def _extract(bundle: Path, archive: tarfile.TarFile, target: Path) -> dict[str, 
         entry = missing.pop(name, None)
         if entry is None:
             twice = name in manifest["members"]
-            problem = "is there twice" if twice else "is not in the manifest"
+            problem = "occurs twice" if twice else "is not in the manifest"
             raise DeployError(f"{bundle}: member {name} {problem}", _HINT)
         _copy(bundle, name, file, target / name, entry)
     if missing:
@@ -102,7 +102,7 @@ def _extract(bundle: Path, archive: tarfile.TarFile, target: Path) -> dict[str, 
 
 
 def _files(bundle: Path, archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yields each member's path below the bundle's folder, and its content."""
+    """Yields each member's path below the top folder, and its content."""
     last = "the start"
     members = iter(archive)
     while True:
@@ -125,14 +125,14 @@ def _read_manifest(bundle: Path, files: Iterator[tuple[str, IO[bytes]]]) -> dict
     for wanted in (MANIFEST, MANIFEST_DIGEST):
         name, file = next(files, ("nothing", io.BytesIO()))
         if name != wanted:
-            raise DeployError(f"{bundle} is not a bundle: {name} in the place of {wanted}", _HINT)
+            raise DeployError(f"{bundle} is not a bundle: {name} in place of {wanted}", _HINT)
         contents.append(_guarded(bundle, name, file, _MAX_MANIFEST))
     manifest, digest = contents
     manifest_digest = hashlib.sha256(manifest).hexdigest()
     expected = digest.decode("ascii", "replace").split(" ")[0]
     if manifest_digest != expected:
         raise DeployError(
-            f"{bundle}: member {MANIFEST} is damaged: {MANIFEST_DIGEST} says sha256 {expected},"
+            f"{bundle}: member {MANIFEST} is damaged: {MANIFEST_DIGEST} has sha256 {expected},"
             f" found {manifest_digest}",
             _HINT,
         )

@@ -1,4 +1,4 @@
-"""Proving a bundle where it is to run: every digest, the chain, and every engine there is."""
+"""Verifying a bundle on the target machine: its digests, records and engines."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pipeline.workflow.records import Record
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         manifest: The bundle's manifest.
-        links: How many links of the chain of digests hold.
-        verdicts: On the graph and on every engine in the bundle.
+        links: Number of links that were checked in the chain of digests.
+        verdicts: Verdicts on the graph and every engine in the bundle.
     """
 
     manifest: dict[str, Any]
@@ -46,14 +46,14 @@ def _subjects(manifest: dict[str, Any]) -> list[str]:
 
 
 def _check_listed(bundle: Path, manifest: dict[str, Any]) -> None:
-    """Raises DeployError if a file that the manifest names is not among its members."""
+    """Raises DeployError if the manifest names a file that is not one of its members."""
     for path in (*_subjects(manifest), *manifest["records"]):
         if not isinstance(path, str) or path not in manifest["members"]:
             raise DeployError(f"{bundle}: manifest.json names {path!r}, which is not a member")
 
 
 def _check_made(bundle: Path, manifest: dict[str, Any], records: Mapping[str, Record]) -> None:
-    """Raises DeployError if no record vouches for something that is to be proved."""
+    """Raises DeployError if no record lists the graph, the golden file or an engine."""
     recorded = {label for record in records.values() for label in record.outputs}
     for path in _subjects(manifest):
         if path not in recorded:
@@ -62,11 +62,14 @@ def _check_made(bundle: Path, manifest: dict[str, Any], records: Mapping[str, Re
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A bundle in a folder, with every digest right and its chain of records whole.
+    """An unpacked bundle whose digests and chain of records have been checked.
 
     Attributes:
-        links: How many links of the chain of digests hold.
-        subjects: What can be proved, by name: "graph" and engines, with the file of each.
+        manifest: The bundle's manifest.
+        links: Number of links that were checked in the chain of digests.
+        subjects: Paths of the graph, under "graph", and of the engines, by name.
+        golden: Path of the golden file.
+        precision: The precision of the graph.
     """
 
     manifest: dict[str, Any]
@@ -77,7 +80,7 @@ class Unpacked:
 
 
 def unpack(bundle: Path, root: Path) -> Unpacked:
-    """Unpacks a bundle into an empty folder, and opens nothing of it.
+    """Unpacks a bundle into an empty folder and checks its digests; opens no engine.
 
     Raises:
         DeployError: The bundle is damaged or its chain is broken.
@@ -99,11 +102,15 @@ def unpack(bundle: Path, root: Path) -> Unpacked:
 
 
 def check(bundle: Path, device: str, threads: int) -> Checked:
-    """Checks a bundle and proves every engine that can run here on its golden file.
+    """Checks a bundle and judges its graph and every engine that this machine can run.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: CPU threads of one inference.
 
     Raises:
         DeployError: The bundle is damaged or its chain is broken.
-        NotAvailableError: Nothing in it can be run on this machine.
+        NotAvailableError: This machine can run nothing in the bundle.
     """
     with tempfile.TemporaryDirectory(prefix="assay-check-") as folder:
         unpacked = unpack(bundle, Path(folder))
@@ -116,7 +123,8 @@ def check(bundle: Path, device: str, threads: int) -> Checked:
     if all(verdict.status == "not run" for verdict in verdicts):
         reasons = "; ".join(f"{verdict.subject}: {verdict.reason}" for verdict in verdicts)
         raise NotAvailableError(
-            f"every digest of {bundle} is right, but nothing in it can be run here: {reasons}",
-            "`pip install onnxruntime-gpu` proves at least the graph",
+            f"every digest of {bundle} matches, but nothing in it can be run on this machine:"
+            f" {reasons}",
+            "`pip install onnxruntime-gpu` runs at least the graph",
         )
     return Checked(unpacked.manifest, unpacked.links, verdicts)

@@ -1,4 +1,4 @@
-"""The chain of digests: from the weights to the engine, every link in a record."""
+"""The chain of digests in the records, from the weights to the engines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.workflow.records import Record, load, parse
 
 
 def record_paths(root: Path, records: Iterable[str]) -> list[str]:
-    """Returns the paths of records, and of those of all that was made on the way to them."""
+    """Returns the paths of records and of all records they depend on, sorted."""
     reached: set[str] = set()
     todo = set(records)
     while todo:
@@ -38,17 +38,17 @@ def read_records(root: Path, paths: list[str]) -> dict[str, Record]:
 
 
 def check(records: Mapping[str, Record], digests: Mapping[str, str]) -> int:
-    """Checks that every record's inputs are what another record made, and the files with them.
+    """Checks that every record's inputs are outputs of other records, and checks the files.
 
     Args:
-        records: By path.
-        digests: The sha256 of the unpacked files, by label.
+        records: Records by path.
+        digests: SHA-256 of the unpacked files, by label.
 
     Returns:
         The number of links that were checked.
 
     Raises:
-        DeployError: A link does not hold; the message names both sides.
+        DeployError: Two digests differ, or a record is missing; the message names both sides.
     """
     links = 0
     for path, record in records.items():
@@ -62,7 +62,7 @@ def check(records: Mapping[str, Record], digests: Mapping[str, str]) -> int:
             if maker.outputs[label]["sha256"] != entry["sha256"]:
                 raise DeployError(
                     f"the chain of records is broken: {path} was made from another {label}"
-                    f" (sha256 {entry['sha256']}, made was {maker.outputs[label]['sha256']})"
+                    f" (sha256 {entry['sha256']}, not {maker.outputs[label]['sha256']})"
                 )
             links += 1
         for label, entry in record.outputs.items():

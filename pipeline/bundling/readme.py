@@ -6,7 +6,11 @@ from typing import Any
 
 
 def text(facts: dict[str, Any]) -> str:
-    """Returns Markdown that says what the bundle holds and how to prove it."""
+    """Returns Markdown that describes the bundle and how to verify it.
+
+    Args:
+        facts: The facts of the bundle's manifest.
+    """
     engines = "\n".join(
         f"| `{name}` | `{entry['path']}` | {entry['verdict']} | "
         + ", ".join(f"{key} {value}" for key, value in sorted(entry["built_with"].items()))
@@ -28,17 +32,17 @@ def text(facts: dict[str, Any]) -> str:
 - preprocessing inside the graph: {facts["preprocessing"]}
 {classes}
 
-| engine | file | proved equal to PyTorch where it was built | built with |
+| engine | file | verdict where it was built | built with |
 |---|---|---|---|
 {engines}
 
 `{facts["graph"]}` is the ONNX graph, and `{facts["golden"]}` holds
 inputs with the float64 outputs of the PyTorch model.
 
-Prove it on this machine, every byte and every engine that can run here:
+Verify it on this machine, every digest and every engine that can run here:
 
     assay check BUNDLE.tar.gz
 
-`manifest.json` lists the sha256 of every file. The `.json` file beside each artifact records
-what it was made from, with what, and when.
+`manifest.json` lists the sha256 of every file. The `.json` file in each artifact's folder records
+its inputs, the tools and the time.
 """

@@ -1,4 +1,4 @@
-"""Commands other than stages: they read, print, and record nothing."""
+"""The commands that are not stages: they print and record nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.workflow import console
 )
 @storing
 def report(model: str, precision: str, **values: Any) -> None:
-    """Print what has been made of a model: accuracy, verdicts, latency, bundle."""
+    """Print a model's results: accuracy, verdicts, latency, bundle."""
     from pipeline import models
     from pipeline.report import summary
 
@@ -52,7 +52,7 @@ def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None
     print_as(values)
     checked = checking.check(bundle, device, threads or available_cpus())
     members = len(checked.manifest["members"])
-    console.result(f"{bundle}: {members} members and {checked.links} links of the chain are right")
+    console.result(f"{bundle}: {members} members and {checked.links} digests of the chain match")
     verdict_report.show(checked.verdicts)
     ran = [verdict for verdict in checked.verdicts if verdict.status != "not run"]
     require_pass(ran, str(checked.manifest["model"]))
@@ -115,7 +115,7 @@ def list_models(**values: Any) -> None:
 @click.command()
 @printing
 def doctor(**values: Any) -> None:
-    """Say what this machine has: Python, CPU, GPU, and every engine."""
+    """Print what this machine has: Python, CPU, GPU, and every engine."""
     from pipeline.cli import doctor as machine_report
 
     print_as(values)
@@ -129,12 +129,12 @@ def doctor(**values: Any) -> None:
 @click.option("--nodes", is_flag=True, help="List every node that computes.")
 @printing
 def inspect(graph: Path, nodes: bool, **values: Any) -> None:
-    """Print what an ONNX graph is: signature, precisions, operators, parameters, metadata."""
-    from pipeline.report import graph as shown
+    """Print an ONNX graph's signature, precisions, operators, parameters and metadata."""
+    from pipeline.report import graph as graph_report
 
     print_as(values)
-    description = shown.read(graph)
-    shown.show(description, nodes=nodes)
+    description = graph_report.read(graph)
+    graph_report.show(description, nodes=nodes)
     console.document(description)
 
 

@@ -1,4 +1,4 @@
-"""What this machine has, and what it lacks for each engine."""
+"""The report of `assay doctor`: this machine, and which engines it can build and run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.workflow import console
 
 
 def examine() -> dict[str, Any]:
-    """Looks at the machine; imports every installed vendor library to see that it loads."""
+    """Returns a description of the machine; imports every installed vendor library as a test."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -40,12 +40,12 @@ def _engine(name: str) -> dict[str, Any]:
 
 
 def show(machine: dict[str, Any]) -> None:
-    """Prints two tables."""
+    """Prints the machine and its engines as two tables."""
     gpus = [
         (
             f"GPU {number}",
             f"{gpu['name']}, {gpu['memory_gib']} GiB, compute capability"
-            f" {gpu['compute_capability']}, driver {gpu['driver'] or 'of unknown version'}"
+            f" {gpu['compute_capability']}, driver {gpu['driver'] or 'version unknown'}"
             f" (CUDA {gpu['cuda']}),"
             f" {gpu['uuid']}",
         )

@@ -1,4 +1,4 @@
-"""The options that commands share: where artifacts lie, and how to print."""
+"""The options that commands share: folders, locks, and how to print."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.workflow.runner import Store
 
 
 def printing(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that say how to print."""
+    """Adds `--json` and `--quiet`."""
     command = click.option("--quiet", is_flag=True, help="Print results and errors only.")(command)
     return click.option("--json", "json_", is_flag=True, help="Print one JSON document on stdout.")(
         command
@@ -22,7 +22,7 @@ def printing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def storing(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that say where artifacts lie."""
+    """Adds `--root`, `--dist`, `--force` and `--wait`, and the options of `printing`."""
     folder = click.Path(file_okay=False, path_type=Path)
     for decorate in (
         click.option(
@@ -52,13 +52,13 @@ def storing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def print_as(values: dict[str, Any]) -> None:
-    """Takes the options that say how to print out of `values`, and heeds them."""
+    """Removes the options of `printing` from `values` and applies them."""
     console.settings.json = values.pop("json_")
     console.settings.quiet = values.pop("quiet")
 
 
 def make_store(values: dict[str, Any]) -> Store:
-    """Takes the options that say where artifacts lie out of `values`; returns the store."""
+    """Removes the options of `storing` from `values`; returns the store they describe."""
     print_as(values)
     wait, force = values.pop("wait"), values.pop("force")
     return Store(values.pop("root"), values.pop("dist"), force, wait)

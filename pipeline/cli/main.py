@@ -1,6 +1,6 @@
 """The command line, built from the stages; the only place that prints errors.
 
-Importing this module loads the standard library, click and our own light modules, nothing else.
+Importing this module loads no third-party library but click, so that `assay --help` is instant.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INTERRUPTED = 130
 
 
 class Group(click.Group):
-    """A group that suggests the nearest command for an unknown one."""
+    """A group that suggests the nearest command if one is unknown."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -38,15 +38,15 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of the chain, not of the alphabet
+        return list(self.commands)  # in the order of the chain; click would sort them
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="assay")
 def cli() -> None:
-    """Take a PyTorch model to a bundle that proves itself.
+    """Export, verify, build and bundle a PyTorch model for deployment.
 
-    Each stage is a command and runs only if something it depends on has changed. `assay run`
+    Each stage is a command, and runs only if something it depends on has changed. `assay run`
     runs them all.
     """
 
@@ -64,7 +64,7 @@ def _document(outcomes: list[Outcome]) -> list[dict[str, Any]]:
 
 def _add_stage(name: str) -> None:
     stage = chain.stage(name)
-    own = () if stage.command is None else options(stage.command)
+    own = () if stage.command_options is None else options(stage.command_options)
 
     @storing
     def command(**values: Any) -> None:
@@ -74,10 +74,10 @@ def _add_stage(name: str) -> None:
             option.name: arguments.pop(option.name) for option in own if option.name in arguments
         }
         for option in own:
-            needs = option.meaning.needs
+            needs = option.role.requires
             if option.name in extra and needs and not set(needs) & extra.keys():
-                raise UsageError(f"{option.flag} without --{needs[0]}", option.meaning.advice)
-        instead = [declared.meaning.instead for declared in own if declared.name in extra]
+                raise UsageError(f"{option.flag} without --{needs[0]}", option.role.requires_hint)
+        instead = [declared.role.action for declared in own if declared.name in extra]
         if any(instead):
             action = getattr(stage_runs, [declared for declared in instead if declared][-1])
             console.document(action(arguments, store, **extra))
@@ -103,9 +103,9 @@ def _add_run() -> None:
     stages: dict[str, list[str]] = {}
     for name in chain.STAGES:
         for option in options(chain.stage(name).params):
-            if option.meaning.in_run:
+            if option.role.in_run:
                 stages.setdefault(option.name, []).append(name)
-                if option.meaning.leads or option.name not in union:
+                if option.role.shown_by_run or option.name not in union:
                     union[option.name] = option
     ordered = sorted(union.values(), key=lambda option: not option.required)
 
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     signals.install()
     words = sys.argv[1:] if arguments is None else arguments
-    # Known before the words are parsed, for errors in parsing them.
+    # Set before the words are parsed, for errors in parsing them.
     console.settings.json, console.settings.quiet = "--json" in words, False
     try:
         cli.main(words, prog_name="assay", standalone_mode=False)
@@ -155,13 +155,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", "", INTERRUPTED)
         return INTERRUPTED
-    except OSError as error:  # the stages turn their own into errors; this is the terminal
+    except OSError as error:  # stages raise DeployError instead, so this is from printing
         console.error(f"cannot print: {error}")
         return 1
     except MemoryError:
-        _fail("out of memory", "use a smaller batch, or a machine with more", 1)
+        _fail("out of memory", "use a smaller batch, or a machine with more memory", 1)
         return 1
-    except Exception as error:  # a bug of ours: show all of it
+    except Exception as error:  # a bug of ours: show the traceback
         traceback.print_exc()
         _fail(f"this is a bug in assay: {error!r}", "please report it with the lines above", 1)
         return 1

@@ -1,4 +1,4 @@
-"""The options of a command, from the declared parameters of its stage."""
+"""The click parameters of a command, made from the declared options of its stage."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ def click_parameters(
     """Returns the click parameters of stages' options.
 
     Args:
-        stages: By the name of an option, the stages that it steers; they are named in its help.
+        with_defaults: Show the defaults in the help.
+        stages: The stages that each option is for, by its name; the help shows them.
     """
-    steered = stages or {}
-    return [_parameter(option, with_defaults, steered.get(option.name, ())) for option in declared]
+    users = stages or {}
+    return [_parameter(option, with_defaults, users.get(option.name, ())) for option in declared]
 
 
 def _parameter(option: Option, with_defaults: bool, stages: Sequence[str]) -> click.Parameter:
-    """Returns the click parameter of one field; MODEL is an argument, the rest options."""
+    """Returns the click parameter of one option; required ones are positional arguments."""
 
     def check(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
         if isinstance(value, tuple):  # a list may come in parts: --batch 1,8 --batch 64
@@ -50,7 +51,7 @@ def _parameter(option: Option, with_defaults: bool, stages: Sequence[str]) -> cl
         help_text += f" [default: {text}]"
     if stages:
         help_text += f" For {', '.join(stages)}."
-    if option.type is bool and option.meaning.instead:  # to leave it out is the only other way
+    if option.type is bool and option.role.action:  # needs no --no-FLAG
         return click.Option([flag], is_flag=True, default=None, help=help_text)
     if option.type is bool:
         return click.Option(
@@ -67,45 +68,45 @@ def _parameter(option: Option, with_defaults: bool, stages: Sequence[str]) -> cl
 
 def is_list(option: Option) -> bool:
     """Whether an option takes several values."""
-    return option.many or option.meaning.every is not None
+    return option.many or option.role.expand_all is not None
 
 
 def check_words(option: Option, words: Sequence[Any], label: str) -> None:
-    """Checks that there are words, and that the option knows each; None is left to its default.
+    """Checks the values of an option against its names; a None is not checked.
 
     Args:
-        label: What the user calls the option.
+        label: The option's name in the message about an empty list.
 
     Raises:
-        UsageError: With the nearest known word.
+        UsageError: There are no words, or one is unknown; the hint suggests the nearest.
     """
     if not words:
         raise UsageError(f"{label} is empty", "give at least one")
     if option.names is None:
         return
-    known = option.names() + ([ALL] if option.meaning.every is not None else [])
+    known = option.names() + ([ALL] if option.role.expand_all is not None else [])
     for word in words:
         if word is not None and word not in known:
             raise UsageError(f"unknown {option.name} {word!r}", suggestion(str(word), known))
 
 
 def _check(option: Option, value: Any) -> Any:
-    """Returns a value in the field's type; an unknown name gets the nearest suggested."""
-    listed, flag, every = is_list(option), option.flag, option.meaning.every is not None
+    """Returns an option's value in the type of its field; raises UsageError if it is not valid."""
+    listed, flag, every = is_list(option), option.flag, option.role.expand_all is not None
     values = [part.strip() for part in value.split(",") if part.strip()] if listed else [value]
     check_words(option, values, flag)
     if every and ALL in values and len(set(values)) > 1:
-        raise UsageError(f"{flag} {value}: all, and some by name", "give one or the other")
+        raise UsageError(f"{flag} {value} mixes {ALL} and names", f"give {ALL} or names")
     if not listed:
-        option.check(value)
+        option.validate(value)
         return models.relative(value) if option.name == "model" else value
     try:
         converted = [option.type(word) for word in values]
     except ValueError as error:
         raise UsageError(
             f"{flag} {value!r} is not a list of {option.type.__name__}",
-            "give values with commas between them",
+            "separate the values by commas",
         ) from error
     if option.many:
-        option.check(converted)
+        option.validate(converted)
     return converted if every else tuple(converted)

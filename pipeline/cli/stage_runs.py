@@ -1,4 +1,4 @@
-"""Running stages as a command asks: one or the whole chain, and which engines "all" means."""
+"""Runs the stages of a command: one or the whole chain, for the engines that it names."""
 
 from __future__ import annotations
 
@@ -19,52 +19,52 @@ from pipeline.workflow.chain import stage
 from pipeline.workflow.digests import require_file
 from pipeline.workflow.records import load
 from pipeline.workflow.runner import Outcome, Store
-from pipeline.workflow.stage import Option, Stage, check, options
+from pipeline.workflow.stage import Option, Stage, options, validate_params
 
 
 def run_stage(
     name: str, arguments: dict[str, Any], store: Store, *, tolerant: bool = False
 ) -> list[Outcome]:
-    """Runs a stage once, or once an engine, and prints what came out.
+    """Runs a stage once, or once for each engine, and prints the results.
 
     Args:
         arguments: The parameters that differ from their defaults, by name; `engine` is a list.
-        tolerant: Ignore what cannot be run on this machine, as with engine "all".
+        tolerant: Do not fail if an engine cannot run on this machine, as with engine "all".
 
     Raises:
-        DeployError: The stage failed, or what it made says that something is wrong.
+        DeployError: The stage failed, or its result is a failure; see `Stage.show`.
     """
     chosen = stage(name)
     store = dataclasses.replace(store, images=_images(arguments) or store.images)
     arguments = localised(name, arguments)
     outcomes = []
     asked = _engines(chosen, arguments)
-    lacking: NotAvailableError | RefusedError | None = None
+    first_error: NotAvailableError | RefusedError | None = None
     for params in _expand(chosen, arguments, store):
         try:
             outcomes.append((runner.run(chosen, params, store), params))
         except (NotAvailableError, RefusedError) as error:
-            spread = _spread(chosen)
-            if spread is None or not spread.meaning.lenient:
+            all_option = _all_option(chosen)
+            if all_option is None or not all_option.role.skip_unavailable:
                 raise
             if ALL in asked:
-                console.say(f"{name}: without {getattr(params, spread.name)}: {error.message}")
-            else:  # the engines named after it may well be had
-                lacking = lacking or error
+                console.say(f"{name}: without {getattr(params, all_option.name)}: {error.message}")
+            else:  # raise it after the other engines have run
+                first_error = first_error or error
     try:
         with hints.completed(store.place):
             chosen.show([(outcome.outputs, params) for outcome, params in outcomes])
-        if lacking is not None:
-            raise lacking
+        if first_error is not None:
+            raise first_error
     except NotAvailableError:
-        # The stage has shown what could not be run.
+        # The stage has printed which engines could not be run.
         if not tolerant and ALL not in asked:
             raise
     return [outcome for outcome, _ in outcomes]
 
 
 def localised(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns given parameters with a folder of images replaced by the name of its data set."""
+    """Returns arguments with an image folder replaced by the name of its data set."""
     folder = _images(arguments)
     if folder is None:
         return arguments
@@ -72,14 +72,16 @@ def localised(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
     declared = options(stage(name).params)
     values: dict[str, Any] = {
-        option.name: imagefolder.name_of(folder) for option in declared if option.meaning.images
+        option.name: imagefolder.name_of(folder)
+        for option in declared
+        if option.role.takes_image_folder
     }
-    values |= {option.name: folder for option in declared if option.meaning.images_folder}
+    values |= {option.name: folder for option in declared if option.role.image_folder}
     return {**arguments, **values}
 
 
 def _images(arguments: dict[str, Any]) -> Path | None:
-    """Returns the folder of images that `--data` names, if it names one."""
+    """Returns the image folder given as the data set, if it is one."""
     data = arguments.get("data")
     if data is None or data in registry.DATASETS or not Path(data).is_dir():
         return None
@@ -89,14 +91,14 @@ def _images(arguments: dict[str, Any]) -> Path | None:
 def run_command(
     name: str, arguments: dict[str, Any], store: Store, extra: dict[str, Any]
 ) -> list[Outcome]:
-    """Runs a stage as its command does: after the stage that it says has to run first, if any.
+    """Runs a stage as its command does: after its prerequisite, if it has one.
 
     Args:
         arguments: As for `run_stage`.
-        extra: Options of the command alone.
+        extra: Options that only the command has.
     """
     outcomes = []
-    if first := stage(name).first({**arguments, **extra}, store.root):
+    if first := stage(name).prerequisite({**arguments, **extra}, store.root):
         known = {option.name for option in options(stage(first).params)}
         passed = {key: value for key, value in {**arguments, **extra}.items() if key in known}
         outcomes += run_stage(first, passed, store)
@@ -104,13 +106,13 @@ def run_command(
 
 
 def _trained_on(arguments: dict[str, Any], store: Store) -> dict[str, Any]:
-    """Returns given parameters with the data set that the model was trained on."""
+    """Returns arguments with the data set that the model was trained on, if none is given."""
     if arguments.get("data") is not None:
         return arguments
     try:
         record = load(store.root / CHECKPOINT.at(model=arguments["model"]).record)
     except DeployError:
-        return arguments  # the stage will say so
+        return arguments  # the stage reports the damaged record
     if record is None:
         return arguments
     return {**arguments, "data": record.params.get("data")}
@@ -119,14 +121,15 @@ def _trained_on(arguments: dict[str, Any], store: Store) -> dict[str, Any]:
 def verify_file(
     arguments: dict[str, Any], store: Store, *, file: Path, golden: Path | None = None
 ) -> dict[str, Any]:
-    """Judges a file that no stage made, prints the verdict and returns its JSON form.
+    """Judges a graph or engine file, prints the verdict and returns its JSON form.
 
     Args:
-        file: An ONNX graph, or what an engine built.
-        golden: The golden file; None means the one that the export stage made.
+        file: An ONNX graph, or a built engine.
+        golden: The golden file; None means the one of the export stage.
 
     Raises:
-        DeployError: See `pipeline.verification.engine_proof`; a mismatch is a ParityError.
+        ParityError: The verdict is a mismatch.
+        DeployError: See `pipeline.verification.engine_proof`.
     """
     from pipeline.report import verify as report
     from pipeline.verification.acceptance import require_pass
@@ -134,12 +137,12 @@ def verify_file(
 
     (params, *more) = _expand(stage("verify"), arguments, store)
     if more:
-        raise UsageError("--file is one file, but several engines are named", "name one --engine")
+        raise UsageError("--file takes one engine, but several are named", "name one --engine")
     if golden is None:
         golden = runner.require(GOLDEN, params, store)
     for path in (file, golden):
         require_file(path)
-    check(params)
+    validate_params(params)
     verdict = prove(
         params.engine,
         file,
@@ -163,15 +166,18 @@ def bisect(
     plot: Path | None = None,
     **_flag: bool,
 ) -> dict[str, Any]:
-    """Looks for the first value of a graph that is not the model's; prints, returns its JSON form.
+    """Finds the first value of a graph that differs from the model, and prints the search.
 
     Args:
-        file: An ONNX graph; None means the one that the export stage made.
-        golden: As for `verify_file`.
-        plot: A picture to draw of how the error grows.
+        file: An ONNX graph; None means the one of the export stage.
+        golden: The golden file; None means the one of the export stage.
+        plot: File to plot the error into.
+
+    Returns:
+        The search in its JSON form.
 
     Raises:
-        ParityError: There is such a value.
+        ParityError: A value differs, or the graph's weights or signature do.
         DeployError: See `pipeline.verification.bisection.search`.
     """
     from pipeline.golden import file as goldens
@@ -182,7 +188,7 @@ def bisect(
     need_torch("onnxscript")
     subject, *more = arguments.get("engine") or [GRAPH_SUBJECT]
     if more or subject == ALL:
-        raise UsageError("--bisect follows one engine at a time", "name one --engine")
+        raise UsageError("--bisect takes one engine, but several are named", "name one --engine")
     if plot is not None:
         growth.check_plot(plot)
     params = stage("verify").params(**{**arguments, "engine": GRAPH_SUBJECT})
@@ -190,7 +196,7 @@ def bisect(
     if precision.quantized:
         raise UsageError(
             f"{precision.name} has no PyTorch program to compare the graph with",
-            f"bisect the {precision.made_from} graph that it was made of",
+            f"bisect the {precision.made_from} graph that it is made from",
         )
     prober = windows.Prober(subject, params.device)
     prober.check()
@@ -203,12 +209,12 @@ def bisect(
     what = str(graph) if subject == GRAPH_SUBJECT else subject
     others = search.other_faults(graph, known)
     if search.takes_other_inputs(graph, known):
-        growth.refuse(what, others)
+        growth.raise_not_comparable(what, others)
     search_result = search.bisect(program, graph, known, prober)
     growth.show(search_result, subject)
     if plot is not None:
         growth.plot(search_result, plot)
-    growth.require(search_result, what, others)
+    growth.require_match(search_result, what, others)
     return growth.document(search_result)
 
 
@@ -216,7 +222,7 @@ def run_all(arguments: dict[str, Any], store: Store) -> list[Outcome]:
     """Runs the whole chain for a model.
 
     Raises:
-        DeployError: A stage failed; those before it keep what they made.
+        DeployError: A stage failed; the outputs of those before it remain.
     """
     asked = arguments.get("engine", [ALL])
     data = (
@@ -229,7 +235,7 @@ def run_all(arguments: dict[str, Any], store: Store) -> list[Outcome]:
     def step(name: str, *, tolerant: bool = False, **fixed: Any) -> None:
         known = {option.name for option in options(stage(name).params)}
         picked = {key: value for key, value in {**arguments, **fixed}.items() if key in known}
-        # The summary at the end says it all again, but for the measurements.
+        # The summary at the end repeats all results but the measurements.
         quietly = nullcontext() if name == "bench" else console.only_on_failure()
         with quietly:
             outcomes.extend(run_stage(name, picked, store, tolerant=tolerant))
@@ -250,31 +256,31 @@ def run_all(arguments: dict[str, Any], store: Store) -> list[Outcome]:
 
 
 def _expand(chosen: Stage[Any], arguments: dict[str, Any], store: Store) -> list[Any]:
-    """Returns the parameters of each run that the given options ask for."""
-    if any(option.meaning.as_trained for option in options(chosen.params)):
+    """Returns the parameters of each run of a stage: one for each engine, or one for all."""
+    if any(option.role.default_from_training for option in options(chosen.params)):
         arguments = _trained_on(arguments, store)
-    spread = _spread(chosen)
-    if spread is None or spread.meaning.every is None:
+    all_option = _all_option(chosen)
+    if all_option is None or all_option.role.expand_all is None:
         return [chosen.params(**arguments)]
     names = _engines(chosen, arguments)
     if ALL in names:
         rest = [name for name in names if name != ALL]
-        names = rest or spread.meaning.every(arguments, store.root)
-    if spread.many:
-        return [chosen.params(**{**arguments, spread.name: tuple(names)})]
-    return [chosen.params(**{**arguments, spread.name: name}) for name in dict.fromkeys(names)]
+        names = rest or all_option.role.expand_all(arguments, store.root)
+    if all_option.many:
+        return [chosen.params(**{**arguments, all_option.name: tuple(names)})]
+    return [chosen.params(**{**arguments, all_option.name: name}) for name in dict.fromkeys(names)]
 
 
-def _spread(chosen: Stage[Any]) -> Option | None:
+def _all_option(chosen: Stage[Any]) -> Option | None:
     """Returns the option of a stage that takes several values or "all", if it has one."""
     declared = options(chosen.params)
-    return next((option for option in declared if option.meaning.every is not None), None)
+    return next((option for option in declared if option.role.expand_all is not None), None)
 
 
 def _engines(chosen: Stage[Any], arguments: dict[str, Any]) -> list[str]:
-    """Returns the engines that are asked for, by name or as "all"."""
-    spread = _spread(chosen)
-    if spread is None:
+    """Returns the engines named in the arguments, or by default; may contain "all"."""
+    all_option = _all_option(chosen)
+    if all_option is None:
         return []
-    values = arguments.get(spread.name) or spread.default
+    values = arguments.get(all_option.name) or all_option.default
     return [values] if isinstance(values, str) else list(values)

@@ -1,6 +1,6 @@
 """Training in several processes: `torchrun --nproc-per-node 2 -m pipeline.training lenet …`.
 
-Rank 0 runs `assay train`; the others help it with the steps, and neither print nor write.
+Rank 0 runs `assay train`; the others only compute their share of each step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
             return _help()
         code = assay(["train", *arguments])
         if not distributed.helpers_called():
-            distributed.call_helpers(None)  # nothing to train, or it failed before
+            distributed.call_helpers(None)  # nothing to train, or `assay train` failed before it
         return code
     finally:
         torch.distributed.destroy_process_group()
@@ -43,15 +43,14 @@ def _help() -> int:
         try:
             job.fit(shared)
         except DeployError:
-            return 1  # rank 0 has come to the same error, and prints it
+            return 1  # rank 0 raises the same error and prints it
     return 0
 
 
 def end(code: int) -> None:
-    """Ends the process at once.
+    """Ends the process without running destructors.
 
-    Threads of gloo may still be running, and in about one of a hundred times abort a process
-    that destroys them on its way out.
+    Destroying gloo's threads while they run aborts about one process in a hundred.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,1 +1,1 @@
-"""Data sets: where they come from, and the files that hold them."""
+"""Data sets: their sources, digests and files."""

@@ -1,4 +1,4 @@
-"""Where a data set comes from, and proof that it is the right one."""
+"""Getting a data set's files from a folder, the cache or the network, with digests checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.data.registry import DataFile, DataSet
 from pipeline.workflow import console
 
 _DOWNLOAD_SECONDS = 60
-# No file of a known data set is larger; a server that sends more is not sending it.
+# No file of a known data set is larger.
 _MAX_BYTES = 1 << 28
 
 
@@ -32,8 +32,11 @@ def dataset_folder(dataset: DataSet) -> Path:
 def fetch(dataset: DataSet, data_dir: Path | None) -> dict[str, bytes]:
     """Returns the uncompressed content of each file, every digest checked.
 
-    Sources, in order: `data_dir` (and then nothing else), the cache, what the data set's own
-    `fetch` gives.
+    Takes the files from `data_dir` if it is given, else from the cache, else from the data set's
+    own `fetch`.
+
+    Returns:
+        Content by the file's name.
 
     Raises:
         DeployError: No source has the data set, or a file is corrupt or truncated.
@@ -65,10 +68,10 @@ def fetch(dataset: DataSet, data_dir: Path | None) -> dict[str, bytes]:
 
 
 def from_anywhere(dataset: DataSet) -> dict[str, bytes]:
-    """Returns the files from the first source that has them.
+    """Returns the uncompressed content of each file, by name, from the first source that has it.
 
-    Sources, in order: the installed Debian package, the mirrors, the Debian package downloaded
-    and unpacked without root.
+    Tries the installed Debian package, the mirrors, and the Debian package, downloaded and
+    unpacked without root.
 
     Raises:
         DeployError: No source has the data set.
@@ -116,7 +119,7 @@ def _from_folder(dataset: DataSet, folder: Path) -> dict[str, bytes]:
 
 
 def _checked(file: DataFile, content: bytes, place: str) -> bytes:
-    """Returns the uncompressed content of a file, if it is the right one."""
+    """Returns the uncompressed content of a file; DeployError if its digest does not match."""
     if place.endswith(".gz"):
         content = _unzip(content, place, file)
     digest = hashlib.sha256(content).hexdigest()
@@ -158,8 +161,8 @@ def _retrieve(url: str, md5: str, folder: Path, downloader: Any) -> Path:
     """Downloads a file into a folder.
 
     Args:
-        md5: Digest of the file; "" if none is known.
-        downloader: A downloader of pooch, for the kind of URL that this is.
+        md5: Digest of the file; "" if unknown.
+        downloader: pooch downloader for the URL's scheme.
     """
     pooch = _pooch()
     try:
@@ -170,7 +173,7 @@ def _retrieve(url: str, md5: str, folder: Path, downloader: Any) -> Path:
             path=folder,
             downloader=downloader,
         )
-    except ValueError as error:  # of the digest
+    except ValueError as error:  # the digest does not match
         raise DeployError(f"{url} is corrupt: expected md5 {md5}: {error}") from error
     except OSError as error:
         raise DeployError(f"{url} cannot be downloaded: {error}") from error
@@ -181,12 +184,12 @@ def _pooch() -> Any:
     from engines.checks import import_vendor  # numpy, which --help must not load
 
     pooch = import_vendor("pooch", "pip install pooch")
-    pooch.get_logger().setLevel("WARNING")  # what is downloaded is said here
+    pooch.get_logger().setLevel("WARNING")  # we print progress ourselves
     return pooch
 
 
 class _Limit:
-    """Ends a download that is larger than any file of a data set; pooch's progress bar."""
+    """Ends a download that is larger than `_MAX_BYTES`; passed to pooch as its progress bar."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -218,7 +221,11 @@ def _from_debian(dataset: DataSet, package: str, installed: Path) -> dict[str, b
 
 
 def download_debian_package(url: str, output_file: str, _pooch: Any) -> None:
-    """Downloads the package that `debian:PACKAGE` names; a downloader of pooch."""
+    """Downloads the package of a URL `debian:PACKAGE`; a pooch downloader.
+
+    Raises:
+        DeployError: This is not a Debian system, or apt-get failed.
+    """
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise DeployError("this is not a Debian system (no apt-get and dpkg)")
     with tempfile.TemporaryDirectory(prefix="assay-") as folder:
@@ -250,4 +257,4 @@ def _fill_cache(dataset: DataSet, content: dict[str, bytes]) -> None:
             with write_atomic(folder / name) as part:
                 part.write_bytes(plain)
     except OSError as error:
-        console.say(f"data: not kept in {folder}: {error}")
+        console.say(f"data: not cached in {folder}: {error}")

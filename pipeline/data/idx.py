@@ -1,4 +1,4 @@
-"""The IDX format, in which the data stage keeps images and labels: a header, then the values."""
+"""The IDX format, in which the data stage stores images and labels: a header, then the values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_images(path: Path) -> Array:
     """Reads images as uint8 `[count, channels, height, width]`.
 
     Raises:
-        DeployError: The file is not an IDX file of bytes with three axes or four.
+        DeployError: The file is not an IDX file of bytes with three or four axes.
     """
     array = _read(path)
     if array.ndim not in _IMAGE_AXES or array.dtype != np.uint8:
@@ -52,12 +52,14 @@ def _read(path: Path) -> Array:
         shape = tuple(np.frombuffer(file.read(4 * axes), dtype=">u4").tolist())
         values: Array = np.fromfile(file, dtype)
     if len(shape) != axes or len(values) != int(np.prod(shape, dtype=np.int64)):
-        raise DeployError(f"{path} is truncated: {shape} elements announced, {len(values)} found")
+        raise DeployError(
+            f"{path} is truncated: its shape is {shape}, but it has {len(values)} elements"
+        )
     return values.reshape(shape)
 
 
 def write(path: Path, array: Array) -> None:
-    """Writes an array of uint8, or of integers that fit 32 bits, of any number of axes."""
+    """Writes an array of any shape, uint8 or integers that fit 32 bits, to an IDX file."""
     code = 0x08 if array.dtype == np.uint8 else 0x0C
     with path.open("wb") as file:
         file.write(bytes((0, 0, code, array.ndim)))

@@ -1,4 +1,4 @@
-"""A folder of the user's images, one subfolder a class, becomes a data set of uint8 arrays."""
+"""Decoding a folder of images, with a subfolder for each class, into uint8 arrays."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from pipeline.workflow.digests import sha256_file
 if TYPE_CHECKING:
     from engines.contract import Array
 
-# Those that torchvision's ImageFolder takes.
+# The same as torchvision's ImageFolder.
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _TEST_NAMES = ("test", "val")
-# Without a test folder, one image in this many of each class is kept for testing.
+# Without a test folder, one in this many images of each class is for testing.
 _TEST_SHARE = 5
 _NAMED = 5  # how many faulty files an error names
 _GRAY = ("1", "L", "LA")
@@ -41,8 +41,8 @@ class Listing:
 
     Attributes:
         train: Path and class of each training image, in random order.
-        test: The same of each test image.
-        labels: The names of the classes, sorted: those of the subfolders.
+        test: Path and class of each test image, in random order.
+        labels: The names of the classes, which are those of the subfolders, sorted.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Listing:
 
 
 def name_of(folder: Path) -> str:
-    """Returns the name under which a folder's images are kept."""
+    """Returns the data set's name for a folder of images."""
     return FOLDER_PREFIX + slug(folder.resolve().name)
 
 
@@ -61,10 +61,11 @@ def scan(folder: Path) -> Listing:
 
     Its subfolders are the classes, or it holds `train/` and `test/` (or `val/`) with the
     classes inside. Without a test folder, one image in five of each class is for testing.
-    Orders are random but always the same, so that the first N images are a fair sample.
+    Images are shuffled with a fixed seed, so that the first N are a random sample.
 
     Raises:
-        DeployError: The folder does not exist, has no classes, or a class without images.
+        DeployError: The folder does not exist or has no classes, or a class has no images for
+            training or testing.
     """
     if not folder.is_dir():
         raise DeployError(f"--data {folder} is not a folder", "give the folder of the images")
@@ -94,7 +95,7 @@ def scan(folder: Path) -> Listing:
         if missing:
             raise DeployError(
                 f"{folder}: class {labels[missing[0]]!r} has no image left for {what}",
-                "give every class two images at least",
+                "give every class at least two images",
             )
     return Listing(folder, train, test, tuple(labels))
 
@@ -123,7 +124,7 @@ def _classes(folder: Path) -> tuple[list[str], list[Entry]]:
 
 
 def digest(folder: Path) -> str:
-    """Returns one digest over the names and contents of all images."""
+    """Returns a SHA-256 of the names and contents of all images."""
     listing = scan(folder)
     hasher = hashlib.sha256()
     for path, _ in sorted(listing.train + listing.test):
@@ -142,12 +143,12 @@ class Decoded:
 def decode(listing: Listing, image_size: int | None, skip_bad: bool) -> tuple[Decoded, Decoded]:
     """Decodes the training and the test images.
 
-    They become gray if every one of them is, else red, green, blue.
+    The result has one gray channel if all images are gray, else red, green and blue.
 
     Args:
-        image_size: Shorter side that every image is resized to (bilinear, antialiased) before
-            its middle square is cut out. None: they all have to have one size already.
-        skip_bad: Leave out broken files, and files of another size than most.
+        image_size: Shorter side in pixels that every image is resized to (bilinear, antialiased)
+            before its middle square is cut out. None means that all images have the same size.
+        skip_bad: Leave out broken files, and files that do not have the most common size.
 
     Raises:
         DeployError: Files are broken or of several sizes, or they would not fit in memory.
@@ -157,7 +158,7 @@ def decode(listing: Listing, image_size: int | None, skip_bad: bool) -> tuple[De
     bad = {path: fault for path, (fault, _, _) in heads.items() if fault}
     sizes = Counter(size for fault, size, _ in heads.values() if not fault)
     if not sizes:
-        raise DeployError(f"{listing.folder}: not one image can be decoded: {_named(bad)}")
+        raise DeployError(f"{listing.folder}: no image can be decoded: {_named(bad)}")
     ((size, _),) = sizes.most_common(1)
     if image_size is None:
         bad |= {
@@ -173,7 +174,7 @@ def decode(listing: Listing, image_size: int | None, skip_bad: bool) -> tuple[De
     parts = []
     with console.bar("decode", len(heads)) as bar:
         for entries in (listing.train, listing.test):
-            # Files whose head is right may still be broken further on.
+            # A file with a valid header may still be broken.
             arrays = _decode_all([e for e in entries if e[0] not in bad], image_size, shape, bar)
             bad |= {
                 path: image_shape
@@ -184,8 +185,8 @@ def decode(listing: Listing, image_size: int | None, skip_bad: bool) -> tuple[De
     if bad and not skip_bad:
         raise DeployError(
             f"{listing.folder}: {len(bad)} of {len(heads)} images cannot be used: {_named(bad)}",
-            "mend them, or leave them out with --skip-bad"
-            + (", or bring all to one size with --image-size" if len(sizes) > 1 else ""),
+            "repair them, or leave them out with --skip-bad"
+            + (", or resize all images with --image-size" if len(sizes) > 1 else ""),
         )
     if bad:
         console.say(f"data: left out {len(bad)} of {len(heads)} images: {_named(bad)}")
@@ -198,7 +199,7 @@ def _named(bad: dict[Path, str]) -> str:
 
 
 def _threads(work: Any, items: list[Any]) -> Iterable[Any]:
-    # Threads, since Pillow lets go of the interpreter while it decodes.
+    # Threads suffice, since Pillow releases the interpreter lock while it decodes.
     with ThreadPoolExecutor(hardware.available_cpus()) as pool:
         yield from pool.map(work, items)
 
@@ -272,12 +273,12 @@ def _stacked(
         )
     images = np.empty((len(kept), *shape), np.uint8)
     for row, (path, _) in enumerate(kept):
-        images[row] = arrays.pop(path)  # popped, so that the set is not held twice
+        images[row] = arrays.pop(path)  # frees each image once it is copied
     return Decoded(images, np.array([index for _, index in kept], np.int64))
 
 
 def _check_memory(folder: Path, count: int, shape: tuple[int, int, int]) -> None:
-    # The decoded files and the array they are gathered in, for a moment both.
+    # Twice, for the decoded images and the array that they are copied to.
     needed = 2 * count * shape[0] * shape[1] * shape[2]
     free = hardware.free_memory()
     if needed > free:

@@ -13,7 +13,7 @@ from pipeline.workflow.digests import read_json
 
 @dataclass(frozen=True)
 class Contents:
-    """What a model has to know of a data set.
+    """Image shape and classes of a data set.
 
     Attributes:
         shape: Channels, height and width of an image.
@@ -25,7 +25,7 @@ class Contents:
 
 
 def read_contents(path: Path) -> Contents:
-    """Returns what the data stage has written of a data set."""
+    """Reads a data set's `contents.json`, which the data stage writes."""
     description = read_json(path)
     return Contents(tuple(description["shape"]), tuple(description["labels"]))
 
@@ -35,9 +35,9 @@ class DataFile:
     """One IDX file of a data set.
 
     Attributes:
-        name: Its name, without `.gz`.
+        name: The file's name, without `.gz`.
         sha256: Digest of the uncompressed file.
-        md5_gz: Published digest of the `.gz` file on the mirrors, or "".
+        md5_gz: Published MD5 of the `.gz` file on the mirrors, or "".
     """
 
     name: str
@@ -53,16 +53,16 @@ def _from_anywhere(dataset: DataSet) -> dict[str, bytes]:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """A labelled image data set in the IDX format. Another one is another entry of DATASETS.
+    """A labelled image data set in the IDX format. To add one, add an entry to DATASETS.
 
     Attributes:
         files: Training images and labels, test images and labels.
         contents: Image shape and classes.
-        fetch: Returns the uncompressed content of each file by its name, for a data set that is
-            not in the cache; raises DeployError. Every digest is checked afterwards.
-        mirrors: Web folders that hold the files as `.gz`.
-        debian_package: The Debian package that holds them, if there is one.
-        debian_folder: Where that package installs them.
+        fetch: Gets the files of a data set that is not in the cache: returns the uncompressed
+            content of each by its name, or raises DeployError. The caller checks the digests.
+        mirrors: URLs of folders that hold the files as `.gz`.
+        debian_package: Debian package that holds the files, or "".
+        debian_folder: Folder that the package installs the files in.
     """
 
     name: str
@@ -138,6 +138,6 @@ def get(name: str) -> DataSet:
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError unless a name is that of a data set, or of a folder that became one."""
+    """Raises UsageError unless a name is that of a known data set or of an image folder's."""
     if not name.startswith(FOLDER_PREFIX):
         get(name)

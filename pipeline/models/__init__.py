@@ -1,4 +1,4 @@
-"""Models by name: the zoo, one file a family; torchvision's and timm's; and the user's own."""
+"""Models by name: the zoo, torchvision's and timm's, and the user's own."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("torchvision", "timm")
 Loss = Literal["cross-entropy", "squared error"]
-# Names that every graph of a classifier gets.
+# Names of the input and the output of every classifier's graph.
 IMAGE, LOGITS = "image", "logits"
-# Models that are not of the zoo and have been looked for, by name.
-_OTHERS: dict[str, ModelSpec] = {}
+# Models outside the zoo that `get` has returned, by name.
+_SPECS: dict[str, ModelSpec] = {}
 
 
 @dataclass(frozen=True)
 class Quick:
-    """The preset for minutes on a CPU: a part of the data, and what trains well on it.
+    """The preset "quick": a part of the data, for minutes on a CPU.
 
     Attributes:
-        limit: Training images, the first ones.
-        test_limit: Test images, the first ones.
-        lr: Learning rate, where the recipe's would not get anywhere in so few steps.
-        batch_size: Images a step, likewise.
+        epochs: Passes over that part of the training set.
+        limit: Number of training images, the first ones.
+        test_limit: Number of test images, the first ones.
+        lr: Learning rate; None means the recipe's, which is too small for so few steps of some
+            models.
+        batch_size: Images per step; None means the recipe's.
     """
 
     epochs: int = 1
@@ -49,14 +51,15 @@ class Quick:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained unless told otherwise.
+    """How a model is trained by default.
 
     Attributes:
         epochs: Passes over the training set.
         lr: Learning rate of plain stochastic gradient descent.
-        batch_size: Images a step.
-        loss: "cross-entropy" against classes, or the sum of squared errors against a target.
-        bench_seconds: Time to spend on a batch size in a benchmark.
+        batch_size: Images per step.
+        loss: "cross-entropy" with classes, or the sum of squared errors against a target.
+        quick: The values of the preset "quick".
+        bench_seconds: Seconds to spend on each batch size in a benchmark.
     """
 
     epochs: int = 10
@@ -69,23 +72,23 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A network, and what the chain has to know to train, export and prove it.
+    """A network, and everything needed to train, export and verify it.
 
-    A factory of the user's own may return one instead of a plain module. The first axis of
-    every input and output is the batch, of any size; all other axes are fixed.
+    A user's factory may return a Model instead of a plain module. The first axis of every input
+    and output is the batch, of any size; all other axes are fixed.
 
     Attributes:
         network: The initialised module.
         prepare: Turns the raw inputs of the graph into the network's; it is exported with the
-            network, so that training and serving cannot differ. None: they are the same.
-        inputs: Example inputs by name, in the order of the arguments, `[rows, …]`; their
-            dtypes and shapes are those of the graph's inputs. Empty for an `image`.
-        image: Channels, height and width of the raw uint8 image, if that is the one input.
-        outputs: Names of the outputs; by default those the network itself gives.
+            network, so that training and serving cannot differ. None means that both are equal.
+        inputs: Example inputs by name, in the order of the arguments, `[rows, …]`; they give the
+            dtypes and shapes of the graph's inputs. Empty if `image` is given.
+        image: Channels, height and width of the raw uint8 image, if it is the only input.
+        outputs: Names of the outputs; by default those that the network gives.
         labels: The classes, if the first output is the logits of a classifier.
-        dataset: The data set it is trained on and judged by, if any.
+        dataset: The data set it is trained and evaluated on, if any.
         samples: Inputs and targets to train on, `[count, …]`, if it has no data set.
-        recipe: How it is trained.
+        recipe: How it is trained by default.
     """
 
     network: nn.Module
@@ -101,15 +104,17 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A model by name, before anything heavy is imported.
+    """A model's name and properties; `build` makes the model.
 
     Attributes:
-        build: Returns the model, newly initialised, for the contents of a data set (None:
-            the one it was published for).
-        image_shape: Channels, height and width of what the network takes, where it is known.
-        dataset: The data set it is trained on unless told otherwise.
-        trainable: It can be trained without another data set being named.
-        facts: Digests and versions of what defines it; a checkpoint depends on them.
+        build: Returns the newly initialised model for a data set's contents; None means the data
+            set that the model was published for.
+        image_shape: Channels, height and width of the network's input, if known.
+        dataset: The data set it is trained on by default.
+        trainable: It has a default data set, or samples of its own.
+        recipe: How it is trained by default.
+        facts: Returns digests and versions of what defines the model; they are part of a
+            checkpoint's key.
     """
 
     name: str
@@ -136,8 +141,12 @@ def for_images(
 
     Args:
         shape: Channels, height and width of the images.
-        wanted: What the network takes; images are brought to it inside the graph.
-        mean: Of each channel, subtracted, and `std` divided by; see `exporters.module`.
+        wanted: Channels, height and width that the network takes; the graph converts the images.
+        labels: The classes, in the order of the logits.
+        mean: Mean of each channel, to subtract; see `exporters.module`.
+        std: Standard deviation of each channel, to divide by.
+        dataset: See `Model`.
+        recipe: See `Model`.
     """
     from exporters.module import Preprocess
 
@@ -219,12 +228,12 @@ def names() -> list[str]:
 
 
 def in_zoo(name: str) -> ModelSpec | None:
-    """Returns a model of the zoo; None for any other name. Imports nothing heavy."""
+    """Returns a model of the zoo; None for any other name. Imports no torch."""
     return _zoo().get(name)
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError unless a name has the form of a model's. Imports nothing."""
+    """Raises UsageError unless a name is in the zoo or has the form LIBRARY-OR-FILE:NAME."""
     if name in _zoo() or re.fullmatch(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_][\w.-]*", name):
         return
     others = (
@@ -235,7 +244,10 @@ def check_name(name: str) -> None:
 
 
 def relative(name: str) -> str:
-    """Returns a model's name; of a file, with its path from here, so that it has one name."""
+    """Returns a model's name, with a file's path relative to the current folder.
+
+    The name is part of artifacts' paths, so one file must not have several.
+    """
     place, _, what = name.rpartition(":")
     if not place.endswith(".py"):
         return name
@@ -248,30 +260,24 @@ def relative(name: str) -> str:
 def get(name: str, seed: int = 0) -> ModelSpec:
     """Returns a model by its name.
 
-    For a name of the zoo nothing heavy is imported; for one of the user's own, the factory is
-    imported and called.
+    A zoo model is found without importing torch. A user's factory is imported and called.
 
     Args:
-        seed: Of the initial weights that are wanted, if any: if `build` is called with torch's
-            generator seeded so, it returns what the factory has returned here.
+        seed: Seed of torch's generator while a user's factory is called. A later `build` with
+            the same seed returns that model instead of calling the factory again.
 
     Raises:
         UsageError: No model has this name.
-        NotAvailableError: Its library is not installed.
-        DeployError: The user's factory raised, or returned no model.
+        NotAvailableError: The model's library is not installed.
+        DeployError: The user's factory raised, or did not return a model.
     """
     check_name(name)
     if name in _zoo():
         return _zoo()[name]
-    if name not in _OTHERS:
+    if name not in _SPECS:
         place, _, what = name.rpartition(":")
         if place in LIBRARIES:
-            _OTHERS[name] = importlib.import_module(f"{__name__}.{place}").find(place, what)
+            _SPECS[name] = importlib.import_module(f"{__name__}.{place}").find(place, what)
         else:
-            _OTHERS[name] = importlib.import_module(f"{__name__}.own").find(place, what, seed)
-    return _OTHERS[name]
-
-
-def forget() -> None:
-    """Forgets the models that are not of the zoo: the next `get` looks for them again."""
-    _OTHERS.clear()
+            _SPECS[name] = importlib.import_module(f"{__name__}.own").find(place, what, seed)
+    return _SPECS[name]

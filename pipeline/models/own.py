@@ -1,4 +1,4 @@
-"""A model of the user's own: `package.module:factory`, or a file, `path/to/file.py:factory`."""
+"""The user's own models: `package.module:factory` or `path/to/file.py:factory`."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 
 def find(place: str, what: str, seed: int) -> ModelSpec:
-    """Imports a module, calls its factory, and returns the model it gave.
+    """Imports a module and calls its factory once.
 
-    A factory may take long, or load what fills half the memory: it is called once here, and the
-    first `build` returns the same model, if torch's random numbers would be the same too.
+    A factory may be slow or use much memory. So the first `build` returns the model of this call,
+    if torch's generator is in the state that it had before the call.
 
     Args:
-        place: The module's dotted name, looked for in the current folder, too; or the path of its
-            file, which is loaded under a name that no other module has.
-        what: The name of a function without arguments; it returns an `nn.Module` or a
+        place: The module's dotted name, searched for in the current folder, too; or the path of
+            its file, which is loaded under a unique module name.
+        what: The name of a function without arguments that returns an `nn.Module` or a
             `pipeline.models.Model`.
-        seed: Of torch's random numbers during the call.
+        seed: Seed of torch's generator during the call.
 
     Raises:
         UsageError: The module, or the function in it, does not exist.
-        DeployError: Importing or calling raised, or it returned something else.
+        DeployError: Importing or calling raised, or the function returned something else.
     """
     name = f"{place}:{what}"
     torch = import_vendor("torch", "pip install torch")
@@ -74,18 +74,18 @@ def find(place: str, what: str, seed: int) -> ModelSpec:
 
 
 def is_file(place: str) -> bool:
-    """Whether the place of a model is a file, not a module."""
+    """Whether a model's place is the path of a file; else it is a module's name."""
     return place.endswith(".py")
 
 
 def module_of(place: str) -> str:
-    """Returns the name under which a file is loaded: of its path, so that none collides."""
+    """Returns the module name for a file; it has a digest of the path, so that it is unique."""
     digest = hashlib.sha256(os.fsencode(Path(place).resolve())).hexdigest()[:12]
     return f"_assay_model_{digest}"
 
 
 def _load(place: str, name: str) -> ModuleType:
-    """Loads a file as a module of its own; what lies beside it can be imported by it."""
+    """Loads a file as a module, which can import the other modules in its folder."""
     path = Path(place).resolve()
     if not path.is_file():
         raise UsageError(f"{name}: {place} does not exist", "give path/to/file.py:factory")
@@ -96,7 +96,7 @@ def _load(place: str, name: str) -> ModuleType:
     assert spec is not None  # noqa: S101 - it ends in .py
     assert spec.loader is not None  # noqa: S101
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # last, so that its neighbours hide nothing
+        sys.path.append(str(path.parent))  # last, so that its files hide no other module
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -113,14 +113,14 @@ def _import(place: str, what: str, name: str) -> Any:
     if is_file(place):
         return _factory(_load(place, name), place, what, name)
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # the folder is not on the path of an installed tool
+        sys.path.insert(0, str(Path.cwd()))  # an installed script does not have it on its path
     try:
         module = importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
             raise UsageError(
                 f"{name}: module {error.name!r} is neither in {Path.cwd()} nor on Python's path",
-                "give package.module:factory, from the folder that holds the package",
+                "run the command in the folder that holds the package",
             ) from error
         raise _failed(f"importing {place}", error) from error
     except (Exception, SystemExit) as error:  # the user's code may raise anything
@@ -134,7 +134,7 @@ def _factory(module: ModuleType, place: str, what: str, name: str) -> Any:
         functions = [key for key, value in vars(module).items() if callable(value)]
         raise UsageError(f"{name}: {place} has no {what!r}", suggestion(what, functions))
     if not callable(factory):
-        raise UsageError(f"{name}: {what!r} is not a function but {type(factory).__name__}")
+        raise UsageError(f"{name}: {what!r} is {type(factory).__name__}, not a function")
     return factory
 
 
@@ -157,7 +157,7 @@ def _call(factory: Any, name: str) -> Model:
 
 
 def _array(name: str, key: str, value: Any) -> Array:
-    """Returns an example input as a numpy array; the user may give a tensor or a list."""
+    """Returns an example input, which may be a tensor or a list, as a numpy array."""
     import numpy as np
     import torch
 
@@ -181,12 +181,12 @@ def _failed(what: str, error: BaseException) -> DeployError:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     hint = f"at {Path(frame.filename).name}:{frame.lineno}: {frame.line}"
     if frame.filename == __file__:
-        hint = "it is called without arguments, and has to return a model"
+        hint = "the factory is called without arguments and must return a model"
     return DeployError(f"{what} raised {type(error).__name__}: {error}", hint)
 
 
 def _sources(modules: set[str]) -> dict[str, str]:
-    """Returns one digest over the files of modules, but for those that are installed."""
+    """Returns one digest of the source files of modules that are not installed packages."""
     installed = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
     digest = hashlib.sha256()
     for name in sorted(modules):

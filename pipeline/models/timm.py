@@ -1,4 +1,4 @@
-"""timm's models, by its own names."""
+"""timm's models, by timm's names."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def find(library: str, name: str) -> ModelSpec:
 
 
 def _build(timm: Any, name: str, contents: Contents | None) -> Model:
-    """Returns the model with new weights; image size, mean and deviation are timm's for it."""
+    """Returns the model with new weights, and timm's image size, mean and standard deviation."""
     options = {} if contents is None else {"num_classes": len(contents.labels)}
     network = timm.create_model(name, pretrained=False, **options)
     config = timm.data.resolve_model_data_config(network)

@@ -1,4 +1,4 @@
-"""torchvision's classification models, by the names of its own registry."""
+"""torchvision's classification models, by torchvision's names."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def find(library: str, name: str) -> ModelSpec:
 def _build(zoo: Any, name: str, contents: Contents | None) -> Model:
     """Returns the model with new weights.
 
-    Image size, mean and standard deviation are those its published weights were trained with,
-    and so are the classes unless a data set gives its own.
+    Image size, mean and standard deviation, and the classes if `contents` is None, are those of
+    its published weights.
     """
     published = zoo.get_model_weights(name).DEFAULT
     transforms = published.transforms()
@@ -50,10 +50,10 @@ def _build(zoo: Any, name: str, contents: Contents | None) -> Model:
     labels = tuple(published.meta["categories"]) if contents is None else contents.labels
     options: dict[str, Any] = {"num_classes": len(labels)}
     if name in ("googlenet", "inception_v3"):
-        # Their auxiliary heads exist for training alone; and they warn unless told to.
+        # Their auxiliary heads are for training only; they warn if `init_weights` is not given.
         options |= {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_"):
-        options["image_size"] = size  # else it is made for 224, and its weights may not be
+        options["image_size"] = size  # torchvision's default is 224, whatever the weights need
     wanted = (3, size, size)
     return for_images(
         zoo.get_model(name, weights=None, **options),

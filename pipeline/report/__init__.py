@@ -1,1 +1,1 @@
-"""What has been made of a model, for a person to read."""
+"""Printed reports: one module for each stage, and those of `inspect`, `report` and `summary`."""

@@ -1,4 +1,4 @@
-"""What is printed after the stage bench."""
+"""The printed report of the bench stage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.workflow import console
 
-# What a cell is made of: one measured engine at one batch size and boundary, with its device.
+# One engine's result at one batch size and boundary, with its device.
 _Row = dict[str, Any]
 
 
@@ -15,7 +15,8 @@ def show(measurements: dict[str, Any]) -> None:
     """Prints one row for each engine, batch size and boundary."""
     rows = [
         {
-            "baseline": measurements["baseline"],  # until each kind of device had one of its own
+            # For files written before each kind of device had its own baseline.
+            "baseline": measurements["baseline"],
             **result,
             "device": measurements["devices"][result["name"]],
         }
@@ -45,7 +46,7 @@ def _speed(row: _Row) -> str:
     return f"{ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
 
-# The columns by their titles; those with ">" are aligned to the right.
+# Each column's cells by its title; ">" aligns a column to the right.
 _COLUMNS: dict[str, Callable[[_Row], str]] = {
     "engine": lambda row: str(row["name"]),
     "device": lambda row: str(row["device"]),

@@ -1,4 +1,4 @@
-"""What is printed after the stage build."""
+"""The printed report of the build stage."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def show(engine: str, path: Path, layer_file: dict[str, Any], available: Availability) -> None:
-    """Prints where a built engine is, what it computes in, and whether it can run here.
+    """Prints a built engine's path, its layers' types, and whether this machine can run it.
 
     Args:
-        layer_file: The layers and notes that the stage has written beside the engine.
+        layer_file: The content of the engine's `layers.json`.
     """
     layers = [Layer(**entry) for entry in layer_file["layers"]]
     notes = layer_file["notes"]

@@ -1,4 +1,4 @@
-"""What is printed after the stage bundle."""
+"""The printed report of the bundle stage."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from pipeline.workflow import console
 
 
 def show(path: Path) -> None:
-    """Prints where the bundle is."""
+    """Prints the bundle's path and size."""
     console.result(f"bundle: {path} ({path.stat().st_size:,} bytes)")

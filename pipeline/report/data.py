@@ -1,4 +1,4 @@
-"""What is printed after the stage data."""
+"""The printed report of the data stage."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from pipeline.workflow import console
 
 
 def show(name: str, folder: Path, contents: Contents) -> None:
-    """Prints where a data set's files are and what they hold."""
+    """Prints the folder of a data set's files, the image shape and the number of classes."""
     shape = "x".join(map(str, contents.shape))
     console.result(f"{name}: {folder} (images {shape}, {len(contents.labels)} classes)")

@@ -1,4 +1,4 @@
-"""What is printed after the stage export."""
+"""The printed report of the export stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.workflow import console
 
 
 def show(graph: Path, description: dict[str, Any]) -> None:
-    """Prints where a graph is, how large, in which types, and what its export warned of."""
+    """Prints a graph's path, size and types, its calibration, and the warnings of its export."""
     types = ", ".join(f"{count} in {name}" for name, count in description["precisions"].items())
     size = graph.stat().st_size
     console.result(f"graph: {graph} ({size:,} bytes, opset {description['opset']}, nodes: {types})")

@@ -1,4 +1,4 @@
-"""What a graph is, as tables."""
+"""The report of `assay inspect`: an ONNX graph as tables."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from engines.errors import DeployError
 from pipeline.workflow import console
 from pipeline.workflow.digests import require_file, sha256_file
 
-_WIDTH = 100  # of a metadata value: the labels of ImageNet fill pages
+# Longer metadata values are cut: the labels of ImageNet fill pages.
+_WIDTH = 100
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Describes a graph, once all that it refers to has been checked.
+    """Checks a graph and describes it.
 
     Raises:
-        DeployError: It is not an ONNX graph, is damaged or not valid, or refers to data
-            elsewhere.
+        DeployError: The file is not a valid ONNX graph, or refers to external data outside its
+            folder.
     """
     import onnx
 
@@ -40,7 +41,7 @@ def _short(value: str) -> str:
 
 
 def show(description: dict[str, Any], *, nodes: bool) -> None:
-    """Prints a description that `read` gave; every node that computes, where asked."""
+    """Prints a description from `read`; lists every node that computes if `nodes` is set."""
     console.result(f"{description['file']}: sha256 {description['sha256']}")
     for side in ("inputs", "outputs"):
         console.result(f"{side}: {', '.join(description[side])}")
@@ -62,4 +63,4 @@ def show(description: dict[str, Any], *, nodes: bool) -> None:
     metadata = [(key, _short(value)) for key, value in description["metadata"].items()]
     console.table("Metadata", ("key", "value"), metadata)
     if importlib.util.find_spec("netron") is not None:
-        console.result(f"to look at it: netron {description['file']}")
+        console.result(f"to view it: netron {description['file']}")

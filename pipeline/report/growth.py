@@ -1,4 +1,4 @@
-"""How the error grows along a graph, as a table and a plot."""
+"""The report of a bisection: the error along the graph as a table and a plot."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from pipeline.verification.bisection.search import Bisection
 
 _FORMATS = (".svg", ".png", ".pdf")
-# The same values give the same file.
+# No date, so that the same values give the same file.
 _UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-_BAR = 10  # characters for the largest error that is allowed
+_BAR = 10  # length in characters of a bar for an error at the limit
 
 
 def show(search: Bisection, subject: str) -> None:
-    """Prints a row for each value up to the first that is not the model's, and two more."""
+    """Prints a row for each value up to the first that differs from the model, and two more.
+
+    Args:
+        subject: The name of the engine that ran the graph, or "graph".
+    """
     first = search.first
     last = len(search.steps) if first is None else search.steps.index(first) + 3
     rows = []
@@ -30,21 +34,21 @@ def show(search: Bisection, subject: str) -> None:
         bar = "#" * min(round(step.ratio * _BAR), 2 * _BAR)
         numbers = (f"{step.error:.1e}", f"{step.ratio:.2f}")
         rows.append((step.node, step.operator, step.module, *numbers, bar))
-    columns = ("node", "operator", "module", ">error so far", ">own, of what is allowed", "")
+    columns = ("node", "operator", "module", ">total error", ">own error / limit", "")
     console.table("Error along the graph", columns, rows)
     if len(search.steps) > last:
         console.result(f"{len(search.steps) - last} more values follow")
     if first is None:
-        console.result(f"all {len(search.steps)} values that could be compared are the model's")
+        console.result(f"all {len(search.steps)} compared values match the model")
         if search.unmatched:
             console.result(
-                f"{len(search.unmatched)} nodes have values that the model does not know by name:"
-                " they are judged by what follows from them, if anything does"
+                f"{len(search.unmatched)} nodes have no value of the same name in the model; their"
+                " errors show only in the values computed from theirs"
             )
         if subject != GRAPH_SUBJECT:
             console.result(
-                f"values that are asked for keep {subject} from fusing the operators around them:"
-                " what only a fusion does wrong is not seen here"
+                f"reading the values may keep {subject} from fusing operators: an error that only"
+                " a fused kernel makes does not show here"
             )
         return
     where = f" ({first.module})" if first.module else ""
@@ -53,7 +57,7 @@ def show(search: Bisection, subject: str) -> None:
 
 
 def check_plot(path: Path) -> None:
-    """Raises unless a plot can be drawn into a file of this name.
+    """Checks that `plot` can write a file of this name.
 
     Raises:
         UsageError: matplotlib does not write this format, or the folder does not exist.
@@ -61,16 +65,20 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix.lower() not in _FORMATS:
         raise UsageError(
-            f"{path}: no plot can be drawn as {path.suffix or 'a file without a suffix'}",
+            f"{path}: unknown plot format {path.suffix!r}",
             f"available: {', '.join(_FORMATS)}",
         )
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path.absolute().parent} is not a folder", "make it first")
+        raise UsageError(f"{path.absolute().parent} is not a folder", "create it first")
     import_vendor("matplotlib", "pip install matplotlib")
 
 
 def plot(search: Bisection, path: Path) -> None:
-    """Draws the error so far, and what each node adds of what is allowed, value by value."""
+    """Plots each value's total error, and its node's own error in units of the limit.
+
+    Raises:
+        DeployError: The file cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -80,12 +88,12 @@ def plot(search: Bisection, path: Path) -> None:
     places = range(1, len(search.steps) + 1)
     above.plot(places, [step.error or None for step in search.steps], ".-", color="tab:blue")
     above.set_yscale("log")
-    above.set_ylabel("error so far,\nas a part of the value's size")
+    above.set_ylabel("total error,\nrelative to the value's size")
     below.plot(places, [step.ratio or None for step in search.steps], ".", color="tab:blue")
     below.axhline(1, color="tab:red", linewidth=1)
     below.set_yscale("log")
-    below.set_ylabel("own error of the node,\nin units of what is allowed")
-    below.set_xlabel("values of the graph, in the order in which they are computed")
+    below.set_ylabel("own error of the node,\nin units of the limit")
+    below.set_xlabel("values of the graph, in order of computation")
     first = search.first
     if first is not None:
         for axes in (above, below):
@@ -100,18 +108,20 @@ def plot(search: Bisection, path: Path) -> None:
             )
     except OSError as error:
         raise DeployError(f"{path} cannot be written: {error}") from error
-    console.result(f"drawn: {path}")
+    console.result(f"plot: {path}")
 
 
-def refuse(graph: str, others: str) -> None:
-    """Raises ParityError for what keeps the values from being computed at all."""
-    raise ParityError(
-        f"{graph} cannot be followed on the golden inputs: {others}", "export it again"
-    )
+def raise_not_comparable(graph: str, others: str) -> None:
+    """Raises ParityError for a graph that does not take the golden inputs.
+
+    Args:
+        others: Faults of weights and signature, in words.
+    """
+    raise ParityError(f"{graph} cannot be run on the golden inputs: {others}", "export it again")
 
 
-def require(search: Bisection, graph: str, others: str) -> None:
-    """Raises ParityError if a value is not the model's, or for what no value shows.
+def require_match(search: Bisection, graph: str, others: str) -> None:
+    """Raises ParityError if a value differs from the model, or `others` is not empty.
 
     Args:
         others: Faults of weights and signature, in words.
@@ -119,13 +129,14 @@ def require(search: Bisection, graph: str, others: str) -> None:
     first = search.first
     if first is not None:
         raise ParityError(
-            f"{graph} leaves the model at {first.operator} node {first.node!r}: {first.fault}",
+            f"{graph} first differs from the model at {first.operator} node {first.node!r}:"
+            f" {first.fault}",
             search.opinion,
             document(search),
         )
     if others:
         raise ParityError(
-            f"no value of {graph} is further off than rounding explains, but {others}",
+            f"every value of {graph} is within the rounding of the model, but {others}",
             "export it again",
             document(search),
         )

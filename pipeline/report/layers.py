@@ -1,4 +1,4 @@
-"""A model layer by layer: output shapes, parameters and multiply-adds."""
+"""The report of `assay summary`: shapes, parameters and multiply-adds, layer by layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from pipeline.workflow import console
 if TYPE_CHECKING:
     from pipeline.models import Model
 
-# The kinds of layer whose sums are given, in the words of the literature.
 _CONVOLUTIONS = (
     nn.Conv1d,
     nn.Conv2d,
@@ -26,6 +25,7 @@ _CONVOLUTIONS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+# The kinds of layer that have totals of their own.
 KINDS = ("convolutional", "fully connected", "other")
 
 
@@ -34,12 +34,12 @@ class ModuleCall:
     """One call of a module of a network.
 
     Attributes:
-        name: Its path in the network.
+        name: The module's path in the network.
         kind: The name of its class.
         output: The shapes of its outputs for a batch of one.
-        parameters: Of it and the modules inside it; 0 if it was called before.
-        multiply_adds: Of the matrix products and convolutions of all its calls, for one
-            sample; they stand at the first.
+        parameters: Parameters of the module and those inside it; 0 if it was called before.
+        multiply_adds: Multiply-adds of the matrix products and convolutions in all its calls,
+            for one sample; 0 if it was called before.
     """
 
     name: str
@@ -51,12 +51,12 @@ class ModuleCall:
 
 @dataclass(frozen=True)
 class Summary:
-    """A network in numbers.
+    """The layers of a network and their totals.
 
     Attributes:
-        inputs: Shapes of what the network takes, after preprocessing, for a batch of one.
-        layers: In the order of the calls.
-        totals: Parameters and multiply-adds by kind of layer, and of all.
+        inputs: Shapes of the network's inputs, after preprocessing, for a batch of one.
+        layers: One entry for each call of a module, in the order of the calls.
+        totals: "parameters" and "multiply_adds", by kind of layer and for "all".
     """
 
     model: str
@@ -72,11 +72,11 @@ class Summary:
 def summarise(
     name: str, model: Model, inputs: Sequence[torch.Tensor], depth: int | None
 ) -> Summary:
-    """Runs one sample through a network and notes what each layer gives.
+    """Runs one sample through a network and records each layer's outputs and operations.
 
     Args:
-        inputs: Raw inputs, `[1, …]` each.
-        depth: How deep to go into modules that hold others; None means to the innermost.
+        inputs: Raw inputs, each `[1, …]`.
+        depth: How many levels of nested modules to list; None means the innermost modules.
 
     Raises:
         DeployError: The network does not run on the inputs.
@@ -161,7 +161,7 @@ def _totals(network: nn.Module, counts: dict[str, int]) -> dict[str, dict[str, i
 
 
 def show(summary: Summary) -> None:
-    """Prints the layers, then the sums."""
+    """Prints the layers, then the totals."""
     shapes = ", ".join(_text(shape) for shape in summary.inputs)
     rows = [
         (

@@ -1,4 +1,4 @@
-"""The result of the whole chain in a few lines."""
+"""The report of `assay report` and `assay run`: accuracy, verdicts, latency and bundle."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from pipeline.workflow.runner import Store
 
 @dataclass(frozen=True)
 class Summary:
-    """What there is of a model at one precision.
+    """The results of a model at one precision; those that are missing are None.
 
     Attributes:
-        training: The training record, with the test accuracy.
-        verdicts: By subject.
-        measurements: What the last bench measured.
-        bundle: Where the bundle is.
-        notes: What was left out, since it is damaged or out of date.
+        training: The content of `training.json`, with the test accuracy.
+        verdicts: JSON verdicts by subject: "graph" or an engine.
+        measurements: The content of `measurements.json`.
+        bundle: Path of the bundle.
+        notes: Messages about files that are left out because they are damaged or out of date.
     """
 
     model: str
@@ -53,16 +53,16 @@ class Summary:
 
 
 def collect(model: str, precision: str, store: Store) -> Summary:
-    """Reads what the stages have left behind.
+    """Reads a model's results from the store.
 
     Raises:
-        DeployError: There is nothing of this model yet.
+        DeployError: No stage has run for this model yet.
     """
     fields = {"model": model, "precision": precision}
 
     notes = []
 
-    def vouched(artifact: Artifact) -> Path | None:
+    def verified_path(artifact: Artifact) -> Path | None:
         filled = artifact.at(**fields)
         paths = Paths(store.root, store.dist, fields, (filled,))
         path = paths.locate(filled)
@@ -76,13 +76,13 @@ def collect(model: str, precision: str, store: Store) -> Summary:
         return path
 
     def read(artifact: Artifact) -> Any | None:
-        path = vouched(artifact)
+        path = verified_path(artifact)
         return None if path is None else read_json(path)
 
     subjects = {GRAPH_SUBJECT: GRAPH_VERDICT}
     subjects |= {name: ENGINE_VERDICT.at(engine=name) for name in engines.names()}
     verdicts = {name: read(artifact) for name, artifact in subjects.items()}
-    bundle = vouched(BUNDLE)
+    bundle = verified_path(BUNDLE)
     summary = Summary(
         model=model,
         precision=precision,
@@ -95,14 +95,14 @@ def collect(model: str, precision: str, store: Store) -> Summary:
     words = model if precision == DEFAULT_PRECISION else f"{model} --precision {precision}"
     if summary.training is None and not summary.verdicts and not notes:
         raise DeployError(
-            f"nothing has been made of {model} in {store.root} yet",
+            f"{store.root} has no results of {model} yet",
             hints.complete(f"run `assay run {words}`", store.place),
         )
     return summary
 
 
 def show(summary: Summary) -> None:
-    """Prints accuracy, then a row for each engine, then where the bundle is."""
+    """Prints the accuracy, a row for each engine, and the bundle's path."""
     if summary.training is not None:
         console.result(f"{summary.model}: {describe(summary.training)}")
     batches = sorted({entry["batch"] for entry in _results(summary)})
@@ -118,7 +118,7 @@ def show(summary: Summary) -> None:
             console.result(f"{name}: not run on this machine: {verdict['reason']}")
     for note in summary.notes:
         console.result(note)
-    console.result(f"bundle: {summary.bundle or 'none that is up to date'}")
+    console.result(f"bundle: {summary.bundle or 'none up to date'}")
 
 
 def _verdict_cells(verdict: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is printed after the stage train."""
+"""The printed report of the train stage."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pipeline.workflow import console
 
 
 def show(model: str, training: dict[str, Any]) -> None:
-    """Prints the test accuracy, or what else became of the training."""
+    """Prints a model's test accuracy and how it was trained."""
     console.result(f"{model}: {describe(training)}")
 
 
 def describe(training: dict[str, Any]) -> str:
-    """Returns what became of the training in words, with every part that was left out."""
+    """Returns a training's accuracy or last loss, its epochs, and any limits on its data."""
     epochs = training["epochs"]
     if not epochs:
         how = "with the weights given" if training["weights"] else "with new weights, not trained"

@@ -1,4 +1,4 @@
-"""What is printed after the stage verify, and after `assay check`."""
+"""The printed report of the verify stage and of `assay check`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show(verdicts: Sequence[Verdict]) -> None:
-    """Prints a table, one row an output, then what there is to say of each subject."""
+    """Prints a table with a row for each output, then the remarks and reasons of each verdict."""
     columns = dict(_COLUMNS)
     if any(PRECISIONS[verdict.precision].quantized for verdict in verdicts):
         columns |= _QUANTIZED_COLUMNS
@@ -31,7 +31,7 @@ def show(verdicts: Sequence[Verdict]) -> None:
             if output.incomparable:
                 console.result(
                     f"{verdict.subject}: {output.incomparable} golden rows of {output.name} are not"
-                    " compared, since rounding alone moves them by a large part of their size"
+                    " compared, since their rounding noise is large relative to their values"
                 )
         if verdict.reason:
             console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
@@ -63,7 +63,7 @@ def _weights(verdict: Verdict, _output: OutputVerdict) -> str:
 
 
 _Column = tuple[str, Callable[["Verdict", "OutputVerdict"], str]]
-# The columns by name, each with its title; titles with ">" are aligned to the right.
+# Each column's title and cells; ">" aligns a column to the right.
 _COLUMNS: dict[str, _Column] = {
     "subject": ("subject", lambda verdict, _: verdict.subject),
     "verdict": ("verdict", lambda verdict, _: verdict.status),

@@ -1,4 +1,4 @@
-"""The stages, one thin file each, and the options and inputs that several of them have."""
+"""The stages, one file each, and the options and inputs that several of them share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import engines
 import exporters
 from pipeline import models
 from pipeline.workflow.artifacts import CPU_GRAPH, DATA, ENGINE, GRAPH, PROGRAM, Artifact
-from pipeline.workflow.stage import Meaning, option
+from pipeline.workflow.stage import OptionRole, option
 
 
 def need_torch(*more: str) -> None:
-    """Checks that PyTorch and `more` modules are there, which a deployment target need not have.
+    """Checks that PyTorch and `more` modules are installed; a deployment target may lack them.
 
     Raises:
         NotAvailableError: One of them is not installed.
@@ -30,17 +30,22 @@ def model_option() -> Any:
     return option(
         text="Model of the zoo, torchvision:NAME, timm:NAME, package.module:factory or"
         " path/to/file.py:factory.",
-        check=models.check_name,
+        validate=models.check_name,
     )
 
 
 def data_option(default: str | None, *, as_trained: bool = False) -> Any:
-    """Declares `--data`. The command line turns a folder's path into a data set's name."""
+    """Declares `--data`; the command line replaces a folder by the name of its data set.
+
+    Args:
+        default: The default data set; None means the model's own.
+        as_trained: Default to the data set that the model was trained on.
+    """
     shown = "" if default is not None else " [the model's own]"
     return option(
         default,
-        text=f"Data set, or folder with a subfolder of images for each class{shown}.",
-        meaning=Meaning(images=True, as_trained=as_trained),
+        text=f"Data set, or a folder with a subfolder of images for each class{shown}.",
+        role=OptionRole(takes_image_folder=True, default_from_training=as_trained),
     )
 
 
@@ -56,12 +61,12 @@ def precision_option() -> Any:
 def data_artifacts(
     data: str | None, artifacts: tuple[Artifact, ...] = DATA
 ) -> tuple[Artifact, ...]:
-    """Returns the artifacts of a data set; () without one."""
+    """Returns the artifacts of a data set; () if `data` is None."""
     return () if data is None else tuple(artifact.at(dataset=data) for artifact in artifacts)
 
 
 def engine_source(name: str, precision: str) -> Artifact:
-    """Returns what an engine is built from at a precision."""
+    """Returns the artifact that an engine is built from at a precision."""
     engine = engines.get(name)
     if engine.source == "program":
         return PROGRAM
@@ -70,7 +75,7 @@ def engine_source(name: str, precision: str) -> Artifact:
 
 
 def built_engines(params: Mapping[str, Any], root: Path) -> list[str]:
-    """Returns the engines that are built of a model at a precision."""
+    """Returns the names of the engines built for the model and precision in `params`."""
     fields = {"precision": exporters.DEFAULT_PRECISION}
     fields |= {name: value for name, value in params.items() if isinstance(value, str)}
     return [
@@ -81,5 +86,5 @@ def built_engines(params: Mapping[str, Any], root: Path) -> list[str]:
 
 
 def built_engines_that_run(params: Mapping[str, Any], root: Path) -> list[str]:
-    """Returns those of them that run on this machine."""
+    """Returns the names of the built engines that run on this machine."""
     return [name for name in built_engines(params, root) if engines.get(name).available().run]

@@ -19,12 +19,12 @@ from pipeline.stages import built_engines_that_run, model_option, precision_opti
 from pipeline.workflow import hints
 from pipeline.workflow.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
+from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from engines.contract import Session
 
-# What the others are compared with, where it is among the candidates.
+# The engine that the others are compared with, if it is measured.
 BASELINE = "pytorch"
 
 
@@ -36,36 +36,36 @@ class Params:
     precision: str = precision_option()
     engine: tuple[str, ...] = option(
         ("all",),
-        text='Built engines to measure, or "all" that run here.',
+        text='Built engines to measure, or "all" that run on this machine.',
         names=engines.names,
-        meaning=Meaning(every=built_engines_that_run),
+        role=OptionRole(expand_all=built_engines_that_run),
     )
     against: tuple[str, ...] = option(
         (),
-        text="Precisions whose engines are measured beside, the first as the baseline.",
+        text="Precisions to compare with; the engines of the first are the baseline.",
         names=lambda: list(PRECISIONS),
-        meaning=Meaning(in_run=False),
+        role=OptionRole(in_run=False),
     )
     batch: tuple[int, ...] = option((1, 8, 64), text="Batch sizes to measure.", high=65536)
     threads: int | None = option(
-        None, text="CPU threads of one inference [all that it may use].", high=1024
+        None, text="CPU threads of one inference [all that the process may use].", high=1024
     )
     affinity: tuple[int, ...] = option(
-        (), text="CPUs to keep to, by number, as in 0,1 [all that the process may use].", low=0
+        (), text="CPUs to run on, by number, as in 0,1 [all that the process may use].", low=0
     )
     device: str = option("auto", text="Where the engines run: auto, cpu, cuda or cuda:N.")
     cuda_graph: bool = option(
-        False, text="Measure engines replaying CUDA graphs, too, beside launches one by one."
+        False, text="Also measure engines that replay their launches as one CUDA graph."
     )
-    budget: float | None = option(None, text="Seconds to spend on a batch size [8; edge: 0.5].")
+    budget: float | None = option(None, text="Seconds for each batch size [8; edge: 0.5].")
     seed: int = option(0, text="Seed of the order within rounds and of the bootstrap.", low=0)
 
 
 def resolve(params: Params) -> Params:
-    """Puts the baseline first and checks the numbers."""
+    """Puts the baseline first, fills in defaults, and checks CPUs and CUDA graphs."""
     if not params.engine:
         raise DeployError(
-            f"no engine of {params.model} that runs here is built",
+            f"no engine of {params.model} is built that runs on this machine",
             f"run `{hints.command('build', vars(params) | {'engine': None})}`",
         )
     ordered = sorted(set(params.engine), key=lambda name: (name != BASELINE, name))
@@ -77,14 +77,14 @@ def resolve(params: Params) -> Params:
         allowed = hardware.affinity()
         if not set(params.affinity) <= set(allowed):
             raise UsageError(
-                f"--affinity {','.join(map(str, params.affinity))}: this process may use the CPUs"
-                f" {','.join(map(str, allowed))}",
+                f"--affinity {','.join(map(str, params.affinity))}: this process may only use the"
+                f" CPUs {','.join(map(str, allowed))}",
                 "choose from these CPUs",
             )
     if params.cuda_graph and not any(_has_graphs(other, params) for other in params.engine):
         raise NotAvailableError(
-            f"none of {', '.join(params.engine)} has CUDA graphs here",
-            "leave --cuda-graph out, or run it where there is a CUDA device",
+            f"none of {', '.join(params.engine)} has CUDA graphs on this machine",
+            "leave --cuda-graph out, or use a machine with a CUDA device",
         )
     against = tuple(other for other in dict.fromkeys(params.against) if other != params.precision)
     batch = tuple(sorted(set(params.batch)))
@@ -112,7 +112,7 @@ def _has_graphs(name: str, params: Params) -> bool:
 
 @dataclass(frozen=True)
 class _Subject:
-    """A built engine, and how it is to launch."""
+    """A built engine, and whether it replays a CUDA graph."""
 
     engine: str
     built: Artifact
@@ -120,7 +120,7 @@ class _Subject:
 
 
 def _subjects(params: Params) -> dict[str, _Subject]:
-    """Returns what is measured, by the name it has in the table; the baseline first."""
+    """Returns the engines to measure by their names in the table, the baseline first."""
     subjects = {}
     for precision in (*params.against, params.precision):
         for engine in params.engine:
@@ -194,7 +194,7 @@ def _open(subject: _Subject, built: Path, params: Params) -> Session:
 
 
 def facts(params: Params) -> dict[str, str]:
-    """What the speed depends on: each backend, the CPU and the GPU."""
+    """Returns the fingerprints of each backend, the CPU and the GPU."""
     facts_by_name = {**hardware.cpu_fingerprint(), **hardware.gpu_fingerprint()}
     for name in params.engine:
         facts_by_name |= engines.get(name).fingerprint()
@@ -202,7 +202,7 @@ def facts(params: Params) -> dict[str, str]:
 
 
 def show(runs: StageRuns[Params]) -> None:
-    """Prints the table."""
+    """Prints the measurements."""
     for outputs, _ in runs:
         report.show(read_json(outputs[MEASUREMENTS]))
 

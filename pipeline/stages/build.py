@@ -1,4 +1,4 @@
-"""Stage build: graph or program to engine."""
+"""Stage build: an engine from the graph or program."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
+from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from engines.contract import BuildOptions
@@ -45,9 +45,9 @@ class Params:
     precision: str = precision_option()
     engine: str = option(
         "all",
-        text='Engine to build, several, or "all" that this machine can build.',
+        text='Engines to build, or "all" that this machine can build.',
         names=engines.names,
-        meaning=Meaning(every=_buildable, lenient=True, leads=True),
+        role=OptionRole(expand_all=_buildable, skip_unavailable=True, shown_by_run=True),
     )
     batch_min: int = option(1, text="Smallest batch (TensorRT's optimization profile).")
     batch_opt: int = option(8, text="Batch to optimise for (TensorRT).")
@@ -55,26 +55,28 @@ class Params:
     workspace: int = option(1024, text="Scratch memory that TensorRT may use, in MiB.", high=2**20)
     tf32: bool = option(False, text="Let TensorRT compute fp32 products in TF32.")
     optimization_level: int | None = option(
-        None, text="TensorRT's, 0 (built fast) to 5 (runs fast).", low=0, high=5
+        None, text="TensorRT's level, from 0 (fast to build) to 5 (fast to run).", low=0, high=5
     )
     target_sm: tuple[int, ...] = option(
         (), text="Compute capabilities to build for, as in 75,86,89,120 (TensorRT for RTX)."
     )
     version_compatible: bool = option(
-        False, text="A plan that later minor versions of TensorRT run."
+        False, text="Build a plan that later minor versions of TensorRT run."
     )
-    hardware_compatible: bool = option(False, text="A plan for any GPU from Ampere on (TensorRT).")
-    refit: bool = option(False, text="A plan whose weights may be replaced (TensorRT).")
-    strip_weights: bool = option(False, text="A plan without its weights (TensorRT).")
+    hardware_compatible: bool = option(
+        False, text="Build a plan for any GPU from Ampere on (TensorRT)."
+    )
+    refit: bool = option(False, text="Build a plan whose weights can be replaced (TensorRT).")
+    strip_weights: bool = option(False, text="Build a plan without its weights (TensorRT).")
     other_types: bool = option(
         False, text="Accept a plan that computes in other types than the graph asks for (TensorRT)."
     )
 
 
 def resolve(params: Params) -> Params:
-    """Checks the batch sizes, and that the engine has the precision, before anything is locked.
+    """Checks the batch sizes, and that the engine has the precision, before the stage is locked.
 
-    What only TensorRT can be told does not count for another engine.
+    Engines without build options get the defaults of those, so that they do not change the key.
     """
     _options(params)
     if not engines.get(params.engine).build_options:
@@ -84,8 +86,8 @@ def resolve(params: Params) -> Params:
     precision = PRECISIONS[params.precision]
     if precision.quantized and engines.get(params.engine).source == "program":
         raise NotAvailableError(
-            f"engine {params.engine!r} has no {precision.name}: it runs the PyTorch program, and"
-            f" {precision.name} is made of the ONNX graph",
+            f"engine {params.engine!r} does not support {precision.name}: it runs the PyTorch"
+            " program, and only the ONNX graph is quantized",
             "build another engine",
         )
     if precision.name in engines.get(params.engine).lacks:
@@ -148,12 +150,12 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
 
 
 def facts(params: Params) -> dict[str, str]:
-    """The backend's versions and, where it matters, the GPU."""
+    """Returns the backend's versions and, where it matters, the GPU."""
     return engines.get(params.engine).fingerprint()
 
 
 def show(runs: StageRuns[Params]) -> None:
-    """Prints where each engine is and whether it can run here."""
+    """Prints each engine's path and whether this machine can run it."""
     for outputs, params in runs:
         available = engines.get(params.engine).available()
         report.show(params.engine, outputs[ENGINE], read_json(outputs[ENGINE_LAYERS]), available)

@@ -1,4 +1,4 @@
-"""Stage bundle: everything into one archive that proves itself."""
+"""Stage bundle: engines, graph, records and the proof in one archive."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json
-from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
+from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 _ACCEPTED = ("pass", "not run")
 
@@ -47,17 +47,17 @@ class Params:
     precision: str = precision_option()
     engine: tuple[str, ...] = option(
         ("all",),
-        text='Built engines to put in, or "all" that are built.',
+        text='Built engines to include, or "all" that are built.',
         names=engines.names,
-        meaning=Meaning(every=built_engines),
+        role=OptionRole(expand_all=built_engines),
     )
     measurements: bool = option(
-        True, text="Put the measurements in.", meaning=Meaning(in_run=False)
+        True, text="Include the measurements.", role=OptionRole(in_run=False)
     )
 
 
 def resolve(params: Params) -> Params:
-    """Sorts the engines: their order changes nothing."""
+    """Sorts the engines, since their order does not change the bundle."""
     if not params.engine:
         raise DeployError(
             f"no engine of {params.model} is built",
@@ -67,10 +67,10 @@ def resolve(params: Params) -> Params:
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
-    """Writes the archive, unless something in it failed its verdict.
+    """Writes the archive.
 
     Raises:
-        ParityError: A verdict is neither a pass nor "not run".
+        ParityError: A verdict is neither "pass" nor "not run".
     """
     from pipeline.bundling import archive, provenance, readme
 
@@ -158,14 +158,14 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
 
 
 def show(runs: StageRuns[Params]) -> None:
-    """Prints where the bundle is."""
+    """Prints the path of the bundle."""
     for outputs, _ in runs:
         report.show(outputs[BUNDLE])
 
 
 STAGE = Stage(
     name="bundle",
-    help="Put everything into one archive that proves itself.",
+    help="Write everything to one archive that can be verified on the target.",
     params=Params,
     inputs=_inputs,
     outputs=lambda _params: (BUNDLE,),

@@ -1,4 +1,4 @@
-"""Stage data: a data set's images and labels, every digest checked."""
+"""Stage data: a data set's images and labels, with every digest checked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import write_json
-from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
+from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 
 @dataclass(frozen=True)
@@ -31,28 +31,30 @@ class Params:
     """Options of the stage."""
 
     data: str = data_option(FASHION_MNIST.name)
-    # The digests pin the content, so where it comes from changes nothing.
+    # Not part of the key: the digests of the files are.
     data_dir: Path | None = option(
         None,
         text="Folder that holds the data set's files (.gz or not).",
         key=False,
-        meaning=Meaning(images_folder=True),
+        role=OptionRole(image_folder=True),
     )
     image_size: int | None = option(
-        None, text="Side in pixels of the square that a folder's images are brought to.", high=4096
+        None,
+        text="Resize and crop a folder's images to squares with this side, in pixels.",
+        high=4096,
     )
     skip_bad: bool = option(
-        False, text="Leave out a folder's broken images, and those of another size than most."
+        False, text="Leave out a folder's broken images, and those that differ from the usual size."
     )
 
 
 def resolve(params: Params) -> Params:
-    """Checks that the data set is one, and that options of a folder are given for one."""
+    """Checks the data set's name, and that options for image folders are given for a folder."""
     registry.check_name(params.data)
     folder = params.data.startswith(FOLDER_PREFIX)
     if folder and params.data_dir is None:
         raise UsageError(
-            f"where is the folder of data set {params.data!r}?", "give its path with --data"
+            f"the folder of data set {params.data!r} is not known", "give its path with --data"
         )
     if not folder and (params.image_size is not None or params.skip_bad):
         raise UsageError(
@@ -63,7 +65,7 @@ def resolve(params: Params) -> Params:
 
 
 def run(_inputs: Paths, outputs: Paths, params: Params) -> None:
-    """Writes images and labels as IDX files, and what they are."""
+    """Writes images and labels as IDX files, and their shape and class names as JSON."""
     from pipeline.data import idx, imagefolder
 
     if params.data.startswith(FOLDER_PREFIX) and params.data_dir is not None:
@@ -91,7 +93,7 @@ def _at(paths: Paths, artifact: Artifact) -> Path:
 
 
 def facts(params: Params) -> dict[str, str]:
-    """The digests that the files must have, or that a folder's images have."""
+    """Returns the known digests of the data set's files, or the digest of a folder's images."""
     if params.data.startswith(FOLDER_PREFIX) and params.data_dir is not None:
         from pipeline.data import imagefolder
 
@@ -104,7 +106,7 @@ def _outputs(params: Params) -> tuple[Artifact, ...]:
 
 
 def show(runs: StageRuns[Params]) -> None:
-    """Prints where the files are and what they hold."""
+    """Prints the folder of the files, the image shape and the number of classes."""
     for outputs, params in runs:
         path = _at(outputs, CONTENTS)
         report.show(params.data, path.parent, registry.read_contents(path))

@@ -1,4 +1,4 @@
-"""Stage export: checkpoint to graph, program and golden file."""
+"""Stage export: graph, program and golden file from a checkpoint."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Params:
     precision: str = precision_option()
     exporter: str = option(
         EXPORTERS[0],
-        text="torch.export, or TorchScript for models that it cannot trace.",
+        text="dynamo is torch.export; torchscript is for models that it cannot trace.",
         names=lambda: [*EXPORTERS],
     )
     opset: int | None = option(
@@ -74,36 +74,36 @@ class Params:
     data: str | None = data_option(None, as_trained=True)
     inputs: Path | None = option(
         None,
-        text="Golden inputs from this .npz file, an array for each input [test images].",
+        text=".npz file of golden inputs, an array for each input [test images].",
         key=False,
     )
     calibration: Path | None = option(
         None,
-        text=f"{', '.join(QUANTIZED)}: calibrate on the inputs in this .npz file"
-        " [training images].",
+        text=f".npz file of inputs to calibrate on, for {', '.join(QUANTIZED)} [training images].",
         key=False,
     )
 
 
 @dataclass(frozen=True)
 class CommandOptions:
-    """Options of the command alone."""
+    """Options that only the command has."""
 
     weights: Path | None = option(
-        None, text="Weights of a model that is not trained here: a safetensors or torch file."
+        None, text="Take the model's weights from this safetensors or torch file first."
     )
 
 
-def first(params: Mapping[str, Any], root: Path) -> str:
-    """Returns the stage that takes the weights of a model that nothing has trained, or ""."""
+def prerequisite(params: Mapping[str, Any], root: Path) -> str:
+    """Returns "train" if weights are given, or the model has no checkpoint and no training data."""
     model = params["model"]
-    taken = (root / CHECKPOINT.at(model=model).path).exists()
-    wanted = params.get("weights") is not None
-    return CHECKPOINT.stage if wanted or not (taken or models.get(model).trainable) else ""
+    has_checkpoint = (root / CHECKPOINT.at(model=model).path).exists()
+    if params.get("weights") is not None or not (has_checkpoint or models.get(model).trainable):
+        return CHECKPOINT.stage
+    return ""
 
 
 def resolve(params: Params) -> Params:
-    """Fills in the model's own data set, and checks what can be before anything runs."""
+    """Fills in the model's own data set, and checks the files and `calibration`."""
     for path in (params.inputs, params.calibration):
         if path is not None:
             require_file(path, "give the path of an .npz file")
@@ -116,7 +116,7 @@ def resolve(params: Params) -> Params:
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
-    """Exports the trained model and writes what proves any engine built from it."""
+    """Exports the trained model, and writes the golden file that proves its engines."""
     need_torch("onnxscript")
     import torch
 
@@ -128,7 +128,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     from pipeline.exporting.precision import at_precision
     from pipeline.golden.reference import ExactModel, make_reference, output_names
 
-    # One thread: PyTorch's own rounding, and with it the noise floor, depends on the number.
+    # One thread, since PyTorch's rounding, and with it the noise floor, depends on the number.
     torch.set_num_threads(1)
     training = read_json(inputs[TRAINING])
     if training["data"] != params.data:
@@ -157,7 +157,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         params.precision,
         test,
         cached,
-        # What is quantized afterwards has another noise, and is not judged by it.
+        # A quantized graph is judged by its quantization error, not by this noise floor.
         noise_runs=0 if PRECISIONS[params.precision].quantized else limits.NOISE_RUNS,
         beyond=cast.beyond,
     )
@@ -191,7 +191,8 @@ def _trained_model(inputs: Paths, params: Params) -> Model:
     contents = None
     if params.data is not None:
         contents = registry.read_contents(inputs[CONTENTS.at(dataset=params.data)])
-    torch.manual_seed(0)  # as by default in training: the weights are the checkpoint's
+    # The default seed of training; the weights are then replaced by the checkpoint's.
+    torch.manual_seed(0)
     model = models.get(params.model).build(contents)
     load(model.network, inputs[CHECKPOINT], params.model)
     return model
@@ -210,7 +211,7 @@ def _preprocessing(model: Model) -> str:
 
 
 def _calibration(inputs: Paths, model: Model, params: Params) -> Calibration:
-    """Returns the rows that a graph is quantized by: given ones, training images, or made ones."""
+    """Returns calibration rows: from `--calibration`, the training images, or generated."""
     from pipeline.data import idx
     from pipeline.exporting import calibration
     from pipeline.golden import rows
@@ -236,11 +237,11 @@ def _rows(model: Model, test: tuple[Array, Array] | None, params: Params) -> Row
 def _reference_cache(
     inputs: Paths, params: Params, facts: dict[str, Any], arrays: Sequence[tuple[str, Array]]
 ) -> ReferenceCache:
-    """Returns where the outputs in float64 are kept, for the next precision.
+    """Returns the cache of the float64 outputs, which exports at other precisions reuse.
 
     Args:
-        facts: What they depend on, besides the model's source, the machine and the libraries.
-        arrays: What they are computed of, by name.
+        facts: Part of the cache key, besides the model's source, the machine and the libraries.
+        arrays: The inputs that the outputs are computed from, by name; part of the key.
     """
     from pipeline.golden.reference_cache import ReferenceCache, key_of
 
@@ -248,8 +249,7 @@ def _reference_cache(
         **facts,
         "model": models.get(params.model).facts(),
         "revision": STAGE.revision,
-        # The CPU, and how many share a sum, move its last digits: a golden file is the same in
-        # any two runs.
+        # The CPU and the number of its cores change the last digits of sums.
         **hardware.cpu_fingerprint(),
         "cpus": hardware.available_cpus(),
         **{name: hardware.version(name) for name in ("torch", "torchvision", "timm")},
@@ -260,7 +260,7 @@ def _reference_cache(
 def _test_set(
     inputs: Paths, training: dict[str, Any], data: str | None
 ) -> tuple[Array, Array] | None:
-    """Returns images and labels of the test set, as many as the training was judged by."""
+    """Returns the test images and labels that the training was evaluated on; None without data."""
     from pipeline.data import idx
 
     if data is None:
@@ -281,12 +281,12 @@ def _outputs(params: Params) -> tuple[Artifact, ...]:
     outputs: tuple[Artifact, ...] = (GRAPH, GRAPH_DATA, GOLDEN, DESCRIPTION)
     if PRECISIONS[params.precision].quantized:
         return (*outputs, CPU_GRAPH) if PRECISIONS[params.precision].cpu_graph else outputs
-    # TorchScript traces what torch.export cannot: it makes no program.
+    # TorchScript is for models that torch.export cannot trace, so there is no program.
     return (*outputs, PROGRAM) if params.exporter == EXPORTERS[0] else outputs
 
 
 def facts(params: Params) -> dict[str, str]:
-    """What defines the model, the limits, and the digests of files of inputs."""
+    """Returns the model's facts, the limits, and the digests of the given .npz files."""
     facts_by_name = {**models.get(params.model).facts(), **limits.facts()}
     for name in ("inputs", "calibration"):
         if (path := getattr(params, name)) is not None:
@@ -295,7 +295,7 @@ def facts(params: Params) -> dict[str, str]:
 
 
 def show(runs: StageRuns[Params]) -> None:
-    """Prints where the graph is and how large."""
+    """Prints the graph's path, size and operator types."""
     for outputs, _ in runs:
         report.show(outputs[GRAPH], read_json(outputs[DESCRIPTION]))
 
@@ -311,7 +311,7 @@ STAGE = Stage(
     tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime-gpu", "numpy"),
     facts=facts,
     resolve=resolve,
-    command=CommandOptions,
-    first=first,
+    command_options=CommandOptions,
+    prerequisite=prerequisite,
     show=show,
 )

@@ -1,4 +1,4 @@
-"""Stage train: data to checkpoint, or weights that are there already."""
+"""Stage train: a checkpoint, trained on a data set or taken from a file of weights."""
 
 from __future__ import annotations
 
@@ -44,38 +44,36 @@ class Params:
     data: str | None = data_option(None)
     weights: Path | None = option(
         None,
-        text="Start from this safetensors or torch file; without --epochs, keep it.",
+        text="Start from this safetensors or torch file; without --epochs, use it unchanged.",
         key=False,
     )
     preset: str = option(
         "full",
-        text="The recipe, or minutes on a CPU with a part of the data.",
+        text="full is the model's recipe; quick takes minutes on a CPU, with a part of the data.",
         names=lambda: [*PRESETS],
     )
     epochs: int | None = option(None, text="Passes over the training set [preset's].", low=0)
     lr: float | None = option(None, text="Learning rate [preset's].", high=1000)
-    batch_size: int | None = option(None, text="Images a step [preset's].")
+    batch_size: int | None = option(None, text="Images per step [preset's].")
     limit: int | None = option(None, text="Train on the first N images only.")
-    test_limit: int | None = option(None, text="Judge by the first N test images only.")
+    test_limit: int | None = option(None, text="Evaluate on the first N test images only.")
     seed: int = option(0, text="Seed of the initial weights and of the order of images.", low=0)
     threads: int = option(factory=hardware.available_cpus, text="CPU threads.", high=1024)
     device: str = option("auto", text="Device to train on: auto, cpu, cuda or cuda:N.")
     compile: bool = option(False, text="Compile the network with torch.compile.")
-    tf32: bool = option(
-        True, text="On a GPU, compute convolutions and products in TF32; never when proving."
-    )
+    tf32: bool = option(True, text="On a GPU, train in TF32. Verification never uses it.")
     amp: str = option(
         "none",
-        text="Mixed precision; for GPUs, as it makes most CPUs slower.",
+        text="Type of mixed precision, for GPUs; most CPUs are slower with it.",
         names=lambda: ["none", *REDUCED],
     )
     resume: bool = option(
-        False, text="Go on where an interrupted training with the same options stopped.", key=False
+        False, text="Continue an interrupted training that had the same options.", key=False
     )
 
 
 def resolve(params: Params) -> Params:
-    """Fills in the preset, the data set, and the device that "auto" means here."""
+    """Fills in the preset's values, the data set, and the device that "auto" stands for."""
     from engines.checks import pick_device
 
     spec = models.get(params.model, params.seed)
@@ -98,7 +96,7 @@ def resolve(params: Params) -> Params:
     if chosen["epochs"] and not (spec.trainable or data):
         raise UsageError(
             f"{params.model} cannot be trained: it has no data set",
-            "name one with --data, or leave --epochs out to take its weights as they are",
+            "name one with --data, or leave --epochs out to keep its weights unchanged",
         )
     device = pick_device(params.device, ("cuda", "cpu"), "training")
     return dataclasses.replace(
@@ -111,7 +109,7 @@ def resolve(params: Params) -> Params:
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
-    """Trains the model, or takes its weights as they are, and measures it on the test set."""
+    """Trains the model, unless `epochs` is 0, and evaluates it on the test set."""
     need_torch()
     import torch
     from safetensors.torch import save_file
@@ -178,7 +176,7 @@ def _at(inputs: Paths, artifact: Artifact, params: Params) -> Path:
 
 
 def facts(params: Params) -> dict[str, str]:
-    """What defines the model, and the digest of the weights it starts from."""
+    """Returns the model's facts, and the digest of the weights it starts from."""
     facts_by_name = models.get(params.model).facts()
     if params.weights is not None:
         facts_by_name["weights"] = sha256_file(params.weights)
@@ -193,7 +191,7 @@ def show(runs: StageRuns[Params]) -> None:
 
 STAGE = Stage(
     name="train",
-    help="Train a model, or take weights as they are; writes its checkpoint and curve.",
+    help="Train a model, or take its weights from a file.",
     params=Params,
     inputs=lambda params: data_artifacts(params.data),
     outputs=lambda _params: (CHECKPOINT, TRAINING),

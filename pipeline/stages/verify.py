@@ -32,7 +32,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import Meaning, Stage, StageRuns, option
+from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Params:
     precision: str = precision_option()
     engine: str = option(
         GRAPH_SUBJECT,
-        text='What to verify: "graph", the name of a built engine, several, or "all".',
+        text='What to verify: "graph", names of built engines, or "all".',
         names=lambda: [GRAPH_SUBJECT, *engines.names()],
-        meaning=Meaning(every=lambda *where: [GRAPH_SUBJECT, *built_engines(*where)]),
+        role=OptionRole(expand_all=lambda *where: [GRAPH_SUBJECT, *built_engines(*where)]),
     )
     data: str | None = data_option(None, as_trained=True)
     threads: int = option(factory=hardware.available_cpus, text="CPU threads.", high=1024)
@@ -54,38 +54,38 @@ class Params:
 
 @dataclass(frozen=True)
 class CommandOptions:
-    """Options of the command alone, which judge or follow a file and record nothing."""
+    """Options that only the command has; they judge or bisect a file and record nothing."""
 
     file: Path | None = option(
         None,
-        text="Judge this file instead of what was built; nothing is recorded.",
-        meaning=Meaning(instead="verify_file"),
+        text="Judge this graph or engine file instead of the built one; record nothing.",
+        role=OptionRole(action="verify_file"),
     )
     golden: Path | None = option(
         None,
-        text="With --file: the golden file, if not the model's own.",
-        meaning=Meaning(needs=("file", "bisect"), advice="name the file to judge"),
+        text="With --file or --bisect: the golden file, if not the model's own.",
+        role=OptionRole(requires=("file", "bisect"), requires_hint="name the file to judge"),
     )
     bisect: bool = option(
         False,
-        text="Name the first node of the graph, or of --engine, whose value is not the model's.",
-        meaning=Meaning(instead="bisect"),
+        text="Find the first node of the graph, run by --engine, whose value is not the model's.",
+        role=OptionRole(action="bisect"),
     )
     plot: Path | None = option(
         None,
-        text="With --bisect: draw how the error grows into this file (.svg, .png, .pdf).",
-        meaning=Meaning(needs=("bisect",), advice="add --bisect"),
+        text="With --bisect: plot the error along the graph into this file (.svg, .png, .pdf).",
+        role=OptionRole(requires=("bisect",), requires_hint="add --bisect"),
     )
 
 
 def resolve(params: Params) -> Params:
-    """Fills in the data set of a model of the zoo; that of another is in its records."""
+    """Fills in the data set of a zoo model; the command line takes others from the records."""
     spec = models.in_zoo(params.model)
     return dataclasses.replace(params, data=params.data or (spec.dataset if spec else None))
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
-    """Judges the subject, or records why it cannot be judged here."""
+    """Judges the subject, or records why this machine cannot run it."""
     from pipeline.data.idx import read_images
     from pipeline.verification.engine_proof import prove
 
@@ -120,7 +120,7 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
 
 
 def facts(params: Params) -> dict[str, str]:
-    """The backend's versions, whether it can run here, and the limits of the verdict."""
+    """Returns the backend's versions, whether it runs here, and the limits of the verdict."""
     from pipeline.verification.engine_proof import runner
 
     engine = engines.get(runner(params.engine))
@@ -128,7 +128,7 @@ def facts(params: Params) -> dict[str, str]:
 
 
 def show(runs: StageRuns[Params]) -> None:
-    """Prints the verdicts; raises unless all are passes."""
+    """Prints the verdicts; raises DeployError unless all are passes."""
     from pipeline.verification.verdict import from_json
 
     verdicts = [from_json(read_json(outputs[_verdict(params)])) for outputs, params in runs]
@@ -148,6 +148,6 @@ STAGE = Stage(
     tools=("numpy",),
     facts=facts,
     resolve=resolve,
-    command=CommandOptions,
+    command_options=CommandOptions,
     show=show,
 )

@@ -1,1 +1,1 @@
-"""Training: the loop, what it keeps to go on after an interruption, and several processes."""
+"""Training: the loop, checkpoints to resume from, and training in several processes."""

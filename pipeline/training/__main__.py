@@ -1,4 +1,4 @@
-"""`python -m pipeline.training`, which torchrun starts; see `pipeline.cli.training_processes`."""
+"""`python -m pipeline.training`, started by torchrun; see `pipeline.cli.training_processes`."""
 
 import sys
 

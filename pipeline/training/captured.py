@@ -1,4 +1,4 @@
-"""A step of training as one CUDA graph: a hundred launches become one."""
+"""A training step as one CUDA graph, which replaces a hundred launches by one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# cuBLAS and cuDNN set themselves up in the first calls, and a compiler compiles; none of that may
-# happen while the graph is captured.
+# The first calls initialise cuBLAS and cuDNN, and compile; neither may happen during a capture.
 _WARM_UP = 3
 
 
 class CapturedStep:
     """A step on a batch of fixed size, captured once and replayed.
 
-    Replays draw new random numbers: torch moves its generator on by what the step uses.
+    Each replay draws new random numbers: torch advances its generator by what the step uses.
     """
 
     def __init__(
@@ -25,12 +24,12 @@ class CapturedStep:
         rows: torch.Tensor,
         state: Iterable[torch.Tensor],
     ) -> None:
-        """Captures the step, and leaves no other trace of having run it.
+        """Captures the step; restores `state` and the random numbers afterwards.
 
         Args:
-            step: Trains on the samples with these numbers, int64 `[batch]`; enqueues its work on
+            step: Trains on the samples with these indices, int64 `[batch]`; enqueues its work on
                 the current stream and never waits for it.
-            rows: Numbers of samples, on the device: those the step is tried with.
+            rows: Indices of samples to capture the step with, int64 `[batch]` on the device.
             state: All tensors that the step changes in place.
 
         Raises:
@@ -41,7 +40,7 @@ class CapturedStep:
 
         device = rows.device
         self._rows = rows.clone()
-        # Also if that fails: the caller then trains without a graph.
+        # Restored also if the capture fails: the caller then trains without a graph.
         kept = [(tensor, tensor.detach().clone()) for tensor in state]
         generator = torch.cuda.get_rng_state(device)
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -62,6 +61,6 @@ class CapturedStep:
             torch.cuda.set_rng_state(generator, device)
 
     def __call__(self, rows: torch.Tensor) -> None:
-        """Enqueues a step on these samples, as many as it was captured with."""
+        """Enqueues a step on the samples with these indices, int64 `[batch]` as captured."""
         self._rows.copy_(rows)
         self._graph.replay()

@@ -1,4 +1,4 @@
-"""What a training keeps on the disk, so that it can go on as if it had never stopped."""
+"""The file from which an interrupted training resumes, with the same result."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _PARTS = ("model", "optimizer", "rng")
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stood.
+    """The state of a training between two steps.
 
     Attributes:
-        key: The digest of all that the final weights depend on.
-        epoch: The epoch under way, from 1.
-        step: Steps of that epoch that are done.
-        loss: The sum of the losses of its images so far.
-        correct: How many of them were classified right.
+        key: SHA-256 of everything that the final weights depend on.
+        epoch: The current epoch, from 1.
+        step: Completed steps of that epoch.
+        loss: Sum of the losses of the epoch's images so far.
+        correct: How many of those images were classified correctly.
         seconds: How long the epoch has taken so far.
         curve: One entry for each complete epoch.
         scaler: The state of the fp16 loss scaler.
@@ -47,11 +47,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingCheckpoint:
-    """The one file in which a training keeps its progress.
+    """The file in which a training saves its progress.
 
     Attributes:
-        path: The file; replaced at once, so that a reader finds a whole one or none.
-        key: The digest of all that the final weights depend on.
+        path: The file; it is replaced atomically.
+        key: SHA-256 of everything that the final weights depend on.
     """
 
     path: Path
@@ -59,11 +59,11 @@ class TrainingCheckpoint:
 
     @property
     def rescued(self) -> Path:
-        """Where the last good weights are put when a training diverges."""
+        """The file that gets the last good weights when a training diverges."""
         return self.path.with_name(f"{self.path.stem}-last-good.safetensors")
 
     def save(self, progress: Progress) -> None:
-        """Writes the progress to the disk."""
+        """Writes the progress to the file."""
         from safetensors.torch import save_file
 
         meta = {name: value for name, value in vars(progress).items() if name != "tensors"}
@@ -76,24 +76,24 @@ class TrainingCheckpoint:
             save_file(tensors, part, {"schema": str(SCHEMA), "progress": json.dumps(meta)})
 
     def load(self) -> Progress | None:
-        """Returns the progress; None if none was kept.
+        """Returns the saved progress; None if the file does not exist.
 
         Raises:
-            DeployError: The file is damaged, or of a training with other options.
+            DeployError: The file is damaged, or belongs to a training with other options.
         """
         if not self.path.exists():
             return None
         progress = _read(self.path)
         if progress.key != self.key:
             raise DeployError(
-                f"{self.path} is of another training: an option, the data, the model's source or"
-                " torch is not the same",
-                "give the options it was started with, or leave --resume out to start anew",
+                f"{self.path} belongs to another training: an option, the data, the model's source"
+                " or torch is different",
+                "give the options it was started with, or leave --resume out to start again",
             )
         return progress
 
     def rescue(self) -> int:
-        """Writes the weights that were kept last as a plain file; returns their epoch, or 0."""
+        """Writes the last saved weights to `rescued`; returns their epoch, or 0 without any."""
         from safetensors.torch import save_file
 
         if not self.path.exists():
@@ -118,5 +118,5 @@ def _read(path: Path) -> Progress:
             return Progress(**json.loads(header["progress"]), tensors=tensors)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DeployError(
-            f"{path} is damaged: {error}", "remove it, or leave --resume out to start anew"
+            f"{path} is damaged: {error}", "remove it, or leave --resume out to start again"
         ) from error

@@ -1,4 +1,4 @@
-"""Several processes that train one model together, as torchrun starts them."""
+"""Training one model in several processes, started by torchrun."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _state = {"helpers called": False}
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of one training.
+    """This process's place among those of one training.
 
     Attributes:
-        rank: Which of them this is, from 0; rank 0 alone prints and writes.
-        world: How many there are.
-        local: Which of those on this machine this is, from 0.
-        local_world: How many there are on this machine.
+        rank: Its number, from 0; only rank 0 prints and writes.
+        world: The number of processes.
+        local: Its number among those on this machine, from 0.
+        local_world: The number of processes on this machine.
     """
 
     rank: int = 0
@@ -27,7 +27,7 @@ class Group:
 
 
 def group() -> Group:
-    """Returns the group that this process belongs to; one of its own if it was started alone."""
+    """Returns this process's group: of one process if torchrun did not start it."""
     import torch
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -40,8 +40,8 @@ def group() -> Group:
     )
 
 
-def shared(message: Any) -> Any:
-    """Returns rank 0's message in every process; the others' own is ignored."""
+def broadcast(message: Any) -> Any:
+    """Returns rank 0's message in every process; ignores the others' own."""
     import torch
 
     box = [message]
@@ -50,9 +50,9 @@ def shared(message: Any) -> Any:
 
 
 def call_helpers(job: Any) -> None:
-    """Sends the other processes what to train; None if there is nothing to do. For rank 0."""
+    """Sends the other processes their job, or None to end them. Rank 0 calls it."""
     _state["helpers called"] = True
-    shared(job)
+    broadcast(job)
 
 
 def helpers_called() -> bool:
@@ -61,5 +61,5 @@ def helpers_called() -> bool:
 
 
 def wait_for_job() -> Any:
-    """Returns what rank 0 gave to `call_helpers`."""
-    return shared(None)
+    """Returns the job that rank 0 gave to `call_helpers`. The other ranks call it."""
+    return broadcast(None)

@@ -1,4 +1,4 @@
-"""How accurate a trained model is on its test set."""
+"""The accuracy of a trained classifier on its test set."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def evaluate(
     model: Model, images: Path, labels: Path, limit: int | None, device: str
 ) -> dict[str, Any]:
-    """Returns the accuracy of a classifier, as the training record has it.
+    """Returns the accuracy of a classifier, in the form of `training.json`.
 
     Args:
         images: The IDX file of the test images.
         labels: The IDX file of their classes.
-        limit: Judge by the first ones only.
-        device: "cpu" or "cuda:N". VGG-11 on 10,000 images takes half a minute on a CPU.
+        limit: Use only this many images, the first ones; None means all.
+        device: "cpu", "cuda" or "cuda:N".
     """
     every, classes = idx.read_images(images), idx.read_labels(labels)
     available, part = len(classes), slice(0, limit)

@@ -1,4 +1,4 @@
-"""One training from its data to its weights, as each of its processes runs it."""
+"""One training, from data to weights, as each of its processes runs it."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process has to know to train a model. It can be pickled.
+    """Everything a process needs to train a model; rank 0 sends it to the others by pickle.
 
     Attributes:
         model: The model's name.
         contents: Image shape and classes of the data set; None without one.
-        images: The IDX file of the training images; None for samples that the model brings.
+        images: The IDX file of the training images; None if the model has samples of its own.
         labels: The IDX file of their classes.
-        limit: Train on the first ones only.
+        limit: Use only this many images, the first ones; None means all.
         weights: The file of the weights to start from.
-        state: The file that keeps the progress.
-        depends: What the weights depend on besides the settings, as a value of JSON.
-        resume: Go on from the progress that `state` keeps.
+        state: The file that progress is saved in.
+        depends: JSON value of what the weights depend on, besides the settings.
+        resume: Continue from the progress in `state`.
     """
 
     model: str
@@ -53,7 +53,10 @@ def fit(job: Job) -> tuple[Model, list[dict[str, float]], dict[str, Any]]:
     """Builds and trains the model.
 
     Returns:
-        The model, its training curve, and what the record has to say of both.
+        The model, its training curve, and the rest of the training record.
+
+    Raises:
+        DeployError: The model has no training data, or see `pipeline.training.loop.train`.
     """
     from pipeline.training import loop, weights
     from pipeline.training.settings import seed
@@ -74,7 +77,8 @@ def fit(job: Job) -> tuple[Model, list[dict[str, float]], dict[str, Any]]:
         checkpoint = _progress_file(job, details)
         if checkpoint.path.exists() and not job.resume:
             console.say(
-                f"a training was interrupted ({checkpoint.path}): starting anew; --resume goes on"
+                f"a training was interrupted ({checkpoint.path}): starting again; --resume"
+                " continues it"
             )
         curve = loop.train(
             model.network, model.prepare, samples, job.settings, checkpoint, resume=job.resume
@@ -96,7 +100,7 @@ def _progress_file(job: Job, details: dict[str, Any]) -> TrainingCheckpoint:
 
 
 def _samples(model: Model, job: Job) -> tuple[Samples, int]:
-    """Returns what is trained on, and how much of it there is altogether."""
+    """Returns the training samples, and how many there would be without a limit."""
     import torch
 
     from pipeline.data import idx
@@ -114,7 +118,7 @@ def _samples(model: Model, job: Job) -> tuple[Samples, int]:
 
 
 def describe_dataset(samples: Samples, contents: Contents) -> dict[str, Any]:
-    """Returns class balance and input range of the training images, and prints them."""
+    """Returns class counts and pixel statistics of the training images, and prints them."""
     import torch
 
     counts = torch.bincount(samples.targets, minlength=len(contents.labels)).tolist()
@@ -138,5 +142,5 @@ def describe_dataset(samples: Samples, contents: Contents) -> dict[str, Any]:
     )
     if min(counts) == 0:
         missing = [name for name, count in zip(contents.labels, counts, strict=True) if not count]
-        console.say(f"train: no image at all of class {', '.join(missing)}")
+        console.say(f"train: there are no images of class {', '.join(missing)}")
     return description

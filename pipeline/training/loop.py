@@ -13,7 +13,7 @@ from engines.errors import DeployError, NotAvailableError
 from pipeline.training import memory
 from pipeline.training.captured import CapturedStep
 from pipeline.training.checkpoint import Progress, TrainingCheckpoint
-from pipeline.training.distributed import Group, group, shared
+from pipeline.training.distributed import Group, broadcast, group
 from pipeline.training.numerics import autocast, tf32
 from pipeline.training.settings import Samples, Settings
 from pipeline.workflow import console, signals
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-# Between two looks at the loss, which on a GPU wait for it; and between two saved states.
+# Time between two readings of the loss; reading it waits for the GPU.
 _SHOW_SECONDS = 0.5
+# Time between two saves of the progress within an epoch.
 _SAVE_SECONDS = 60.0
-# An epoch on a GPU may take little longer than writing its state: that may take a twentieth of
-# the time.
+# At the end of an epoch, save only if the last save took less than this part (1/20) of the time
+# since: an epoch on a GPU may take little longer than a save.
 _SAVE_SHARE = 20
 
 
@@ -43,21 +44,21 @@ def train(
     """Trains a network in place with stochastic gradient descent.
 
     Args:
-        network: Newly initialised after `seed`. It is left on the CPU, in evaluation mode.
+        network: Newly initialised after `seed`. It is returned to the CPU, in evaluation mode.
         prepare: Turns raw inputs into the network's; the same module that goes into the
             exported graph, so that training and serving cannot differ.
-        checkpoint: Where to keep the progress: after an epoch, every minute, and when a signal
+        checkpoint: Where to save the progress: after an epoch, every minute, and when a signal
             ends the training.
-        resume: Go on from the kept progress, if there is some.
+        resume: Continue from the saved progress, if there is any.
 
     Returns:
-        One entry an epoch: mean loss, accuracy on the training batches as they passed (0 to 1,
-        for classes only), images/s and seconds.
+        One entry for each epoch: mean loss, images/s, seconds and, for classes, the accuracy on
+        the training batches (0 to 1).
 
     Raises:
-        NotAvailableError: The device, or the compiler for `compile`, is not here.
+        NotAvailableError: The device, or the compiler for `compile`, is not on this machine.
         DeployError: The loss became NaN or infinite, the batch does not fit in memory, or the
-            kept progress is of another training.
+            saved progress belongs to another training.
     """
     total = settings.epochs * len(samples.targets)
     with _memory_errors(settings), console.bar("train", total) as bar:
@@ -71,14 +72,14 @@ def train(
                 while run.epoch <= settings.epochs:
                     run.one_epoch()
         except KeyboardInterrupt:
-            run.save("interrupted: --resume goes on from here")
+            run.save("interrupted: --resume continues from here")
             raise
     network.cpu().eval()
     return run.curve
 
 
 class _Run:
-    """One training under way."""
+    """The state of a running training."""
 
     def __init__(
         self,
@@ -97,19 +98,19 @@ class _Run:
         self.checkpoint = checkpoint if self.group.rank == 0 else None
         self.count = len(samples.targets)
         self.memory = memory.check(network, prepare, samples, settings)
-        # The order in which convolutions are fastest: on two cores by a quarter to a half.
+        # Convolutions are faster in channels_last: on two cores by a quarter to a half.
         self.network = network.to(self.device).to(memory_format=torch.channels_last).train()
         self.prepare = None if prepare is None else prepare.to(self.device)
         self.inputs = samples.inputs.to(self.device)
         self.targets = samples.targets.to(self.device)
-        # All parameters in one call: on a CPU a small network spends 4 % of its time between them.
+        # Fused: on a CPU, one call per parameter costs a small network 4 % of its time.
         self.optimizer = torch.optim.SGD(network.parameters(), lr=settings.lr, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
         self.module = _wrapped(self.network, settings, self.group, self.device)
         self.order = torch.Generator().manual_seed(settings.seed)
         self.bar = bar
         self.epoch, self.step, self.curve = 1, 0, list[dict[str, float]]()
-        # Summed on the device and read now and then: reading would wait for a GPU every step.
+        # Summed on the device, since reading the loss in every step would wait for the GPU.
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.seconds = 0.0
@@ -118,9 +119,9 @@ class _Run:
         self.captured: CapturedStep | None = None
 
     def capture(self) -> None:
-        """Makes a step one CUDA graph, where there is a GPU and the step allows it.
+        """Captures the step as a CUDA graph if there is a GPU and the step allows it.
 
-        The launches of LeNet's step take six times as long as what they launch.
+        The launches of LeNet's step take six times as long as its kernels.
         """
         import torch
 
@@ -138,25 +139,25 @@ class _Run:
             raise
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
-            self.bar.line(f"train: launching one by one, as no CUDA graph holds a step: {reason}")
+            self.bar.line(f"train: without a CUDA graph, as the step cannot be captured: {reason}")
 
     @property
     def seen(self) -> int:
-        """Samples of this epoch that were trained on."""
+        """How many samples of this epoch the network was trained on."""
         return min(self.step * self.settings.batch_size, self.count)
 
     def one_epoch(self) -> None:
-        """Trains one epoch, or the rest of one."""
+        """Trains one epoch, or the rest of a resumed one."""
         import torch
 
         permutation = torch.randperm(self.count, generator=self.order).to(self.device)
         batches = permutation.split(self.settings.batch_size)  # type: ignore[no-untyped-call]
         if self.step == 0:
-            # So that an epoch does not depend on how many random numbers the last one took.
+            # An epoch must not depend on how many random numbers the last one used.
             torch.manual_seed(self.settings.seed + 1_000_003 * self.epoch + 1009 * self.group.rank)
         start, shown = time.perf_counter() - self.seconds, self.seconds
         for batch in batches[self.step :]:
-            # A signal during a step would leave it half done: it waits for the end of the step.
+            # A signal must not end a step half done.
             with signals.deferred():
                 self._train_on(batch)
                 self.step += 1
@@ -164,7 +165,8 @@ class _Run:
             text = ""
             if self.seconds - shown > _SHOW_SECONDS or self.step == len(batches):
                 shown = self.seconds
-                # Until the end of the epoch, this process knows its own share of the losses.
+                # The processes' losses are summed at the end of the epoch; until then, this
+                # process has only its share.
                 mean = self._mean_loss() * self.group.world
                 text = f"loss {mean:.4f} {self.seen / self.seconds:,.0f} images/s"
             self.bar.advance(len(batch), text)
@@ -175,16 +177,17 @@ class _Run:
 
     def _train_on(self, batch: torch.Tensor) -> None:
         if len(batch) < self.group.world:
-            return  # not a sample for everyone; at most the last step of an epoch
+            return  # fewer samples than processes; at most in the last step of an epoch
         if self.captured is not None and len(batch) == self.settings.batch_size:
             self.captured(batch)
             return
         mine = batch[self.group.rank :: self.group.world]
-        # The processes' gradients are averaged, whose shares of the batch may differ by one.
+        # Gradients are averaged over processes; the weight makes up for shares of the batch that
+        # differ by one sample.
         self._step(mine, len(mine) * self.group.world / len(batch))
 
     def _step(self, mine: torch.Tensor, weight: float = 1.0) -> None:
-        """Trains on the samples with these numbers; their mean loss counts `weight` times."""
+        """Trains on the samples with these indices, int64 `[count]`; scales their mean loss."""
         from torch.nn import functional
 
         target, inputs = self.targets[mine], self.inputs[mine]
@@ -193,7 +196,7 @@ class _Run:
         if inputs.ndim == 4:  # noqa: PLR2004 - images
             inputs = memory.channels_last(inputs)
         full = len(mine) == self.settings.batch_size
-        # For the few samples that are left at the end of an epoch, nothing is compiled anew.
+        # The smaller last batch of an epoch is not worth compiling for.
         module = self.module if full or self.group.world > 1 else self.network
         with autocast(self.settings, self.device):
             outputs = module(inputs)
@@ -251,11 +254,11 @@ class _Run:
         )
 
     def save(self, reason: str = "") -> None:
-        """Keeps the progress; raises if a weight became NaN or infinite."""
+        """Saves the progress and prints `reason`; raises if a weight became NaN or infinite."""
         import torch
 
         if self.checkpoint is None or (self.group.world > 1 and self.step):
-            return  # of several processes, only the end of an epoch is the same in all
+            return  # several processes have the same state only at the end of an epoch
         with signals.deferred():
             start = time.perf_counter()
             state = self.network.state_dict()
@@ -290,16 +293,16 @@ class _Run:
             self.bar.line(f"epoch {self.epoch}, step {self.step}: {reason}")
 
     def restore(self, checkpoint: TrainingCheckpoint) -> None:
-        """Goes to where the kept progress stood."""
+        """Loads the saved progress, if there is any."""
         import torch
 
         progress = checkpoint.load() if self.group.rank == 0 else None
         if self.group.world > 1:  # the others may be on machines without the file
-            progress = shared(progress)
+            progress = broadcast(progress)
         if progress is None:
-            console.say("nothing was kept of a training: starting anew")
+            console.say("no interrupted training was found: starting from the beginning")
             return
-        console.say(f"going on from epoch {progress.epoch}, step {progress.step}")
+        console.say(f"resuming at epoch {progress.epoch}, step {progress.step}")
         self.network.load_state_dict(progress.tensors["model"])
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, tensor in progress.tensors["optimizer"].items():
@@ -311,7 +314,7 @@ class _Run:
         self.loss += progress.loss
         self.correct += progress.correct
         self.seconds = progress.seconds
-        for _ in range(self.epoch - 1):  # the order of the epoch under way comes next
+        for _ in range(self.epoch - 1):  # `one_epoch` draws the order of the current epoch
             torch.randperm(self.count, generator=self.order)
         torch.set_rng_state(progress.tensors["rng"]["cpu"])
         if "cuda" in progress.tensors["rng"]:
@@ -331,7 +334,7 @@ def _device(name: str, among: Group) -> torch.device:
 def _wrapped(
     network: nn.Module, settings: Settings, among: Group, device: torch.device
 ) -> Callable[..., Any]:
-    """Returns the network as it is called: compiled, and with gradients shared, where asked."""
+    """Returns the network, wrapped for several processes and compiled, if asked for."""
     import torch
 
     module: Callable[..., Any] = network
@@ -341,7 +344,7 @@ def _wrapped(
     if settings.compile:
         if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
             raise NotAvailableError(
-                "--compile needs a C++ compiler, and there is neither g++ nor clang++",
+                "--compile needs a C++ compiler, but neither g++ nor clang++ is installed",
                 "install one, or leave --compile out",
             )
         module = torch.compile(module)
@@ -368,5 +371,5 @@ def _memory_errors(settings: Settings) -> Iterator[None]:
         raise DeployError(
             f"out of memory at a batch of {settings.batch_size}:"
             f" {(str(error).splitlines() or ['no memory left'])[0]}",
-            "use a smaller --batch-size; on a GPU the whole data set has to fit, too (--limit)",
+            "use a smaller --batch-size; on a GPU, the whole data set must fit, too (--limit)",
         ) from error

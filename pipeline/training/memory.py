@@ -1,4 +1,4 @@
-"""The memory of a step of training: whether it fits, its layout, that it is asked for once."""
+"""The memory of a training step: whether it fits, its layout, and its reuse."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ if TYPE_CHECKING:
 
     from pipeline.training.settings import Samples, Settings
 
-# Rows of the trial: enough for a batch norm.
+# Samples of the trial: batch norm needs two.
 _TRIAL = 2
-# Gradients of activations come on top of the activations kept for them, a layer at a time.
+# Gradients of activations exist one layer at a time, besides the activations.
 _MARGIN = 1.25
 # Parameters of glibc's mallopt, from malloc.h.
 _MMAP_MAX, _TRIM_THRESHOLD, _MMAP_THRESHOLD = -4, -1, -3
 _MMAPS = 65536  # glibc's default
 _NEVER = 2**31 - 1
-_LARGE = 32 << 20  # the highest threshold that it takes
+_LARGE = 32 << 20  # the highest threshold that glibc accepts
 
 
 def check(
     network: nn.Module, prepare: nn.Module | None, samples: Samples, settings: Settings
 ) -> int:
-    """Returns about how many bytes a step of training takes of the CPU's memory.
+    """Estimates the bytes of CPU memory that a training step needs; 0 for other devices.
 
-    A GPU says itself when it has too little. Linux hands out more than it has, and then kills
-    the process; so the bytes that autograd keeps for two samples are counted, and scaled to the
-    batch.
+    A GPU reports that it is out of memory, but Linux overcommits and then kills the process. So
+    this counts the bytes that autograd saves for two samples, and scales them to the batch.
 
     Raises:
         DeployError: A batch would need more memory than the CPU has free.
@@ -59,14 +58,14 @@ def check(
 
 @contextmanager
 def kept(needed: int) -> Iterator[None]:
-    """Keeps freed memory in the process for the next step, where the C library is glibc.
+    """Keeps freed memory in the process for the next step, if the C library is glibc.
 
-    glibc gives large blocks back as they are freed, and the kernel clears every page anew when
-    the next step asks for it: a quarter to a half of the time of a step on two cores.
+    glibc returns large blocks to the kernel when they are freed, and the kernel clears every page
+    when the next step asks for it: a quarter to a half of a step's time on two cores.
 
     Args:
-        needed: Bytes that a step takes. The largest blocks are kept too if twice that is free:
-            a heap that holds them is fragmented by up to a half.
+        needed: Bytes that a step needs. The largest blocks are kept, too, if twice as much is
+            free: up to half of a heap that holds them is lost to fragmentation.
     """
     libc = ctypes.CDLL(None)
     if not needed or not hasattr(libc, "mallopt"):
@@ -85,10 +84,10 @@ def kept(needed: int) -> Iterator[None]:
 
 
 def channels_last(images: torch.Tensor) -> torch.Tensor:
-    """Returns `[batch, channels, height, width]` in the order that convolutions are fastest in.
+    """Returns `[batch, channels, height, width]` in channels_last, convolutions' fastest layout.
 
-    A single channel lies in both orders at once, and torch takes it for the slow one, which all
-    layers after it then keep, unless its strides say otherwise.
+    A single channel has the same layout in both formats. torch takes it for the slower one, and
+    all later layers follow, unless the strides are set explicitly.
     """
     import torch
 
@@ -98,7 +97,7 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
 
 
 def _kept_per_sample(network: nn.Module, prepare: nn.Module | None, samples: Samples) -> float:
-    """Returns the bytes that autograd keeps of a forward pass, for each sample."""
+    """Returns the bytes per sample that autograd saves in a forward pass."""
     import torch
 
     seen: dict[int, int] = {}
@@ -108,7 +107,7 @@ def _kept_per_sample(network: nn.Module, prepare: nn.Module | None, samples: Sam
         seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    # A copy, and the random numbers put back: the trial must leave no trace in the training.
+    # On a copy, and with the random numbers restored, so that the training is not changed.
     trial = copy.deepcopy(network).train()
     parameters = {parameter.untyped_storage().data_ptr() for parameter in trial.parameters()}
     inputs = samples.inputs[:1].repeat(_TRIAL, *[1] * (samples.inputs.ndim - 1))

@@ -1,4 +1,4 @@
-"""The types that a training computes in."""
+"""Mixed precision and TF32 in training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def autocast(settings: Settings, device: torch.device) -> AbstractContextManager[Any]:
-    """Returns the context of a forward pass, of mixed precision where that is asked for."""
+    """Returns the context of a forward pass: torch.autocast if `amp` asks for it."""
     import torch
 
     from exporters.cast import dtype_of
@@ -23,7 +23,7 @@ def autocast(settings: Settings, device: torch.device) -> AbstractContextManager
     if settings.amp == "none":
         return nullcontext()
     dtype = dtype_of(settings.amp)
-    # Casts are kept for one use only: a captured step must hold its own.
+    # No cache of casts on a GPU: a captured step must contain its own casts.
     context: AbstractContextManager[Any] = torch.autocast(
         device.type, dtype, cache_enabled=device.type == "cpu"
     )
@@ -32,7 +32,7 @@ def autocast(settings: Settings, device: torch.device) -> AbstractContextManager
 
 @contextmanager
 def tf32(settings: Settings) -> Iterator[None]:
-    """Lets a GPU compute in TF32 while a network is trained, and nothing after it."""
+    """Sets whether a GPU may compute in TF32 inside the block; forbids it afterwards."""
     import torch
 
     torch.backends.cudnn.allow_tf32 = settings.tf32

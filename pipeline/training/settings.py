@@ -1,4 +1,4 @@
-"""What is trained on, all that the trained weights depend on, and making them repeatable."""
+"""Training samples and settings, and the seeding that makes a training reproducible."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Samples:
-    """What is trained on.
+    """Training samples.
 
     Attributes:
-        inputs: uint8 images `[count, channels, height, width]`, or what `prepare` takes.
-        targets: Classes, int64 `[count]`; or, for squared errors, what the outputs should be.
+        inputs: uint8 images `[count, channels, height, width]`, or other inputs of `prepare`.
+        targets: Classes, int64 `[count]`; for the squared error, the target outputs
+            `[count, …]`.
     """
 
     inputs: torch.Tensor
@@ -31,16 +32,17 @@ class Samples:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the trained weights depend on, besides the module and the data.
+    """Everything that the trained weights depend on, besides the module and the data.
 
     Attributes:
         lr: Learning rate of plain stochastic gradient descent.
-        threads: CPU threads; another number gives other weights, in the last digits.
+        batch_size: Samples per step, over all processes.
+        threads: CPU threads; their number changes the last digits of the weights.
         device: "cpu", "cuda" or "cuda:N".
         compile: Compile the network with torch.compile.
         amp: "none", or the type of mixed precision: "bf16" or "fp16".
-        tf32: On a GPU, compute convolutions and products in TF32 (10-bit mantissa), which is
-            torch's own default for convolutions.
+        tf32: On a GPU, compute convolutions and matrix products in TF32 (10-bit mantissa), as
+            torch does by default for convolutions.
         loss: See `pipeline.models.Recipe`.
     """
 
@@ -57,7 +59,7 @@ class Settings:
 
 
 def seed(settings: Settings) -> None:
-    """Makes what follows repeatable: initial weights, dropout, thread count, kernels."""
+    """Makes training reproducible: seeds torch, sets its threads, selects its kernels."""
     import torch
 
     torch.set_num_threads(max(1, settings.threads // group().local_world))
@@ -65,13 +67,13 @@ def seed(settings: Settings) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     exact_fp32(torch)
     if settings.compile:
-        # Else it may choose by time among kernels that sum in different orders.
+        # Else it may choose by timing among kernels that sum in different orders.
         inductor = importlib.import_module("torch._inductor.config")
         if hasattr(inductor, "deterministic"):  # since torch 2.10
             inductor.deterministic = True  # type: ignore[attr-defined]
-    # Some models have operators without a deterministic CUDA kernel: torch then says which. (Not
-    # by use_deterministic_algorithms, which imports the compiler for it: two seconds.)
+    # Only a warning for CUDA, since some operators have no deterministic CUDA kernel. Not
+    # use_deterministic_algorithms, which imports the compiler: two seconds.
     torch.set_deterministic_debug_mode("error" if settings.device == "cpu" else "warn")
-    # A help in finding what reads memory before it is written; we do not pay for it every step.
+    # For debugging reads of uninitialized memory; it would cost time in every step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(settings.seed)

@@ -1,4 +1,4 @@
-"""Weights from a file of the user's, into a network."""
+"""Reading files of weights and loading them into a network."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 _NAMED = 5  # how many mismatches an error names
-# What training scripts commonly put around the weights, and before each name.
+# Keys that training scripts commonly put the weights under, and DataParallel's prefix of names.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIX = "module."
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """Reads a safetensors file, or a torch file that holds nothing but tensors.
+    """Reads the tensors of a safetensors file, or of a torch file that holds only tensors.
 
     Raises:
-        DeployError: It is neither, or loading it would run code.
+        DeployError: The file is neither, or loading it would run code.
     """
     import torch
     from safetensors import SafetensorError
@@ -38,16 +38,16 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             raise DeployError(f"{path} is not a safetensors file: {error}") from error
     try:
-        # weights_only refuses whatever is not a tensor or a plain container, and so never
-        # runs code from the file. There is no fallback.
+        # weights_only refuses all but tensors and plain containers, so no code from the file
+        # runs. There is no fallback.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises nearly anything
-        # Not torch's own message: it advises to load the file without that safety.
+        # Not torch's own message, which advises to load the file unsafely.
         raise DeployError(
-            f"{path} is neither a safetensors file nor a torch file of tensors alone; if it holds"
-            " objects or code, that was not run",
+            f"{path} is neither a safetensors file nor a torch file that holds only tensors; no"
+            " code in it was run",
             "save it with safetensors.torch.save_file(model.state_dict(), FILE)",
         ) from error
     for wrapper in _WRAPPERS:
@@ -64,9 +64,9 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def untie(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns copies on the CPU, each with memory of its own, as safetensors wants them.
+    """Returns contiguous copies on the CPU that share no memory, as safetensors requires.
 
-    Tied weights share theirs; and a layout such as channels_last is not stored.
+    Tied weights share memory, and safetensors does not store a layout such as channels_last.
     """
     import torch
 
@@ -75,7 +75,7 @@ def untie(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def load(network: nn.Module, path: Path, model: str) -> None:
-    """Puts the weights of a file into a network.
+    """Loads the weights of a file into a network.
 
     Raises:
         DeployError: The file cannot be read, or its tensors do not fit; the message counts all
@@ -85,7 +85,15 @@ def load(network: nn.Module, path: Path, model: str) -> None:
 
 
 def fit(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, model: str) -> None:
-    """Puts tensors into a network under their names; see `load`."""
+    """Loads tensors into a network by name.
+
+    Args:
+        where: Source of the tensors, for the error message.
+        model: Name of the model, for the error message.
+
+    Raises:
+        DeployError: Names or shapes do not fit, or a tensor has NaN or infinities.
+    """
     wanted = network.state_dict()
     faults = [f"{name} is missing" for name in wanted if name not in tensors]
     faults += [f"{name} is not one of the model's" for name in tensors if name not in wanted]
@@ -97,18 +105,18 @@ def fit(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, model:
     if faults:
         more = f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
         raise DeployError(
-            f"{where} does not hold the weights of {model}, {len(faults)} of"
+            f"{where} does not hold the weights of {model}: {len(faults)} of"
             f" {len({*wanted, *tensors})} tensors do not fit: {'; '.join(faults[:_NAMED])}{more}",
-            "give the weights of this very architecture and number of classes",
+            "give weights of the same architecture and number of classes",
         )
     broken = [n for n, tensor in tensors.items() if not bool(tensor.double().isfinite().all())]
     if broken:
         raise DeployError(
-            f"{where}: {len(broken)} tensors have NaN or Inf, as {broken[0]}",
-            "no output of such a model is a number; take an earlier checkpoint",
+            f"{where}: {len(broken)} tensors have NaN or Inf, such as {broken[0]}",
+            "use an earlier checkpoint",
         )
-    # The versions of the modules' formats, which files of tensors do not keep: some modules
-    # refuse a state without. The names fit, so it is of this version.
+    # Files of tensors do not hold the version of each module's state, which some modules require.
+    # The names fit, so the network's own versions are right.
     state = OrderedDict(tensors)
     state._metadata = wanted._metadata  # type: ignore[attr-defined]
     network.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Every file that flows between stages, named once."""
+"""The files that stages read and write: their names, paths and records."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from engines.cache import slug
 
 # A folder of the user's images is a data set too, named after the folder.
 FOLDER_PREFIX = "folder-"
-# Where artifacts and bundles lie unless told otherwise.
+# The default folders of artifacts and bundles.
 ROOT, DIST = Path("artifacts"), Path("dist")
-# What is proved first, under the name by which commands and verdicts call it.
+# The name of the exported graph in commands and verdicts, where it stands among engines.
 GRAPH_SUBJECT = "graph"
 BUNDLE_SUFFIX = ".tar.gz"
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file that flows.
+    """A file that a stage makes.
 
     Attributes:
         kind: What it is, in the words of an error message.
-        path: Where it lies below the root, as a template over the parameters of a stage.
-        stage: The stage that makes it.
-        record: The record that vouches for it, as a template like `path`.
-        dist: It lies below the distribution folder instead of the root.
-        optional: The stage makes it only where it has something to put in.
-        values: The fields that are filled in, as they were given.
+        path: Path below the root, a template over the parameters of a stage.
+        stage: Name of the stage that makes it.
+        record: Path of the record that holds its digest, a template like `path`.
+        dist: `path` is below the distribution folder instead of the root.
+        optional: The stage makes it only if there is something to put in.
+        values: Names and values of the template fields filled in so far.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Artifact:
     values: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def at(self, **fields: str) -> Artifact:
-        """Returns the artifact with some of its fields filled in."""
+        """Returns the artifact with these template fields filled in; ignores unknown ones."""
         values = {name: fields[name] for name in _open_fields(self.path) if name in fields}
         return replace(
             self,
@@ -77,13 +77,13 @@ def _fill(template: str, fields: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the artifacts of one stage lie: in the store, or in its temporary folder.
+    """Paths of the artifacts of one stage: in the store, or in a temporary folder.
 
     Attributes:
-        root: The folder below which artifacts lie.
-        dist: The folder below which bundles lie.
+        root: Folder of the artifacts.
+        dist: Folder of the bundles.
         fields: The parameters of the stage, which fill the artifacts' templates.
-        declared: The artifacts the stage declared, filled in; any other is refused.
+        declared: The artifacts the stage declared, filled in; it may use no other.
     """
 
     root: Path
@@ -130,9 +130,9 @@ def _exported(kind: str, name: str, *, optional: bool = False) -> Artifact:
 
 
 GRAPH = _exported("graph", "model.onnx")
-# Large tensors, which one protobuf message cannot hold.
+# Large tensors: a protobuf message holds 2 GiB at most.
 GRAPH_DATA = _exported("graph's external data", "model.onnx.data", optional=True)
-# Of a quantized graph, the form whose integers the kernels of CPUs are made for.
+# A quantized graph in the integer format that CPU kernels are made for.
 CPU_GRAPH = _exported("graph for CPUs", "model-cpu.onnx")
 DESCRIPTION = _exported("graph's description", "graph.json")
 PROGRAM = _exported("exported program", "model.pt2")
@@ -168,32 +168,32 @@ BUNDLE = Artifact(
 
 
 def record_beside(engine: Path) -> Path:
-    """Returns where the record of a built engine is."""
+    """Returns the path of a built engine's record."""
     return engine.with_name(Path(ENGINE.record).name)
 
 
 def graph_of(engine: Path) -> Path:
-    """Returns where the graph is that an engine was built from."""
+    """Returns the path of the graph that an engine was built from."""
     return engine.parents[1] / GRAPH.name
 
 
 def is_engine(label: str) -> bool:
-    """Whether a label is that of a built engine."""
+    """Whether a label names a built engine."""
     return Path(label).name == ENGINE.name and len(Path(label).parts) == len(
         Path(ENGINE.path).parts
     )
 
 
 def training_state(root: Path, model: str) -> Path:
-    """Returns where an interrupted training keeps its progress."""
+    """Returns the file in which a training keeps its progress."""
     return root / ".resume" / f"{slug(model)}.safetensors"
 
 
 def reference_cache(root: Path, model: str) -> Path:
-    """Returns where a model's outputs in float64 are kept from one export to the next."""
+    """Returns the file that caches a model's float64 outputs from one export to the next."""
     return root / ".reference" / f"{slug(model)}.npz"
 
 
 def lock_file(root: Path, record: str) -> Path:
-    """Returns the lock that is held while the stage of a record runs."""
+    """Returns the lock file that is held while the stage of a record runs."""
     return root / ".locks" / record.removesuffix(".json").replace("/", "-")

@@ -1,4 +1,4 @@
-"""The order of the stages, and how one is found by its name."""
+"""The order of the stages, and access to them by name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ STAGES = ("data", "train", "export", "verify", "build", "bench", "bundle")
 
 
 def stage(name: str) -> Stage[Any]:
-    """Returns a stage by its name. Imports no heavy library."""
+    """Returns a stage by its name. Imports no large library."""
     declared: Stage[Any] = importlib.import_module(f"pipeline.stages.{name}").STAGE
     return declared

@@ -1,6 +1,6 @@
-"""What the user sees: results on stdout, everything else on stderr, one JSON document on demand.
+"""Terminal output: results on stdout, everything else on stderr, one JSON document on demand.
 
-rich is imported only when something is drawn, so that `assay --help` stays instant.
+rich is imported only to draw a table or a bar, so that `assay --help` stays instant.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-# A table in a log file should not be squeezed into the 80 columns rich assumes there.
+# rich assumes 80 columns where there is no terminal, too few for our tables.
 _PLAIN_WIDTH = 140
 
 
 @dataclass
 class Output:
-    """How this command prints; set once by the command line.
+    """How this command prints; the command line sets it once.
 
     Attributes:
-        json: Only one JSON document goes to stdout.
-        quiet: Nothing but errors and results is printed.
-        listener: Takes the lines of progress in the place of the terminal; nothing is printed.
+        json: Print one JSON document on stdout, and results on stderr.
+        quiet: Print errors and results only.
+        listener: Receives the progress lines; nothing is printed.
     """
 
     json: bool = False
@@ -46,7 +46,7 @@ def say(text: str) -> None:
 
 
 def result(text: str) -> None:
-    """Prints a line that is a result: to stdout, or to stderr beside a JSON document."""
+    """Prints a line that is a result: to stdout, or to stderr if stdout is for JSON."""
     if settings.listener is not None or _hold(partial(result, text)):
         return
     print(text, file=sys.stderr if settings.json else sys.stdout, flush=True)
@@ -60,7 +60,7 @@ def _hold(printing: Callable[[], None]) -> bool:
 
 @contextmanager
 def only_on_failure() -> Iterator[None]:
-    """Keeps results back; they are printed only if the block raises."""
+    """Prints the block's results only if it raises, and discards them otherwise."""
     global _held  # noqa: PLW0603 - one terminal, one state
     kept: list[Callable[[], None]] = []
     _held = kept
@@ -77,7 +77,7 @@ def only_on_failure() -> Iterator[None]:
 
 @contextmanager
 def redirected(listener: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Gives the lines of progress to a function, if any, and prints nothing: for the Python API."""
+    """Sends progress lines to `listener`, if given, and prints nothing: for the Python API."""
     before, settings.listener = settings.listener, listener or (lambda _text: None)
     try:
         yield
@@ -86,7 +86,7 @@ def redirected(listener: Callable[[str], None] | None = None) -> Iterator[None]:
 
 
 def document(content: Any) -> None:
-    """Prints the one JSON document, if it was asked for; null for NaN and infinities."""
+    """Prints the JSON document if `--json` was given; NaN and infinities become null."""
     if settings.json:
         text = json.dumps(_finite(content), indent=2, sort_keys=True, allow_nan=False)
         print(text, flush=True)
@@ -145,12 +145,12 @@ class Bar:
         self._task = task
 
     def advance(self, amount: float, text: str = "") -> None:
-        """Moves the bar on; `text` stands behind it."""
+        """Moves the bar on by `amount` and shows `text` after it."""
         if self._progress is not None:
             self._progress.update(self._task, advance=amount, text=text)
 
     def line(self, text: str) -> None:
-        """Prints a line that stays: above the bar, or as a line of its own."""
+        """Prints a line that stays, above the bar."""
         if self._progress is not None:
             self._progress.console.print(text, highlight=False)
         else:
@@ -159,7 +159,7 @@ class Bar:
 
 @contextmanager
 def bar(description: str, total: float) -> Iterator[Bar]:
-    """Shows the progress of a long step, with the time left."""
+    """Shows the progress of a long step and the time left; `total` is in units of `advance`."""
     if settings.quiet or settings.listener is not None or not sys.stderr.isatty():
         yield Bar(None, None)
         return

@@ -1,4 +1,4 @@
-"""Digests, JSON and files that are complete or absent."""
+"""SHA-256 digests, JSON files, and checks that a file exists."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def sha256_json(content: Any) -> str:
 
 
 def dump_json(content: Any) -> bytes:
-    """Returns the bytes under which a JSON value is stored."""
+    """Returns a JSON value as it is written to files: indented, keys sorted, NaN refused."""
     return (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON value to a file in a stage's temporary folder."""
+    """Writes a JSON value to a file that no one reads yet; see `replace_json` for others."""
     path.write_bytes(dump_json(content))
 
 
@@ -55,6 +55,6 @@ def read_json(path: Path) -> Any:
 
 
 def replace_json(path: Path, content: Any) -> None:
-    """Replaces a JSON file at once: a reader sees the old one or the new one, never a part."""
+    """Replaces a JSON file atomically: a reader sees the old content or the new."""
     with write_atomic(path) as part:
         write_json(part, content)

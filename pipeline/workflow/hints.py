@@ -1,4 +1,4 @@
-"""The command lines that hints name, built from the parameters of the failed command."""
+"""Command lines for hints, built from the parameters of the failed command."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pipeline.workflow import chain
 from pipeline.workflow.artifacts import DIST, FOLDER_PREFIX, ROOT, Artifact
 from pipeline.workflow.stage import Option, options
 
-# In a hint, a command stands between backquotes.
+# Hints put commands between backquotes.
 _COMMAND = re.compile(rf"`(assay (?:{'|'.join((*chain.STAGES, 'run', 'report'))})\b[^`]*)`")
-# The parameters that say which artifacts a stage makes or takes; all others say how.
-_WHICH = ("model", "data", "precision", "engine")
+# The parameters that select the artifacts of a stage; all others say how they are made.
+_SELECTING = ("model", "data", "precision", "engine")
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where the artifacts of a command lie.
+    """The folders of a command.
 
     Attributes:
-        root: The folder below which artifacts lie.
-        dist: The folder below which bundles lie.
-        images: The folder of the user's that became a data set, if one was named.
+        root: Folder of the artifacts.
+        dist: Folder of the bundles.
+        images: The image folder given as the data set, if any.
     """
 
     root: Path = ROOT
@@ -37,9 +37,9 @@ class Place:
 
 
 def command(stage: str, params: Mapping[str, Any]) -> str:
-    """Returns the command that runs a stage with some parameters; defaults are left out."""
+    """Returns the command that runs a stage with some parameters; omits those at their default."""
     words = ["assay", stage]
-    if stage not in chain.STAGES:  # the record of another version
+    if stage not in chain.STAGES:  # from a record of another version
         return " ".join([*words, shlex.quote(str(params.get("model", "MODEL")))])
     for option in options(chain.stage(stage).params):
         value = params.get(option.name)
@@ -65,8 +65,8 @@ def making(artifact: Artifact, params: Mapping[str, Any]) -> str:
     """Returns the command that makes an artifact.
 
     Args:
-        artifact: With its fields filled in.
-        params: Of the stage that needs it: the data set, where it was named.
+        artifact: The artifact, with its fields filled in.
+        params: Parameters of the stage that needs it; only the data set is used.
     """
     values = dict(artifact.values)
     if "dataset" in values:
@@ -77,9 +77,9 @@ def making(artifact: Artifact, params: Mapping[str, Any]) -> str:
 
 
 def again(stage: str, params: Mapping[str, Any]) -> str:
-    """Returns the command that runs a stage as its record says it was run.
+    """Returns the command that runs a stage with the parameters of its record.
 
-    Parameters that the stage itself would fill in like that are left out.
+    Omits parameters whose value is the one that the stage fills in by default.
     """
     if stage not in chain.STAGES:
         return command(stage, params)
@@ -90,27 +90,27 @@ def again(stage: str, params: Mapping[str, Any]) -> str:
         for name, value in params.items()
         if name in fields
     }
-    which = {name: value for name, value in known.items() if name in _WHICH}
+    selecting = {name: value for name, value in known.items() if name in _SELECTING}
     try:
-        named = {name: value for name, value in which.items() if name != "data"}
-        filled_in = dataclasses.asdict(chosen.resolve(chosen.params(**named)))
-        if filled_in.get("data") == which.get("data"):
-            which.pop("data", None)
-        filled_in = dataclasses.asdict(chosen.resolve(chosen.params(**which)))
+        without_data = {name: value for name, value in selecting.items() if name != "data"}
+        filled_in = dataclasses.asdict(chosen.resolve(chosen.params(**without_data)))
+        if filled_in.get("data") == selecting.get("data"):
+            selecting.pop("data", None)
+        filled_in = dataclasses.asdict(chosen.resolve(chosen.params(**selecting)))
     except (DeployError, TypeError):
         filled_in = {}
-    how = {
+    others = {
         name: value
         for name, value in known.items()
-        if name not in _WHICH and filled_in.get(name, fields[name].default) != value
+        if name not in _SELECTING and filled_in.get(name, fields[name].default) != value
     }
-    return command(stage, {**which, **how})
+    return command(stage, {**selecting, **others})
 
 
 def complete(hint: str, place: Place) -> str:
-    """Returns a hint whose commands say where the artifacts lie, if that is not the default."""
+    """Returns a hint with the folders added to its commands, unless they are the defaults."""
 
-    def located(match: re.Match[str]) -> str:
+    def with_folders(match: re.Match[str]) -> str:
         words = match[1]
         stage = words.split()[1]
         if place.root != ROOT and " --root " not in words:
@@ -121,22 +121,22 @@ def complete(hint: str, place: Place) -> str:
             words = re.sub(rf"--data {FOLDER_PREFIX}(\S+)", _folder(place), words)
         return f"`{words}`"
 
-    return _COMMAND.sub(located, hint)
+    return _COMMAND.sub(with_folders, hint)
 
 
 def _folder(place: Place) -> Any:
-    """Returns what to put for the name of a data set that is a folder: the folder's path."""
+    """Returns a replacement that puts the image folder's path for the data set's name."""
 
     def path(match: re.Match[str]) -> str:
-        known = place.images
-        return f"--data {shlex.quote(str(known))}" if known else f"--data PATH/TO/{match[1]}"
+        folder = place.images
+        return f"--data {shlex.quote(str(folder))}" if folder else f"--data PATH/TO/{match[1]}"
 
     return path
 
 
 @contextmanager
 def completed(place: Place) -> Iterator[None]:
-    """Completes the hint of an error that leaves the block."""
+    """Adds the folders to the hint of a DeployError that leaves the block."""
     try:
         yield
     except DeployError as error:

@@ -1,4 +1,4 @@
-"""One process at a time in a stage; the others wait and say for whom."""
+"""A file lock that lets one process at a time run a stage; the others wait."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _POLL_SECONDS = 0.1
 def held(path: Path, name: str, patience: float) -> Iterator[None]:
     """Holds an exclusive lock on the file `path`.
 
-    The kernel drops the lock when the process ends, however it ends, so none is ever stale.
+    The kernel drops the lock when the process ends, however it ends, so no lock is ever stale.
 
     Args:
-        path: The lock file; it stays there.
+        path: The lock file; it is not removed.
         name: What is locked, for the message.
-        patience: How many seconds to wait for another process.
+        patience: Seconds to wait for another process.
 
     Raises:
         DeployError: Another process still holds the lock after `patience` seconds.
@@ -57,7 +57,7 @@ def _acquire(file: IO[str], path: Path, name: str, patience: float) -> None:
         if time.monotonic() >= deadline:
             raise DeployError(
                 f"{name} is being run by {_holder(path)}",
-                "wait for it to end, or give --wait more seconds",
+                "wait for it to end, or raise --wait",
             )
         if not told:
             console.say(f"{name}: waiting for {_holder(path)}")
@@ -71,4 +71,4 @@ def _holder(path: Path) -> str:
         seconds = int(time.time()) - holder["since"]
         return f"process {holder['pid']} on {holder['host']}, since {seconds} s"
     except (ValueError, KeyError, OSError):
-        return "another process"  # it has the lock and has not written its name yet
+        return "another process"  # it has the lock but has not written its name yet

@@ -1,7 +1,7 @@
-"""The record beside a stage's outputs: what went in, what came out, and with what.
+"""Records: the inputs, outputs, parameters and tools of each run of a stage.
 
-A record vouches for its outputs by their digests, and names the digests of its inputs, so
-records form one chain from the data to the bundle.
+A record holds the digests of its inputs and outputs, so records form one chain from the data to
+the bundle.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Record:
-    """What one run of a stage left behind.
+    """The provenance of one run of a stage.
 
     Attributes:
-        key: The digest of all that the outputs depend on.
-        inputs: Digest and record of each input, by label.
-        outputs: Digest and size of each output, by label.
+        key: SHA-256 of everything that the outputs depend on.
+        inputs: Digest ("sha256") and record path ("record") of each input, by label.
+        outputs: Digest ("sha256") and size ("bytes") of each output, by label.
+        tools: Versions of distributions, by name.
+        facts: See `Stage.facts`.
         started: UTC time in ISO 8601.
         seconds: How long the stage ran.
     """
@@ -55,7 +57,14 @@ def load(path: Path) -> Record | None:
 
 
 def parse(content: Any, name: str) -> Record:
-    """Makes a record of its JSON form; `name` is for the error message."""
+    """Makes a record from its JSON form.
+
+    Args:
+        name: The record's name in error messages.
+
+    Raises:
+        DeployError: The content is not a record this version understands.
+    """
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise DeployError(
             f"{name} is not a record of schema {SCHEMA}", "remove it and run its stage again"
@@ -71,7 +80,7 @@ def parse(content: Any, name: str) -> Record:
 
 
 def _check_types(record: Record) -> None:
-    """Raises TypeError, KeyError or AttributeError unless every field is of its type."""
+    """Raises TypeError, KeyError or AttributeError if a field has the wrong type."""
     for value in (record.stage, record.key, record.started):
         value.encode()
     for mapping in (record.params, record.tools, record.facts):
@@ -82,7 +91,7 @@ def _check_types(record: Record) -> None:
     for output in record.outputs.values():
         output["sha256"].encode()
         if not isinstance(output["bytes"], int):
-            raise TypeError(f"a size of {output['bytes']!r}")
+            raise TypeError(f"a size is {output['bytes']!r}, not an integer")
 
 
 @dataclass
@@ -90,38 +99,42 @@ class RecordVerifier:
     """Reads records and checks inputs against them.
 
     Attributes:
-        root: The folder below which artifacts and their records lie.
+        root: Folder of the artifacts and their records.
     """
 
     root: Path
 
     def digest(self, artifact: Artifact, paths: Paths, params: Mapping[str, Any]) -> str:
-        """Returns the digest of an input, once its record has vouched for it.
+        """Returns the SHA-256 of an input after checking it against its record.
+
+        Args:
+            artifact: The input, with its fields filled in.
+            params: Parameters of the stage that reads it, for the hint.
 
         Raises:
-            DeployError: The file is missing, has changed since it was made, or was made from
-                something that has been made anew since.
+            DeployError: The file is missing, has changed since it was made, or is out of date:
+                one of its own inputs was made again since.
         """
         path = paths.locate(artifact)
-        mend = f"run `{hints.making(artifact, params)}`"
+        fix = f"run `{hints.making(artifact, params)}`"
         if not path.exists():
-            raise DeployError(f"no {artifact.kind} here: {path} does not exist", mend)
+            raise DeployError(f"no {artifact.kind} here: {path} does not exist", fix)
         try:
             record = load(self.root / artifact.record)
         except DeployError as error:
-            raise DeployError(error.message, mend) from error
+            raise DeployError(error.message, fix) from error
         if record is None or artifact.label not in record.outputs:
             raise DeployError(
-                f"no record vouches for {path}",
-                f"{mend}, which writes {self.root / artifact.record}",
+                f"no record lists {path}",
+                f"{fix}, which writes {self.root / artifact.record}",
             )
-        mend = f"run `{hints.again(record.stage, record.params)}`"
+        fix = f"run `{hints.again(record.stage, record.params)}`"
         expected, actual = record.outputs[artifact.label]["sha256"], sha256_file(path)
         if actual != expected:
             raise DeployError(
                 f"{path} is not the {artifact.kind} that was made: expected sha256 {expected},"
                 f" found {actual}",
-                f"restore the file, or {mend}",
+                f"restore the file, or {fix}",
             )
         self._check_fresh(artifact.label, record)
         return actual
@@ -135,7 +148,7 @@ class RecordVerifier:
             if known_maker and name in known_maker.outputs
         }
         for name, maker in known.items():
-            self._check_fresh(name, maker)  # what is stale further up has to be made first
+            self._check_fresh(name, maker)  # report the earliest stage that has to run again
         for name, maker in known.items():
             if maker.outputs[name]["sha256"] != record.inputs[name]["sha256"]:
                 raise DeployError(

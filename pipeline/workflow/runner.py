@@ -22,19 +22,19 @@ from pipeline.workflow import console, hints, lock, signals
 from pipeline.workflow.artifacts import Artifact, Paths, lock_file
 from pipeline.workflow.digests import replace_json, sha256_file, sha256_json
 from pipeline.workflow.records import SCHEMA, Record, RecordVerifier, load
-from pipeline.workflow.stage import Stage, check, options
+from pipeline.workflow.stage import Stage, options, validate_params
 
 
 @dataclass(frozen=True)
 class Store:
-    """Where artifacts lie, and how a stage is run there.
+    """The folders of a command, and how stages are run there.
 
     Attributes:
-        root: The folder below which artifacts lie.
-        dist: The folder below which bundles lie.
+        root: Folder of the artifacts.
+        dist: Folder of the bundles.
         force: Run a stage even if nothing it depends on has changed.
         wait: Seconds to wait for another process that runs the same stage.
-        images: The folder of the user's that became a data set, if one was named.
+        images: The image folder given as the data set, if any.
     """
 
     root: Path
@@ -45,18 +45,18 @@ class Store:
 
     @property
     def place(self) -> hints.Place:
-        """What the commands in a hint have to say of where artifacts lie."""
+        """The folders, as hints need them."""
         return hints.Place(self.root, self.dist, self.images)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a stage.
+    """The result of running or skipping a stage.
 
     Attributes:
-        skipped: Nothing had changed, so it was not run.
-        reason: Why it was run; empty if skipped.
-        outputs: Where its outputs lie.
+        skipped: Nothing had changed, so the stage was not run.
+        reason: Why the stage was run; empty if skipped.
+        outputs: Paths of the outputs.
     """
 
     stage: str
@@ -77,13 +77,13 @@ class Outcome:
 
 
 def run(stage: Stage[Any], params: Any, store: Store) -> Outcome:
-    """Runs a stage, unless its outputs are there and nothing they depend on has changed.
+    """Runs a stage, unless its outputs exist and nothing they depend on has changed.
 
     Raises:
-        DeployError: An input is missing, damaged or out of date, the disk refuses, or the
-            stage itself failed. Outputs are left complete or as they were.
+        DeployError: An input is missing, damaged or out of date, a file cannot be read or
+            written, or the stage itself failed. Outputs are left complete or as they were.
     """
-    check(params)
+    validate_params(params)
     with hints.completed(store.place):
         job = _Job(stage, stage.resolve(params), store)
         with _disk_errors(), lock.held(job.lock, job.title, store.wait):
@@ -91,10 +91,13 @@ def run(stage: Stage[Any], params: Any, store: Store) -> Outcome:
 
 
 def require(artifact: Artifact, params: Any, store: Store) -> Path:
-    """Returns the file of an artifact, once its record has vouched for it.
+    """Returns the path of an artifact after checking it against its record.
+
+    Args:
+        params: Parameters that fill the artifact's template.
 
     Raises:
-        DeployError: It is missing, damaged or out of date.
+        DeployError: The file is missing, damaged or out of date.
     """
     fields = dataclasses.asdict(params)
     filled = artifact.at(**fields)
@@ -106,7 +109,7 @@ def require(artifact: Artifact, params: Any, store: Store) -> Path:
 
 @contextmanager
 def _disk_errors() -> Iterator[None]:
-    """Turns what the file system refuses into an error the user can act on."""
+    """Turns an error of the file system into one the user can act on."""
     try:
         yield
     except OSError as error:
@@ -191,10 +194,10 @@ class _Job:
         try:
             return load(self.record)
         except DeployError:
-            return None  # a damaged record vouches for nothing: the stage runs again
+            return None  # as if there were no record: the stage runs again
 
     def _reason(self, old: Record | None, wanted: Mapping[str, Any]) -> str:
-        """Returns why the stage has to run, or "" if it has not."""
+        """Returns why the stage has to run, or "" if it can be skipped."""
         if self.store.force:
             return "running, as --force asks"
         if old is None:
@@ -205,7 +208,7 @@ class _Job:
                 if before.get(name) != now.get(name):
                     return f"running again: {_change(name, before.get(name), now.get(name))}"
         if old.key != wanted["key"]:
-            return "running again: this version of assay makes something else"
+            return "running again: this version of assay makes other outputs"
         for artifact in self.outputs.declared:
             path = self.outputs.locate(artifact)
             if artifact.optional and artifact.label not in old.outputs:
@@ -213,12 +216,12 @@ class _Job:
             if not path.exists():
                 return f"running again: {path} is missing"
             if sha256_file(path) != old.outputs.get(artifact.label, {}).get("sha256"):
-                return f"running again: {path} is not what was made"
+                return f"running again: {path} has changed since it was made"
         return ""
 
     @contextmanager
     def _scratch_paths(self) -> Iterator[Paths]:
-        """Gives paths in temporary folders, on the file systems of the outputs."""
+        """Yields paths in temporary folders, on the file systems of the outputs."""
         folders: list[Path] = []
         try:
             for base in (self.store.root, self.store.dist):
@@ -226,7 +229,7 @@ class _Job:
                     folders.append(folders[0])
                     continue
                 base.mkdir(parents=True, exist_ok=True)
-                # We hold the lock, so what an earlier run left here belongs to nobody.
+                # We hold the lock, so no other process uses what an earlier run left here.
                 for stale in base.glob(f".tmp-{self.scratch}*"):
                     shutil.rmtree(stale)
                 folders.append(Path(tempfile.mkdtemp(prefix=f".tmp-{self.scratch}", dir=base)))
@@ -261,7 +264,7 @@ class _Job:
         return described
 
     def _publish(self, scratch: Paths, record: Record) -> None:
-        """Moves the outputs into place, the record last: without it they count for nothing."""
+        """Moves the outputs into place, the record last: outputs without one are ignored."""
         with signals.deferred():
             self.record.unlink(missing_ok=True)
             for artifact in scratch.declared:
@@ -277,7 +280,7 @@ class _Job:
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
-        """Keeps what another tool said at length of a failure, and says where."""
+        """Writes the report of an error to a file and names the file in the hint."""
         file = self.record.with_name(f"{self.record.stem}-failure.txt")
         file.unlink(missing_ok=True)
         try:
@@ -295,7 +298,7 @@ class _Job:
 
 
 def _joined(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns fields as they fill a path: the items of a tuple joined by a plus."""
+    """Returns fields as they fill a path: the items of a tuple are joined by a plus."""
     return {
         name: "+".join(map(str, value)) if isinstance(value, tuple) else value
         for name, value in fields.items()
@@ -311,7 +314,7 @@ def _plain(value: Any) -> Any:
 
 def _change(name: str, before: Any, now: Any) -> str:
     if isinstance(before, dict) or isinstance(now, dict):
-        return f"{name} is another file"
+        return f"{name} has changed"
     if before is None:
         return f"{name} is now {now}"
     return f"{name} was {before}" if now is None else f"{name} was {before}, is now {now}"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command in the same orderly way: exit 130, nothing half-written."""
+"""Ctrl-C and SIGTERM both end a command with exit code 130 and no half-written file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _state = {"deferred": 0, "pending": False}
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM arrived."""
+    """The process received SIGINT or SIGTERM."""
 
 
 def install() -> None:
@@ -29,7 +29,7 @@ def _handle(_number: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Holds signals back until the block ends, for the few renames that belong together."""
+    """Delays signals until the block ends, so that it is not left half done."""
     _state["deferred"] += 1
     try:
         yield

@@ -19,39 +19,40 @@ from pipeline.workflow.artifacts import Artifact, Paths
 
 P = TypeVar("P")
 Names = Callable[[], list[str]]
-# Runs of one stage: where the outputs of each lie, and its parameters.
+# Runs of one stage: the paths of each run's outputs, and its parameters.
 StageRuns: TypeAlias = Sequence[tuple[Paths, P]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meaning:
-    """What an option means beyond the one run of the stage whose parameter it is.
+class OptionRole:
+    """How the command line and the chain treat an option, apart from passing it to the stage.
 
     Attributes:
-        every: What "all" stands for, by the other parameters and the root. Such an option takes a
-            list; the stage runs once for each value, unless the field is a tuple.
-        lenient: Of "all" values, those that are not available here are left out.
-        as_trained: Left out, it is what the model was trained with, by the checkpoint's record.
-        images: It takes a folder of images, too, which stands for the data set made of it.
-        images_folder: It is given the folder that another option took for its `images`.
-        instead: The function of the command line that runs instead of the stage, which then
-            records nothing.
-        needs: Other options of which one has to be given with it.
-        advice: What to do where none of them is.
-        in_run: `assay run` has it, too.
-        leads: Of the declarations that stages share, the one that `assay run` shows.
+        expand_all: Returns the values that "all" stands for, given the other parameters and the
+            root. An option that has it takes a list; the stage runs once for each value, or once
+            with all of them if the field is a tuple.
+        skip_unavailable: The stage may skip values that are not available on this machine.
+        default_from_training: Defaults to the value in the checkpoint's training record.
+        takes_image_folder: Also accepts a folder of images, in place of a data set's name.
+        image_folder: Receives the folder given to the option with `takes_image_folder`.
+        action: Function in `pipeline.cli.stage_runs` to run instead of the stage; it records
+            nothing.
+        requires: Names of options, at least one of which must be given with this one.
+        requires_hint: The hint of the error if none of them is given.
+        in_run: `assay run` has the option, too.
+        shown_by_run: If several stages declare the option, `assay run` shows this declaration.
     """
 
-    every: Callable[[Mapping[str, Any], Path], list[str]] | None = None
-    lenient: bool = False
-    as_trained: bool = False
-    images: bool = False
-    images_folder: bool = False
-    instead: str = ""
-    needs: tuple[str, ...] = ()
-    advice: str = ""
+    expand_all: Callable[[Mapping[str, Any], Path], list[str]] | None = None
+    skip_unavailable: bool = False
+    default_from_training: bool = False
+    takes_image_folder: bool = False
+    image_folder: bool = False
+    action: str = ""
+    requires: tuple[str, ...] = ()
+    requires_hint: str = ""
     in_run: bool = True
-    leads: bool = False
+    shown_by_run: bool = False
 
 
 def option(
@@ -60,40 +61,40 @@ def option(
     text: str,
     factory: Any = dataclasses.MISSING,
     names: Names | None = None,
-    check: Callable[[str], None] | None = None,
+    validate: Callable[[str], None] | None = None,
     key: bool = True,
     low: int = 1,
     high: int = 2**31 - 1,
-    meaning: Meaning = Meaning(),
+    role: OptionRole = OptionRole(),
 ) -> Any:
     """Declares a field of a stage's parameters that becomes a command-line option.
 
     Args:
         default: The option's default.
         text: What the option does, with its unit.
-        factory: A function that gives the default on this machine.
-        names: The values the option accepts; an unknown one gets the nearest suggested.
-        check: Raises UsageError for a word that the option does not accept.
-        key: Whether another value means other outputs, so that the stage has to run again.
-        low: The smallest whole number accepted; a float has to be above 0.
+        factory: Returns the default on this machine.
+        names: Returns the values the option accepts; the error for another suggests the nearest.
+        validate: Raises UsageError for a word that the option does not accept.
+        key: Whether the value is part of the cache key: a change makes the stage run again.
+        low: The smallest integer accepted; a float must be above 0.
         high: The largest number accepted.
-        meaning: What it means to the other stages and to the command line.
+        role: How the command line and the chain treat the option.
     """
     metadata = {
         "text": text,
         "names": names,
-        "valid": check,
+        "validator": validate,
         "key": key,
         "low": low,
         "high": high,
-        "meaning": meaning,
+        "role": role,
     }
     return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Option:
-    """One field of a stage's parameters, as the command line needs it.
+    """One field of a stage's parameters; see `option`.
 
     Attributes:
         type: The element type: str, int, float, bool or Path.
@@ -107,22 +108,22 @@ class Option:
     default: Any
     text: str
     names: Names | None
-    valid: Callable[[str], None] | None
+    validator: Callable[[str], None] | None
     key: bool
     low: int
     high: int
-    meaning: Meaning
+    role: OptionRole
 
     @property
     def flag(self) -> str:
-        """How it is written on the command line."""
+        """The option's spelling on the command line, such as `--batch-size`."""
         return f"--{self.name.replace('_', '-')}"
 
-    def check(self, value: Any) -> None:
+    def validate(self, value: Any) -> None:
         """Raises UsageError for a word or a number that the option does not accept."""
         for item in value if self.many else (value,):
-            if self.valid is not None and item is not None:
-                self.valid(item)
+            if self.validator is not None and item is not None:
+                self.validator(item)
             if self.type not in (int, float) or item is None:
                 continue
             fits = 0 < item <= self.high if self.type is float else self.low <= item <= self.high
@@ -134,14 +135,14 @@ class Option:
                 )
 
 
-def check(params: Any) -> None:
-    """Raises UsageError if one of a stage's parameters is not what its option accepts."""
+def validate_params(params: Any) -> None:
+    """Raises UsageError if the option of one of the parameters does not accept its value."""
     for item in options(type(params)):
-        item.check(getattr(params, item.name))
+        item.validate(getattr(params, item.name))
 
 
 def options(params: type) -> tuple[Option, ...]:
-    """Returns the options that a parameter class declares, in its order."""
+    """Returns the options that a parameter class declares, in the order of its fields."""
     hints = typing.get_type_hints(params)
     return tuple(_option(field, hints[field.name]) for field in dataclasses.fields(params))
 
@@ -161,11 +162,11 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Option:
     )
 
 
-def _same(params: Any) -> Any:
+def _unchanged(params: Any) -> Any:
     return params
 
 
-def _no_stage(_params: Mapping[str, Any], _root: Path) -> str:
+def _no_prerequisite(_params: Mapping[str, Any], _root: Path) -> str:
     return ""
 
 
@@ -179,20 +180,20 @@ class Stage(Generic[P]):
 
     Attributes:
         params: A frozen dataclass whose fields were made with `option`.
-        inputs: The artifacts it reads, for given parameters.
-        outputs: The artifacts it makes; all lie under one record.
+        inputs: Returns the artifacts the stage reads.
+        outputs: Returns the artifacts the stage makes; all have the same record.
         run: Does the work: reads from the first paths, writes to the second.
-        revision: Raised when the stage makes something else of the same inputs, so that what
-            an older version made is made again.
-        tools: Distributions whose versions are part of the key.
-        facts: More that the outputs depend on: source digests, a backend's fingerprint.
-        resolve: Fills in the defaults that depend on other parameters.
-        command: A dataclass of options of the command alone, made with `option` as well; none of
-            them changes what the stage makes.
-        first: The stage that has to run before it, by the options given and the root; "" if none
-            has to. It gets those of the options that it has, too.
-        show: Prints what one or more runs gave, whether they ran or were skipped, and raises
-            DeployError if that says that something is wrong.
+        revision: Part of the cache key. Increase it when the stage starts to make different
+            outputs from the same inputs.
+        tools: Distributions whose versions are part of the cache key.
+        facts: Returns the rest of the cache key: source digests, a backend's fingerprint.
+        resolve: Checks parameters and fills in the defaults that depend on other parameters.
+        command_options: A dataclass of options that only the command has, made with `option` as
+            well; none of them changes the outputs.
+        prerequisite: Returns the name of the stage that the command runs first, or "", given the
+            options and the root. That stage gets the options that it shares.
+        show: Prints the results of one or more runs, including skipped ones. Raises DeployError
+            if a result is a failure, such as a verdict that is not a pass.
     """
 
     name: str
@@ -204,7 +205,7 @@ class Stage(Generic[P]):
     revision: int = 1
     tools: tuple[str, ...] = ()
     facts: Callable[[P], Mapping[str, str]] = _no_facts
-    resolve: Callable[[P], P] = _same
-    command: type | None = None
-    first: Callable[[Mapping[str, Any], Path], str] = _no_stage
+    resolve: Callable[[P], P] = _unchanged
+    command_options: type | None = None
+    prerequisite: Callable[[Mapping[str, Any], Path], str] = _no_prerequisite
     show: Callable[[StageRuns[P]], None]

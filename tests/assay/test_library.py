@@ -1,4 +1,4 @@
-"""assay as a library: the whole chain from Python, and a bundle that predicts without PyTorch."""
+"""assay as a library: the whole chain from Python, and inference without PyTorch."""
 
 import re
 import subprocess
@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.slow(3)
 @pytest.mark.usefixtures("folder")
-def test_the_whole_chain_of_an_own_model_in_a_file(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_chain_for_a_model_in_a_file(capfd: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
     run = assay.run(
         "mine.py:make",
@@ -69,13 +69,13 @@ def test_the_whole_chain_of_an_own_model_in_a_file(capfd: pytest.CaptureFixture[
         assert by_place.shape == (2, 3)
 
 
-def test_a_file_is_named_by_its_path_from_here(folder: Path) -> None:
+def test_a_models_file_has_one_relative_name(folder: Path) -> None:
     exported = assay.export(f"{folder}/mine.py:make")
     assert exported.graph == Path("artifacts/mine.py-make/fp32/model.onnx")
     assert str(folder) not in (exported.graph.with_name("export.json")).read_text()
 
 
-def test_a_users_module_named_as_one_of_ours_is_no_obstacle(folder: Path) -> None:
+def test_a_users_module_may_have_the_name_of_one_of_ours(folder: Path) -> None:
     (folder / "pipeline.py").write_text(MODEL)
     exported = assay.export("pipeline.py:make")
     assert exported.description["opset"] >= 18
@@ -92,7 +92,7 @@ def test_a_users_module_named_as_one_of_ours_is_no_obstacle(folder: Path) -> Non
         (lambda: assay.verify("mine.py:make"), assay.DeployError, "no graph here"),
     ],
 )
-def test_what_is_wrong_is_said(call: object, error: type, words: str) -> None:
+def test_errors_have_a_message(call: object, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         call()  # type: ignore[operator]
 
@@ -110,7 +110,7 @@ def test_what_is_wrong_is_said(call: object, error: type, words: str) -> None:
         (lambda: assay.export("mine.py:make", opset=20.0), "opset 20.0 is of type float"),
         (lambda: assay.build("mine.py:make", engine=None), "engine is None"),
         (lambda: assay.build("mine.py:make", engine=[]), "engine is empty"),
-        (lambda: assay.build("mine.py:make", engine=["all", "pytorch"]), "all, and some by name"),
+        (lambda: assay.build("mine.py:make", engine=["all", "pytorch"]), "mixes all and names"),
         (lambda: assay.bench("mine.py:make", engine="graph"), "unknown engine 'graph'"),
         (lambda: assay.bench("mine.py:make", batch=[1.5]), "batch 1.5 is of type float"),
         (lambda: assay.load(3), "bundle 3 is not a path"),
@@ -124,7 +124,7 @@ def test_a_value_of_another_type_is_wrong_usage(call: object, words: str) -> Non
 
 
 @pytest.mark.slow(2)
-def test_one_value_stands_for_a_list_and_a_path_for_its_text(folder: Path) -> None:
+def test_a_list_option_takes_one_value_and_a_path_option_a_string(folder: Path) -> None:
     assay.export(folder / "mine.py:make")
     np.savez(folder / "rows.npz", x=np.ones((4, 6), np.float32))
     exported = assay.export("mine.py:make", inputs="rows.npz")
@@ -157,7 +157,7 @@ def test_an_unknown_option_is_named() -> None:
         assay.export("mine.py:make", precison="fp16")
 
 
-def test_a_bundle_predicts_in_a_process_without_torch(built: Store) -> None:
+def test_a_bundle_predicts_without_torch(built: Store) -> None:
     script = textwrap.dedent(
         f"""
         import sys
@@ -183,14 +183,14 @@ def test_a_bundle_predicts_in_a_process_without_torch(built: Store) -> None:
     assert done.stdout.rstrip().endswith(" 10")
 
 
-def test_predictions_are_the_models(built: Store) -> None:
+def test_predictions_match_the_model(built: Store) -> None:
     golden = goldens.load(built.root / "lenet/fp32/golden.npz")
     images = golden.inputs["image"][:8]
     with assay.load(built.dist / "lenet-fp32.tar.gz") as predictor:
         assert predictor.device == choose_device(engines.get(predictor.engine), "auto")
         logits = predictor.predict(images)
         np.testing.assert_allclose(logits, golden.reference["logits"][:8], atol=1e-3)
-        with pytest.raises(assay.DeployError, match="given twice"):
+        with pytest.raises(assay.DeployError, match="given both by position and by name"):
             predictor.predict(images, image=images)
         with pytest.raises(assay.DeployError, match="is a list, not a numpy array"):
             predictor.predict([[1]])
@@ -200,7 +200,7 @@ def test_predictions_are_the_models(built: Store) -> None:
         predictor.predict(images)
 
 
-def test_importing_it_imports_nothing_heavy() -> None:
+def test_importing_assay_imports_no_large_library() -> None:
     heavy = ("torch", "onnx", "onnxruntime", "rich")
     code = f"import sys, assay; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run(

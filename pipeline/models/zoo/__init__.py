@@ -1,1 +1,1 @@
-"""The models of the zoo, one file a family; helpers begin with an underscore."""
+"""The models of the zoo, one file for each family; helpers begin with an underscore."""

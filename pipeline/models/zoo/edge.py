@@ -1,6 +1,6 @@
 """The edge detector of Dive into Deep Learning, section 7.2: two weights, learned in ten steps.
 
-Small enough for the whole chain in seconds; and no classifier, since its output is a map.
+Small enough to run the whole chain in seconds. Not a classifier: its output is a map.
 """
 
 from __future__ import annotations

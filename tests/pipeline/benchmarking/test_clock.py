@@ -1,4 +1,4 @@
-"""The clock, on sessions that take exactly as long as they say."""
+"""The clock, on sessions of known duration."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from pipeline.benchmarking import clock as timing
 
 @dataclass
 class Clock:
-    """A clock that only sessions move."""
+    """A clock that only sessions advance."""
 
     now: float = 0.0
 
@@ -26,7 +26,7 @@ class Clock:
 
 @dataclass
 class Timed:
-    """A session that takes `launching` on the device and `copying` around it."""
+    """A session that takes `launching` seconds on the device and `copying` around it."""
 
     clock: Clock
     name: str
@@ -82,7 +82,7 @@ def by_name(timings: list[timing.Timing]) -> dict[tuple[str, str], timing.Timing
     return {(entry.name, entry.boundary): entry for entry in timings}
 
 
-def test_the_boundaries_are_what_they_say(clock: Clock) -> None:
+def test_the_boundaries_measure_device_and_end_to_end(clock: Clock) -> None:
     results = by_name(timing.measure(candidates(clock, []), budget=0.1, seed=0))
     assert results["slow", "device"].ratio == timing.Interval(1.0, 1.0, 1.0)
     assert results["fast", "device"].ratio.value == pytest.approx(2, rel=0.02)
@@ -102,20 +102,20 @@ def test_rounds_are_interleaved_in_random_order(clock: Clock) -> None:
     log: list[str] = []
     timings = timing.measure(candidates(clock, log), budget=5, seed=0)
     runs = [name for name, _ in itertools.groupby(log) if not name.startswith("bind")]
-    # Each round has four timings (two candidates, two boundaries); the same name twice in a row
-    # merges into one run, so that a fixed order gives runs of one pattern only.
+    # Each round has four timings (two candidates, two boundaries). The same name twice in a row is
+    # one run, so a fixed order would give a single pattern of runs.
     assert len(runs) > timings[0].rounds
     lengths = [len(list(group)) for _, group in itertools.groupby(log)][10:]
     assert len(set(lengths)) > 4
 
 
-def test_what_never_settles_is_kept_and_says_so(clock: Clock) -> None:
+def test_an_unsettled_result_is_kept_and_marked(clock: Clock) -> None:
     timings = timing.measure(candidates(clock, [], spread=3.0), budget=0.01, seed=0)
     assert all(entry.rounds == timing.FEWEST_ROUNDS for entry in timings)
     assert not all(entry.settled for entry in timings)
 
 
-def test_what_settles_stops_early(clock: Clock) -> None:
+def test_settled_results_stop_early(clock: Clock) -> None:
     timings = timing.measure(candidates(clock, [], drift=0), budget=1e9, seed=0)
     assert all(entry.settled for entry in timings)
     assert timings[0].rounds < timing.MAX_ROUNDS
@@ -128,7 +128,7 @@ def test_a_percentile_needs_samples_beyond_it() -> None:
     assert "p99" in timing._percentiles([1.0] * 1001)
 
 
-def test_the_bootstrap_interval_covers_the_median_as_often_as_it_says() -> None:
+def test_the_bootstrap_interval_covers_the_median_at_95_percent() -> None:
     generator = np.random.default_rng(0)
     inside = 0
     for trial in range(200):

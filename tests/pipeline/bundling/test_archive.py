@@ -1,4 +1,4 @@
-"""Bundles: the same bytes, every damage found and named, every engine proved again."""
+"""Archives: damage of any kind is found and the member named."""
 
 import json
 import random
@@ -28,17 +28,17 @@ def test_a_flipped_byte_in_any_member_names_it(
         path = pack(tmp_path / "flipped.tar.gz", list({**contents, name: damaged}.items()))
         result = assay("check", path)
         assert result.code == 1, name
-        # manifest.sha256 vouches for manifest.json, so damage to one shows as the other's
+        # manifest.sha256 has the digest of manifest.json, so damage to either is reported for it.
         member = name.removeprefix(f"{FOLDER}/").replace("manifest.sha256", "manifest.json")
         assert f"member {member} is damaged" in result.err
 
 
 @pytest.mark.slow(2)
-def test_no_flipped_byte_of_the_archive_goes_unseen(built: Store, tmp_path: Path) -> None:
+def test_every_flipped_byte_of_the_archive_is_found(built: Store, tmp_path: Path) -> None:
     content = bundle_of(built).read_bytes()
     path = tmp_path / "flipped.tar.gz"
     generator = random.Random(0)  # noqa: S311
-    # The rest of gzip's header (flags, time, origin) says nothing about the content.
+    # The rest of gzip's header (flags, time, origin) does not affect the content.
     for position in [*range(3), *generator.sample(range(10, len(content)), 150)]:
         damaged = bytearray(content)
         damaged[position] ^= 1 << generator.randrange(8)
@@ -55,14 +55,14 @@ def test_a_truncated_archive_is_an_error(built: Store, tmp_path: Path, length: i
         archive.extract(path, tmp_path / "out")
 
 
-def test_a_missing_foreign_or_second_member_is_named(built: Store, tmp_path: Path) -> None:
+def test_a_missing_extra_or_duplicate_member_is_named(built: Store, tmp_path: Path) -> None:
     contents = list(members(bundle_of(built)).items())
     last = contents[-1]
     cases = {
         "is missing": contents[:-1],
         "is not in the manifest": [*contents, (f"{FOLDER}/more", b"")],
-        "is there twice": [*contents, last],
-        "in the place of": contents[1:],
+        "occurs twice": [*contents, last],
+        "in place of": contents[1:],
     }
     for number, (words, listed) in enumerate(cases.items()):
         path = pack(tmp_path / "bad.tar.gz", listed)
@@ -71,7 +71,9 @@ def test_a_missing_foreign_or_second_member_is_named(built: Store, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "a//b", "."])
-def test_a_member_cannot_leave_the_folder(built: Store, tmp_path: Path, name: str) -> None:
+def test_a_member_cannot_be_written_outside_the_folder(
+    built: Store, tmp_path: Path, name: str
+) -> None:
     contents = members(bundle_of(built))
     manifest = json.loads(contents[f"{FOLDER}/manifest.json"])
     manifest["members"][name] = {"bytes": 0, "sha256": ""}

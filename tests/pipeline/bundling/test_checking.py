@@ -1,4 +1,4 @@
-"""Proving a bundle: every damage found and named, every engine proved again."""
+"""Verifying a bundle: its chain of records and its engines."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ def test_a_bundle_that_fails_gives_one_document(store: Store, assay: Assay) -> N
 
 
 @pytest.mark.slow(1)
-def test_a_good_bundle_passes_and_every_engine_is_proved(
+def test_an_undamaged_bundle_passes_with_every_engine(
     built: Store, assay: Callable[..., Result]
 ) -> None:
     result = assay("check", bundle_of(built), "--json")
@@ -35,7 +35,7 @@ def test_a_good_bundle_passes_and_every_engine_is_proved(
     assert set(document["manifest"]["engines"]) == set(status) - {"graph"}
 
 
-def test_a_broken_chain_is_found_though_every_digest_fits(
+def test_a_broken_chain_is_found_even_if_every_digest_matches(
     built: Store, tmp_path: Path, assay: Callable[..., Result]
 ) -> None:
     contents = members(bundle_of(built))
@@ -82,7 +82,9 @@ def test_a_manifest_that_points_elsewhere_is_refused(
     assert words in result.err
 
 
-def test_what_is_no_bundle_is_said(tmp_path: Path, assay: Callable[..., Result]) -> None:
+def test_a_file_that_is_not_a_bundle_is_an_error(
+    tmp_path: Path, assay: Callable[..., Result]
+) -> None:
     path = tmp_path / "file.tar.gz"
     assert f"{path} does not exist" in assay("check", path).err
     for content in (b"text", gzip.compress(b"text"), gzip.compress(b"\0" * 10240)):
@@ -92,7 +94,7 @@ def test_what_is_no_bundle_is_said(tmp_path: Path, assay: Callable[..., Result])
         assert str(path) in result.err
 
 
-def test_where_nothing_can_be_run_nothing_is_proved(
+def test_a_bundle_without_runnable_engines_is_not_available(
     built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import engines
@@ -104,7 +106,7 @@ def test_where_nothing_can_be_run_nothing_is_proved(
         )
     result = assay("check", bundle_of(built))
     assert result.code == 4
-    assert "nothing in it can be run here" in result.err
+    assert "nothing in it can be run on this machine" in result.err
 
 
 @pytest.mark.slow(2)

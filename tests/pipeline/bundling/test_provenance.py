@@ -1,4 +1,4 @@
-"""The chain of digests: every link is in a record."""
+"""The chain of digests."""
 
 import pytest
 

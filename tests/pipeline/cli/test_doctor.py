@@ -1,4 +1,4 @@
-"""What this machine has, and what it lacks for each engine."""
+"""The report of `assay doctor`."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from tests.conftest import Result
 Assay = Callable[..., Result]
 
 
-def test_doctor_says_what_each_engine_lacks(assay: Assay) -> None:
+def test_doctor_reports_what_each_engine_lacks(assay: Assay) -> None:
     import engines
     from engines import hardware
 

@@ -1,4 +1,4 @@
-"""The command line: exit codes, messages, JSON, and what an interruption leaves behind."""
+"""The command line: exit codes, messages, JSON and interruptions."""
 
 import ast
 import json
@@ -51,13 +51,13 @@ def where(store: Store) -> tuple[object, ...]:
         (("train", "lenet", "--epochs", "many"), "'many' is not a valid integer", "--help"),
         (("verify", "lenet", "--golden", "x"), "--golden without --file", "name the file"),
         (("build", "lenet", "--engine", ","), "--engine is empty", "at least one"),
-        (("build", "lenet", "--engine", "all,pytorch"), "all, and some by name", "one or the"),
+        (("build", "lenet", "--engine", "all,pytorch"), "mixes all and names", "give all or names"),
         (("build", "lenet", "--target-sm", "x"), "--target-sm 'x' is not a list of int", "commas"),
         (("report", "lenet", "--precision", "x"), "unknown precision 'x'", "fp32"),
         (("report", "lenett"), "unknown model", "did you mean"),
     ],
 )
-def test_wrong_usage_exits_2_and_says_what_would_be_right(
+def test_wrong_usage_exits_2_with_a_hint(
     store: Store, assay: Assay, words: tuple[str, ...], message: str, hint: str
 ) -> None:
     rest = ("--root", store.root) if len(words) > 1 and words[0] != "trian" else ()
@@ -96,7 +96,7 @@ def test_without_an_engine_the_build_stage_is_named(
     assert "assay build" in result.err
 
 
-def test_an_engine_that_is_not_here_exits_4_with_the_pip_line(store: Store, assay: Assay) -> None:
+def test_a_missing_engine_exits_4_with_the_pip_command(store: Store, assay: Assay) -> None:
     if engines.get("tensorrt").available().build:
         pytest.skip("this machine has TensorRT")
     result = assay("build", "lenet", *where(store), "--engine", "tensorrt")
@@ -116,7 +116,7 @@ def test_without_torch_the_stages_that_need_it_exit_4(
 
 
 @pytest.mark.slow(2)
-def test_where_there_is_no_torch_everything_else_is_proved(store: Store, tmp_path: Path) -> None:
+def test_without_torch_the_other_engines_are_verified(store: Store, tmp_path: Path) -> None:
     names = ["onnxruntime", "openvino"]
     here = [name for name in names if engines.get(name).available().run]
     python = bare.environment(tmp_path / "venv", *here)
@@ -155,7 +155,9 @@ def test_a_second_run_skips_every_stage(store: Store, assay: Assay) -> None:
 
 
 @pytest.mark.slow(3)
-def test_a_changed_option_runs_what_depends_on_it_and_no_more(store: Store, assay: Assay) -> None:
+def test_a_changed_option_runs_only_the_stages_that_depend_on_it(
+    store: Store, assay: Assay
+) -> None:
     words = ("--batch", "1,4", "--budget", "0.2", "--json")
     result = assay("run", "lenet", *where(store), *words)
     ran = [entry["stage"] for entry in json.loads(result.out)["outcomes"] if not entry["skipped"]]
@@ -166,12 +168,10 @@ def test_a_changed_option_runs_what_depends_on_it_and_no_more(store: Store, assa
     "content", ["[]", "{}", "null", "5", "[" * 100_000, '{"schema": 1}', "\xff", ""]
 )
 @pytest.mark.parametrize("name", ["export.json", "verify.json"])
-def test_a_record_that_is_none_is_an_error_and_not_a_bug(
-    store: Store, assay: Assay, content: str, name: str
-) -> None:
+def test_an_invalid_record_is_an_error(store: Store, assay: Assay, content: str, name: str) -> None:
     (store.root / "lenet/fp32" / name).write_text(content)
     result = assay("verify", "lenet", *where(store))
-    assert result.code == (1 if name == "export.json" else 0)  # its own is simply made again
+    assert result.code == (1 if name == "export.json" else 0)  # verify makes its own record again
     assert "Traceback" not in result.err
 
 
@@ -188,9 +188,7 @@ def test_a_record_with_a_field_of_another_type_is_refused(
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"status": 5}', "nonsense"])
-def test_a_report_leaves_out_what_no_record_vouches_for(
-    store: Store, assay: Assay, content: str
-) -> None:
+def test_a_report_leaves_out_changed_files(store: Store, assay: Assay, content: str) -> None:
     (store.root / "lenet/fp32/onnxruntime/verdict.json").write_text(content)
     result = assay("report", "lenet", *where(store), "--json")
     assert result.code == 0
@@ -201,7 +199,7 @@ def test_a_report_leaves_out_what_no_record_vouches_for(
     assert "left out" in result.err
 
 
-def test_after_training_again_a_report_says_what_is_out_of_date(store: Store, assay: Assay) -> None:
+def test_after_training_again_a_report_names_outdated_files(store: Store, assay: Assay) -> None:
     assert assay("train", "lenet", *where(store), "--epochs", 1, "--seed", 5).code == 0
     document = json.loads(assay("report", "lenet", *where(store), "--json").out)
     assert (document["verdicts"], document["measurements"], document["bundle"]) == ({}, None, None)
@@ -223,10 +221,10 @@ def test_json_is_one_document_on_stdout(store: Store, assay: Assay) -> None:
         result = assay(*words, "--json")
         assert result.code == 0
         json.loads(result.out)
-        assert result.err  # the table is there for a person
+        assert result.err  # the table for the user
 
 
-def test_an_error_is_a_document_too(assay: Assay, tmp_path: Path) -> None:
+def test_an_error_is_a_json_document(assay: Assay, tmp_path: Path) -> None:
     for words, code in ((("train", "lenett"), 2), (("export", "lenet", "--root", tmp_path), 1)):
         result = assay(*words, "--json")
         document = json.loads(result.out)["error"]
@@ -240,7 +238,7 @@ def test_quiet_prints_results_only(store: Store, assay: Assay) -> None:
     assert "pass" in result.out
 
 
-def test_a_bug_of_ours_shows_its_traceback(assay: Assay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_shows_its_traceback(assay: Assay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_runs, "run_stage", lambda *_: 1 / 0)
     result = assay("train", "lenet")
     assert result.code == 1
@@ -263,7 +261,7 @@ def wait_for(process: subprocess.Popen[str], line: str) -> None:
     raise AssertionError(f"ended with {process.wait()} before {line!r}")
 
 
-# When to interrupt a stage: what it prints then, and how many seconds later.
+# When to interrupt a stage: this many seconds after it prints the text.
 WORKING = {
     "train": ("epoch 2/", 0.05),
     "export": ("lenet fp32 export: running", 1.5),
@@ -272,12 +270,12 @@ WORKING = {
 PAUSED = ("data", "verify", "build", "bundle")
 LONG = {"train": ("--epochs", 10_000), "bench": ("--budget", 100, "--batch", 1)}
 QUICK = {"train": ("--epochs", 1), "bench": ("--budget", 0.1, "--batch", 1)}
-# One engine is one run of the stage; those before an interruption rightly stay.
+# One engine only: each engine is a run of its own, and finished runs stay.
 ONE = {"build": ("--engine", "onnxruntime")}
 
 
 @pytest.mark.slow(7)
-# Both signals have one handler: SIGINT is shown for one stage that works and one that waits.
+# Both signals have the same handler, so SIGINT is tested with one working and one paused stage.
 @pytest.mark.parametrize(
     ("name", "number"),
     [
@@ -316,7 +314,7 @@ def test_an_interrupted_stage_exits_130_and_leaves_no_half_artifact(
 
 
 @pytest.mark.slow(6)
-def test_a_killed_run_leaves_nothing_that_counts(
+def test_a_killed_run_leaves_no_outputs(
     built: Store, tmp_path: Path, process: Callable[..., Process]
 ) -> None:
     shutil.copytree(built.root, tmp_path / "artifacts")
@@ -331,7 +329,7 @@ def test_a_killed_run_leaves_nothing_that_counts(
 
 
 @pytest.mark.slow(9)
-def test_a_second_process_in_the_same_stage_waits_or_says_who_is_there(
+def test_a_second_process_in_the_same_stage_waits_or_names_the_first(
     built: Store, tmp_path: Path, process: Callable[..., Process]
 ) -> None:
     shutil.copytree(built.root, tmp_path / "artifacts")
@@ -351,12 +349,12 @@ def test_a_second_process_in_the_same_stage_waits_or_says_who_is_there(
 
 
 def full_disk() -> None:
-    # Python ignores the signal, so that a write past the limit fails as on a full disk.
+    # Python ignores SIGXFSZ, so a write beyond the limit fails with an OSError, as on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
 @pytest.mark.slow(7)
-def test_a_full_disk_is_an_error_and_keeps_what_was_there(
+def test_a_full_disk_is_an_error_and_keeps_the_old_outputs(
     built: Store, tmp_path: Path, process: Callable[..., Process]
 ) -> None:
     shutil.copytree(built.root, tmp_path / "artifacts")
@@ -374,7 +372,7 @@ def test_a_read_only_folder_is_an_error(
     shutil.copytree(built.root, tmp_path / "artifacts")
     for folder in (tmp_path / "artifacts", tmp_path / "artifacts/lenet/fp32"):
         folder.chmod(0o555)
-    if os.geteuid() == 0:  # root may write anywhere, unless it gives that up
+    if os.geteuid() == 0:  # root may write anywhere, unless it drops the capability
         command = ("setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override")
     else:
         command = ()
@@ -408,11 +406,11 @@ def help_of(assay: Assay, command: str) -> dict[str, str]:
     return {entry[0]: " ".join(entry[1:]) for entry in words if entry}
 
 
-def test_the_help_of_run_says_which_stages_an_option_steers(assay: Assay) -> None:
+def test_the_help_of_run_names_the_stages_of_an_option(assay: Assay) -> None:
     texts = help_of(assay, "run")
     assert texts["--precision"].endswith("For export, verify, build, bench, bundle.")
     assert texts["--engine"].endswith("For verify, build, bench, bundle.")
-    assert "Engine to build" in texts["--engine"]
+    assert "Engines to build" in texts["--engine"]
     assert texts["--epochs"].endswith("For train.")
     assert not {"--measurements/--no-measurements", "--against", "--file", "--plot"} & texts.keys()
     assert " For " not in help_of(assay, "export")["--precision"]
@@ -426,7 +424,7 @@ def test_the_help_of_run_says_which_stages_an_option_steers(assay: Assay) -> Non
         (("--plot", "p.svg", "--file", "f.onnx"), "--plot without --bisect", "add --bisect"),
     ],
 )
-def test_an_option_that_needs_another_says_which(
+def test_an_option_that_requires_another_names_it(
     assay: Assay, words: tuple[str, ...], message: str, hint: str
 ) -> None:
     result = assay("verify", "edge", *words)
@@ -434,15 +432,15 @@ def test_an_option_that_needs_another_says_which(
     assert result.err.splitlines() == [f"error: {message}", f"hint: {hint}"]
 
 
-def test_the_command_line_knows_no_option_of_a_stage_by_name() -> None:
+def test_the_command_line_names_no_option_of_a_stage() -> None:
     named = {
         option.name
         for stage in map(chain.stage, chain.STAGES)
-        for params in (stage.params, stage.command)
+        for params in (stage.params, stage.command_options)
         if params is not None
         for option in options(params)
     }
-    # What `assay run` prints at the end is of a model and a precision.
+    # `assay run` needs them for the summary at its end.
     named -= {"model", "precision"}
     for module in ("main", "options"):
         source = (ROOT / "pipeline" / "cli" / f"{module}.py").read_text()

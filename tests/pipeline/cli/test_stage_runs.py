@@ -1,4 +1,4 @@
-"""Which engines a command runs a stage for."""
+"""The engines that a command runs a stage for."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ Assay = Callable[..., Result]
 
 
 @pytest.mark.slow(2)
-def test_of_all_engines_those_that_lack_an_operator_are_left_out(
+def test_engine_all_leaves_out_engines_without_an_operator(
     own: Callable[[str], str], assay: Assay
 ) -> None:
     need_engine("openvino")

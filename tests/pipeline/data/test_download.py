@@ -1,4 +1,4 @@
-"""Where Fashion-MNIST comes from, and that nothing else passes for it."""
+"""Getting Fashion-MNIST from each source, and refusing other files."""
 
 import dataclasses
 import functools
@@ -114,7 +114,7 @@ def test_the_installed_package_then_the_cache(folder: Path) -> None:
     assert right(download.fetch(installed, None))
 
 
-def test_a_corrupt_cache_is_passed_over_and_mended(folder: Path) -> None:
+def test_a_corrupt_cache_is_replaced(folder: Path) -> None:
     installed = dataclasses.replace(NOWHERE, debian_folder=folder)
     download.fetch(installed, None)
     cached = download.dataset_folder(installed) / "train-images-idx3-ubyte"
@@ -139,7 +139,7 @@ def test_a_mirror_whose_file_has_another_md5_is_refused(mirror: str, folder: Pat
 
 @DOWNLOADS
 @pytest.mark.slow(2)
-def test_a_mirror_that_lacks_a_file_is_passed_over(mirror: str, folder: Path) -> None:
+def test_a_mirror_without_a_file_is_skipped(mirror: str, folder: Path) -> None:
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DeployError, match="could not be obtained") as caught:
         download.fetch(dataclasses.replace(NOWHERE, mirrors=(mirror,)), None)
@@ -149,7 +149,7 @@ def test_a_mirror_that_lacks_a_file_is_passed_over(mirror: str, folder: Path) ->
 
 @pytest.fixture
 def packaged(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> registry.DataSet:
-    """A real Debian package of the files, and an `apt-get` that can download just that one."""
+    """A Debian package of the files, and an `apt-get` that downloads only that package."""
     tree = tmp_path / "tree"
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "DEBIAN/control").write_text(
@@ -176,7 +176,7 @@ def test_the_package_is_downloaded_and_unpacked_without_installing(
 
 
 @DOWNLOADS
-def test_a_package_that_cannot_be_downloaded_says_so(packaged: registry.DataSet) -> None:
+def test_a_package_that_cannot_be_downloaded_is_an_error(packaged: registry.DataSet) -> None:
     with pytest.raises(DeployError, match="apt-get download failed"):
         download.fetch(dataclasses.replace(packaged, debian_package="other"), None)
 
@@ -191,16 +191,14 @@ def test_reading_gives_the_shapes_of_the_set(folder: Path) -> None:
     assert set(labels.tolist()) == set(range(10))
 
 
-def test_the_command_refuses_a_folder_that_is_none(
-    assay: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_the_command_refuses_a_missing_folder(assay: Callable[..., Result], tmp_path: Path) -> None:
     result = assay("data", "--root", tmp_path / "root", "--data-dir", tmp_path / "none")
     assert result.code == 1
     assert "is not a folder" in result.err
     assert not list((tmp_path / "root").glob("data/*"))
 
 
-def test_a_second_data_set_is_one_entry(
+def test_a_second_data_set_needs_one_entry(
     assay: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -221,10 +219,10 @@ def test_a_second_data_set_is_one_entry(
     assert result.code == 0, result.err
     assert (tmp_path / "data/second/test-images.idx").exists()
     assert assay(*words, "--force").code == 0
-    assert calls == ["second"]  # then it is in the cache
+    assert calls == ["second"]  # the second call finds it in the cache
 
 
-def test_what_a_data_set_fetches_is_checked() -> None:
+def test_fetched_files_are_checked() -> None:
     wrong = dataclasses.replace(SUBSET, fetch=lambda _: {f.name: b"x" for f in SUBSET.files})
     with pytest.raises(DeployError, match="is corrupt: expected sha256"):
         download.fetch(wrong, None)

@@ -1,4 +1,4 @@
-"""The IDX format: what is written is read, and nothing else is."""
+"""Reading and writing IDX files."""
 
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from pipeline.data import idx
         np.array([0, 255, 256, 70_000], np.int64),
     ],
 )
-def test_what_is_written_is_read(tmp_path: Path, array: np.ndarray) -> None:
+def test_a_written_array_is_read_back(tmp_path: Path, array: np.ndarray) -> None:
     idx.write(tmp_path / "file", array)
     read = idx.read_images if array.ndim == 4 else idx.read_labels
     assert np.array_equal(read(tmp_path / "file"), array)
 
 
-def test_reading_refuses_what_is_no_idx_file(tmp_path: Path) -> None:
+def test_reading_refuses_invalid_files(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for content, fault in (
         (b"", "is not an IDX file"),

@@ -1,4 +1,4 @@
-"""A folder of the user's images: its layout, what is refused, and training on it."""
+"""A folder of images as a data set: layout, errors, and training on it."""
 
 import json
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pets"
 
 
-def test_images_and_classes_arrive_as_they_are(folder: Path, assay: Assay) -> None:
+def test_images_and_classes_are_decoded_unchanged(folder: Path, assay: Assay) -> None:
     result = assay("data", "--data", folder)
     assert result.code == 0, result.err
     data_folder = Path("artifacts/data/folder-pets")
@@ -50,7 +50,9 @@ def test_images_and_classes_arrive_as_they_are(folder: Path, assay: Assay) -> No
     images = idx.read_images(data_folder / "train-images.idx")
     labels = idx.read_labels(data_folder / "train-labels.idx")
     assert images.shape == (18, 3, 10, 12)
-    assert not np.array_equal(labels, np.sort(labels))  # the first N are a fair sample
+    assert not np.array_equal(
+        labels, np.sort(labels)
+    )  # shuffled, so the first N are a random sample
     wanted = {
         (number, np.asarray(image(60 * (number + 1) + index)).transpose(2, 0, 1).tobytes())
         for number in range(3)
@@ -77,7 +79,7 @@ def test_gray_images_keep_one_channel(tmp_path: Path, assay: Assay) -> None:
     assert json.loads((data_folder / "contents.json").read_text())["shape"] == [1, 10, 12]
 
 
-def test_without_a_test_folder_a_fifth_of_each_class_is_kept(folder: Path) -> None:
+def test_without_a_test_folder_a_fifth_of_each_class_is_for_testing(folder: Path) -> None:
     listing = imagefolder.scan(folder / "train")
     for index in range(3):
         assert sum(label == index for _, label in listing.test) == 1
@@ -93,7 +95,9 @@ def spoil(folder: Path) -> None:
     image(9, (5, 4)).save(folder / "test/fish/small.png")
 
 
-def test_broken_and_odd_images_are_named_counted_and_refused(folder: Path, assay: Assay) -> None:
+def test_broken_images_and_other_sizes_are_counted_named_and_refused(
+    folder: Path, assay: Assay
+) -> None:
     assert assay("data", "--data", folder).code == 0
     before = Path("artifacts/data/folder-pets/train-images.idx").read_bytes()
     spoil(folder)
@@ -106,7 +110,7 @@ def test_broken_and_odd_images_are_named_counted_and_refused(folder: Path, assay
     assert Path("artifacts/data/folder-pets/train-images.idx").read_bytes() == before
 
 
-def test_they_are_left_out_on_demand(folder: Path, assay: Assay) -> None:
+def test_skip_bad_leaves_them_out(folder: Path, assay: Assay) -> None:
     spoil(folder)
     result = assay("data", "--data", folder, "--skip-bad")
     assert result.code == 0
@@ -114,7 +118,7 @@ def test_they_are_left_out_on_demand(folder: Path, assay: Assay) -> None:
     assert len(idx.read_images(Path("artifacts/data/folder-pets/train-images.idx"))) == 18
 
 
-def test_images_of_any_size_are_brought_to_one(folder: Path, assay: Assay) -> None:
+def test_image_size_resizes_all_images(folder: Path, assay: Assay) -> None:
     image(9, (50, 40)).save(folder / "test/fish/large.png")
     assert assay("data", "--data", folder, "--image-size", 8).code == 0
     images = idx.read_images(Path("artifacts/data/folder-pets/test-images.idx"))
@@ -124,7 +128,9 @@ def test_images_of_any_size_are_brought_to_one(folder: Path, assay: Assay) -> No
     assert min(np.abs(row - wanted).max() for row in images.astype(np.int64)) <= 1
 
 
-def test_an_empty_class_an_empty_folder_and_no_folder(folder: Path, assay: Assay) -> None:
+def test_an_empty_class_an_empty_folder_and_no_folder_are_errors(
+    folder: Path, assay: Assay
+) -> None:
     (folder / "train/birds").mkdir()
     result = assay("data", "--data", folder)
     assert result.code == 1
@@ -136,7 +142,7 @@ def test_an_empty_class_an_empty_folder_and_no_folder(folder: Path, assay: Assay
     assert "or a folder of images in ImageFolder layout" in result.err
 
 
-def test_different_classes_in_train_and_test(folder: Path, assay: Assay) -> None:
+def test_different_classes_in_train_and_test_are_an_error(folder: Path, assay: Assay) -> None:
     (folder / "test/fish").rename(folder / "test/birds")
     result = assay("data", "--data", folder)
     assert result.code == 1
@@ -150,7 +156,7 @@ def test_images_of_16_bits_are_refused(folder: Path, assay: Assay) -> None:
     assert "deep.png (mode I;16, not 8 bits a channel)" in result.err
 
 
-def test_images_that_do_not_fit_in_memory(
+def test_images_that_do_not_fit_in_memory_are_an_error(
     folder: Path, assay: Assay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "free_memory", lambda: 1000)
@@ -166,7 +172,7 @@ def test_a_changed_image_is_decoded_again(folder: Path, assay: Assay) -> None:
     assert "running again: images was" in assay("data", "--data", folder).err
 
 
-def test_options_of_a_folder_are_for_folders(tmp_path: Path, assay: Assay) -> None:
+def test_folder_options_need_a_folder(tmp_path: Path, assay: Assay) -> None:
     result = assay("data", "--image-size", 32, "--root", tmp_path)
     assert result.code == 2
     assert "are for a folder of images" in result.err
@@ -176,7 +182,9 @@ def test_options_of_a_folder_are_for_folders(tmp_path: Path, assay: Assay) -> No
 
 
 @pytest.mark.slow(7)
-def test_the_zoo_trains_on_it_and_later_stages_know_its_classes(folder: Path, assay: Assay) -> None:
+def test_the_zoo_trains_on_a_folder_and_later_stages_know_its_classes(
+    folder: Path, assay: Assay
+) -> None:
     words = ("--epochs", 1, "--batch-size", 4, "--batch", 1, "--budget", 0.1)
     result = assay("run", "lenet", "--data", folder, *words)
     assert result.code == 0, result.err
@@ -191,12 +199,12 @@ def test_the_zoo_trains_on_it_and_later_stages_know_its_classes(folder: Path, as
     assert other.code == 1  # its classes are not those it was trained on
     manifest = json.loads(assay("check", "dist/lenet-fp32.tar.gz", "--json").out)["manifest"]
     assert manifest["labels"] == list(CLASSES)
-    # nothing in it names where the images were
+    # It does not contain the path of the images.
     assert str(folder) not in json.dumps(manifest)
 
 
 @pytest.mark.slow(9)
-def test_a_model_of_torchvision_trains_on_it(folder: Path, assay: Assay) -> None:
+def test_a_torchvision_model_trains_on_a_folder(folder: Path, assay: Assay) -> None:
     assert assay("data", "--data", folder).code == 0
     words = ("--data", folder, "--epochs", 1, "--batch-size", 6)
     result = assay("train", "torchvision:mobilenet_v3_small", *words)

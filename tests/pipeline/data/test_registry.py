@@ -1,11 +1,11 @@
-"""The known data sets are the published ones."""
+"""The digests of known data sets match the published ones."""
 
 from tests.subset import FULL
 
 
 def test_the_published_digests_are_those_of_fashion_mnist() -> None:
-    # Each pair was found to belong together: with the name and time that Debian's package
-    # leaves out put back into the header, its .gz files have torchvision's md5 sums.
+    # Each pair belongs to the same file: Debian's .gz files, with the name and time that their
+    # headers leave out, have torchvision's MD5 sums.
     assert {file.name: file.md5_gz for file in FULL.files} == {
         "train-images-idx3-ubyte": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
         "train-labels-idx1-ubyte": "25c81989df183df01b3e8a0aad5dffbe",

@@ -195,7 +195,7 @@ def test_a_changed_model_with_the_same_key_is_noticed(
     references = []
     for factor, words in ((1.0, ()), (1.0001, ("--force",)), (1.0001, ("--precision", "fp16"))):
         (tmp_path / "factor.json").write_text(json.dumps(factor))
-        models.forget()
+        monkeypatch.setattr(models, "_SPECS", {})  # as in a new process
         result = assay("export", "scaled_by_file:make", *words, "--root", tmp_path / "made")
         assert result.code == 0, result.err
         precision = words[-1] if len(words) > 1 else "fp32"

@@ -17,7 +17,7 @@ RECIPES = {"lenet": 0.1, "vgg11": 0.01, "vgg11-slim": 0.01, "resnet18": 0.01}
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_recipe_is_the_books(name: str) -> None:
+def test_the_recipe_is_that_of_the_book(name: str) -> None:
     recipe = models.get(name).recipe
     assert (recipe.epochs, recipe.lr, recipe.batch_size) == (10, RECIPES[name], 128)
 
@@ -50,7 +50,7 @@ def test_a_residual_block_adds_its_input() -> None:
 
     block = Residual(3, 3).eval()
     for parameter in (block.bn2.weight, block.bn2.bias):
-        nn.init.zeros_(parameter)  # nothing is left of the convolutions
+        nn.init.zeros_(parameter)  # the convolutions then give zeros
     x = torch.randn(2, 3, 6, 6)
     assert torch.equal(block(x), x.relu())
     # Dive into Deep Learning, 8.6: half the size, twice the channels, by way of the 1x1
@@ -58,7 +58,7 @@ def test_a_residual_block_adds_its_input() -> None:
 
 
 @pytest.mark.parametrize("name", ["lenet", "resnet18", "torchvision:mobilenet_v3_small"])
-def test_a_model_fits_itself_to_the_data(name: str) -> None:
+def test_a_model_adapts_to_channels_and_classes(name: str) -> None:
     contents = Contents((3, 40, 48), ("cat", "dog", "fish"))
     model = models.get(name).build(contents)
     images = torch.zeros((2, *contents.shape), dtype=torch.uint8)
@@ -70,7 +70,7 @@ def test_a_torchvision_model_takes_gray_images_too() -> None:
     contents = Contents((1, 28, 28), ("a", "b"))
     model = models.get("torchvision:mobilenet_v3_small").build(contents)
     prepared = model.prepare(torch.full((1, 1, 28, 28), 255, dtype=torch.uint8))
-    # ImageNet's mean and standard deviation, as torchvision gives them
+    # ImageNet's mean and standard deviation, from torchvision.
     white = (1 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     assert prepared.shape == (1, 3, 224, 224)
     assert np.allclose(prepared[0, :, 100, 100], white, atol=1e-6)
@@ -102,7 +102,9 @@ def test_a_model_of_timm() -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # timm's own, on import
-def test_an_unknown_name_gets_the_nearest(assay: Assay, name: str, message: str, hint: str) -> None:
+def test_an_unknown_name_gets_a_suggestion(
+    assay: Assay, name: str, message: str, hint: str
+) -> None:
     result = assay("summary", name)
     assert result.code == 2
     assert message in result.err

@@ -1,4 +1,4 @@
-"""Models of the user's own: named by package.module:factory, with weights and inputs."""
+"""The user's own models, with their weights and inputs."""
 
 import json
 from collections.abc import Callable
@@ -158,7 +158,7 @@ rows = lambda: Model(network=Two(), inputs={
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    # A name of its own, since Python imports a module of one name once.
+    # A unique name, since Python imports a module only once.
     name = f"own_{abs(hash(str(tmp_path)))}"
     (tmp_path / f"{name}.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
@@ -206,7 +206,7 @@ def test_two_inputs_two_outputs_from_a_bare_module(folder: Path, assay: Assay) -
 
 
 @pytest.mark.slow(2)
-def test_an_extreme_that_overflows_is_left_out_and_said(folder: Path, assay: Assay) -> None:
+def test_an_extreme_row_that_overflows_is_left_out_and_reported(folder: Path, assay: Assay) -> None:
     name = named(folder, "cube")
     for precision, left in (("fp32", 0), ("fp16", 1)):
         result = assay("export", name, "--precision", precision)
@@ -261,7 +261,7 @@ def test_mobilenet_of_torchvision_passes_with_every_weight_audited(
 
 
 @pytest.mark.slow(14)
-def test_a_changed_source_exports_again_and_a_missing_one_is_no_matter(
+def test_a_changed_source_exports_again_and_verify_needs_no_source(
     folder: Path, process: Callable[..., Process]
 ) -> None:
     name = named(folder, "gray")
@@ -271,7 +271,7 @@ def test_a_changed_source_exports_again_and_a_missing_one_is_no_matter(
     (path,) = folder.glob("own_*.py")
     path.write_text(path.read_text() + "\n# a word more\n")
     assert "running again: model_source was" in run().err
-    path.unlink()  # the graph is proved without the source
+    path.unlink()  # verify does not need the source
     assert process("verify", name, cwd=folder).run().code == 0
 
 
@@ -279,7 +279,7 @@ def test_a_changed_source_exports_again_and_a_missing_one_is_no_matter(
     ("factory", "code", "message"),
     [
         ("nope", 2, "has no 'nope'"),
-        ("value", 2, "'value' is not a function but int"),
+        ("value", 2, "'value' is int, not a function"),
         ("raises", 1, "raised ValueError: no such luck"),
         ("number", 1, "returned int, not a model"),
         ("two", 1, "declares neither example inputs nor an image shape"),
@@ -294,14 +294,14 @@ def test_a_changed_source_exports_again_and_a_missing_one_is_no_matter(
             "token, image, but the arguments of Two.forward are image, token",
         ),
         ("words", 1, "input 'x' is <U1[2], not rows of numbers"),
-        ("greedy", 1, "it is called without arguments"),
+        ("greedy", 1, "the factory is called without arguments"),
         ("stubborn", 1, "cannot be run on its inputs in float64"),
         ("broken", 1, "the model cannot be run on its inputs: ValueError: wrong shape"),
         ("misnamed", 1, "the model has 1 outputs, but 2 names: a, b"),
         ("rows", 1, "different numbers of rows, or none: image 3, token 2"),
     ],
 )
-def test_a_factory_that_does_not_work_says_why(
+def test_a_failing_factory_is_an_error_with_its_reason(
     folder: Path, assay: Assay, factory: str, code: int, message: str
 ) -> None:
     result = assay("export", named(folder, factory))
@@ -312,9 +312,7 @@ def test_a_factory_that_does_not_work_says_why(
 
 
 @pytest.mark.slow(1)
-def test_a_model_that_asks_for_float32_is_still_judged_in_float64(
-    folder: Path, assay: Assay
-) -> None:
+def test_a_model_that_casts_to_float32_has_a_float64_reference(folder: Path, assay: Assay) -> None:
     name = named(folder, "single")
     assert assay("export", name).code == 0
     golden = goldens.load(artifacts(folder, name) / "fp32/golden.npz")
@@ -330,7 +328,7 @@ def test_examples_may_be_tensors(folder: Path, assay: Assay) -> None:
 
 
 @pytest.mark.slow(19)
-def test_a_changed_module_beside_the_factorys_exports_again(
+def test_a_changed_module_in_the_factorys_folder_exports_again(
     folder: Path, process: Callable[..., Process]
 ) -> None:
     (folder / "beside.py").write_text("FACTOR = 2.0\n")
@@ -360,7 +358,7 @@ def test_nothing_in_a_bundle_names_a_path_of_this_machine(folder: Path, assay: A
                 assert trace.encode() not in content, f"{trace} in {member.name}"
 
 
-def test_a_module_that_is_not_there_or_does_not_import(folder: Path, assay: Assay) -> None:
+def test_a_missing_or_broken_module_is_an_error(folder: Path, assay: Assay) -> None:
     result = assay("export", "nowhere.models:make")
     assert result.code == 2
     assert "module 'nowhere' is neither in" in result.err
@@ -396,7 +394,7 @@ def test_inputs_that_do_not_fit(
     assert message in result.err
 
 
-def test_a_file_of_inputs_that_is_none(folder: Path, assay: Assay) -> None:
+def test_an_invalid_file_of_inputs_is_an_error(folder: Path, assay: Assay) -> None:
     (folder / "inputs.npz").write_bytes(b"PK\x03\x04 and no more")
     for path, message in (
         ("inputs.npz", "cannot be read"),
@@ -432,7 +430,7 @@ def make():
 
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("seed", ["0", "5"])
-def test_a_factory_is_called_once_a_command(
+def test_a_command_calls_a_factory_once(
     tmp_path: Path, assay: Assay, monkeypatch: pytest.MonkeyPatch, seed: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -442,7 +440,7 @@ def test_a_factory_is_called_once_a_command(
     weights = []
     commands = (train, ("export", model), ("verify", model), ("summary", model))
     for words in (*commands, (*train, "--force")):
-        models.forget()  # each command is a process of its own
+        monkeypatch.setattr(models, "_SPECS", {})  # as in a new process
         result = assay(*words)
         assert result.code == 0, result.err
         assert not calls.exists() or calls.read_text() == "x", words

@@ -1,4 +1,4 @@
-"""The table that is printed after bench."""
+"""The printed report of the bench stage."""
 
 import pytest
 

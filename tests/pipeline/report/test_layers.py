@@ -1,4 +1,4 @@
-"""A model layer by layer: the shapes and counts of the book, and published ones."""
+"""The report of `assay summary`, against shapes and counts of the book and published counts."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tests.conftest import Result
 Assay = Callable[..., Result]
 
 
-# Dive into Deep Learning, the printed output of layer_summary in 7.6, 8.2 and 8.6.
+# From Dive into Deep Learning: the printed output of layer_summary in 7.6, 8.2 and 8.6.
 BOOK = {
     "lenet": [
         ("Conv2d", [1, 6, 28, 28]),
@@ -64,14 +64,14 @@ def summary(assay: Assay, *words: object) -> dict:
 
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("name", BOOK)
-def test_the_summary_gives_the_books_shapes(assay: Assay, name: str) -> None:
+def test_the_summary_has_the_books_shapes(assay: Assay, name: str) -> None:
     table = summary(assay, name, "--depth", 1)
     assert table["inputs"] == [[1, 1, IMAGES[name], IMAGES[name]]]
     shapes = [(layer["kind"], *layer["output"]) for layer in table["layers"]]
     assert shapes == BOOK[name]
 
 
-def test_lenets_counts_are_those_worked_out_by_hand(assay: Assay) -> None:
+def test_lenets_counts_match_a_calculation_by_hand(assay: Assay) -> None:
     table = summary(assay, "lenet")
     counts = [
         (layer["parameters"], layer["multiply_adds"])
@@ -90,7 +90,7 @@ def test_lenets_counts_are_those_worked_out_by_hand(assay: Assay) -> None:
     assert table["totals"]["fully connected"]["parameters"] == 48_120 + 10_164 + 850
 
 
-# What torchvision publishes beside the weights: parameters, and 10^9 multiply-adds.
+# Published by torchvision with the weights: parameters, and 10^9 multiply-adds.
 @pytest.mark.slow(3)
 @pytest.mark.parametrize(
     ("name", "parameters", "giga"), [("alexnet", 61_100_840, 0.714), ("vgg16", 138_357_544, 15.47)]

@@ -1,4 +1,4 @@
-"""The table that is printed after verify."""
+"""The printed report of the verify stage."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ OUTPUT = OutputVerdict("logits", 1e-6, 0.5, 2e-6, 0.75, 1.0, "test image 0", sqn
 PASSED = Verdict("graph", "pass", "fp32", outputs=(OUTPUT,))
 
 
-def test_a_verdict_has_a_row_an_output(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_verdict_has_a_row_for_each_output(capsys: pytest.CaptureFixture[str]) -> None:
     verify.show([PASSED, not_run("tensorrt", "fp32", "no GPU")])
     out = capsys.readouterr().out
     (row,) = [line.split() for line in out.splitlines() if line.split()[:1] == ["graph"]]

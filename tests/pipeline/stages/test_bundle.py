@@ -1,4 +1,4 @@
-"""The bundle stage: what goes into a bundle, and that the bytes are the same."""
+"""The bundle stage: the content of a bundle, and its reproducibility."""
 
 import dataclasses
 import shutil
@@ -43,9 +43,7 @@ def test_it_holds_every_artifact_and_its_record(built: Store) -> None:
     assert names == artifacts - data | {"manifest.json", "manifest.sha256", "README.md"}
 
 
-def test_a_verdict_that_is_no_pass_keeps_an_engine_out(
-    store: Store, assay: Callable[..., Result]
-) -> None:
+def test_a_mismatched_engine_is_not_bundled(store: Store, assay: Callable[..., Result]) -> None:
     from pipeline.stages import verify
     from pipeline.workflow import runner
     from pipeline.workflow.artifacts import ENGINE_VERDICT

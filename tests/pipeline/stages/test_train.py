@@ -1,4 +1,4 @@
-"""The train stage: its options, and what it records."""
+"""The train stage: its options and its record."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Assay = Callable[..., Result]
 
 
 @pytest.mark.slow(7)
-def test_the_quick_preset_is_said_everywhere(store: object, assay: Assay) -> None:
+def test_the_quick_preset_is_printed_and_recorded(store: object, assay: Assay) -> None:
     where = ("--root", store.root, "--dist", store.dist)
     words = ("--preset", "quick", "--epochs", 1, "--limit", 100, "--test-limit", 50)
     result = assay("run", "lenet", *where, *words, "--batch", "1", "--budget", "0.1")
@@ -33,7 +33,7 @@ def test_the_quick_preset_is_said_everywhere(store: object, assay: Assay) -> Non
     assert verdict["flips"]["images"] == 50
 
 
-def test_the_early_look_at_the_data(store: object, assay: Assay) -> None:
+def test_training_describes_its_data_set(store: object, assay: Assay) -> None:
     result = assay("train", "lenet", "--root", store.root, "--epochs", 1, "--limit", 10)
     assert result.code == 0
     look = json.loads((store.root / "lenet/training.json").read_text())["look"]
@@ -41,10 +41,10 @@ def test_the_early_look_at_the_data(store: object, assay: Assay) -> None:
     assert look["min"] == 0
     assert 200 < look["max"] <= 255
     assert 20 < look["mean"] < 120
-    assert "no image at all of class" in result.err
+    assert "there are no images of class" in result.err
 
 
-def test_the_record_says_what_the_weights_depend_on(
+def test_the_record_has_what_the_weights_depend_on(
     assay: Callable[..., Result], store: Store
 ) -> None:
     words = ["--root", store.root, "--epochs", 2, "--limit", 100, "--seed", 3, "--threads", 1]
@@ -74,11 +74,11 @@ def test_the_recorded_accuracy_is_that_of_the_checkpoint(store: Store) -> None:
 
 @pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--lr", "--limit", "--threads"])
 @pytest.mark.parametrize("value", ["0", "-1", "99999999999999999999999"])
-def test_a_number_that_makes_no_sense_is_wrong_usage(
+def test_a_number_out_of_range_is_wrong_usage(
     assay: Callable[..., Result], tmp_path: Path, option: str, value: str
 ) -> None:
     if (option, value) == ("--epochs", "0"):
-        option = "--batch-size"  # no epoch at all makes sense: the weights as they are
+        option = "--batch-size"  # no epochs are allowed: the weights are used unchanged
     result = assay("train", "lenet", "--root", tmp_path, option, value)
     assert result.code == 2
     assert f"{option} " in result.err
@@ -87,7 +87,7 @@ def test_a_number_that_makes_no_sense_is_wrong_usage(
 
 
 @pytest.mark.parametrize("words", [("--lr", "nan"), ("--lr", "inf"), ("--seed", "-1")])
-def test_a_number_that_is_none_is_wrong_usage(
+def test_nan_infinity_and_a_negative_seed_are_wrong_usage(
     assay: Callable[..., Result], tmp_path: Path, words: tuple[str, str]
 ) -> None:
     result = assay("train", "lenet", "--root", tmp_path, *words)
@@ -96,7 +96,7 @@ def test_a_number_that_is_none_is_wrong_usage(
 
 
 @pytest.mark.parametrize("device", ["xyz", "", "mps", "cpu:7", "cuda:-1", "cuda:²"])
-def test_a_device_that_is_no_word_of_ours_is_wrong_usage(
+def test_an_unknown_device_is_wrong_usage(
     assay: Callable[..., Result], store: Store, device: str
 ) -> None:
     result = assay("train", "lenet", "--root", store.root, "--device", device)
@@ -104,7 +104,7 @@ def test_a_device_that_is_no_word_of_ours_is_wrong_usage(
     assert f"unknown device {device!r}" in result.err
 
 
-def test_a_device_that_is_not_here_is_said_and_nothing_is_trained(
+def test_an_unavailable_device_is_an_error_and_nothing_is_trained(
     assay: Callable[..., Result], store: Store
 ) -> None:
     before = (store.root / "lenet/checkpoint.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""Golden files and the command that judges by them, on a model that was trained and exported."""
+"""The verify stage, on a trained and exported model."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def test_one_convolution_weight_off_by_a_thousandth_exits_3(
 
 
 @pytest.mark.slow(2)
-def test_a_mismatch_is_told_to_programs_too(store: Store, assay: Callable[..., Result]) -> None:
+def test_a_mismatch_is_in_the_json_document(store: Store, assay: Callable[..., Result]) -> None:
     path = altered(store, "network.0.weight", 7, 2.0)
     words = ("verify", "lenet", "--root", store.root, "--file", path, "--json")
     document = json.loads(assay(*words).out)

@@ -1,4 +1,4 @@
-"""Training that survives: killed, interrupted, diverged, out of memory."""
+"""Trainings that are killed, interrupted, diverge or run out of memory."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ SETTINGS = loop.Settings(epochs=3, lr=0.1, batch_size=8, seed=0, threads=1, devi
 
 
 def network() -> nn.Module:
-    # Everything a state has to hold: random numbers, running statistics, plain weights.
+    # Has all kinds of state: random numbers (dropout), running statistics and weights.
     return nn.Sequential(
         nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)
     )
@@ -49,7 +49,7 @@ class Stops(Prepare):
 
     def __init__(self, step: int) -> None:
         super().__init__()
-        self.left = step + 1  # one more, since memory is tried out first
+        self.left = step + 1  # one more, since `memory.check` runs the network first
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         self.left -= 1
@@ -73,7 +73,7 @@ def checkpoint(folder: Path, key: str = "key") -> TrainingCheckpoint:
 
 @pytest.mark.parametrize("amp", ["none", "fp16"])
 @pytest.mark.parametrize("step", [0, 1, 7, 8, 13, 23])
-def test_it_goes_on_as_if_it_had_never_stopped(tmp_path: Path, step: int, amp: str) -> None:
+def test_a_resumed_training_gives_the_same_weights(tmp_path: Path, step: int, amp: str) -> None:
     settings = dataclasses.replace(SETTINGS, amp=amp)
     whole, curve = trained(settings, Prepare(), checkpoint(tmp_path / "other"))
     with pytest.raises(KeyboardInterrupt):
@@ -84,7 +84,7 @@ def test_it_goes_on_as_if_it_had_never_stopped(tmp_path: Path, step: int, amp: s
     assert resumed_curve == curve
 
 
-def test_without_resume_it_starts_anew(tmp_path: Path) -> None:
+def test_without_resume_it_starts_again(tmp_path: Path) -> None:
     whole, _ = trained(SETTINGS, Prepare(), checkpoint(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         trained(SETTINGS, Stops(13), checkpoint(tmp_path))
@@ -95,7 +95,7 @@ def test_without_resume_it_starts_anew(tmp_path: Path) -> None:
 
 def test_another_training_is_not_resumed(tmp_path: Path) -> None:
     trained(SETTINGS, Prepare(), checkpoint(tmp_path))
-    with pytest.raises(DeployError, match="is of another training"):
+    with pytest.raises(DeployError, match="belongs to another training"):
         trained(SETTINGS, Prepare(), checkpoint(tmp_path, "other"), resume=True)
 
 
@@ -108,14 +108,14 @@ def test_a_damaged_state_is_an_error(tmp_path: Path, content: bytes | None) -> N
         trained(SETTINGS, Prepare(), checkpoint(tmp_path), resume=True)
 
 
-def test_with_nothing_kept_resume_starts(tmp_path: Path) -> None:
+def test_resume_without_progress_starts(tmp_path: Path) -> None:
     whole, _ = trained(SETTINGS, Prepare(), checkpoint(tmp_path / "one"))
     resumed, _ = trained(SETTINGS, Prepare(), checkpoint(tmp_path / "two"), resume=True)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 class Explodes(Prepare):
-    """Gives NaN from a given step on."""
+    """Returns NaN from a given step on."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def test_a_nan_loss_keeps_the_last_good_weights(tmp_path: Path) -> None:
     assert all(torch.equal(whole[name], kept[name]) for name in whole)
 
 
-def test_a_state_with_nan_weights_is_never_kept(tmp_path: Path) -> None:
+def test_nan_weights_are_not_saved(tmp_path: Path) -> None:
     place = checkpoint(tmp_path)
     state = {"weight": torch.ones(2)}
     parts = {"model": state, "optimizer": {}, "rng": {"cpu": torch.get_rng_state()}}
@@ -181,7 +181,7 @@ while True:
 
 
 @pytest.mark.slow(37)
-def test_killed_twenty_times_it_ends_with_the_same_weights(
+def test_a_training_killed_twenty_times_gives_the_same_weights(
     tmp_path: Path, process: Callable[..., Process]
 ) -> None:
     words = ["train", "lenet", "--epochs", "90", "--threads", "1", "--quiet"]
@@ -205,7 +205,7 @@ def test_killed_twenty_times_it_ends_with_the_same_weights(
 
 
 @pytest.mark.slow(21)
-def test_a_signal_keeps_the_very_step(tmp_path: Path, process: Callable[..., Process]) -> None:
+def test_a_signal_saves_the_current_step(tmp_path: Path, process: Callable[..., Process]) -> None:
     words = ("train", "lenet", "--epochs", 60, "--threads", 1, "--root")
     for folder in ("whole", "stopped"):
         assert process("data", "--root", tmp_path / folder).run().code == 0
@@ -217,24 +217,24 @@ def test_a_signal_keeps_the_very_step(tmp_path: Path, process: Callable[..., Pro
     running.send_signal(signal.SIGTERM)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "--resume goes on from here" in err
+    assert "--resume continues from here" in err
     resumed = process(*words, tmp_path / "stopped", "--resume").run()
     assert resumed.code == 0
-    assert "going on from epoch" in resumed.err
+    assert "resuming at epoch" in resumed.err
     name = "lenet/checkpoint.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
 
 
-def test_the_memory_counted_is_what_training_takes() -> None:
+def test_the_memory_estimate_matches_training() -> None:
     from pipeline.training import memory
 
-    # One hidden layer of 1,000 floats a sample, kept by the ReLU behind it, and its input.
+    # Autograd saves one hidden layer of 1,000 floats per sample, for the ReLU, and its input.
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 1000), nn.ReLU(), nn.Linear(1000, 3))
     kept = memory._kept_per_sample(net, Prepare(), samples())
     assert 4 * (16 + 1000) <= kept <= 4 * (16 + 2 * 1000 + 3)
 
 
-def test_out_of_memory_amid_a_step_is_an_error(tmp_path: Path) -> None:
+def test_out_of_memory_during_a_step_is_an_error(tmp_path: Path) -> None:
     class Full(Prepare):
         tried = False
 
@@ -250,7 +250,7 @@ def test_out_of_memory_amid_a_step_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("changed", [{"amp": "bf16"}, {"amp": "fp16"}, {"compile": True}])
-def test_other_ways_of_computing_learn_the_same(changed: dict[str, object]) -> None:
+def test_mixed_precision_and_compiling_learn_the_same(changed: dict[str, object]) -> None:
     few = loop.Samples(samples(3).inputs, torch.arange(3))
     losses = {}
     for name, change in (("plain", {}), ("other", changed)):
@@ -265,7 +265,7 @@ def test_other_ways_of_computing_learn_the_same(changed: dict[str, object]) -> N
         assert losses["other"] != losses["plain"]
 
 
-def test_without_a_compiler_compiling_is_not_available(
+def test_compile_without_a_compiler_is_not_available(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""One model trained by several processes."""
+"""Training one model in several processes."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def together(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow(14)
-def test_two_processes_make_one_checkpoint_as_good_as_one_process(
+def test_two_processes_give_the_weights_of_one_process(
     tmp_path: Path, process: Callable[..., Process]
 ) -> None:
     # 512 images do not split evenly: the last batch has 12, its halves 6.
@@ -61,7 +61,7 @@ def test_two_processes_make_one_checkpoint_as_good_as_one_process(
     assert abs(records[0]["test_accuracy"] - records[1]["test_accuracy"]) <= 0.02
     losses = [[entry["loss"] for entry in record["curve"]] for record in records]
     assert torch.allclose(*map(torch.tensor, losses), rtol=1e-3)
-    # LeNet has neither dropout nor batch norm: the gradients are the same but for rounding.
+    # LeNet has neither dropout nor batch norm, so the gradients differ only by rounding.
     weights = [load_file(tmp_path / n / "lenet/checkpoint.safetensors") for n in ("one", "two")]
     for name in weights[0]:
         assert torch.allclose(weights[0][name], weights[1][name], atol=1e-3)
@@ -77,7 +77,7 @@ def test_a_failure_ends_all_processes(tmp_path: Path) -> None:
     assert "no training images here" in answer.stderr
 
 
-def test_without_torchrun_it_says_how_to_start() -> None:
+def test_without_torchrun_the_error_names_the_command() -> None:
     answer = subprocess.run(
         [sys.executable, "-m", "pipeline.training", "lenet"],
         cwd=ROOT,

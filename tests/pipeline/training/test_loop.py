@@ -1,4 +1,4 @@
-"""Training: the recipe, its determinism and its record."""
+"""The training loop: its steps, determinism and errors."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ def test_the_same_settings_give_the_same_weights(split: loop.Samples) -> None:
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_step_is_that_of_sgd_on_cross_entropy(split: loop.Samples) -> None:
+def test_a_step_is_sgd_on_cross_entropy(split: loop.Samples) -> None:
     small = loop.Samples(split.inputs[:128], split.targets[:128])
     after = trained(small)
     torch.manual_seed(0)
@@ -52,8 +52,8 @@ def test_a_step_is_that_of_sgd_on_cross_entropy(split: loop.Samples) -> None:
         assert torch.allclose(after[name], parameter - 0.1 * parameter.grad, atol=1e-6)
 
 
-def test_it_learns_what_can_be_learned(split: loop.Samples) -> None:
-    # One image of each class, many times: a network that learns at all learns these.
+def test_training_fits_a_few_images(split: loop.Samples) -> None:
+    # One image of each class, many times: any working training fits these.
     rows = [int((split.targets == label).nonzero()[0]) for label in range(10)]
     few = loop.Samples(split.inputs[rows], split.targets[rows])
     easy = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
@@ -63,7 +63,7 @@ def test_it_learns_what_can_be_learned(split: loop.Samples) -> None:
     assert curve[-1]["loss"] < 0.1 < curve[0]["loss"]
 
 
-def test_a_loss_that_explodes_is_an_error(split: loop.Samples) -> None:
+def test_a_diverging_loss_is_an_error(split: loop.Samples) -> None:
     explosive = nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
     settings = dataclasses.replace(SETTINGS, lr=1e30, epochs=3)
     with pytest.raises(DeployError, match="the training loss became") as caught:

@@ -1,4 +1,4 @@
-"""The memory of a step of training is counted before it is taken."""
+"""The memory of a training step."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from tests.conftest import Result
 Assay = Callable[..., Result]
 
 
-def test_a_batch_larger_than_memory_is_refused_before_it_is_tried(
+def test_a_batch_larger_than_memory_is_refused_in_advance(
     store: object, assay: Assay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "free_memory", lambda: 10 << 20)

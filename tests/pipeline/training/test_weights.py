@@ -1,4 +1,4 @@
-"""Weights that a user gives: which files are taken, and that they are taken as they are."""
+"""Files of weights that a user gives."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def test_weights_from_a_torch_file(tmp_path: Path, wrap: str | None, prefix: str
     assert torch.equal(net.weight, linear(1).weight)
 
 
-def test_a_module_that_wants_the_version_of_its_state_gets_it(tmp_path: Path) -> None:
+def test_a_module_gets_the_version_of_its_state(tmp_path: Path) -> None:
     from pipeline import models
 
     network = models.get("torchvision:mnasnet0_5").build(None).network
@@ -40,7 +40,7 @@ def test_a_module_that_wants_the_version_of_its_state_gets_it(tmp_path: Path) ->
     weights.load(network, tmp_path / "weights.safetensors", "mnasnet0_5")
 
 
-def test_weights_that_run_code_are_refused_and_do_not_run(tmp_path: Path) -> None:
+def test_a_weights_file_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, (f"touch {tmp_path}/ran",)
@@ -51,11 +51,11 @@ def test_weights_that_run_code_are_refused_and_do_not_run(tmp_path: Path) -> Non
     assert not (tmp_path / "ran").exists()
 
 
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+def test_nan_and_infinite_weights_are_refused(tmp_path: Path) -> None:
     state = linear().state_dict()
     state["bias"][0] = float("nan")
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(DeployError, match="1 tensors have NaN or Inf, as bias"):
+    with pytest.raises(DeployError, match="1 tensors have NaN or Inf, such as bias"):
         weights.load(linear(), tmp_path / "w.safetensors", "linear")
 
 
@@ -81,7 +81,7 @@ def test_all_mismatches_are_counted_and_the_first_named(tmp_path: Path, assay: A
 
 
 @pytest.mark.slow(2)
-def test_given_weights_are_taken_as_they_are(tmp_path: Path, assay: Assay) -> None:
+def test_given_weights_are_used_unchanged(tmp_path: Path, assay: Assay) -> None:
     from pipeline import models
 
     torch.manual_seed(5)
@@ -97,6 +97,6 @@ def test_given_weights_are_taken_as_they_are(tmp_path: Path, assay: Assay) -> No
     training = json.loads((tmp_path / "lenet/training.json").read_text())
     assert training["epochs"] == 0
     assert training["curve"] == []
-    # a later export without the option keeps them
+    # A later export without the option keeps them.
     again = assay("export", "lenet", *where)
     assert "train" not in again.err

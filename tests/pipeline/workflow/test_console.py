@@ -1,4 +1,4 @@
-"""What the user sees."""
+"""Terminal output."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from pipeline.workflow import console
 
 
-def test_what_is_no_number_is_null_in_a_document(
+def test_nan_and_infinity_are_null_in_a_document(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(console.settings, "json", True)

@@ -1,4 +1,4 @@
-"""Running the command that a hint names mends the error."""
+"""The command in a hint fixes the error."""
 
 import json
 import re
@@ -33,7 +33,7 @@ WORDS = {
 
 @pytest.fixture(scope="module")
 def built_once(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The chain of the edge detector, below folders with a space in their names."""
+    """The chain of the edge detector, in folders whose names have a space."""
     folder: Path = tmp_path_factory.mktemp("hints of")
     store = Store(folder / "my artifacts", folder / "my dist")
     place = ["--root", str(store.root), "--dist", str(store.dist), "--quiet"]
@@ -75,7 +75,7 @@ def hinted(result: Result) -> list[str]:
     return shlex.split(command)
 
 
-def mend(assay: Assay, store: Store, stage: str, message: str) -> list[str]:
+def follow_hints(assay: Assay, store: Store, stage: str, message: str) -> list[str]:
     """Follows hints until a stage succeeds; returns the stages that ran on the way."""
     place = ["--root", store.root, "--dist", store.dist]
     ran = []
@@ -102,12 +102,12 @@ def test_the_hint_for_a_missing_artifact_makes_it(
 ) -> None:
     path = copy.root / artifact.path
     path.unlink()
-    ran = mend(assay, copy, stage, f"no {artifact.kind} here: {path} does not exist")
+    ran = follow_hints(assay, copy, stage, f"no {artifact.kind} here: {path} does not exist")
     assert ran[0] == artifact.stage
     assert path.exists()
 
 
-def test_the_hint_for_a_changed_artifact_makes_it_as_it_was(copy: Store, assay: Assay) -> None:
+def test_the_hint_for_a_changed_artifact_restores_it(copy: Store, assay: Assay) -> None:
     place = ["--root", copy.root, "--dist", copy.dist]
     words = [*WORDS["export"], "--exporter", "torchscript"]
     assert assay("export", *words, *place).code == 0
@@ -116,24 +116,24 @@ def test_the_hint_for_a_changed_artifact_makes_it_as_it_was(copy: Store, assay: 
     graph.write_bytes(b"other")
     result = assay("build", *WORDS["build"], *place)
     assert hinted(result)[:6] == ["export", *WORDS["export"], "--exporter", "torchscript"]
-    assert mend(assay, copy, "build", "is not the graph that was made") == ["export"]
+    assert follow_hints(assay, copy, "build", "is not the graph that was made") == ["export"]
     assert graph.read_bytes() == content
 
 
-def test_the_hint_for_a_damaged_record_makes_it(copy: Store, assay: Assay) -> None:
+def test_the_hint_for_a_damaged_record_replaces_it(copy: Store, assay: Assay) -> None:
     (copy.root / "edge/train.json").write_text("{")
-    assert mend(assay, copy, "export", "not valid JSON") == ["train"]
+    assert follow_hints(assay, copy, "export", "not valid JSON") == ["train"]
 
 
-def test_the_hint_for_what_is_out_of_date_makes_it(copy: Store, assay: Assay) -> None:
+def test_the_hints_for_an_outdated_artifact_update_it(copy: Store, assay: Assay) -> None:
     place = ["--root", copy.root, "--dist", copy.dist]
     assert assay("train", "edge", "--seed", "1", *place).code == 0
-    ran = mend(assay, copy, "bundle", "is out of date: it was made from another")
+    ran = follow_hints(assay, copy, "bundle", "is out of date: it was made from another")
     assert "export" in ran
     assert json.loads((copy.root / "edge/train.json").read_text())["params"]["seed"] == 1
 
 
-def test_a_fresh_folder_is_told_to_get_the_data(
+def test_training_without_data_hints_at_the_data_stage(
     assay: Assay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -147,7 +147,7 @@ def test_a_fresh_folder_is_told_to_get_the_data(
     assert result.code == 0
 
 
-def test_a_folder_of_images_is_named_by_its_path(
+def test_the_hint_names_an_image_folder_by_its_path(
     assay: Assay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my photos").mkdir()
@@ -156,7 +156,7 @@ def test_a_folder_of_images_is_named_by_its_path(
     assert "hint: run `assay data --data 'my photos'`\n" in result.err
 
 
-def test_the_data_set_that_was_named_is_named_in_the_hint(assay: Assay, tmp_path: Path) -> None:
+def test_the_hint_has_the_data_set_only_if_it_was_given(assay: Assay, tmp_path: Path) -> None:
     result = assay("export", "edge", "--data", "fashion-mnist", "--root", tmp_path)
     assert hinted(result) == ["train", "edge", "--data", "fashion-mnist", "--root", str(tmp_path)]
     result = assay("export", "lenet", "--root", tmp_path)
@@ -171,12 +171,12 @@ def test_without_engines_the_hint_builds_them(copy: Store, assay: Assay, stage: 
     assert hinted(result) == ["build", *WORDS["export"], "--root", str(copy.root)]
 
 
-def test_nothing_made_yet_names_the_whole_chain(assay: Assay, tmp_path: Path) -> None:
+def test_a_report_without_results_hints_at_run(assay: Assay, tmp_path: Path) -> None:
     result = assay("report", "edge", "--precision", "fp16", "--root", tmp_path)
     assert hinted(result) == ["run", *WORDS["export"], "--root", str(tmp_path)]
 
 
-def test_a_command_of_another_version_is_still_a_command() -> None:
+def test_hints_for_a_stage_of_another_version() -> None:
     assert hints.again("polish", {"model": "edge"}) == "assay polish edge"
     images = TRAIN_IMAGES.at(dataset="fashion-mnist")
     assert hints.making(images, {}) == "assay data"
@@ -184,7 +184,7 @@ def test_a_command_of_another_version_is_still_a_command() -> None:
     assert hints.making(checkpoint, {}) == "assay train torchvision:resnet18"
 
 
-def test_the_store_asks_for_the_same(copy: Store) -> None:
+def test_require_has_the_same_hints(copy: Store) -> None:
     params = chain.stage("build").params(model="edge", precision="bf16", engine=ENGINE)
     with pytest.raises(DeployError) as caught:
         runner.require(GRAPH, params, copy)

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_ten_steps_learn_nearly_plus_one_and_minus_one(folder: Path) -> None:
     weight = load_file(folder / "artifacts/edge/checkpoint.safetensors")["weight"].ravel()
-    # Dive into Deep Learning, 7.2, prints about [0.98, -0.98]; it depends on where it starts.
+    # Dive into Deep Learning, 7.2, prints about [0.98, -0.98], depending on the initial weights.
     assert np.abs(weight - [0.98, -0.98]).max() < 0.05
     training = json.loads((folder / "artifacts/edge/training.json").read_text())
     losses = [entry["loss"] for entry in training["curve"]]
@@ -37,7 +37,7 @@ def test_ten_steps_learn_nearly_plus_one_and_minus_one(folder: Path) -> None:
     assert losses == sorted(losses, reverse=True)
 
 
-def test_ten_steps_are_those_of_the_book(folder: Path) -> None:
+def test_ten_steps_match_the_books_loop(folder: Path) -> None:
     # The book's loop, written out: the gradient of a sum of squares.
     import torch
 
@@ -55,7 +55,7 @@ def test_ten_steps_are_those_of_the_book(folder: Path) -> None:
     assert np.allclose(trained, weight, atol=1e-5)
 
 
-def test_its_golden_file_holds_maps_and_no_classes(folder: Path) -> None:
+def test_the_golden_file_has_no_classes(folder: Path) -> None:
     golden = goldens.load(folder / "artifacts/edge/fp32/golden.npz")
     assert golden.logits == ""
     assert golden.native["edges"].shape[1:] == (1, 6, 7)
@@ -72,7 +72,7 @@ def test_every_verdict_is_a_pass_without_flips(folder: Path) -> None:
     assert all(verdict["status"] == "pass" and verdict["flips"] is None for verdict in ran)
 
 
-def test_its_bundle_checks_and_speaks_of_no_classes(folder: Path, assay: Assay) -> None:
+def test_the_bundle_passes_and_lists_no_classes(folder: Path, assay: Assay) -> None:
     import tarfile
 
     bundle = folder / "dist/edge-fp32.tar.gz"
@@ -83,7 +83,7 @@ def test_its_bundle_checks_and_speaks_of_no_classes(folder: Path, assay: Assay) 
     assert "classes" not in readme
 
 
-def test_its_report_and_second_run(folder: Path, assay: Assay) -> None:
+def test_the_report_and_a_second_run(folder: Path, assay: Assay) -> None:
     where = ("--root", folder / "artifacts", "--dist", folder / "dist")
     result = assay("run", "edge", *where, "--batch", "1", "--budget", "0.1")
     assert result.code == 0

@@ -1,4 +1,4 @@
-"""LeNet is that of the book."""
+"""LeNet, against the book."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ def test_lenet_has_the_layers_of_the_book() -> None:
     for layer in net.children():
         x = layer(x)
         shapes.append((type(layer).__name__, tuple(x.shape[1:])))
-    # Dive into Deep Learning, 7.6, the printed output of layer_summary
+    # From Dive into Deep Learning, 7.6: the printed output of layer_summary.
     assert shapes == [
         ("Conv2d", (6, 28, 28)),
         ("Sigmoid", (6, 28, 28)),
@@ -39,6 +39,6 @@ def test_lenet_is_initialised_xavier_uniform() -> None:
             assert 0.9 * bound < layer.weight.abs().max() <= bound
 
 
-def test_the_recipe_is_the_books() -> None:
+def test_the_recipe_is_that_of_the_book() -> None:
     recipe = models.get("lenet").recipe
     assert (recipe.epochs, recipe.lr, recipe.batch_size) == (10, 0.1, 128)
