@@ -65,10 +65,10 @@ def prove(
     audit = model = None
     if runner(subject) == GRAPH_RUNNER:
         # Read before the engine reads it, to check that all its data is in its own folder.
-        model = onnx_files.read(path, data=subject == GRAPH)
-        audit = audit_model(model, golden.weights, path) if subject == GRAPH else None
+        model = onnx_files.read(path, data=subject == GRAPH_SUBJECT)
+        audit = audit_model(model, golden.weights, path) if subject == GRAPH_SUBJECT else None
     asked = OpenOptions(device, threads)
-    if model is not None and subject == GRAPH:
+    if model is not None and subject == GRAPH_SUBJECT:
         with as_it_says(model, path) as file:
             model = None  # a large graph is not held while it is run
             verdict = _judge(subject, file, golden, precision, asked, images)

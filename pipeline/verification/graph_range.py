@@ -17,7 +17,7 @@ from pipeline.golden.file import EXTREMES, Reference
 from pipeline.workflow.artifacts import GRAPH
 
 _ROWS = 64
-_LARGEST = {
+_LARGEST: dict[int, tuple[str, float]] = {
     TensorProto.FLOAT16: ("fp16", float(np.finfo(np.float16).max)),
     TensorProto.BFLOAT16: ("bf16", 3.3895313892515355e38),
 }
