@@ -87,7 +87,7 @@ def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(
         "from tests.subset import SUBSET, shorten_benchmarks, registry\n"
-        "registry.DATASETS['fashion-mnist'] = SUBSET\nhurry()\n"
+        "registry.DATASETS['fashion-mnist'] = SUBSET\nshorten_benchmarks()\n"
         + block.replace('"lenet", ', '"lenet", preset="quick", ')
     )
     run_example(script)
