@@ -112,5 +112,5 @@ def test_a_device_that_is_not_here_is_said_and_nothing_is_trained(
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     assert result.code == 4
-    assert "device 'cuda' is not here" in result.err
+    assert "device 'cuda' does not exist here" in result.err
     assert (store.root / "lenet/checkpoint.safetensors").read_bytes() == before
