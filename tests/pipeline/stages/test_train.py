@@ -112,5 +112,5 @@ def test_an_unavailable_device_is_an_error_and_nothing_is_trained(
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     assert result.code == 4
-    assert "device 'cuda' is not here" in result.err
+    assert "device 'cuda' does not exist here" in result.err
     assert (store.root / "lenet/checkpoint.safetensors").read_bytes() == before
