@@ -81,3 +81,10 @@ REDUCED = tuple(
     for name, precision in PRECISIONS.items()
     if not precision.quantized and name != DEFAULT_PRECISION
 )
+
+
+def name_of(dtype: str) -> str:
+    """Returns the precision whose module is of a dtype, by torch's or numpy's name of it."""
+    return next(
+        name for name, row in PRECISIONS.items() if row.dtype == dtype and not row.quantized
+    )

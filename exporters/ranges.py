@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from exporters import trace_errors
+from exporters import name_of, trace_errors
 from exporters.wide_run import WideRun, is_half
 
 # Values that come this near to the largest number of the type have left it: other inputs may well
@@ -124,25 +124,25 @@ def find(
     )
 
 
-def overflowing(
+def unfit_rows(
     wide: WideRun, inputs: Sequence[torch.Tensor], rows: Iterable[int]
 ) -> tuple[int, ...]:
-    """Returns those of some rows on which a value is larger than its type can hold."""
-    largest = torch.finfo(wide.dtype).max
-    beyond = []
+    """Returns those of some rows on which the program has values that its type cannot hold."""
+    limits = torch.finfo(wide.dtype)
+    unfit: list[int] = []
     for row in rows:
-        peaks: list[float] = []
 
-        def observe(_node: Any, value: torch.Tensor, peaks: list[float] = peaks) -> None:
-            size = value.abs()
-            peaks.append(float(torch.where(size.isfinite(), size, 0).max()) if len(size) else 0.0)
+        def observe(_node: Any, value: torch.Tensor, row: int = row) -> None:
+            if value.is_floating_point() and value.numel():
+                size = value.abs()
+                peak = float(torch.where(size.isfinite(), size, 0).max())
+                if peak > limits.max or 0 < peak < limits.tiny:
+                    unfit.append(row)
 
         # Twice, since a program is traced with two rows, and some take a single one for another.
         with torch.no_grad():
             wide.watch([tensor[[row, row]] for tensor in inputs], observe)
-        if max(peaks, default=0.0) > largest:
-            beyond.append(row)
-    return tuple(beyond)
+    return tuple(dict.fromkeys(unfit))
 
 
 def _inverts(user: Any, node: Any) -> bool:
@@ -203,4 +203,4 @@ def _weights(
 
 
 def _name(dtype: torch.dtype) -> str:
-    return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype, str(dtype))
+    return name_of(str(dtype).removeprefix("torch."))

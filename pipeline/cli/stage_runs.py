@@ -14,7 +14,14 @@ from pipeline import models
 from pipeline.cli.options import ALL
 from pipeline.data import registry
 from pipeline.workflow import console, hints, runner
-from pipeline.workflow.artifacts import CHECKPOINT, GOLDEN, GRAPH, GRAPH_SUBJECT, PROGRAM
+from pipeline.workflow.artifacts import (
+    CHECKPOINT,
+    ENGINE,
+    GOLDEN,
+    GRAPH,
+    GRAPH_SUBJECT,
+    PROGRAM,
+)
 from pipeline.workflow.chain import stage
 from pipeline.workflow.digests import require_file
 from pipeline.workflow.records import load
@@ -184,6 +191,7 @@ def bisect(
     from pipeline.report import growth
     from pipeline.stages import need_torch
     from pipeline.verification.bisection import search, windows
+    from pipeline.verification.engine_proof import prove
 
     need_torch("onnxscript")
     subject, *more = arguments.get("engine") or [GRAPH_SUBJECT]
@@ -214,8 +222,27 @@ def bisect(
     growth.show(search_result, subject)
     if plot is not None:
         growth.plot(search_result, plot)
+    if search_result.first is None and not others:
+        # The verdict runs more rows and batch sizes, and the engine's fused kernels.
+        subject_file = graph if subject == GRAPH_SUBJECT else _built(subject, params, store)
+        if subject_file is not None:
+            proof = prove(
+                subject,
+                subject_file,
+                golden,
+                params.precision,
+                device=params.device,
+                threads=params.threads,
+            )
+            others = f"the verdict says: {proof.reason}" if proof.status == "mismatch" else ""
     growth.require_match(search_result, what, others)
     return growth.document(search_result)
+
+
+def _built(engine: str, params: Any, store: Store) -> Path | None:
+    """Returns what an engine has built; None if it has built nothing."""
+    path = store.root / ENGINE.at(**{**dataclasses.asdict(params), "engine": engine}).path
+    return path if path.exists() else None
 
 
 def run_all(arguments: dict[str, Any], store: Store) -> list[Outcome]:

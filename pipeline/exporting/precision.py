@@ -12,7 +12,7 @@ import torch
 from exporters import cast
 from exporters.module import Served, batch_for
 from exporters.program import export_program
-from exporters.ranges import overflowing
+from exporters.ranges import unfit_rows
 from exporters.wide_run import HALF_TYPES, WideRun
 from pipeline.golden.file import EXTREMES
 from pipeline.workflow import console
@@ -36,7 +36,7 @@ class Cast:
             range of float32, or the module itself where nothing is rounded to a half type.
         program: Its torch.export program; None means that TorchScript has to trace the module.
         kept: Values that stay in fp32, since the precision cannot hold them.
-        beyond: The edge cases, by number, on which other values overflow.
+        beyond: The edge cases, by number, that have values which the precision cannot hold.
     """
 
     module: Served
@@ -77,7 +77,7 @@ def at_precision(model: Model, precision: str, rows: Rows, *, traced: bool) -> C
     originals = Served(model.network, model.prepare).state_dict()
     program, kept = cast.keep_in_range(program, precision, originals, run)
     wide = WideRun(program, dtype, module.pixels)
-    beyond = overflowing(wide, inputs, map(int, np.flatnonzero(extreme)))
+    beyond = unfit_rows(wide, inputs, map(int, np.flatnonzero(extreme)))
     for value in kept[:_NAMED]:
         console.say(f"export: kept in fp32: {value}")
     if len(kept) > _NAMED:

@@ -117,7 +117,9 @@ def make_reference(
     kept[[*beyond]] = False
     if not kept.all():
         left = ", ".join(case for case, good in zip(rows.cases, kept, strict=True) if not good)
-        console.say(f"export: edge cases left out, since {precision} overflows on them: {left}")
+        console.say(
+            f"export: edge cases left out, since {precision} cannot hold their values: {left}"
+        )
         rows = replace(
             rows,
             inputs={name: array[kept] for name, array in rows.inputs.items()},

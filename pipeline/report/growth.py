@@ -38,7 +38,9 @@ def show(search: Bisection, subject: str) -> None:
     console.table("Error along the graph", columns, rows)
     if len(search.steps) > last:
         console.result(f"{len(search.steps) - last} more values follow")
-    if first is None:
+    if search.translation:
+        console.result(search.translation)
+    if first is None and not search.translation:
         console.result(f"all {len(search.steps)} compared values match the model")
         if search.unmatched:
             console.result(
@@ -50,6 +52,7 @@ def show(search: Bisection, subject: str) -> None:
                 f"reading the values may keep {subject} from fusing operators: an error that only"
                 " a fused kernel makes does not show here"
             )
+    if first is None:
         return
     where = f" ({first.module})" if first.module else ""
     console.result(f"first: {first.operator} node {first.node!r}{where}: {first.fault}")
@@ -132,6 +135,13 @@ def require_match(search: Bisection, graph: str, others: str) -> None:
             f"{graph} first differs from the model at {first.operator} node {first.node!r}:"
             f" {first.fault}",
             search.opinion,
+            document(search),
+        )
+    if search.translation:
+        raise ParityError(
+            f"{graph} is not the model: {search.translation}",
+            "no node of the graph is at fault; write the operator with others, or try another"
+            " --opset or --exporter",
             document(search),
         )
     if others:

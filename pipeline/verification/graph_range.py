@@ -6,20 +6,22 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
 import engines
 from engines.contract import OpenOptions
-from exporters import onnx_files, typed_graph
+from exporters import name_of, onnx_files, typed_graph
 from pipeline.golden.file import EXTREMES, Reference
 from pipeline.workflow.artifacts import GRAPH
 
 _ROWS = 64
+_BFLOAT16 = ml_dtypes.finfo(ml_dtypes.bfloat16)  # type: ignore[no-untyped-call]
 _LARGEST: dict[int, tuple[str, float]] = {
-    TensorProto.FLOAT16: ("fp16", float(np.finfo(np.float16).max)),
-    TensorProto.BFLOAT16: ("bf16", 3.3895313892515355e38),
+    TensorProto.FLOAT16: (name_of("float16"), float(np.finfo(np.float16).max)),
+    TensorProto.BFLOAT16: (name_of("bfloat16"), float(_BFLOAT16.max)),
 }
 
 

@@ -7,9 +7,8 @@ fault of a node then shows at that node only, and not again at all that follow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,16 @@ from engines.contract import Array
 from engines.errors import DeployError
 from exporters import onnx_files, trace_errors
 from exporters.onnx_graph import spec_of
-from pipeline.golden import noise, rounding
+from pipeline.golden import noise
 from pipeline.golden.file import Golden
-from pipeline.golden.reference import in_float64
 from pipeline.verification import limits, noise_floor, verdict
-from pipeline.verification.bisection import opinion
+from pipeline.verification.bisection import opinion, translation
+from pipeline.verification.bisection.walk import walk
 from pipeline.verification.bisection.windows import Prober, Windows
 from pipeline.verification.weight_audit import audit
 
 # Rows to compare: a fault that shows on a test set shows on some of these.
 _ROWS = 8
-_MORE_RUNS = 3  # with random rounding, to measure the noise
-# Operators that assert dtypes, which differ in float64.
-_CHECKS = ("aten._assert", "sym_constrain")
 
 
 @dataclass(frozen=True)
@@ -69,11 +65,13 @@ class Bisection:
         steps: One for each value, in the order of the program.
         opinion: Who is at fault at the first step with a fault; "" without such a step.
         unmatched: Nodes without a value that the program has by name, such as folded ones.
+        translation: Where torch's translation of the program changed the model; "" if nowhere.
     """
 
     steps: tuple[Step, ...]
     opinion: str = ""
     unmatched: tuple[str, ...] = ()
+    translation: str = ""
 
     @property
     def first(self) -> Step | None:
@@ -99,7 +97,8 @@ def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = N
     """
     prober = prober or Prober()
     prober.check()
-    decomposed = _decomposed(program)
+    loaded = _loaded(program)
+    decomposed = _decomposed(loaded)
     model = onnx_files.read(graph)
     rows = _rows(golden)
     feeds = {name: np.ascontiguousarray(array[rows]) for name, array in golden.inputs.items()}
@@ -110,6 +109,7 @@ def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = N
             "give the golden file that was exported with the program",
         )
     names = dict(zip(outputs, golden.native, strict=True))
+    mistranslated = translation.fault(loaded, decomposed, feeds, golden, rows)
     makers = {name: node for node in model.graph.node for name in node.output if name}
     nodes = [
         node
@@ -128,7 +128,7 @@ def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = N
     windows = Windows(prober, model, feeds, [(known[n.name], _bytes(n, len(rows))) for n in nodes])
     steps: list[Step] = []
     wanted: Array | None = None  # the expected value at the first fault
-    for node, values in _walk(decomposed, feeds, known, windows):
+    for node, values in walk(decomposed, feeds, known, windows):
         maker = makers[known[node.name]]
         measured = _judge(*values, _summed(node), golden.precision)
         where = _module(node)
@@ -142,13 +142,13 @@ def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = N
         for node in model.graph.node
         if not {*node.output} & {*known.values()}
     )
-    bisection = Bisection(tuple(steps), unmatched=unmatched)
+    bisection = Bisection(tuple(steps), unmatched=unmatched, translation=mistranslated)
     first = bisection.first
     if first is None or wanted is None:
         return bisection
     return replace(
         bisection,
-        opinion=opinion.of_node(prober, model, makers[first.value], first.value, feeds, wanted),
+        opinion=opinion.of_value(prober, model, first.value, {*known.values()}, feeds, wanted),
     )
 
 
@@ -176,121 +176,26 @@ def _rows(golden: Golden) -> Array:
     return np.concatenate([common[: _ROWS - len(edges)], edges])
 
 
-def _decomposed(path: Path) -> Any:
-    """Returns the program in the operators that the exporter translates, with its value names."""
+def _loaded(path: Path) -> Any:
     try:
         with path.open("rb") as file:
-            program = torch.export.load(file)
+            return torch.export.load(file)
     except Exception as error:  # torch.export.load documents no exception types
         raise DeployError(
             f"torch.export.load does not accept {path}: {error}", "export the model again"
         ) from error
+
+
+def _decomposed(program: Any) -> Any:
+    """Returns the program in the operators that the exporter translates, with its value names."""
     with trace_errors.recorded() as report:
         try:
             translated = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
         except Exception as error:  # the exporter's errors share no public type
             raise trace_errors.untranslated(error, report, program) from error
     if translated is None:
-        raise DeployError(f"torch.onnx cannot translate {path}", "export the model again")
+        raise DeployError("torch.onnx cannot translate the program", "export the model again")
     return translated.exported_program
-
-
-@dataclass
-class _Run:
-    """One way of computing the program, node by node.
-
-    Attributes:
-        context: Entered around each node.
-        convert: Returns a weight as this run uses it: in its dtype, randomly rounded or not.
-        values: By node, the values that later nodes need.
-    """
-
-    context: Callable[[], AbstractContextManager[Any]]
-    convert: Callable[[torch.Tensor], torch.Tensor]
-    values: dict[Any, Any] = field(default_factory=dict)
-
-
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
-def _to_float64(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
-
-
-def _moved(seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    random = torch.Generator().manual_seed(seed)
-
-    def convert(tensor: torch.Tensor) -> torch.Tensor:
-        copied = tensor.clone()
-        if tensor.is_floating_point():
-            rounding.move(copied, random)
-        return copied
-
-    return convert
-
-
-def _walk(
-    program: Any, feeds: Mapping[str, Array], known: Mapping[str, str], engine: Windows
-) -> Iterator[tuple[Any, tuple[Array, Array, Array, list[Array]]]]:
-    """Runs the program in several ways at once, node by node.
-
-    Yields:
-        Each node whose value the engine computes, with four things: the engine's value; the
-        float64 value of the whole model; the float64 value computed from the engine's earlier
-        values; and PyTorch's values from these at the precision, each rounded differently.
-    """
-    runs = [_Run(in_float64, _to_float64) for _ in range(2)]
-    for seed in range(1 + _MORE_RUNS):
-        convert = _moved(seed) if seed else _as_it_is
-        runs.append(_Run(lambda seed=seed: rounding.approximate(seed), convert))  # type: ignore[misc]  # a default binds it
-    signature = program.graph_signature
-    held = {**program.state_dict, **program.constants}
-    names = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    inputs = iter(feeds.values())
-    users = {node: len(node.users) for node in program.graph.nodes}
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            weight = node.name in names
-            tensor = held[names[node.name]] if weight else torch.from_numpy(next(inputs))
-            for run in runs:
-                run.values[node] = (run.convert if weight else _start(run))(tensor.detach())
-        if node.op != "call_function":
-            continue
-        checks = any(word in str(node.target) for word in _CHECKS)
-        for run in runs:
-            args = torch.fx.node.map_arg((node.args, node.kwargs), run.values.__getitem__)
-            with torch.inference_mode(), run.context():
-                run.values[node] = None if checks else node.target(*args[0], **args[1])
-        if node.name in known:
-            value = engine[known[node.name]]
-            values = [_to_array(run.values[node]) for run in runs]
-            yield node, (value, values[0], values[1], values[2:])
-            if value.shape == values[0].shape:
-                for run in runs[1:]:
-                    kind = run.values[node].dtype
-                    exact = value.astype(np.float64) if value.dtype.kind == "f" else value
-                    run.values[node] = torch.from_numpy(exact).to(kind)
-        for before in node.all_input_nodes:
-            users[before] -= 1
-            if not users[before]:
-                for run in runs:
-                    del run.values[before]
-
-
-def _start(run: _Run) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Returns how a run converts the model's inputs, which are exact and so never moved."""
-    return _to_float64 if run.convert is _to_float64 else _as_it_is
-
-
-def _to_array(tensor: torch.Tensor) -> Array:
-    tensor = tensor.detach()
-    array: Array = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
-    return array
 
 
 def _bytes(node: Any, rows: int) -> int:

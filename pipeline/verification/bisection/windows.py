@@ -14,7 +14,7 @@ import engines
 from engines.checks import choose_device
 from engines.contract import Array, BuildOptions, OpenOptions
 from engines.errors import DeployError, NotAvailableError, UsageError
-from exporters import onnx_files
+from exporters import onnx_files, typed_graph
 from pipeline.verification import engine_proof
 from pipeline.workflow.artifacts import ENGINE, GRAPH, GRAPH_SUBJECT
 
@@ -60,15 +60,18 @@ class Prober:
         They become outputs of the graph, so an engine can no longer fuse the operators between
         them.
         """
-        watched = onnx.ModelProto()
-        watched.CopyFrom(model)
+        as_it_is = self.subject == GRAPH_SUBJECT
+        if as_it_is and typed_graph.can_round(model) and typed_graph.half_values(model):
+            watched = typed_graph.as_typed(model)
+        else:
+            watched = onnx.ModelProto()
+            watched.CopyFrom(model)
         del watched.graph.output[:]
         outputs = {name: self._output(watched, name) for name in names}
         with tempfile.TemporaryDirectory(prefix="assay-") as folder:
             path, built = Path(folder) / GRAPH.name, Path(folder) / ENGINE.name
             onnx_files.write(watched, path)
             engine = engines.get(engine_proof.runner(self.subject))
-            as_it_is = self.subject == GRAPH_SUBJECT
             device = "cpu" if as_it_is else choose_device(engine, self.device)
             options = OpenOptions(device, threads=1, optimize=not as_it_is)
             try:
