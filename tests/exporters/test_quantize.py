@@ -215,7 +215,7 @@ def test_pytorch_cannot_run_int8(quantized: Store, assay: Callable[..., Result])
     where = ("--precision", "int8", "--root", quantized.root)
     result = assay("build", "lenet", "--engine", "pytorch", *where)
     assert result.code == 4
-    assert "has no int8" in result.err
+    assert "does not support int8" in result.err
 
 
 def test_precisions_are_measured_side_by_side(

@@ -63,7 +63,7 @@ def test_an_engine_that_deviates_from_the_graph_is_at_fault(
     assert "first: AveragePool node 'node_avg_pool2d' (network.2: AvgPool2d)" in result.out
     assert "faulty does not compute what the graph says" in result.out
     assert "faulty first differs from the model at AveragePool node 'node_avg_pool2d'" in result.err
-    assert "what is allowed" in drawn.read_text()
+    assert "in units of the limit" in drawn.read_text()
     assert not list(tmp_path.glob("*.part"))
 
 
