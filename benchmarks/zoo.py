@@ -40,10 +40,11 @@ from safetensors.torch import save_file
 import engines
 from benchmarks import peers
 from engines.contract import OpenOptions
-from exporters import PRECISIONS
+from exporters import PRECISIONS, onnx_files
 from pipeline import models
 from pipeline.golden import file as goldens
 from pipeline.golden import rows
+from pipeline.verification.graph_file import as_it_says
 from pipeline.verification.weight_audit import Audit
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
@@ -183,20 +184,13 @@ def measure(name: str, precision: str, folder: Path, limit: float, seconds: floa
         described = export["outcomes"][-1]["results"]["graph"]
         case.nodes = ", ".join(f"{n} {kind}" for kind, n in described["precisions"].items())
         folder = folder / f"artifacts/torchvision-{name}/{precision}"
-        for case.runner in ("onnxruntime", "openvino"):
-            judge = [*words, "verify", *model]
-            verdict_path = folder / "verdict.json"
-            if case.runner != "onnxruntime":
-                command([*words, "build", *model, "--engine", case.runner, *where], limit, seconds)
-                judge += ["--engine", case.runner]
-                verdict_path = folder / case.runner / "verdict.json"
-            export, peak, ended = command([*judge, *where], limit, seconds)
-            case.peak = max(case.peak, peak)
-            if verdict_path.exists():
-                read_verdict(case, json.loads(verdict_path.read_text(encoding="utf-8")))
-            if case.verdict != "not run":
-                break
-        if case.runner == "onnxruntime" and case.verdict and not PRECISIONS[precision].quantized:
+        case.runner = "graph"
+        export, peak, ended = command([*words, "verify", *model, *where], limit, seconds)
+        case.peak = max(case.peak, peak)
+        verdict_path = folder / "verdict.json"
+        if verdict_path.exists():
+            read_verdict(case, json.loads(verdict_path.read_text(encoding="utf-8")))
+        if case.verdict and not PRECISIONS[precision].quantized:
             ask_peers(case, folder)
     case.seconds = round(time.monotonic() - start, 1)
     if ended or (not case.reason and "error" in export):
@@ -219,9 +213,12 @@ def ask_peers(case: Case, folder: Path) -> None:
     """Fills in the results of the comparisons by fixed tolerances."""
     golden = goldens.load(folder / "golden.npz")
     options = OpenOptions("cpu", threads=2, optimize=False)
-    with closing(engines.get("onnxruntime").open(folder / "model.onnx", options)) as session:
-        size = min(4, len(golden.cases))
-        parts = []
+    size = min(4, len(golden.cases))
+    parts = []
+    with (
+        as_it_says(onnx_files.read(folder / "model.onnx")) as path,
+        closing(engines.get("onnxruntime").open(path, options)) as session,
+    ):
         for start in range(0, len(golden.cases), size):
             feeds = {
                 k: np.ascontiguousarray(v[start : start + size]) for k, v in golden.inputs.items()

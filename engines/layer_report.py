@@ -42,6 +42,10 @@ _PRECISIONS = {
 _FORMAT = re.compile(
     r"\b(FP32|FP16|BF16|INT8|UINT8|FP8|INT32|INT64|Float|Half|BFloat16)\b", re.IGNORECASE
 )
+# What backends call convolutions and products.
+_PRODUCT = re.compile(
+    r"conv(?!ert)|correlation|gemm|mat_?mul|linear|fullyconnected|addmm|einsum", re.IGNORECASE
+)
 _LAYER = re.compile(r"^Name: (.*?), LayerType: (.*?), Inputs: \[(.*?)\], Constants: ", re.MULTILINE)
 
 
@@ -84,6 +88,18 @@ def of_inspector(report: str) -> tuple[Layer, ...]:
         kind = precision(types[0]) if types else ""
         layers.append(Layer(entry["Name"], entry.get("LayerType", ""), kind, tuple(nodes)))
     return tuple(layers)
+
+
+def computed_in(layers: Iterable[Layer]) -> str:
+    """Returns the types that convolutions and matrix products compute in, the commonest first.
+
+    A backend without kernels for a type computes in another one: ONNX Runtime's CPU provider
+    computes fp16 in fp32, so its outputs cannot show what fp16 would do to them.
+    """
+    counts = Counter(
+        layer.precision for layer in layers if layer.precision and _PRODUCT.search(layer.kind)
+    )
+    return " and ".join(precision for precision, _ in counts.most_common())
 
 
 def counted(layers: Iterable[Layer]) -> str:

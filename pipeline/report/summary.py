@@ -11,6 +11,7 @@ import engines
 from engines.errors import DeployError
 from exporters import DEFAULT_PRECISION
 from pipeline.report.train import describe
+from pipeline.report.verify import deviating_type, rows_left_out
 from pipeline.workflow import console, hints
 from pipeline.workflow.artifacts import (
     BUNDLE,
@@ -107,15 +108,29 @@ def show(summary: Summary) -> None:
         console.result(f"{summary.model}: {describe(summary.training)}")
     batches = sorted({entry["batch"] for entry in _results(summary)})
     columns = ["engine", "verdict", ">error x floor", ">flips", ">top-1"]
+    deviating = {
+        name: deviating_type(verdict["facts"], summary.precision)
+        for name, verdict in summary.verdicts.items()
+    }
+    if any(deviating.values()):
+        columns.append("computed in")
     columns += [f">batch {batch} (µs)" for batch in batches]
     rows = [
-        [name, *_verdict_cells(verdict), *(_latency(summary, name, batch) for batch in batches)]
+        [
+            name,
+            *_verdict_cells(verdict),
+            *([verdict["facts"].get("computed in", "")] if any(deviating.values()) else []),
+            *(_latency(summary, name, batch) for batch in batches),
+        ]
         for name, verdict in summary.verdicts.items()
     ]
     console.table(f"{summary.model}, {summary.precision}: end-to-end latency", columns, rows)
     for name, verdict in summary.verdicts.items():
         if verdict["status"] == "not run":
             console.result(f"{name}: not run on this machine: {verdict['reason']}")
+        for output in verdict["outputs"]:
+            if output["incomparable"]:
+                console.result(rows_left_out(name, output["name"], output["incomparable"]))
     for note in summary.notes:
         console.result(note)
     console.result(f"bundle: {summary.bundle or 'none up to date'}")

@@ -17,6 +17,8 @@ def show(verdicts: Sequence[Verdict]) -> None:
     columns = dict(_COLUMNS)
     if any(PRECISIONS[verdict.precision].quantized for verdict in verdicts):
         columns |= _QUANTIZED_COLUMNS
+    if any(deviating_type(verdict.facts, verdict.precision) for verdict in verdicts):
+        columns |= _TYPE_COLUMNS
     rows = []
     for verdict in verdicts:
         if not verdict.outputs:
@@ -29,12 +31,24 @@ def show(verdicts: Sequence[Verdict]) -> None:
     for verdict in verdicts:
         for output in verdict.outputs:
             if output.incomparable:
-                console.result(
-                    f"{verdict.subject}: {output.incomparable} golden rows of {output.name} are not"
-                    " compared, since their rounding noise is large relative to their values"
-                )
+                left_out = rows_left_out(verdict.subject, output.name, output.incomparable)
+                console.result(left_out)
         if verdict.reason:
             console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
+
+
+def rows_left_out(subject: str, output: str, rows: int) -> str:
+    """Returns the sentence about golden rows that are not compared."""
+    return (
+        f"{subject}: {rows} golden rows of {output} are not compared, since rounding alone moves"
+        " them by a large part of their size"
+    )
+
+
+def deviating_type(facts: dict[str, str], precision: str) -> str:
+    """Returns the types in which an engine computed, if they are others than the graph's."""
+    computed_in = facts.get("computed in", "")
+    return computed_in if computed_in not in ("", precision) else ""
 
 
 def _flips(verdict: Verdict, _output: OutputVerdict) -> str:
@@ -75,6 +89,9 @@ _COLUMNS: dict[str, _Column] = {
     "flips": (">flips", _flips),
     "accuracy": (">top-1", _accuracy),
     "weights": (">weights", _weights),
+}
+_TYPE_COLUMNS: dict[str, _Column] = {
+    "computed in": ("computed in", lambda verdict, _: verdict.facts.get("computed in", "")),
 }
 _QUANTIZED_COLUMNS: dict[str, _Column] = {
     "accuracy lost": (">accuracy lost", _accuracy_lost),

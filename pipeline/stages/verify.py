@@ -8,6 +8,7 @@ from pathlib import Path
 
 import engines
 from engines import hardware
+from engines.layer_report import Layer, computed_in
 from pipeline import models
 from pipeline.report import verify as report
 from pipeline.stages import (
@@ -21,6 +22,7 @@ from pipeline.verification import limits
 from pipeline.verification.acceptance import require_pass
 from pipeline.workflow.artifacts import (
     ENGINE,
+    ENGINE_LAYERS,
     ENGINE_VERDICT,
     GOLDEN,
     GRAPH,
@@ -88,6 +90,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Judges the subject, or records why this machine cannot run it."""
     from pipeline.data.idx import read_images
     from pipeline.verification.engine_proof import prove
+    from pipeline.verification.verdict import COMPUTED_IN
 
     images = None
     if params.data is not None:
@@ -102,6 +105,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         threads=params.threads,
         images=images,
     )
+    if _subject(params) == ENGINE:
+        layers = [Layer(**entry) for entry in read_json(inputs[ENGINE_LAYERS])["layers"]]
+        facts = {**verdict.facts, COMPUTED_IN: computed_in(layers)}
+        verdict = dataclasses.replace(verdict, facts=facts)
     write_json(outputs[_verdict(params)], dataclasses.asdict(verdict))
 
 
@@ -115,8 +122,8 @@ def _verdict(params: Params) -> Artifact:
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
     subject = _subject(params)
-    data = (GRAPH_DATA,) if subject == GRAPH else ()
-    return (subject, *data, GOLDEN, *data_artifacts(params.data, (TEST_IMAGES,)))
+    parts = (GRAPH_DATA,) if subject == GRAPH else (ENGINE_LAYERS,)
+    return (subject, *parts, GOLDEN, *data_artifacts(params.data, (TEST_IMAGES,)))
 
 
 def facts(params: Params) -> dict[str, str]:
@@ -144,7 +151,7 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=lambda params: (_verdict(params),),
     run=run,
-    revision=3,
+    revision=4,
     tools=("numpy",),
     facts=facts,
     resolve=resolve,

@@ -16,7 +16,7 @@ from pipeline.golden import file as goldens
 from pipeline.verification.batches import rows_to_run
 from pipeline.verification.graph_file import as_it_says
 from pipeline.verification.graph_range import out_of_range
-from pipeline.verification.verdict import Verdict, judge, not_run, with_audit
+from pipeline.verification.verdict import COMPUTED_IN, Verdict, judge, not_run, with_audit
 from pipeline.verification.weight_audit import audit_model
 from pipeline.workflow import console, hints, records
 from pipeline.workflow.artifacts import GRAPH_SUBJECT, graph_of, is_engine, record_beside
@@ -72,6 +72,9 @@ def prove(
         with as_it_says(model, path) as file:
             model = None  # a large graph is not held while it is run
             verdict = _judge(subject, file, golden, precision, asked, images)
+            if file != path:
+                facts = {**verdict.facts, COMPUTED_IN: precision}
+                verdict = dataclasses.replace(verdict, facts=facts)
         if verdict.status == "mismatch" and (beyond := out_of_range(onnx_files.read(path), golden)):
             more = f" and {len(beyond) - _NAMED} more" if len(beyond) > _NAMED else ""
             reason = f"{verdict.reason}; {'; '.join(beyond[:_NAMED])}{more}"

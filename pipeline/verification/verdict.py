@@ -26,6 +26,9 @@ from pipeline.verification.weight_audit import Audit
 # The ratio of an error to a floor of zero. Its square is finite.
 _RATIO_TO_ZERO = 1e100
 
+# The fact of a verdict that names the types in which the engine's products compute.
+COMPUTED_IN = "computed in"
+
 Status = Literal["pass", "mismatch", "vacuous", "not run"]
 
 

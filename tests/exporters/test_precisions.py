@@ -47,7 +47,9 @@ def test_a_quantized_precision_needs_only_an_entry_in_the_table(
     assert CPU_GRAPH in export.STAGE.outputs(dataclasses.replace(params, precision=QUANTIZED[0]))
     assert engine_source("onnxruntime", another.name) == GRAPH
     assert engine_source("onnxruntime", QUANTIZED[0]) == CPU_GRAPH
-    with pytest.raises(NotAvailableError, match="'pytorch' does not support int7: it runs the PyTorch"):
+    with pytest.raises(
+        NotAvailableError, match="'pytorch' does not support int7: it runs the PyTorch"
+    ):
         build.resolve(build.Params(model="edge", precision=another.name, engine="pytorch"))
     assert "unknown precision 'int6'" in assay("export", "edge", "--precision", "int6").err
     result = assay("export", "edge", "--precision", another.name, "--calibration", "no.npz")
