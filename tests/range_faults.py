@@ -3,11 +3,31 @@
 Most give outputs that are plain numbers in float16, too, and wrong.
 """
 
+import copy
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
+
+import engines
+from engines.contract import OpenOptions
+from exporters.module import Served
+from exporters.onnx_graph import export_graph
+from exporters.program import export_program
+from pipeline.exporting import calibration
+from pipeline.exporting.graphs import Exported, Source, export
+from pipeline.exporting.precision import Cast, at_precision
+from pipeline.golden import rows
+from pipeline.golden.file import Golden
+from pipeline.golden.reference import ExactModel, make_reference
+from pipeline.golden.reference_cache import ReferenceCache
+from pipeline.models import Model
+from pipeline.verification import verdict
+from pipeline.verification.graph_file import as_it_says
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 STEPS: dict[str, Step] = {}
@@ -132,3 +152,40 @@ def loud_rows() -> np.ndarray:
     rows = np.random.default_rng(0).normal(0, 20, (64, 16))
     rows[::4] *= 30
     return rows.astype(np.float32)
+
+
+def exported(network: nn.Module, precision: str, folder: Path, **inputs) -> tuple[Cast, Exported]:
+    """Exports a network as the stage does."""
+    model = Model(network=network.eval(), inputs=inputs or {"x": loud_rows()})
+    golden_rows = rows.without_test_set(model, None)
+    cast = at_precision(model, precision, golden_rows, traced=False)
+    exact = ExactModel(model, ("output",))
+    cache = ReferenceCache(folder / "cache", "key")
+    reference = make_reference(
+        model,
+        cast.runs,
+        exact,
+        golden_rows,
+        precision,
+        None,
+        cache,
+        noise_runs=4,
+        beyond=cast.beyond,
+    )
+    source = Source(cast.module, cast.program, reference, {}, None)
+    return cast, export(source, lambda: calibration.made(model))
+
+
+def judge(graph: onnx.ModelProto, golden: Golden) -> verdict.Verdict:
+    with as_it_says(graph) as path:
+        session = engines.get("onnxruntime").open(path, OpenOptions("cpu", optimize=False))
+        with closing(session):
+            return verdict.judge("graph", session, golden)
+
+
+def plain(network: nn.Module, golden: Golden, dtype: torch.dtype) -> onnx.ModelProto:
+    """Exports a network as it is after `.half()`, without simplification."""
+    served = Served(copy.deepcopy(network).to(dtype), None, dtype).eval()
+    program = export_program(served, [torch.from_numpy(golden.inputs["x"][:2])], ["x"])
+    *_, graph = export_graph(program, golden.input_specs, golden.output_specs, {}).graphs
+    return graph
