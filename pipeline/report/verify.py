@@ -28,10 +28,19 @@ def show(verdicts: Sequence[Verdict]) -> None:
     console.table("Parity with PyTorch", titles, rows)
     for verdict in verdicts:
         for output in verdict.outputs:
-            if output.incomparable:
+            if output.overflowing:
                 console.result(
-                    f"{verdict.subject}: {output.incomparable} golden rows of {output.name} are not"
+                    f"{verdict.subject}: {output.overflowing} golden rows of {output.name} are not"
+                    f" compared, since {verdict.precision} overflows on them"
+                )
+            if noisy := output.incomparable - output.overflowing:
+                console.result(
+                    f"{verdict.subject}: {noisy} golden rows of {output.name} are not"
                     " compared, since their rounding noise is large relative to their values"
+                )
+            if output.constant and verdict.status == "pass":
+                console.result(
+                    f"{verdict.subject}: {output.name} matches, but is the same for every input"
                 )
         if verdict.reason:
             console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
