@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from exporters import PRECISIONS, ranges
+from exporters.module import to_dtype
 from exporters.ranges import OutOfRange
 from exporters.widen import changes_in_place, widen
 
@@ -31,7 +32,7 @@ def cast_to_precision(network: nn.Module, precision: str) -> nn.Module:
         network: In float32, in evaluation mode.
     """
     dtype = dtype_of(precision)
-    return network if dtype == torch.float32 else copy.deepcopy(network).to(dtype)
+    return network if dtype == torch.float32 else to_dtype(copy.deepcopy(network), dtype)
 
 
 def keep_in_range(

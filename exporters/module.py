@@ -97,7 +97,7 @@ class Served(nn.Module):
         self.prepare = prepare
         self.network = network
         if dtype == torch.float64:
-            self.to(dtype)
+            to_dtype(self, dtype)
             for module in self.modules():
                 if isinstance(module, Preprocess):
                     module.dtype = dtype
@@ -120,6 +120,24 @@ class Served(nn.Module):
         inputs = _cast(inputs, self.dtype)
         outputs = _untie(inputs, tuple(named_outputs(self.network(*inputs)).values()))
         return _cast(outputs, torch.float32)
+
+
+def to_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Casts the floats of a module in place, and returns it.
+
+    Complex numbers become those of float64 with float64, and else those of float32: ONNX has no
+    complex type, and exporters turn only these into pairs. `nn.Module.to` would drop their
+    imaginary parts.
+    """
+    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_complex():
+            return tensor.to(complex_dtype)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    module._apply(cast)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return module
 
 
 def _untie(
@@ -148,7 +166,7 @@ def named_outputs(outputs: Any) -> dict[str, torch.Tensor]:
     tuple or list `output_0`, `output_1` and so on.
 
     Raises:
-        DeployError: An output is not a tensor.
+        DeployError: An output is not a tensor, or is complex.
     """
     if isinstance(outputs, torch.Tensor):
         named = {"output": outputs}
@@ -165,6 +183,11 @@ def named_outputs(outputs: Any) -> dict[str, torch.Tensor]:
             raise DeployError(
                 f"the model's output {name!r} is a {type(value).__name__}, not a tensor",
                 "return a tensor, or a tuple or dict of tensors",
+            )
+        if value.is_complex():
+            raise DeployError(
+                f"the model's output {name!r} is complex, and ONNX has no complex type",
+                "return torch.view_as_real of it",
             )
     return named
 

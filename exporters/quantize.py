@@ -13,7 +13,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import onnx
 
 from engines.contract import Feeds
 from engines.errors import DeployError
+from exporters.kept_in_float import nodes_in_float
 
 METHODS = ("minmax", "entropy", "percentile")
 # Operators worth computing in int8, and operators that pass int8 on. Activation functions are left
@@ -59,12 +60,16 @@ class Quantized:
         cpu_graph: For CPUs; None if they run `graph` as well.
         method: The calibration method that scored best, one of METHODS.
         scores: The score that `judge` gave each method.
+        failed: The methods that failed, and why.
+        in_float: Nodes that could be quantized but stay in float, by name, and why.
     """
 
     graph: onnx.ModelProto
     cpu_graph: onnx.ModelProto | None
     method: str
     scores: dict[str, tuple[float, ...]]
+    failed: dict[str, str]
+    in_float: dict[str, str]
 
 
 def quantize(
@@ -82,37 +87,62 @@ def quantize(
     Raises:
         DeployError: ONNX Runtime cannot calibrate or quantize the graph.
     """
+    graphs, scores, failed = {}, {}, {}
     with _float_file(graph) as path:
-        graphs, scores = {}, {}
+        unbounded: set[str] = set()
         for method in METHODS:
-            ranges = _calibrate(path, rows, method)
-            graphs[method] = _quantize_static(path, ranges, cpu=False), ranges
-            scores[method] = judge(graphs[method][0])
-        best = max(METHODS, key=lambda method: scores[method])
-        signed, ranges = graphs[best]
-        return Quantized(signed, _quantize_static(path, ranges, cpu=True), best, scores)
+            try:
+                ranges, unbounded = _calibrate(path, rows, method, unbounded)
+                in_float = nodes_in_float(graph, _OPERATORS, unbounded)
+                signed = _quantize_static(path, ranges, in_float, cpu=False)
+                scores[method] = judge(signed)
+                graphs[method] = signed, ranges, in_float
+            except DeployError as error:
+                failed[method] = error.message
+        signed, ranges, in_float = graphs[best_method(scores, failed)]
+        cpu_graph = _quantize_static(path, ranges, in_float, cpu=True)
+    return Quantized(signed, cpu_graph, best_method(scores, failed), scores, failed, in_float)
+
+
+def best_method(scores: Mapping[str, tuple[float, ...]], failed: Mapping[str, str]) -> str:
+    """Returns the calibration method with the largest score; the first of several.
+
+    Raises:
+        DeployError: All methods failed.
+    """
+    if not scores:
+        raise DeployError(
+            f"no calibration method works for this model: {'; '.join(failed.values())}",
+            "calibrate on other rows, by --calibration FILE.npz, or export another precision",
+        )
+    return max(scores, key=lambda method: scores[method])
 
 
 def ranges_of(
-    graph: onnx.ModelProto, rows: Feeds, methods: Sequence[str]
+    graph: onnx.ModelProto, rows: Feeds, methods: Sequence[str], failed: dict[str, str]
 ) -> Iterator[tuple[str, dict[str, tuple[float, float]]]]:
     """Yields each calibration method, and by name the least and largest value of activations.
+
+    Activations that are infinite on some rows have no range.
 
     Args:
         graph: In float32, with batch norms folded.
         rows: As for `quantize`.
-
-    Raises:
-        DeployError: ONNX Runtime cannot calibrate the graph.
+        failed: Gets the methods that fail, and why.
     """
+    unbounded: set[str] = set()
     with _float_file(graph) as path:
         for method in methods:
-            data = _calibrate(path, rows, method).data
+            try:
+                ranges, unbounded = _calibrate(path, rows, method, unbounded)
+            except DeployError as error:
+                failed[method] = error.message
+                continue
             yield (
                 method,
                 {
                     name: (float(np.min(entry.range_value[0])), float(np.max(entry.range_value[1])))
-                    for name, entry in data.items()
+                    for name, entry in ranges.data.items()
                 },
             )
 
@@ -172,8 +202,18 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _calibrate(path: Path, rows: Feeds, method: str) -> Any:
-    """Returns the range of every activation that may be quantized."""
+def _calibrate(
+    path: Path, rows: Feeds, method: str, unbounded: Collection[str]
+) -> tuple[Any, set[str]]:
+    """Returns the ranges of the activations that may be quantized, and those without a range.
+
+    Args:
+        unbounded: Activations to leave out. A histogram cannot hold infinite values.
+
+    Returns:
+        ONNX Runtime's `TensorsData`, and the names in `unbounded` and of the activations that are
+        infinite on some rows.
+    """
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
     options: dict[str, dict[str, Any]] = {
@@ -198,13 +238,21 @@ def _calibrate(path: Path, rows: Feeds, method: str) -> Any:
             calibrate_method=kinds[method],
             extra_options=options[method],
         )
+        if method != "minmax":
+            calibrator.tensors_to_calibrate -= set(unbounded)
         count = len(next(iter(rows.values())))
         for start in range(0, count, _CHUNK):
             chunk = {name: array[start : start + _CHUNK] for name, array in rows.items()}
             calibrator.collect_data(_Reader(chunk))
-        return calibrator.compute_data()
+        ranges = calibrator.compute_data()
     except Exception as error:  # ONNX Runtime's errors share no public base
         raise DeployError(f"the {method} calibration failed: {error}") from error
+    infinite = {
+        name for name, entry in ranges.data.items() if not np.isfinite(entry.range_value).all()
+    }
+    for name in infinite:
+        del ranges.data[name]
+    return ranges, infinite.union(unbounded)
 
 
 class _Reader:
@@ -221,7 +269,9 @@ class _Reader:
         return iter(self.get_next, None)
 
 
-def _quantize_static(path: Path, ranges: Any, *, cpu: bool) -> onnx.ModelProto:
+def _quantize_static(
+    path: Path, ranges: Any, in_float: Collection[str], *, cpu: bool
+) -> onnx.ModelProto:
     from onnxruntime.quantization import (
         QuantFormat,
         QuantType,
@@ -239,6 +289,7 @@ def _quantize_static(path: Path, ranges: Any, *, cpu: bool) -> onnx.ModelProto:
             calibrate_method=ranges.calibration_method,
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_OPERATORS),
+            nodes_to_exclude=[*in_float],
             per_channel=True,
             reduce_range=cpu,
             activation_type=QuantType.QUInt8 if cpu else QuantType.QInt8,

@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from engines.contract import Feeds
 from engines.errors import DeployError
 from exporters.onnx_nodes import attribute, remove_unread_constants
-from exporters.quantize import Quantized, ranges_of
+from exporters.quantize import Quantized, best_method, ranges_of
 
 _LARGEST_E4M3 = 448.0
 # Fewer than for int8: clipping gains less here, since the steps of a float grow with its values.
@@ -37,11 +37,12 @@ def quantize(
 ) -> Quantized:
     """Quantizes a float32 graph; arguments and errors as in `exporters.quantize.quantize`."""
     graphs, scores = {}, {}
-    for method, ranges in ranges_of(graph, rows, METHODS):
+    failed: dict[str, str] = {}
+    for method, ranges in ranges_of(graph, rows, METHODS, failed):
         graphs[method] = with_ranges(graph, ranges)
         scores[method] = judge(graphs[method])
-    best = max(METHODS, key=lambda method: scores[method])
-    return Quantized(graphs[best], None, best, scores)
+    best = best_method(scores, failed)
+    return Quantized(graphs[best], None, best, scores, failed, {})
 
 
 def with_ranges(

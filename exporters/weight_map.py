@@ -114,7 +114,9 @@ def _computed(
         return computed
     for value, made_of in _constant_values(program, names, exact=True):
         # A value that float32 holds exactly was only moved, so it was looked for above.
-        if made_of & wanted and (value.astype(np.float32) != value).any():
+        if value.dtype.kind == "c" or not made_of & wanted:
+            continue
+        if (value.astype(np.float32) != value).any():
             size = np.broadcast_to(np.abs(value).max(), value.shape)
             for array in tensors.values():
                 if array.size == value.size and _close(

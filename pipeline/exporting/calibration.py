@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engines.contract import Array, Feeds, OpenOptions, Outputs
+from engines.errors import DeployError
 from pipeline.golden import rows
 from pipeline.models import IMAGE
 from pipeline.verification import accuracy, limits
+from pipeline.workflow import console
 from pipeline.workflow.artifacts import GRAPH
 
 if TYPE_CHECKING:
@@ -84,6 +86,46 @@ def of_model(model: Model) -> Calibration:
             {names[0]: model.samples[0][: CALIBRATION_ROWS + SELECTION_ROWS]}, "the model's samples"
         )
     return of_rows(rows.made_rows(model, CALIBRATION_ROWS, seed=1), "generated inputs")
+
+
+def with_finite_outputs(
+    graph: onnx.ModelProto, calibration: Calibration
+) -> tuple[Calibration, Outputs]:
+    """Leaves out the rows on which an output is NaN or Inf: they have no ranges and no error.
+
+    A generated attention mask, for example, may leave no position to attend to.
+
+    Args:
+        graph: In float.
+
+    Returns:
+        The calibration, and the outputs of `graph` for its selection.
+
+    Raises:
+        DeployError: No row is left.
+    """
+    kept: list[Feeds] = []
+    outputs: Outputs = {}
+    labels = calibration.labels
+    for feeds in (calibration.rows, calibration.selection):
+        outputs = run(graph, feeds)
+        finite = np.ones(len(next(iter(outputs.values()))), bool)
+        for array in outputs.values():
+            finite &= np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+        if not finite.any():
+            raise DeployError(
+                f"an output is NaN or Inf on every row of {calibration.source}",
+                "give usual inputs by --calibration FILE.npz",
+            )
+        kept.append({name: array[finite] for name, array in feeds.items()})
+        outputs = {name: array[finite] for name, array in outputs.items()}
+        if feeds is calibration.selection and len(labels):
+            labels = labels[finite]
+    rows, selection = kept
+    left_out = len(next(iter(calibration.rows.values()))) - len(next(iter(rows.values())))
+    if left_out:
+        console.say(f"export: {left_out} calibration rows left out: NaN or Inf in their outputs")
+    return Calibration(rows, selection, labels, calibration.source), outputs
 
 
 def judge(graph: onnx.ModelProto, wanted: Outputs, calibration: Calibration) -> tuple[float, ...]:

@@ -152,7 +152,7 @@ def _traced(source: Source) -> _Draft:
 def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _Draft:
     console.say(f"export: calibrating on {by.source}")
     check_rows(draft.graph, by.rows)
-    wanted = calibration.run(draft.graph, by.selection)
+    by, wanted = calibration.with_finite_outputs(draft.graph, by)
     quantizer = importlib.import_module(PRECISIONS[source.reference.precision].quantizer)
     result: Quantized = quantizer.quantize(
         draft.graph, by.rows, lambda graph: calibration.judge(graph, wanted, by)
@@ -176,6 +176,8 @@ def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _D
                 name: {"accuracy": accuracy, "sqnr": sqnr}
                 for name, (_, accuracy, sqnr) in result.scores.items()
             },
+            "failed": result.failed,
+            "in_float": result.in_float,
         },
     }
     return _Draft(

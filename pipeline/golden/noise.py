@@ -37,6 +37,16 @@ def measure(reference: Array, realisations: Sequence[Array]) -> Array:
     return np.where(np.isfinite(noise), noise, _OVERFLOWED)
 
 
+def overflowed(noise: Array) -> Array:
+    """Returns a mask of the rows that overflow in some of the runs, `[rows]`.
+
+    Args:
+        noise: What `measure` returned, `[rows, 2]`.
+    """
+    mask: Array = noise[:, 0] >= _OVERFLOWED
+    return mask
+
+
 def difference(outputs: Array, reference: Array) -> Array:
     """Returns outputs - reference in float64, `[rows, elements]`; never 0 for unequal integers."""
     error = outputs.astype(np.float64) - reference.astype(np.float64)

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 # Float64 results at other batch sizes differ by rounding only, by less than this part of a row.
 SAME = 1e-9
-_SMALLER = (torch.float32, torch.float16, torch.bfloat16)
+_WIDER = {
+    **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
+    **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
+}
 
 
 class ExactModel:
@@ -217,7 +220,7 @@ def _check_repeats(
 
 
 class _Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Replaces smaller float dtypes in the arguments of operations by float64."""
+    """Replaces smaller dtypes in the arguments of operations by float64 or complex128."""
 
     def __torch_dispatch__(
         self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -227,7 +230,7 @@ class _Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
 
 
 def _widened(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in _SMALLER else value
+    return _WIDER.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 @contextmanager

@@ -59,8 +59,8 @@ def at_random(served: AtPrecision, seed: int) -> Iterator[AtPrecision]:
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in (*moved.parameters(), *moved.buffers()):
-            if tensor.is_floating_point():
-                move(tensor, random)
+            if tensor.is_floating_point() or tensor.is_complex():
+                move(torch.view_as_real(tensor) if tensor.is_complex() else tensor, random)
     # Beside the rounding of a smaller type, approximations in float32 are nothing.
     exactly = served.dtype.itemsize < torch.float32.itemsize
     with nullcontext() if exactly else approximate(seed):

@@ -16,5 +16,9 @@ def show(graph: Path, description: dict[str, Any]) -> None:
     if "calibration" in description:
         calibration = description["calibration"]
         console.result(f"calibrated on {calibration['source']} by {calibration['method']}")
+        for method, reason in calibration["failed"].items():
+            console.result(f"not calibrated by {method}: {reason}")
+        for node, reason in calibration["in_float"].items():
+            console.result(f"kept in float: {node}, since it {reason}")
     for warning in description["warnings"]:
         console.result(f"frozen by tracing? {warning}")

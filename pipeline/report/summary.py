@@ -11,7 +11,7 @@ import engines
 from engines.errors import DeployError
 from exporters import DEFAULT_PRECISION
 from pipeline.report.train import describe
-from pipeline.report.verify import deviating_type, rows_left_out
+from pipeline.report.verify import deviating_type, rows_not_compared
 from pipeline.workflow import console, hints
 from pipeline.workflow.artifacts import (
     BUNDLE,
@@ -129,8 +129,8 @@ def show(summary: Summary) -> None:
         if verdict["status"] == "not run":
             console.result(f"{name}: not run on this machine: {verdict['reason']}")
         for output in verdict["outputs"]:
-            if output["incomparable"]:
-                console.result(rows_left_out(name, output["name"], output["incomparable"]))
+            for sentence in rows_not_compared(name, summary.precision, output):
+                console.result(sentence)
     for note in summary.notes:
         console.result(note)
     console.result(f"bundle: {summary.bundle or 'none up to date'}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from exporters import PRECISIONS
 from pipeline.workflow import console
@@ -30,19 +31,34 @@ def show(verdicts: Sequence[Verdict]) -> None:
     console.table("Parity with PyTorch", titles, rows)
     for verdict in verdicts:
         for output in verdict.outputs:
-            if output.incomparable:
-                left_out = rows_left_out(verdict.subject, output.name, output.incomparable)
-                console.result(left_out)
+            for sentence in rows_not_compared(
+                verdict.subject, verdict.precision, dataclasses.asdict(output)
+            ):
+                console.result(sentence)
+            if output.constant and verdict.status == "pass":
+                console.result(
+                    f"{verdict.subject}: {output.name} matches, but is the same for every input"
+                )
         if verdict.reason:
             console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
 
 
-def rows_left_out(subject: str, output: str, rows: int) -> str:
-    """Returns the sentence about golden rows that are not compared."""
-    return (
-        f"{subject}: {rows} golden rows of {output} are not compared, since rounding alone moves"
-        " them by a large part of their size"
+def rows_not_compared(subject: str, precision: str, output: Mapping[str, Any]) -> list[str]:
+    """Returns what to say of golden rows that are not compared.
+
+    Args:
+        output: The JSON form of an `OutputVerdict`.
+    """
+    overflowing, skipped = output["overflowing"], output["incomparable"]
+    reasons = (
+        (overflowing, f"{precision} overflows on them"),
+        (skipped - overflowing, "their rounding noise is large relative to their values"),
     )
+    return [
+        f"{subject}: {rows} golden rows of {output['name']} are not compared, since {reason}"
+        for rows, reason in reasons
+        if rows
+    ]
 
 
 def deviating_type(facts: dict[str, str], precision: str) -> str:

@@ -109,7 +109,7 @@ def fit(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, model:
             f" {len({*wanted, *tensors})} tensors do not fit: {'; '.join(faults[:_NAMED])}{more}",
             "give weights of the same architecture and number of classes",
         )
-    broken = [n for n, tensor in tensors.items() if not bool(tensor.double().isfinite().all())]
+    broken = [n for n, tensor in tensors.items() if not _as_finite_as(wanted[n], tensor)]
     if broken:
         raise DeployError(
             f"{where}: {len(broken)} tensors have NaN or Inf, such as {broken[0]}",
@@ -120,3 +120,14 @@ def fit(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, model:
     state = OrderedDict(tensors)
     state._metadata = wanted._metadata  # type: ignore[attr-defined]
     network.load_state_dict(state)
+
+
+def _as_finite_as(own: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Whether a tensor is finite, except where the network's own has the same infinity.
+
+    A buffer with an attention mask holds -inf on purpose.
+    """
+    if tensor.is_complex():
+        return bool(tensor.isfinite().all())
+    value = tensor.double()
+    return bool((value.isfinite() | (value.isinf() & (value == own.to(value)))).all())

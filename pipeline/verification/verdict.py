@@ -21,6 +21,7 @@ from pipeline.golden import noise
 from pipeline.golden.file import Reference
 from pipeline.verification import accuracy, limits, noise_floor
 from pipeline.verification.batches import batch_sizes, run_padded, run_rows
+from pipeline.verification.vacuous import is_constant, why_vacuous
 from pipeline.verification.weight_audit import Audit
 
 # The ratio of an error to a floor of zero. Its square is finite.
@@ -46,7 +47,10 @@ class OutputVerdict:
         worst: The case with the largest error in units of its floor.
         faults: What is wrong, in words; empty if nothing is.
         vacuous: Why comparing the output proves nothing, in words; empty if it proves something.
+        constant: It is the same for every input: it has to match, but alone it proves nothing.
         incomparable: How many golden rows rounding alone moves too far to compare.
+        overflowing: How many of these overflow at the precision, in some of the runs that measure
+            the noise.
         sqnr: Signal to quantization noise ratio in dB, without edge cases; None unless the graph
             is quantized.
     """
@@ -60,7 +64,9 @@ class OutputVerdict:
     worst: str
     faults: tuple[str, ...] = ()
     vacuous: str = ""
+    constant: bool = False
     incomparable: int = 0
+    overflowing: int = 0
     sqnr: float | None = None
 
 
@@ -156,9 +162,13 @@ def judge(
         elif flips is not None:
             faults = _flip_faults(flips)
     status: Status = "mismatch" if faults else "pass"
-    if not faults and any(output.vacuous for output in outputs):
+    vacuous = [output for output in outputs if output.vacuous]
+    # A constant output beside others was compared, and it matches.
+    if len(vacuous) < len(outputs):
+        vacuous = [output for output in vacuous if not output.constant]
+    if not faults and vacuous:
         status = "vacuous"
-        faults = [f"{output.name} {output.vacuous}" for output in outputs if output.vacuous]
+        faults = [f"{output.name} {output.vacuous}" for output in vacuous]
     return Verdict(
         subject=subject,
         status=status,
@@ -206,7 +216,7 @@ def _judge_output(
             case = golden.cases[rows[int(bad.argmax())]]
             faults.append(f"has NaN or Inf in {int(bad.sum())} of {len(rows)} rows, as on {case}")
             continue
-        if _constant(actual) and not _constant(expected):
+        if is_constant(actual) and not is_constant(expected):
             faults.append("does not depend on the input")
         error = noise.difference(actual, expected)
         errors.append(error)
@@ -229,6 +239,7 @@ def _judge_output(
             f" {limits.MAX_ERROR_IN_FLOORS:g} allowed (on {worst})"
         )
     quantized = PRECISIONS[golden.precision].quantized
+    overflowing = noise.overflowed(golden.noise[spec.name])
     every = np.concatenate([error.ravel() for error in errors]) if errors else np.zeros(1)
     return OutputVerdict(
         name=spec.name,
@@ -239,19 +250,12 @@ def _judge_output(
         scale=_rms(reference.astype(np.float64)),
         worst=worst,
         faults=tuple(dict.fromkeys(faults)),
-        vacuous=_vacuous(reference, floor.comparable & golden.common),
+        vacuous=why_vacuous(reference, floor.comparable, overflowing, golden),
+        constant=is_constant(reference),
         incomparable=int((~floor.comparable).sum()),
+        overflowing=int((~floor.comparable & overflowing).sum()),
         sqnr=_sqnr(spec, golden, runs) if quantized and not faults else None,
     )
-
-
-def _vacuous(reference: Array, judged: Array) -> str:
-    """Returns why comparing an output proves nothing, or "" if it proves something."""
-    if _constant(reference):
-        return "is the same for every input, so comparing it proves nothing"
-    if not judged.any():
-        return "is moved so far by rounding alone, on every input, that comparing it proves nothing"
-    return ""
 
 
 def in_floors(error: Array, floor: Array) -> Array:
@@ -268,10 +272,6 @@ def _sqnr(spec: TensorSpec, golden: Reference, runs: Sequence[tuple[Array, Outpu
         signal.append(reference.ravel())
         noise.append((outputs[spec.name][common].astype(np.float64) - reference).ravel())
     return accuracy.sqnr(_rms(np.concatenate(signal)), _rms(np.concatenate(noise)))
-
-
-def _constant(array: Array) -> bool:
-    return bool((array == array[:1]).all())
 
 
 def _count_flips(
