@@ -6,6 +6,7 @@ like any other output. So the values of every operator are checked, on the golde
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from exporters.wide_run import WideRun, is_half
 # Values that come this near to the largest number of the type have left it: other inputs may well
 # give twice what the golden ones do.
 _HEADROOM = 0.5
+# Below its least normal number, a type loses a digit with each halving: that many bits may be lost.
+_LOST_BITS = 2
 # A constant that its type holds with a greater relative error has lost its digits.
 _CONSTANT_ERROR = 0.01
 _ATEN = torch.ops.aten
@@ -35,6 +38,9 @@ _WITH_CONSTANTS = {
 _INVERSES = {
     getattr(_ATEN, name) for name in ("rsqrt", "reciprocal", "log", "log2", "log10", "sqrt")
 }
+
+
+_NAMES = {"_native_batch_norm_legit_no_training": "batch_norm"}
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,12 @@ class OutOfRange:
         if self.parameter:
             return self.parameter
         module = trace_errors.module_of(self.node)
-        operator = str(self.node.target).removeprefix("aten.").partition(".")[0]
-        return f"{operator} of {module}" if module else operator
+        node = self.node
+        while node.target is operator.getitem:  # one of several values
+            node = node.args[0]
+        operation = str(node.target).removeprefix("aten.").partition(".")[0]
+        operation = _NAMES.get(operation, operation)
+        return f"{operation} of {module}" if module else operation
 
     def __str__(self) -> str:
         line = trace_errors.shortened(trace_errors.line_of(self.node))
@@ -79,6 +89,7 @@ def find(
         run: Calls what it is given with the inputs to look at, batch by batch.
     """
     limits = torch.finfo(dtype)
+    least = limits.tiny * 2.0**-_LOST_BITS
     # With its own weights, of which those that overflow are infinite, nothing else could be seen.
     wide = WideRun(program, dtype, weights=originals)
     largest: dict[Any, float] = {}
@@ -96,7 +107,7 @@ def find(
         seen = rows
         if any(_inverts(user, node) for user in node.users):
             seen = size.flatten()
-        small = seen[(seen > 0) & (seen < limits.tiny)]
+        small = seen[(seen > 0) & (seen < least)]
         if small.numel():
             vanishing[node] = float(small.min())
 
@@ -109,7 +120,7 @@ def find(
     }
     for node, size in vanishing.items():
         found.setdefault(
-            node, f"gives {size:.2g} (the least that {_name(dtype)} holds is {limits.tiny:.2g})"
+            node, f"gives {size:.2g} ({_name(dtype)} loses digits below {limits.tiny:.2g})"
         )
     for node, constant in _constants(program, dtype):
         found.setdefault(node, f"takes the constant {constant:g}, which {_name(dtype)} cannot hold")
@@ -136,7 +147,7 @@ def unfit_rows(
             if value.is_floating_point() and value.numel():
                 size = value.abs()
                 peak = float(torch.where(size.isfinite(), size, 0).max())
-                if peak > limits.max or 0 < peak < limits.tiny:
+                if peak > limits.max or 0 < peak < limits.tiny * 2.0**-_LOST_BITS:
                     unfit.append(row)
 
         # Twice, since a program is traced with two rows, and some take a single one for another.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.golden.rows import Rows
     from pipeline.models import Model
 
-_NAMED = 5  # how many values that are kept in fp32 are printed
+_NAMED = 5  # how many values are printed of those kept in fp32
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,11 @@ def at_precision(model: Model, precision: str, rows: Rows, *, traced: bool) -> C
     program, kept = cast.keep_in_range(program, precision, originals, run)
     wide = WideRun(program, dtype, module.pixels)
     beyond = unfit_rows(wide, inputs, map(int, np.flatnonzero(extreme)))
-    for value in kept[:_NAMED]:
+    nodes = {value.node for value in kept}
+    causes = [value for value in kept if not nodes.intersection(value.node.all_input_nodes)]
+    for value in causes[:_NAMED]:
         console.say(f"export: kept in fp32: {value}")
-    if len(kept) > _NAMED:
-        console.say(f"export: kept in fp32: {len(kept) - _NAMED} more values")
+    if len(kept) > len(causes[:_NAMED]):
+        more = len(kept) - len(causes[:_NAMED])
+        console.say(f"export: kept in fp32: {more} more values, most of them computed from these")
     return Cast(module, wide, program, kept, beyond)
