@@ -99,7 +99,8 @@ def find(
         if not value.is_floating_point() or not value.numel():
             return
         size = value.abs()
-        size = torch.where(size.isfinite(), size, 0)
+        if not size.amax().isfinite():  # as of a mask
+            size = torch.where(size.isfinite(), size, 0)
         rows = size.flatten(1).amax(1) if size.ndim > 1 else size.amax().reshape(1)
         largest[node] = max(largest.get(node, 0.0), float(rows.max()))
         if limits.tiny < torch.finfo(torch.bfloat16).tiny * 2:

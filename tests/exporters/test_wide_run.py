@@ -17,21 +17,26 @@ TYPES = (torch.float16, torch.bfloat16)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_numbers_are_rounded_as_by_a_cast_and_keep_their_range(dtype: torch.dtype) -> None:
     numbers = torch.from_numpy(np.random.default_rng(0).normal(0, 100, 10_000).astype(np.float32))
-    rounded = numbers.clone()
-    round_to(rounded, dtype)
+    numbers = torch.where(numbers.abs() < 1e-4, 1.0, numbers)  # float16 has fewer digits there
+    rounded = round_to(numbers.clone(), dtype)
     assert torch.equal(rounded, numbers.to(dtype).float())
+    ties = 1 + torch.arange(64) * torch.finfo(dtype).eps / 2
+    assert torch.equal(round_to(ties.clone(), dtype), ties.to(dtype).float())
     for exponent in (-30, -20, 20, 30, 90):
-        scaled = numbers * 2.0**exponent
-        round_to(scaled, dtype)
+        scaled = round_to(numbers * 2.0**exponent, dtype)
         assert torch.equal(scaled, rounded * 2.0**exponent)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_infinities_and_the_largest_numbers_stay(dtype: torch.dtype) -> None:
     numbers = torch.tensor([torch.inf, -torch.inf, 0.0, 2.0**127])
-    rounded = numbers.clone()
-    round_to(rounded, dtype)
-    assert torch.equal(rounded, numbers)
+    assert torch.equal(round_to(numbers.clone(), dtype), numbers)
+
+
+def test_what_is_expanded_or_transposed_is_rounded_too() -> None:
+    numbers = torch.rand(3, 1)
+    for view in (numbers.expand(3, 4), torch.rand(3, 4).T):
+        assert torch.equal(round_to(view, torch.float16), view.half().float())
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -50,8 +50,7 @@ class _Run:
             value = node.target(*map(_wide, args), **{k: _wide(v) for k, v in kwargs.items()})
             for half in HALF_TYPES:
                 if self.rounds and is_half(node, half):
-                    value = value.clone()  # it may be another node's
-                    round_to(value, half)
+                    value = round_to(value.clone(), half)  # it may be another node's
         self.values[node] = value
 
 
