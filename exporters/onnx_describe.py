@@ -127,6 +127,26 @@ def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
+def add_group_norm_types(model: onnx.ModelProto) -> None:
+    """Adds the types of the outputs of GroupNormalization, which ONNX does not infer.
+
+    ONNX has no inference for this operator, and that of its function body fails.
+    """
+    pending = [node for node in model.graph.node if node.op_type == "GroupNormalization"]
+    while pending:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+        known = {value.name: value for value in (*graph.value_info, *graph.input)}
+        typed = [node for node in pending if node.input[0] in known]
+        if not typed:
+            return
+        for node in typed:
+            value = onnx.ValueInfoProto()
+            value.CopyFrom(known[node.input[0]])
+            value.name = node.output[0]
+            model.graph.value_info.append(value)
+        pending = [node for node in pending if node not in typed]
+
+
 _Types = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
@@ -136,7 +156,9 @@ def value_types(model: onnx.ModelProto) -> _Types:
     Raises:
         onnx.shape_inference.InferenceError: The types of the graph do not fit together.
     """
-    graph = onnx.shape_inference.infer_shapes(_without_data(model), strict_mode=True).graph
+    light = _without_data(model)
+    add_group_norm_types(light)
+    graph = onnx.shape_inference.infer_shapes(light, strict_mode=True).graph
     types = {}
     for value in (*graph.value_info, *graph.input, *graph.output):
         spec = spec_of(value)

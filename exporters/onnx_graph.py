@@ -181,7 +181,7 @@ def trace_graph(
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trace_errors.guarded("TorchScript", export)
+        trace_errors.guarded(trace_errors.TORCHSCRIPT, export)
     warned = tuple(
         dict.fromkeys(
             f"{warning.filename}:{warning.lineno}: {str(warning.message).splitlines()[0]}"

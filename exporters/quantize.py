@@ -24,6 +24,7 @@ import onnx
 from engines.contract import Feeds
 from engines.errors import DeployError
 from exporters.kept_in_float import nodes_in_float
+from exporters.onnx_describe import add_group_norm_types
 
 METHODS = ("minmax", "entropy", "percentile")
 # Operators worth computing in int8, and operators that pass int8 on. Activation functions are left
@@ -152,6 +153,7 @@ def _float_file(graph: onnx.ModelProto) -> Iterator[Path]:
     """Writes a graph to a temporary file for ONNX Runtime, and suppresses its output meanwhile."""
     source = onnx.ModelProto()
     source.CopyFrom(graph)
+    add_group_norm_types(source)  # ONNX Runtime quantizes only tensors whose type it infers
     onnx.helper.set_model_props(source, dict([_PREPROCESSED]))
     with tempfile.TemporaryDirectory(prefix="assay-") as folder, _quietly():
         path = Path(folder) / "float.onnx"

@@ -19,13 +19,27 @@ import torch
 from engines.errors import DeployError
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
-_OURS = str(Path(__file__).parent) + os.sep
+_ROOT = Path(__file__).parents[1]
+# Our own code; the models in pipeline/models are the user's.
+_OURS = tuple(str(_ROOT / name) + os.sep for name in ("assay", "engines", "exporters", "pipeline"))
+_MODELS = str(_ROOT / "pipeline/models") + os.sep
+# They call models.
+_CALLERS = {__file__, *(str(_ROOT / f"exporters/{name}.py") for name in ("module", "wide_run"))}
 _PYTHON = sysconfig.get_paths()["stdlib"] + os.sep
+# The name of the step that traces by TorchScript, in messages.
+TORCHSCRIPT = "TorchScript"
 # The torch module that decides on the sizes of axes; it logs its decisions at INFO.
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
 _FIXED = re.compile(r"set_replacement (\S+) = (\d+)")
-# A pattern in the messages of torch.export, the cause in words, and what to change.
+_PACKED = "PackedSequence"
+# A pattern in the messages of PyTorch and torch.export, the cause in words, and what to change.
 _CAUSES = (
+    (
+        _PACKED,
+        "it packs sequences, whose sizes depend on the values of a tensor",
+        "leave out pack_padded_sequence: run the layer on padded sequences, and take the step at"
+        " each length by torch.gather, or mask the rest",
+    ),
     (
         r"data-dependent|\.item\(\)|_local_scalar_dense",
         "its control flow or a shape depends on the values of a tensor",
@@ -35,6 +49,22 @@ _CAUSES = (
         r"\.numpy\(\)|numpy",
         "it leaves PyTorch for numpy",
         "use the torch function of the same name",
+    ),
+    (
+        r"without overflow",
+        "a constant is too large for the type of a tensor",
+        "take it from the type, such as torch.finfo(x.dtype).min for a mask",
+    ),
+    (
+        r"[Cc]omplex32|ComplexHalf",
+        "its complex numbers are of half precision, which ONNX and most runtimes lack",
+        "compute them in float32: call x.float() before torch.view_as_complex or torch.polar",
+    ),
+    (
+        r"same dtype|same type|scalar type|dtypes match|dtype to match|match query dtype",
+        "tensors of different types meet",
+        "give tensors made in forward the type of the others, as in torch.zeros(...,"
+        " dtype=x.dtype), and leave out casts to a fixed type, such as x.half()",
     ),
     (
         r"Mismatch the shape|same reduction dim|size mismatch|must match|shape '",
@@ -95,7 +125,7 @@ def recorded() -> Iterator[Report]:
 def place(frames: Sequence[traceback.FrameSummary]) -> str:
     """Returns the innermost line of the model's own code, as text, or ""."""
     for frame in reversed(frames):
-        if frame.filename == __file__:
+        if frame.filename in _CALLERS:
             break  # the frames further out are not the model's
         if _own(frame.filename):
             return f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
@@ -107,7 +137,7 @@ def _own(file: str) -> bool:
     installed = "site-packages" in file or "dist-packages" in file
     if file.startswith(_PYTHON) and not installed:
         return False
-    return not file.startswith((_TORCH, _OURS, "<"))
+    return file.startswith(_MODELS) or not file.startswith((_TORCH, *_OURS, "<"))
 
 
 def failure(step: str, error: Exception, report: Report, names: Sequence[str] = ()) -> DeployError:
@@ -123,18 +153,33 @@ def failure(step: str, error: Exception, report: Report, names: Sequence[str] = 
     where = place(traceback.extract_tb(error.__traceback__))
     if re.search(r"marked .* as dynamic but your code specialized", message):
         return _fixed_axis(step, message, report, text, names)
-    for pattern, cause, change in _CAUSES:
-        if re.search(pattern, message):
-            return DeployError(
-                f"{step} cannot trace the model: {cause}{_at(where)} ({_first(message)})",
-                change,
-                report=text,
-            )
+    if known := cause_of(f"{_PACKED} {message}" if _is_packed(error) else message):
+        cause, change = known
+        return DeployError(
+            f"{step} cannot trace the model: {cause}{at_line(where)} ({_first(message)})",
+            change,
+            report=text,
+        )
+    other = "dynamo" if step == TORCHSCRIPT else "torchscript"
     return DeployError(
-        f"{step} cannot trace the model{_at(where)}: {type(error).__name__}: {_first(message)}",
-        "run the model in PyTorch on a batch of two; if that works, try --exporter torchscript",
+        f"{step} cannot trace the model{at_line(where)}: {type(error).__name__}: {_first(message)}",
+        f"run the model in PyTorch on a batch of two; if that works, try --exporter {other}",
         report=text,
     )
+
+
+def _is_packed(error: Exception) -> bool:
+    """Whether an error is from a recurrent layer with packed sequences, which none mentions."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_locals.get("batch_sizes") is not None for frame, _ in frames)
+
+
+def cause_of(message: str) -> tuple[str, str] | None:
+    """Returns the cause of an error of PyTorch in words, and what to change, if it is known."""
+    for pattern, cause, change in _CAUSES:
+        if re.search(pattern, message):
+            return cause, change
+    return None
 
 
 def _fixed_axis(
@@ -148,7 +193,7 @@ def _fixed_axis(
     lines = [line for fixed, line in report.fixed if line and (not size or str(fixed) == number)]
     return DeployError(
         f"the model fixes its batch ({named or 'axis 0'}) to {number}, the size it was traced"
-        f" with{_at(lines[0] if lines else '')}",
+        f" with{at_line(lines[0] if lines else '')}",
         f"{step} needs a dynamic batch size: take it from the tensor (x.shape[0], x.flatten(1))"
         " or write -1, and do not compare it with a number",
         report=text,
@@ -166,10 +211,11 @@ def untranslated(error: Exception, report: Report, program: Any) -> DeployError:
             cause = cause.__cause__
         named = re.search(r"translating node %(\w+)", full)
         at = [line_of(n) for n in program.graph.nodes if named and n.name == named[1]]
+        known = cause_of(str(cause))
         return DeployError(
-            f"torch.onnx cannot translate the model{_at(at[0] if at else '')}:"
+            f"torch.onnx cannot translate the model{at_line(at[0] if at else '')}:"
             f" {type(cause).__name__}: {_first(str(cause))}",
-            "replace what the message names, or try --exporter torchscript",
+            known[1] if known else "replace what the message names, or try --exporter torchscript",
             report=text,
         )
     name = missing[1].partition(".")[2]
@@ -179,7 +225,7 @@ def untranslated(error: Exception, report: Report, program: Any) -> DeployError:
         if name in str(node.target) and node.meta.get("stack_trace")
     ]
     return DeployError(
-        f"ONNX has no operator for {missing[1]}{_at(lines[0] if lines else '')}",
+        f"ONNX has no operator for {missing[1]}{at_line(lines[0] if lines else '')}",
         "compute it from other operators, or outside the model",
         report=text,
     )
@@ -205,7 +251,8 @@ def module_of(node: Any) -> str:
     return f"{path}: {name}" if path else name
 
 
-def _at(line: str) -> str:
+def at_line(line: str) -> str:
+    """Returns a line of the model as the end of a phrase."""
     return f", at {shortened(line)}" if line else ""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export.graph_signature import OutputKind
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
 _ATEN = torch.ops.aten
@@ -67,13 +68,19 @@ class WideRun(nn.Module):
                 self._held[node.name] = f"tensor_{len(self._held)}"
                 self.register_buffer(self._held[node.name], tensors[names[node.name]].detach())
         self._last_uses = _last_uses(self._nodes)
+        # A program also returns the new values of buffers that it changes.
+        self._returned = [
+            index
+            for index, spec in enumerate(signature.output_specs)
+            if spec.kind is OutputKind.USER_OUTPUT
+        ]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WideRun:
         """Copies the tensors; the program is shared, since nothing changes it."""
         copied = WideRun.__new__(WideRun)
         memo[id(self)] = copied
         nn.Module.__init__(copied)
-        for name in ("dtype", "pixels", "_nodes", "_held", "_last_uses"):
+        for name in ("dtype", "pixels", "_nodes", "_held", "_last_uses", "_returned"):
             setattr(copied, name, getattr(self, name))
         for name, buffer in self.named_buffers():
             copied.register_buffer(name, copy.deepcopy(buffer, memo))
@@ -95,7 +102,7 @@ class WideRun(nn.Module):
         following = iter(inputs)
         for node in self._nodes:
             if node.op == "output":
-                return tuple(values[output] for output in node.args[0])
+                return tuple(values[node.args[0][index]] for index in self._returned)
             if node.op == "placeholder":
                 held = self._held.get(node.name)
                 tensor = next(following) if held is None else self.get_buffer(held)
@@ -108,6 +115,8 @@ class WideRun(nn.Module):
             if node.target in _CASTS and value is args[0]:
                 value = value.clone()  # in the half type it would be another tensor
             if is_half(node, self.dtype):
+                if 0 in value.stride():
+                    value = value.clone()  # an expanded tensor cannot be rounded in place
                 observe(node, value)
                 if getattr(node.target, "overloadpacket", None) not in _MOVES:
                     value = round_to(value, self.dtype)

@@ -108,7 +108,7 @@ def _opset(source: Source) -> int | None:
 
 
 def _examples(source: Source) -> list[torch.Tensor]:
-    return [torch.from_numpy(array[:2]) for array in source.reference.inputs.values()]
+    return [torch.from_numpy(array[:2].copy()) for array in source.reference.inputs.values()]
 
 
 def _translated(source: Source) -> _Draft:

@@ -13,6 +13,7 @@ from exporters import cast
 from exporters.module import Served, batch_for
 from exporters.program import export_program
 from exporters.ranges import unfit_rows
+from exporters.type_mismatches import check_types
 from exporters.wide_run import HALF_TYPES, WideRun
 from pipeline.golden.file import EXTREMES
 from pipeline.workflow import console
@@ -55,7 +56,7 @@ def at_precision(model: Model, precision: str, rows: Rows, *, traced: bool) -> C
         traced: The module is for TorchScript, which keeps nothing in fp32.
 
     Raises:
-        DeployError: torch.export cannot trace the model.
+        DeployError: torch.export cannot trace the model, or it mixes the precision with another.
     """
     dtype = cast.dtype_of(precision)
     module = Served(cast.cast_to_precision(model.network.eval(), precision), model.prepare, dtype)
@@ -66,13 +67,14 @@ def at_precision(model: Model, precision: str, rows: Rows, *, traced: bool) -> C
     program = export_program(module, [tensor[:2] for tensor in inputs], [*rows.inputs])
     if dtype not in HALF_TYPES:
         return Cast(module, module, program)
+    check_types(program, dtype)
     extreme = np.isin(rows.cases, EXTREMES)  # of a thousandfold input, every layer may overflow
     usual = [tensor[~extreme] for tensor in inputs]
     size = batch_for(module.pixels, usual)
 
     def run(watched: Callable[..., object]) -> None:
         for start in range(0, len(usual[0]), size):
-            watched(*(tensor[start : start + size] for tensor in usual))
+            watched(*(tensor[start : start + size].clone() for tensor in usual))
 
     originals = Served(model.network, model.prepare).state_dict()
     program, kept = cast.keep_in_range(program, precision, originals, run)

@@ -29,6 +29,8 @@ IMAGE_EDGES = ("all 0", "all 255", "one pixel", "checkerboard", "ramp", "uniform
 # least and greatest values instead.
 EXTREMES = ("nothing", "a thousandth", "a thousandfold")
 EDGES = IMAGE_EDGES + EXTREMES
+# How the names of generated rows begin, for inputs other than images.
+MADE_ROW = "made row"
 # Everything that numpy, zip and JSON raise on a file that is damaged or of another kind.
 _READ_ERRORS = (
     ValueError,

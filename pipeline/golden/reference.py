@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,9 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engines import hardware
 from engines.errors import DeployError
+from exporters import PRECISIONS, trace_errors
 from exporters.module import Served, batch_for, named_outputs
-from pipeline.golden import noise, rounding
-from pipeline.golden.file import EDGES, Reference
+from pipeline.golden import noise, not_finite, rounding
+from pipeline.golden.file import EDGES, MADE_ROW, Reference
+from pipeline.golden.repeats import check_repeats
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 # Float64 results at other batch sizes differ by rounding only, by less than this part of a row.
 SAME = 1e-9
+_NAMED = 5  # how many rows a message names
 _WIDER = {
     **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
     **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
@@ -109,20 +113,26 @@ def make_reference(
     """
     names = exact.names
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
-    _check_repeats(served, tensors, names)
+    plain = Served(model.network, model.prepare).eval()
+    few = [tensor[:4] for tensor in tensors]
+    check_repeats(model.network, lambda: run_all(plain, few, names))
     native = run_all(served, tensors, names, "")
     reference = cache.outputs(
         "golden",
         lambda: exact.run(tensors),
         lambda kept: not exact.differing(kept, tensors, 0),
     )
-    kept = _rows_to_keep(rows.cases, (native, reference))
-    kept[[*beyond]] = False
+    kept = _rows_to_keep(rows.cases, native, reference)
     if not kept.all():
-        left = ", ".join(case for case, good in zip(rows.cases, kept, strict=True) if not good)
+        console.say(f"export: rows left out, whose outputs are NaN or Inf: {_named(rows, ~kept)}")
+    cannot_hold = kept & np.isin(np.arange(len(kept)), [*beyond])
+    if cannot_hold.any():
         console.say(
-            f"export: edge cases left out, since {precision} cannot hold their values: {left}"
+            f"export: edge cases left out, since {precision} cannot hold their values:"
+            f" {_named(rows, cannot_hold)}"
         )
+    kept &= ~cannot_hold
+    if not kept.all():
         rows = replace(
             rows,
             inputs={name: array[kept] for name, array in rows.inputs.items()},
@@ -133,15 +143,11 @@ def make_reference(
             {name: array[kept] for name, array in arrays.items()} for arrays in (native, reference)
         )
     logits = names[0] if model.labels else ""
-    for name, array in native.items():
-        if (
-            array.dtype.kind == "f"
-            and np.isfinite(reference[name]).all() > np.isfinite(array).all()
-        ):
-            raise DeployError(
-                f"output {name!r} overflows in {precision}, but is finite in float64",
-                "export it in bf16, whose range is that of fp32",
-            )
+    for outputs, exactly in ((reference, True), (native, False)):
+        for name, array in outputs.items():
+            bad = ~_finite_rows(array)
+            if bad.any():
+                raise _not_finite(name, array, served, tensors, rows, precision, exactly=exactly)
     if logits and native[logits].shape[1:] != (len(model.labels),):
         raise DeployError(
             f"output {logits!r} is {list(native[logits].shape)}, but the model has"
@@ -176,14 +182,70 @@ def make_reference(
     return complete
 
 
-def _rows_to_keep(cases: tuple[str, ...], runs: Sequence[dict[str, Array]]) -> Array:
-    """Returns a mask of the rows to keep, `[rows]`: all but edge cases that give NaN or Inf."""
-    kept = np.ones(len(cases), bool)
-    for outputs in runs:
-        for array in outputs.values():
-            if array.dtype.kind == "f":
-                kept &= np.isfinite(noise.by_row(array)).all(axis=1)
-    return kept | ~np.isin(cases, EDGES)
+def _rows_to_keep(
+    cases: tuple[str, ...], native: dict[str, Array], reference: dict[str, Array]
+) -> Array:
+    """Returns a mask of the rows to keep, `[rows]`.
+
+    Edge cases that give NaN or Inf are left out, and generated rows that do so in float64: a
+    generated mask, for example, may leave no position to attend to.
+    """
+    exactly = finite = np.ones(len(cases), bool)
+    for name, array in reference.items():
+        exactly = exactly & _finite_rows(array)
+        finite = finite & _finite_rows(array) & _finite_rows(native[name])
+    edges = np.isin(cases, EDGES)
+    made = np.array([case.startswith(MADE_ROW) for case in cases])
+    mask: Array = np.where(edges, finite, exactly | ~made)
+    return mask
+
+
+def _finite_rows(array: Array) -> Array:
+    """Returns a mask of the rows without NaN or Inf, `[rows]`."""
+    if array.dtype.kind != "f":
+        return np.ones(len(array), bool)
+    mask: Array = np.isfinite(noise.by_row(array)).all(axis=1)
+    return mask
+
+
+def _named(rows: Rows, chosen: Array) -> str:
+    names = [name for name, is_chosen in zip(rows.cases, chosen, strict=True) if is_chosen]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _not_finite(
+    name: str,
+    array: Array,
+    served: AtPrecision,
+    tensors: Sequence[torch.Tensor],
+    rows: Rows,
+    precision: str,
+    *,
+    exactly: bool,
+) -> DeployError:
+    """Returns the error for an output with NaN or Inf: on which row, and which operator gives it.
+
+    Args:
+        exactly: The output is NaN or Inf in float64, too.
+    """
+    bad = ~_finite_rows(array)
+    row = int(bad.argmax())
+    nan = bool(np.isnan(array[row]).any())
+    first = not_finite.first_operator(served, [t[[row, row]] for t in tensors], nan=nan)
+    count = f"{int(bad.sum())} of {len(bad)} rows, as on {rows.cases[row]}"
+    if exactly:
+        return DeployError(
+            f"the model cannot be judged: output {name!r} is {'NaN' if nan else 'Inf'} on"
+            f" {count}{first}",
+            "check its weights and that input; if it was trained here, use a smaller --lr",
+        )
+    return DeployError(
+        f"output {name!r} overflows in {precision} on {count}, but is finite in float64{first}",
+        "export it in bf16, whose range is that of fp32"
+        if PRECISIONS[precision].dtype == "float16"
+        else "scale the model's values down, or leave out such inputs",
+    )
 
 
 def _noise(
@@ -203,20 +265,6 @@ def _noise(
         with rounding.at_random(served, seed) as rounded:
             runs.append(run_all(rounded, tensors, names))
     return {name: noise.measure(reference[name], [run[name] for run in runs]) for name in names}
-
-
-def _check_repeats(
-    served: AtPrecision, tensors: Sequence[torch.Tensor], names: tuple[str, ...]
-) -> None:
-    """Raises DeployError if outputs are random."""
-    few = [tensor[:4] for tensor in tensors]
-    once, again = run_all(served, few, names), run_all(served, few, names)
-    for name in names:
-        if not np.array_equal(once[name], again[name], equal_nan=once[name].dtype.kind == "f"):
-            raise DeployError(
-                f"output {name!r} differs between two runs on the same inputs: the model is random",
-                "remove random numbers from inference; no engine can be proved equal to them",
-            )
 
 
 class _Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -250,15 +298,23 @@ def in_float64() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def output_names(model: Model, tensors: Sequence[torch.Tensor]) -> tuple[str, ...]:
+def output_names(
+    model: Model, inputs: Sequence[str], tensors: Sequence[torch.Tensor]
+) -> tuple[str, ...]:
     """Returns a name for each output: as the model declares them, or as `named_outputs` does.
 
+    Args:
+        inputs: The names of the inputs.
+        tensors: The inputs; two rows of them are run.
+
     Raises:
-        DeployError: The network does not run, or the model declares too few or too many names.
+        DeployError: The network does not run, or the model declares too few or too many names, or
+            two inputs and outputs have the same name.
     """
     network = model.network.eval()
+    first = [tensor[:2].clone() for tensor in tensors]  # a network may change its inputs in place
     with torch.inference_mode(), explained(""):
-        prepared = tensors if model.prepare is None else model.prepare(*tensors)
+        prepared = first if model.prepare is None else model.prepare(*first)
         results = network(*prepared) if isinstance(prepared, tuple | list) else network(prepared)
     named = named_outputs(results)
     if model.outputs and len(model.outputs) != len(named):
@@ -267,7 +323,16 @@ def output_names(model: Model, tensors: Sequence[torch.Tensor]) -> tuple[str, ..
             f" {', '.join(model.outputs)}",
             "name every output once",
         )
-    return model.outputs or tuple(named)
+    names = model.outputs or tuple(named)
+    for index, name in enumerate(names):
+        if name in inputs or name in names[:index]:
+            other = "an input" if name in inputs else "another output"
+            raise DeployError(
+                f"an output is named {name!r}, like {other}",
+                "a graph needs a different name for each: give other names by"
+                " assay.Model(outputs=(...)), one for each output",
+            )
+    return names
 
 
 @contextmanager
@@ -282,12 +347,17 @@ def explained(how: str) -> Iterator[None]:
             "it has to run at any batch size, such as 2; check names, dtypes and shapes of the"
             " inputs"
         )
+        if known := trace_errors.cause_of(str(error)):
+            hint = known[1]
         if how:
             hint = (
                 "the reference is a float64 run: keep constant tensors in buffers, which are cast"
             )
+        line = trace_errors.place(traceback.extract_tb(error.__traceback__))
         raise DeployError(
-            f"the model cannot be run on its inputs{how}: {type(error).__name__}: {error}", hint
+            f"the model cannot be run on its inputs{how}{trace_errors.at_line(line)}:"
+            f" {type(error).__name__}: {error}",
+            hint,
         ) from error
 
 
@@ -305,7 +375,8 @@ def run_all(
     device = tensors[0].device if tensors else inputs[0].device
     with torch.inference_mode(), explained(how):
         for start in range(0, rows, size):
-            batch = [tensor[start : start + size].to(device) for tensor in inputs]
+            # Copied, since a network may change its inputs in place.
+            batch = [tensor[start : start + size].to(device, copy=True) for tensor in inputs]
             parts.append([output.cpu() for output in served(*batch)])
     outputs = {}
     for name, pieces in zip(names, zip(*parts, strict=True), strict=True):

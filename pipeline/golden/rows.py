@@ -13,7 +13,7 @@ import numpy as np
 
 from engines.contract import Array
 from engines.errors import DeployError
-from pipeline.golden.file import EXTREMES, IMAGE_EDGES
+from pipeline.golden.file import EXTREMES, IMAGE_EDGES, MADE_ROW
 from pipeline.models import IMAGE
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def without_test_set(model: Model, examples: Mapping[str, Array] | None) -> Rows
         edges = edge_images(model.image)
         parts.append(({IMAGE: np.stack(list(edges.values()))}, tuple(edges)))
     else:
-        names = tuple(f"made row {index}" for index in range(_MADE_ROWS))
+        names = tuple(f"{MADE_ROW} {index}" for index in range(_MADE_ROWS))
         parts += [(_made_like(inputs), names), (_extremes(inputs), EXTREMES)]
     joined = {
         name: np.ascontiguousarray(np.concatenate([part[name] for part, _ in parts]))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.checks import import_vendor
 from engines.errors import DeployError, UsageError, suggestion
-from pipeline.models import Model, ModelSpec
+from pipeline.models import Model, ModelSpec, network_types
 
 if TYPE_CHECKING:
     from engines.contract import Array
@@ -38,7 +38,8 @@ def find(place: str, what: str, seed: int) -> ModelSpec:
 
     Raises:
         UsageError: The module, or the function in it, does not exist.
-        DeployError: Importing or calling raised, or the function returned something else.
+        DeployError: Importing or calling raised, or the function returned something else, such as
+            a TorchScript module.
     """
     name = f"{place}:{what}"
     torch = import_vendor("torch", "pip install torch")
@@ -47,7 +48,7 @@ def find(place: str, what: str, seed: int) -> ModelSpec:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        model = _call(factory, name)
+        model = _call(factory, name, first=True)
     unused = [model]
     package = module_of(place) if is_file(place) else place.partition(".")[0]
     modules = (set(sys.modules) - before) | {
@@ -60,7 +61,7 @@ def find(place: str, what: str, seed: int) -> ModelSpec:
         kept = unused.pop() if unused else None
         if kept is not None and torch.equal(torch.get_rng_state(), state):
             return kept
-        return _call(factory, name)
+        return _call(factory, name, first=False)
 
     return ModelSpec(
         name=name,
@@ -138,7 +139,7 @@ def _factory(module: ModuleType, place: str, what: str, name: str) -> Any:
     return factory
 
 
-def _call(factory: Any, name: str) -> Model:
+def _call(factory: Any, name: str, *, first: bool) -> Model:
     from torch import nn
 
     try:
@@ -152,8 +153,11 @@ def _call(factory: Any, name: str) -> Model:
             f"{name}() returned {type(model).__name__}, not a model",
             "return a torch.nn.Module or an assay.Model",
         )
+    network_types.check(model, name)
     inputs = {key: _array(name, key, value) for key, value in model.inputs.items()}
-    return dataclasses.replace(model, inputs=inputs)
+    return network_types.in_float32(
+        dataclasses.replace(model, inputs=inputs), name, announced=first
+    )
 
 
 def _array(name: str, key: str, value: Any) -> Array:
@@ -162,7 +166,12 @@ def _array(name: str, key: str, value: Any) -> Array:
     import torch
 
     try:
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu()
+            # numpy has no bfloat16, whose values float32 holds exactly.
+            array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        else:
+            array = value
         array = np.asarray(array)
     except (TypeError, ValueError) as error:
         raise DeployError(f"{name}(): input {key!r} is not an array: {error}") from error

@@ -140,7 +140,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     test = _test_set(inputs, training, params.data) if model.labels else None
     rows = _rows(model, test, params)
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
-    names = output_names(model, [tensor[:2] for tensor in tensors])
+    names = output_names(model, [*rows.inputs], tensors)
     traced = params.exporter != EXPORTERS[0]
     cast = at_precision(model, params.precision, rows, traced=traced)
     checkpoint = sha256_file(inputs[CHECKPOINT])

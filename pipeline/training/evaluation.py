@@ -10,6 +10,7 @@ import torch
 from exporters.module import Served
 from pipeline.data import idx
 from pipeline.golden.reference import output_names, run_all
+from pipeline.models import IMAGE
 
 if TYPE_CHECKING:
     from pipeline.models import Model
@@ -30,7 +31,7 @@ def evaluate(
     available, part = len(classes), slice(0, limit)
     served = Served(model.network, model.prepare).cpu().eval()
     tensor, classes = torch.from_numpy(every[part]), classes[part]
-    names = output_names(model, [tensor[:2]])
+    names = output_names(model, [IMAGE], [tensor])
     served.to(device)
     chosen = run_all(served, [tensor], names)[names[0]].argmax(axis=1)
     served.cpu()

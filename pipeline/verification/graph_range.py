@@ -41,10 +41,7 @@ def out_of_range(model: onnx.ModelProto, golden: Reference) -> list[str]:
         return []
     faults = []
     for tensor in model.graph.initializer:
-        if (
-            tensor.data_type in _LARGEST
-            and not np.isfinite(numpy_helper.to_array(tensor).astype(np.float32)).all()
-        ):
+        if tensor.data_type in _LARGEST and not _is_finite_or_mask(tensor):
             faults.append(f"the constant {tensor.name} is not finite")
     typed = typed_graph.as_typed(model)
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -68,3 +65,9 @@ def out_of_range(model: onnx.ModelProto, golden: Reference) -> list[str]:
                 f" {largest:.3g})"
             )
     return faults
+
+
+def _is_finite_or_mask(tensor: onnx.TensorProto) -> bool:
+    """Whether a constant is finite, or consists of 0 and -inf, as attention masks do."""
+    array = numpy_helper.to_array(tensor).astype(np.float32)
+    return bool(np.isfinite(array).all() or np.isin(array, (0.0, -np.inf)).all())
