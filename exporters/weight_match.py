@@ -212,7 +212,7 @@ def changed(expected: Expectations, tensors: Mapping[str, Array], found: Match) 
     """
     wanted = expected.parameters.keys() - expected.omissible
     missing = wanted - found.carriers.keys()
-    rest = _unexplained(expected, tensors, found)
+    rest = unexplained(expected, tensors, found)
     pairs: list[tuple[bool, float, Expected, str]] = []
     for item in _suspects(expected, found, missing) if rest else ():
         shapes = {form.shape for form in map(np.squeeze, forms(item.value))}
@@ -233,7 +233,7 @@ def changed(expected: Expectations, tensors: Mapping[str, Array], found: Match) 
     return changes
 
 
-def _unexplained(expected: Expectations, tensors: Mapping[str, Array], found: Match) -> set[str]:
+def unexplained(expected: Expectations, tensors: Mapping[str, Array], found: Match) -> set[str]:
     """Returns the numbers in a graph that are no copy of anything that the model holds."""
     copies = [tensors[name] for name in found.carriers.values()]
     known = {content(array) for array in (*copies, *expected.parameters.values())}

@@ -33,6 +33,8 @@ def show(verdicts: Sequence[Verdict]) -> None:
             if output.incomparable:
                 left_out = rows_left_out(verdict.subject, output.name, output.incomparable)
                 console.result(left_out)
+        if verdict.audit is not None and verdict.audit.gap:
+            console.result(f"{verdict.subject}: {verdict.audit.gap}")
         if verdict.reason:
             console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
 
