@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from engines.backends.pytorch import SIGNATURE
+from engines.backends.pytorch import SIGNATURE, load_program
 from engines.contract import TensorSpec
+from engines.errors import DeployError
 from exporters.trace_errors import guarded
 
 
@@ -56,3 +57,16 @@ def save_program(
             node.meta.pop("stack_trace", None)  # it holds paths of this machine
     with path.open("wb") as file:  # an open file, since a path would have to end in .pt2
         torch.export.save(program, file, extra_files={SIGNATURE: json.dumps(signature)})
+
+
+def read_program(path: Path) -> Any:
+    """Reads a program that `save_program` wrote.
+
+    Raises:
+        DeployError: The file is not an exported program, or one of another version of torch.
+    """
+    try:
+        program, _ = load_program(torch, path)
+    except DeployError as error:
+        raise DeployError(error.message, "export the model again") from error
+    return program

@@ -1,15 +1,16 @@
-"""Finds the tensor of a graph that carries each parameter of the module it was exported from.
+"""What a graph of a torch.export program may hold in place of each parameter.
 
-Most parameters are in the graph unchanged or transposed. What is computed from parameters alone is
-there as its result. A batch norm behind a convolution is folded into the convolution's weight and
-bias: these then carry the batch norm's parameters, if they equal the fold computed in float64.
+Most parameters are in a graph unchanged or transposed. What is computed from parameters alone is
+there as its result. Batch norms and other operators that scale and shift channels are folded into
+the weight and bias of the layer before them: these then carry all parameters of the fold.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Container, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -20,38 +21,32 @@ from torch import nn
 
 from engines.contract import Array
 from exporters.onnx_nodes import attribute
+from exporters.weight_match import Expectations, Expected, match, tensors_of
 
-# Operators that a batch norm is folded into, and the output channels' axis of their weights.
-_FOLDED_INTO = {
-    torch.ops.aten.conv1d.default: 0,
-    torch.ops.aten.conv2d.default: 0,
-    torch.ops.aten.conv3d.default: 0,
-    torch.ops.aten.linear.default: 0,
-    torch.ops.aten.conv_transpose2d.input: 1,
+_aten = torch.ops.aten
+# Layers that operators are folded into, each with the axis of the output channels of its weight.
+# That of a transposed convolution is split into groups: it has the channels of one.
+_LAYERS = {
+    _aten.conv1d.default: 0,
+    _aten.conv2d.default: 0,
+    _aten.conv3d.default: 0,
+    _aten.conv1d.padding: 0,
+    _aten.conv2d.padding: 0,
+    _aten.conv3d.padding: 0,
+    _aten.linear.default: 0,
+    _aten.conv_transpose1d.default: 1,
+    _aten.conv_transpose2d.input: 1,
+    _aten.conv_transpose3d.input: 1,
 }
+_GROUPS = 6  # the place of the groups among the arguments of a transposed convolution
 # Batch norms in evaluation mode, and the place of epsilon among their arguments.
 _BATCH_NORMS = {
-    torch.ops.aten.batch_norm.default: 7,
-    torch.ops.aten._native_batch_norm_legit_no_training.default: 6,
+    _aten.batch_norm.default: 7,
+    _aten._native_batch_norm_legit_no_training.default: 6,
 }
-
-
-@dataclass(frozen=True)
-class _Fold:
-    """A batch norm and the layer before it, by the names of their parameters.
-
-    Attributes:
-        axis: The output channels' axis of `weight`.
-    """
-
-    weight: str
-    bias: str | None
-    gamma: str | None
-    beta: str | None
-    mean: str
-    variance: str
-    epsilon: float
-    axis: int
+_PRODUCTS = {_aten.mul.Tensor, _aten.mul_.Tensor, _aten.div.Tensor, _aten.div_.Tensor}
+_SUMS = {_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.sub_.Tensor}
+_INVERSE = {_aten.div.Tensor, _aten.div_.Tensor, _aten.sub.Tensor, _aten.sub_.Tensor}
 
 
 def trace_weights(program: Any, graph: onnx.ModelProto, roundings: int) -> dict[str, Array]:
@@ -60,93 +55,248 @@ def trace_weights(program: Any, graph: onnx.ModelProto, roundings: int) -> dict[
     Args:
         program: The torch.export program.
         graph: The ONNX model that was made from it.
-        roundings: How many roundings a folded tensor may be off by.
+        roundings: How many roundings a computed tensor may be off by.
 
     Returns:
         By the parameter's name, the tensor of the graph that was made from it, or else its own
         value. A fold that float64 does not confirm is ignored: the parameter then keeps its own
         value, and an audit of the graph does not find it.
     """
-    state = {name: _array(tensor) for name, tensor in program.state_dict.items()}
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    read = {names[node.name] for node in program.graph.nodes if node.name in names and node.users}
-    values = {name: state[name] for name in sorted(read) if name in state}
-    tensors = {
-        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer
+    expected = expectations(program)
+    tensors = tensors_of(graph)
+    carriers = match(expected, tensors, roundings).carriers
+    return {
+        name: tensors[carriers[name]] if name in carriers else value
+        for name, value in expected.parameters.items()
+        if name in carriers or name not in expected.omissible
     }
-    missing = {name for name in values if name not in tensors}
-    values |= _computed(program, names, missing, tensors, roundings)
-    for node in program.graph.nodes:
-        if node.target in _FOLDED_INTO:
-            bias = names.get(getattr([*node.args, None][2], "name", ""))
-            if bias is not None and bias not in tensors and not state[bias].any():
-                values.pop(bias, None)  # a bias of zeros is left out of the graph
-        fold = _fold(node, names)
-        if fold is not None:
-            values |= _carried(fold, state, tensors, roundings)
-    return values
 
 
-def _computed(
-    program: Any,
-    names: Mapping[str, str],
-    wanted: set[str],
-    tensors: Mapping[str, Array],
-    roundings: int,
-) -> dict[str, Array]:
-    """Returns the tensors of the graph that hold values computed from parameters alone.
+def expectations(program: Any) -> Expectations:
+    """Returns what a graph of a torch.export program may hold."""
+    held = _Held(program)
+    nodes = program.graph.nodes
+    read = {held.names[node.name] for node in nodes if node.name in held.names and node.users}
+    parameters = {name: _array(held.tensors[name]) for name in sorted(read & held.parameters)}
+    layers = [_Layer(node, held) for node in nodes if node.target in _LAYERS]
+    zeros = {layer.bias for layer in layers if layer.bias and not parameters[layer.bias].any()}
+    return Expectations(
+        parameters,
+        frozenset(zeros),
+        layers,
+        partial(_computed, program, held),
+        [_array(held.tensors[name]) for name in sorted(held.tensors.keys() - held.parameters)],
+    )
 
-    A transposed weight, or rows that a constant index picks from a table, are there bit for bit,
-    since moving numbers does not round them. A computed value, such as an attention bias that a
-    small network makes from distances, has to equal the float64 result within `roundings`.
+
+class _Held:
+    """The parameters, buffers and constants of a program.
+
+    Attributes:
+        tensors: Their values.
+        parameters: The names of those that a checkpoint has.
+        names: The name of the one that each placeholder stands for.
     """
-    by_content = {_content(array): array for array in tensors.values()}
-    computed: dict[str, Array] = {}
-    for value, made_of in _constant_values(program, names, exact=False):
-        forms = [value, value.T] if value.ndim == 2 else [value]  # noqa: PLR2004 - a matrix
-        for form in forms:
-            carrier = by_content.get(_content(form))
-            if carrier is not None:
-                computed = dict.fromkeys(made_of & wanted, carrier) | computed
-    wanted = wanted - computed.keys()
-    if not wanted:
-        return computed
-    for value, made_of in _constant_values(program, names, exact=True):
+
+    def __init__(self, program: Any) -> None:
+        signature = program.graph_signature
+        tensors = {**program.state_dict, **program.constants}
+        self.tensors = {n: t.detach() for n, t in tensors.items() if isinstance(t, torch.Tensor)}
+        self.parameters = program.state_dict.keys()
+        names = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self.names = {node: name for node, name in names.items() if name in self.tensors}
+
+    def parameter(self, node: Any) -> str:
+        """Returns the name of the parameter that an argument of a node is; "" for anything else."""
+        name = self.names.get(getattr(node, "name", ""), "")
+        return name if name in self.parameters else ""
+
+    def made_of(self, value: Any) -> frozenset[str] | None:
+        """Returns the parameters that an argument of a node depends on.
+
+        None means that it depends on something else, too, or is no number.
+        """
+        if value is None or isinstance(value, bool | int | float):
+            return frozenset()
+        if getattr(value, "name", "") in self.names:
+            return frozenset({self.names[value.name]} & self.parameters)
+        if getattr(value, "op", "") != "call_function" or not value.all_input_nodes:
+            return None
+        parts = [self.made_of(node) for node in value.all_input_nodes]
+        if not isinstance(value.meta.get("val"), torch.Tensor) or None in parts:
+            return None
+        return frozenset().union(*(part for part in parts if part))
+
+    def exact(self, value: Any, otherwise: float = 0.0) -> Array:
+        """Returns an argument that depends on parameters alone, in float64; `otherwise` if None."""
+        if value is None or isinstance(value, bool | int | float):
+            return np.array(otherwise if value is None else value, np.float64)
+        array: Array = self._tensor(value).numpy()
+        return array
+
+    def _tensor(self, node: Any) -> torch.Tensor:
+        if node.name in self.names:
+            tensor = self.tensors[self.names[node.name]]
+            return tensor.double() if tensor.is_floating_point() else tensor
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self._tensor)
+        result: torch.Tensor = node.target(*args, **kwargs)
+        return result
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """An operator that gives `x * scale + shift` for each channel.
+
+    Attributes:
+        scale: In float64, `[channels]` or a scalar; and so are the others.
+        size: The magnitude of the terms of `shift`. They may cancel, and each was rounded at its
+            own magnitude, not at that of the sum.
+        names: The parameters that it has.
+    """
+
+    scale: Array
+    shift: Array
+    size: Array
+    names: frozenset[str]
+
+
+class _Layer:
+    """A convolution or linear layer of a program, with the operators that may be folded into it.
+
+    Attributes:
+        weight: The name of its weight; "" if that is computed.
+        bias: The name of its bias; "" if it has none, or a computed one.
+        node: Its node in the program.
+    """
+
+    def __init__(self, node: Any, held: _Held) -> None:
+        self.node = node
+        # A layer without a bias may leave the argument out.
+        self._weight, self._bias = [*node.args[1:3], None][:2]
+        self.weight, self.bias = held.parameter(self._weight), held.parameter(self._bias)
+        self._held = held
+        linear = node.target is _aten.linear.default
+        self._axis = node.meta["val"].ndim - 1 if linear else 1
+        self._channels = int(node.meta["val"].shape[self._axis])
+
+    def folds(self) -> Iterator[tuple[Expected, Expected]]:
+        """See `exporters.weight_match.Layer`."""
+        names, more = self._held.made_of(self._weight), self._held.made_of(self._bias)
+        if not names or more is None:
+            return
+        steps = list(self._behind())
+        for count in range(len(steps), 0, -1):
+            yield self._fold(names, more, steps[:count])
+
+    def _fold(
+        self, names: frozenset[str], more: frozenset[str], steps: Sequence[_Affine]
+    ) -> tuple[Expected, Expected]:
+        scale, shift = np.ones(self._channels), self._held.exact(self._bias)
+        size = np.abs(shift)
+        for step in steps:
+            scale, shift = scale * step.scale, shift * step.scale + step.shift
+            size = size * np.abs(step.scale) + step.size
+            more |= step.names
+        weight = self._held.exact(self._weight)
+        spread = scale.reshape(-1, *[1] * (weight.ndim - 1))
+        if _LAYERS[self.node.target] == 1:
+            groups = [*self.node.args, 1][_GROUPS] if len(self.node.args) > _GROUPS else 1
+            spread = scale.reshape(groups, -1, *[1] * (weight.ndim - 2))
+            spread = spread.repeat(len(weight) // groups, axis=0)
+        weight = weight * spread
+        shift, size = (np.broadcast_to(part, self._channels) for part in (shift, size))
+        return Expected(names, weight, np.abs(weight)), Expected(more - names, shift, size)
+
+    def batch_norm(self) -> Any:
+        """Returns the node of the batch norm directly behind the layer; None without one."""
+        users = [*self.node.users]
+        fits = len(users) == 1 and users[0].target in _BATCH_NORMS
+        return users[0] if fits and self._axis == 1 else None
+
+    def _behind(self) -> Iterator[_Affine]:
+        node = self.node
+        while len(node.users) == 1:
+            before, node = node, next(iter(node.users))
+            if node.target is operator.getitem and node.args[1] == 0:
+                continue  # a decomposed batch norm has several results
+            if node.target in _BATCH_NORMS:
+                step = self._norm(node)
+            elif node.target in _PRODUCTS or node.target in _SUMS:
+                step = self._by_constant(node, before)
+            else:
+                return
+            if step is None:
+                return
+            yield step
+
+    def _norm(self, node: Any) -> _Affine | None:
+        parts = node.args[1:5]
+        names = [self._held.made_of(part) for part in parts]
+        if None in names or self._axis != 1:  # a batch norm's channels are axis 1
+            return None
+        gamma, beta, mean, variance = map(self._held.exact, parts, (1.0, 0.0, 0.0, 1.0))
+        scale = gamma / np.sqrt(variance + node.args[_BATCH_NORMS[node.target]])
+        size = np.abs(mean * scale) + np.abs(beta)
+        return _Affine(scale, beta - mean * scale, size, frozenset().union(*filter(None, names)))
+
+    def _by_constant(self, node: Any, before: Any) -> _Affine | None:
+        """Returns a product or sum with a constant, if that has one number for each channel."""
+        inverse = node.target in _INVERSE
+        others = [arg for arg in node.args if arg is not before]
+        if len(others) != 1 or node.kwargs or (inverse and node.args[0] is not before):
+            return None
+        names = self._held.made_of(others[0])
+        if names is None:
+            return None
+        value = self._held.exact(others[0])
+        missing = node.meta["val"].ndim - value.ndim
+        shape = [1] * missing + list(value.shape)
+        if missing < 0 or any(length != 1 for i, length in enumerate(shape) if i != self._axis):
+            return None
+        value = value.ravel()
+        zero, one = np.zeros(1), np.ones(1)
+        if node.target in _PRODUCTS:
+            return _Affine(1 / value if inverse else value, zero, zero, names)
+        return _Affine(one, -value if inverse else value, np.abs(value), names)
+
+
+def _computed(program: Any, held: _Held) -> Iterator[Expected]:
+    """Yields all values that depend on parameters alone, the last computed first.
+
+    An exporter may fold only a part of a chain of operators. A transposed weight, or rows that a
+    constant index picks from a table, are in the graph bit for bit, since moving numbers does not
+    round them. A computed value, such as an attention bias that a small network makes from
+    distances, equals the float64 result up to rounding.
+    """
+    for value, names in _constant_values(program, held, exact=False):
+        yield Expected(names, value)
+    for value, names in _constant_values(program, held, exact=True):
         # A value that float32 holds exactly was only moved, so it was looked for above.
-        if value.dtype.kind == "c" or not made_of & wanted:
-            continue
         if (value.astype(np.float32) != value).any():
-            size = np.broadcast_to(np.abs(value).max(), value.shape)
-            for array in tensors.values():
-                if array.size == value.size and _close(
-                    array.reshape(value.shape), value, size, roundings
-                ):
-                    computed = dict.fromkeys(made_of & wanted, array) | computed
-    return computed
+            yield Expected(names, value, np.abs(value).max())
 
 
 def _constant_values(
-    program: Any, names: Mapping[str, str], *, exact: bool
-) -> Iterator[tuple[Array, set[str]]]:
+    program: Any, held: _Held, *, exact: bool
+) -> Iterator[tuple[Array, frozenset[str]]]:
     """Computes every value that depends on parameters alone.
 
     Args:
         exact: Compute in float64 instead of the parameters' own types.
 
     Yields:
-        Each value and the names of the parameters it is made from, the last computed first: an
-        exporter may fold only a part of a chain of operators.
+        Each value and the names of the parameters it is made from, the last computed first.
     """
-    state = {**program.state_dict, **program.constants}
-    constants = {**names, **program.graph_signature.inputs_to_lifted_tensor_constants}
-    values: dict[Any, tuple[torch.Tensor, set[str]]] = {}
+    values: dict[Any, tuple[torch.Tensor, frozenset[str]]] = {}
     for node in program.graph.nodes:
-        if node.op == "placeholder" and constants.get(node.name) in state:
-            name = constants[node.name]
-            tensor = state[name].detach()
+        if node.name in held.names:
+            tensor = held.tensors[held.names[node.name]]
             wider = exact and tensor.is_floating_point()
-            values[node] = tensor.double() if wider else tensor, {name}
+            values[node] = tensor.double() if wider else tensor, held.made_of(node) or frozenset()
         elif node.op == "call_function" and node.all_input_nodes:
             parts = [values.get(input_node) for input_node in node.all_input_nodes]
             if None in parts or not isinstance(node.meta.get("val"), torch.Tensor):
@@ -154,19 +304,14 @@ def _constant_values(
             args, kwargs = torch.fx.node.map_arg(
                 (node.args, node.kwargs), lambda input_node: values[input_node][0]
             )
-            made_of = set[str]().union(*(part[1] for part in parts if part))
-            if node.target is torch.ops.aten.linear.default and args[2:]:
+            names = frozenset[str]().union(*(part[1] for part in parts if part))
+            if node.target is _aten.linear.default and args[2:]:
                 # In ONNX this is a product and a sum, and an exporter may fold only the product.
                 product = values[node.args[0]][1] | values[node.args[1]][1]
                 values[node, "product"] = node.target(*args[:2]), product
-            values[node] = node.target(*args, **kwargs), made_of
-    for tensor, made_of in reversed(values.values()):
-        yield _array(tensor), made_of
-
-
-def _content(array: Array) -> tuple[str, bytes]:
-    """Returns the dtype and a digest of the values of an array, whatever its shape."""
-    return array.dtype.name, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+            values[node] = node.target(*args, **kwargs), names
+    for tensor, names in reversed(values.values()):
+        yield _array(tensor), names
 
 
 def state_of(module: nn.Module) -> dict[str, Array]:
@@ -232,92 +377,26 @@ def _array(tensor: torch.Tensor) -> Array:
     return array
 
 
-def _fold(node: Any, names: Mapping[str, str]) -> _Fold | None:
-    """Returns the fold of a node, if it is a batch norm behind a layer that it can fold into."""
-    epsilon = _BATCH_NORMS.get(node.target)
-    if epsilon is None:
-        return None
-    inner = node.args[0]
-    axis = _FOLDED_INTO.get(inner.target)
-    if axis is None or len(inner.users) != 1:
-        return None
-    before = [*inner.args[1:3], None][:2]  # a layer without a bias may leave the argument out
-    parts = [names.get(getattr(part, "name", "")) for part in (*before, *node.args[1:5])]
-    weight, bias, gamma, beta, mean, variance = parts
-    if weight is None or mean is None or variance is None:
-        return None
-    return _Fold(weight, bias, gamma, beta, mean, variance, node.args[epsilon], axis)
-
-
 def refold(program: Any, graph: onnx.ModelProto) -> None:
     """Replaces the batch norms that an optimizer has folded by folds computed in float64.
 
     The optimizer folds in the type of the weights. In fp16 its roundings cost more than fp16
     itself; in bf16 it gives float32 tensors, which do not fit the nodes that read them.
     """
-    state = {name: _array(tensor) for name, tensor in program.state_dict.items()}
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    held = _Held(program)
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     for node in program.graph.nodes:
-        fold = _fold(node, names)
-        if fold is None or fold.variance in tensors or fold.weight not in tensors:
-            continue  # no batch norm, or not folded
-        weight, shift, _ = _in_float64(fold, state)
-        dtype = state[fold.weight].dtype
-        for name, value in ((fold.weight, weight), (_bias(fold, tensors), shift)):
-            if name in tensors and list(tensors[name].dims) == list(value.shape):
-                tensors[name].CopyFrom(onnx.numpy_helper.from_array(value.astype(dtype), name))
-
-
-def _bias(fold: _Fold, tensors: Container[str]) -> str:
-    """Returns the name that the optimizer gives a folded bias.
-
-    The optimizer adds one if the layer had none, or one of zeros, which it has removed before.
-    """
-    return fold.bias if fold.bias is not None and fold.bias in tensors else f"{fold.weight}_bias"
-
-
-def _in_float64(fold: _Fold, state: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """Returns the folded weight and bias, and the magnitude of the bias's terms."""
-
-    def value(name: str | None, otherwise: float) -> Array:
-        return np.array(otherwise) if name is None else state[name].astype(np.float64)
-
-    scale = value(fold.gamma, 1) / np.sqrt(value(fold.variance, 1) + fold.epsilon)
-    shape = [1] * state[fold.weight].ndim
-    shape[fold.axis] = -1
-    weight = value(fold.weight, 1) * scale.reshape(shape)
-    mean, beta, inner = value(fold.mean, 0), value(fold.beta, 0), value(fold.bias, 0)
-    shift = (inner - mean) * scale + beta
-    # Terms may cancel, and each was rounded at its own magnitude, not at that of the sum.
-    size = (np.abs(inner) + np.abs(mean)) * np.abs(scale) + np.abs(beta)
-    return weight, shift, size
-
-
-def _carried(
-    fold: _Fold, state: Mapping[str, Array], tensors: Mapping[str, Array], roundings: int
-) -> dict[str, Array]:
-    """Returns the tensors of the graph that carry a fold's parameters; empty without the fold."""
-    weight, shift, size = _in_float64(fold, state)
-    tensor = tensors.get(fold.weight)
-    if tensor is None or not _close(tensor, weight, np.abs(weight), roundings):
-        return {}
-    carried = {fold.weight: tensor}
-    rest = [name for name in (fold.bias, fold.gamma, fold.beta, fold.mean, fold.variance) if name]
-    if not shift.any():  # the optimizer leaves out a bias of zeros
-        return carried | dict.fromkeys(rest, tensor)
-    bias = tensors.get(_bias(fold, tensors))
-    if bias is None or not _close(bias, shift, size, roundings):
-        return {}
-    return carried | dict.fromkeys(rest, bias)
-
-
-def _close(array: Array, expected: Array, size: Array, roundings: int) -> bool:
-    """Whether a tensor equals a float64 one, up to `roundings` of terms of magnitude `size`."""
-    if array.shape != expected.shape or array.dtype.kind in "biu":
-        return False
-    kind = ml_dtypes.finfo(array.dtype)  # type: ignore[no-untyped-call]  # knows bfloat16
-    error = np.abs(array.astype(np.float64) - expected)
-    limit = roundings * float(kind.eps) / 2 * size + float(kind.tiny)
-    return bool((error <= limit).all())
+        layer = _Layer(node, held) if node.target in _LAYERS else None
+        norm = layer.batch_norm() if layer else None
+        if layer is None or norm is None or layer.weight not in tensors:
+            continue
+        folds = [*layer.folds()]
+        if not folds or held.parameter(norm.args[4]) in tensors:
+            continue  # it was not folded
+        # The optimizer adds a bias if the layer had none, or one of zeros, which it removed before.
+        bias = layer.bias if layer.bias in tensors else f"{layer.weight}_bias"
+        dtype = _array(held.tensors[layer.weight]).dtype
+        for name, folded in zip((layer.weight, bias), folds[-1], strict=True):
+            if name in tensors and list(tensors[name].dims) == list(folded.value.shape):
+                array = folded.value.astype(dtype)
+                tensors[name].CopyFrom(onnx.numpy_helper.from_array(array, name))

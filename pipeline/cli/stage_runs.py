@@ -157,6 +157,7 @@ def verify_file(
         params.precision,
         device=params.device,
         threads=params.threads,
+        elsewhere=True,
     )
     report.show([verdict])
     with hints.completed(store.place):
@@ -215,7 +216,7 @@ def bisect(
         require_file(path)
     known = goldens.load(golden)
     what = str(graph) if subject == GRAPH_SUBJECT else subject
-    others = search.other_faults(graph, known)
+    others = search.other_faults(graph, known, program if file else None)
     if search.takes_other_inputs(graph, known):
         growth.raise_not_comparable(what, others)
     search_result = search.bisect(program, graph, known, prober)

@@ -190,7 +190,8 @@ def _rows_to_keep(
     Edge cases that give NaN or Inf are left out, and generated rows that do so in float64: a
     generated mask, for example, may leave no position to attend to.
     """
-    exactly = finite = np.ones(len(cases), bool)
+    exactly: Array = np.ones(len(cases), bool)
+    finite = exactly
     for name, array in reference.items():
         exactly = exactly & _finite_rows(array)
         finite = finite & _finite_rows(array) & _finite_rows(native[name])

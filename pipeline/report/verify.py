@@ -39,6 +39,8 @@ def show(verdicts: Sequence[Verdict]) -> None:
                 console.result(
                     f"{verdict.subject}: {output.name} matches, but is the same for every input"
                 )
+        if verdict.audit is not None and verdict.audit.gap:
+            console.result(f"{verdict.subject}: {verdict.audit.gap}")
         if verdict.reason:
             console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
 

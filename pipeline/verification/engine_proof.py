@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import engines
 from engines.checks import check_device, choose_device
 from engines.contract import Array, Engine, Feeds, OpenOptions, Outputs, Session
 from engines.errors import NotAvailableError, UsageError
-from exporters import onnx_files
+from exporters import PRECISIONS, onnx_files
 from pipeline.golden import file as goldens
 from pipeline.verification.batches import rows_to_run
 from pipeline.verification.graph_file import as_it_says
 from pipeline.verification.graph_range import out_of_range
 from pipeline.verification.verdict import COMPUTED_IN, Verdict, judge, not_run, with_audit
-from pipeline.verification.weight_audit import audit_model
+from pipeline.verification.weight_audit import audit_model, program_beside
 from pipeline.workflow import console, hints, records
 from pipeline.workflow.artifacts import GRAPH_SUBJECT, graph_of, is_engine, record_beside
 from pipeline.workflow.digests import sha256_file
@@ -41,6 +42,7 @@ def prove(
     device: str,
     threads: int,
     images: Array | None = None,
+    elsewhere: bool = False,
 ) -> Verdict:
     """Returns the verdict on a file; "not run" if this machine cannot run it.
 
@@ -50,6 +52,7 @@ def prove(
         images: The test set, uint8 `[count, channels, height, width]`; without it top-1 is
             compared on the golden file's own images. Only the first images are used, as many as
             the golden file has labels for.
+        elsewhere: The graph may be another tool's, so its weights may have another form.
 
     Raises:
         UsageError: The golden file is for another precision, or the device does not exist.
@@ -66,7 +69,10 @@ def prove(
     if runner(subject) == GRAPH_RUNNER:
         # Read before the engine reads it, to check that all its data is in its own folder.
         model = onnx_files.read(path, data=subject == GRAPH_SUBJECT)
-        audit = audit_model(model, golden.weights, path) if subject == GRAPH_SUBJECT else None
+        if subject == GRAPH_SUBJECT:
+            program = partial(program_beside, golden_path)
+            follow = elsewhere and not PRECISIONS[precision].quantized
+            audit = audit_model(model, golden.weights, path, program if follow else None)
     asked = OpenOptions(device, threads)
     if model is not None and subject == GRAPH_SUBJECT:
         with as_it_says(model, path) as file:

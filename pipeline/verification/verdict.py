@@ -378,8 +378,11 @@ def from_json(content: dict[str, Any]) -> Verdict:
     flips = None if content["flips"] is None else Flips(**content["flips"])
     audit = None
     if content["audit"] is not None:
-        lists = {k: tuple(v) for k, v in content["audit"].items() if k != "identical"}
-        audit = Audit(content["audit"]["identical"], **lists)
+        entries: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content["audit"].items()
+        }
+        audit = Audit(**entries)
     parts = {"outputs": outputs, "flips": flips, "audit": audit}
     parts |= {name: tuple(content[name]) for name in ("batches", "k")}
     return Verdict(**{**content, **parts})

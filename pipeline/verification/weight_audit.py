@@ -2,22 +2,33 @@
 
 A single changed weight can move the outputs by less than their rounding noise, so that no
 comparison of outputs can show it. Comparing the weights themselves does.
+
+The digests in the golden file are those of the exported graph's tensors. In a graph that another
+tool made, a tensor may have another digest and still be right. Such tensors are compared with the
+parameters' values, which are in the exported program.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from engines.checks import import_vendor
 from engines.contract import Array
 from engines.errors import DeployError
-from exporters import onnx_files
+from exporters import onnx_files, weight_match
+from exporters.weight_match import tensors_of
 from pipeline.golden.file import Weights
+from pipeline.verification import limits
+from pipeline.workflow import records
+from pipeline.workflow.artifacts import GOLDEN, PROGRAM
+from pipeline.workflow.digests import sha256_file
 
 _NAMED = 5  # how many names a message lists
 
@@ -28,13 +39,15 @@ class Audit:
 
     Attributes:
         identical: How many parameters are in the graph bit for bit: themselves, or the weight and
-            bias that a batch norm was folded into (`exporters.weight_map`).
-        changed: Parameters that are in the graph under their name, with other values.
+            bias that a batch norm was folded into (`exporters.weight_match`).
+        changed: Parameters that are in the graph with other values.
         missing: Parameters that are not in the graph, under any name.
-        unaudited: Parameters that no tensor of the exported graph carried, so that the graph
-            cannot be audited for them.
+        unaudited: Parameters that the audit could not follow into the graph: it may hold something
+            that was computed from them.
         unexplained: Tensors of the graph that are neither a parameter nor a constant it was
             exported with, each with its dtype, shape and size.
+        note: Why parameters are unaudited; "" if no tensor of the graph holds them in a form that
+            is known.
     """
 
     identical: int
@@ -42,6 +55,7 @@ class Audit:
     missing: tuple[str, ...] = ()
     unaudited: tuple[str, ...] = ()
     unexplained: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def fault(self) -> str:
@@ -54,6 +68,18 @@ class Audit:
             if self.unexplained:
                 faults.append(f"unexplained tensors: {_listed(self.unexplained)}")
         return "; ".join(faults)
+
+    @property
+    def gap(self) -> str:
+        """What was not audited, and why, in words; "" if everything was."""
+        if not self.unaudited:
+            return ""
+        why = self.note or "no tensor of the graph holds them in a form that the audit knows"
+        total = str(self).rpartition(" ")[2]
+        return (
+            f"{len(self.unaudited)} of {total} weights were not audited:"
+            f" {_listed(self.unaudited)} ({why})"
+        )
 
     def __str__(self) -> str:
         parts = (self.changed, self.missing, self.unaudited)
@@ -71,19 +97,6 @@ def digest(array: Array) -> str:
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _reached(graph: onnx.GraphProto) -> set[str]:
-    """Returns the names of all values that the graph's outputs depend on."""
-    makers = {output: node for node in graph.node for output in node.output}
-    reached: set[str] = set()
-    todo = [value.name for value in graph.output]
-    while todo:
-        name = todo.pop()
-        if name not in reached:
-            reached.add(name)
-            todo += makers[name].input if name in makers else ()
-    return reached
-
-
 def weights_of(weight_map: Mapping[str, Array], model: onnx.ModelProto) -> Weights:
     """Returns the expected weights of a graph, for its golden file.
 
@@ -92,7 +105,7 @@ def weights_of(weight_map: Mapping[str, Array], model: onnx.ModelProto) -> Weigh
             (`exporters.weight_map`).
     """
     digests = {name: digest(array) for name, array in weight_map.items()}
-    held = {digest(array) for array in _initializers(model).values()}
+    held = {digest(array) for array in tensors_of(model).values()}
     carried = {name: value for name, value in digests.items() if value in held}
     return Weights(
         carried,
@@ -101,18 +114,8 @@ def weights_of(weight_map: Mapping[str, Array], model: onnx.ModelProto) -> Weigh
     )
 
 
-def _initializers(model: onnx.ModelProto) -> dict[str, Array]:
-    """Returns the initializers that an output depends on: an unused weight proves nothing."""
-    used = _reached(model.graph)
-    return {
-        tensor.name: onnx.numpy_helper.to_array(tensor)
-        for tensor in model.graph.initializer
-        if tensor.name in used
-    }
-
-
 def audit(graph: Path, weights: Weights) -> Audit:
-    """Compares a graph's initializers with its expected weights.
+    """Compares a graph's tensors with its expected weights.
 
     Raises:
         DeployError: The file is not an ONNX graph.
@@ -120,13 +123,58 @@ def audit(graph: Path, weights: Weights) -> Audit:
     return audit_model(onnx_files.read(graph), weights, graph)
 
 
-def audit_model(model: onnx.ModelProto, weights: Weights, graph: Path) -> Audit:
-    """Does the same as `audit`, for a model that was read from the file `graph`."""
+def audit_model(
+    model: onnx.ModelProto,
+    weights: Weights,
+    graph: Path,
+    program: Callable[[], Path] | None = None,
+) -> Audit:
+    """Does the same as `audit`, for a model that was read from the file `graph`.
+
+    Args:
+        program: Returns the path of the exported program, or raises DeployError. It is for a graph
+            that may be another tool's; without it, every tensor has to have its digest.
+    """
     try:
-        arrays = _initializers(model)
+        arrays = tensors_of(model)
         digests = {name: digest(array) for name, array in arrays.items()}
     except Exception as error:  # protobuf, onnx and numpy each raise their own
         raise DeployError(f"{graph} is not an ONNX graph: {error}", "export it again") from error
+    exported = _by_digests(arrays, digests, weights)
+    if program is None or not (exported.fault or _doubtful(arrays, digests, weights)):
+        return exported
+    try:
+        expected = _expectations(program())
+    except DeployError as error:
+        # A graph of ours has metadata, and its tensors have their digests.
+        if any(entry.key.startswith("assay.") for entry in model.metadata_props):
+            return exported
+        return _unconfirmed(arrays, digests, weights, error.message)
+    return _by_values(arrays, expected)
+
+
+def program_beside(golden: Path) -> Path:
+    """Returns the path of the program that was exported together with a golden file.
+
+    Raises:
+        DeployError: The golden file has no program beside it, or no record that shows that both
+            are of one export.
+    """
+    record = records.load(golden.with_name(Path(GOLDEN.record).name))
+    program = golden.with_name(PROGRAM.name)
+    outputs = {} if record is None else {Path(n).name: o for n, o in record.outputs.items()}
+    for path, artifact in ((golden, GOLDEN), (program, PROGRAM)):
+        known = outputs.get(artifact.name, {}).get("sha256")
+        if known is None or not path.is_file() or sha256_file(path) != known:
+            raise DeployError(
+                f"there is no exported program of the same export beside {golden}",
+                "export the model again",
+            )
+    return program
+
+
+def _by_digests(arrays: Mapping[str, Array], digests: Mapping[str, str], weights: Weights) -> Audit:
+    """Audits a graph of ours."""
     values, carried = set(digests.values()), weights.carried
     changed = sorted(name for name in carried if name in digests and digests[name] != carried[name])
     identical = [n for n, value in carried.items() if value in values and n not in changed]
@@ -138,8 +186,60 @@ def audit_model(model: onnx.ModelProto, weights: Weights, graph: Path) -> Audit:
         missing=tuple(sorted(missing)),
         unaudited=tuple(sorted(weights.uncarried)),
         unexplained=tuple(
-            f"{name} {array.dtype}{list(array.shape)}, {array.nbytes:,} bytes"
-            for name, array in arrays.items()
-            if digests[name] not in known
+            _described(name, array) for name, array in arrays.items() if digests[name] not in known
         ),
     )
+
+
+def _doubtful(arrays: Mapping[str, Array], digests: Mapping[str, str], weights: Weights) -> bool:
+    """Whether a tensor may be that of a weight whose digest another weight's tensor has, too."""
+    known = {*weights.carried.values(), *weights.constants}
+    uses = Counter(weights.carried.values())
+    shared = {arrays[name].shape for name, value in digests.items() if uses[value] > 1}
+    return any(arrays[name].shape in shared for name in arrays if digests[name] not in known)
+
+
+def _expectations(program: Path) -> weight_match.Expectations:
+    import_vendor("torch", "pip install torch")
+    from exporters.program import read_program
+    from exporters.weight_map import expectations
+
+    return expectations(read_program(program))
+
+
+def _unconfirmed(
+    arrays: Mapping[str, Array], digests: Mapping[str, str], weights: Weights, why: str
+) -> Audit:
+    """Audits a graph from elsewhere without the parameters' values."""
+    values = set(digests.values())
+    values |= {digest(form) for array in arrays.values() for form in weight_match.forms(array)}
+    found = {name for name, value in weights.carried.items() if value in values}
+    if _doubtful(arrays, digests, weights):
+        uses = Counter(weights.carried.values())
+        found = {name for name in found if uses[weights.carried[name]] == 1}
+    rest = {*weights.carried, *weights.uncarried} - found
+    return Audit(len(found), unaudited=tuple(sorted(rest)), note=why)
+
+
+def _by_values(arrays: Mapping[str, Array], expected: weight_match.Expectations) -> Audit:
+    """Audits a graph from elsewhere."""
+    found = weight_match.match(expected, arrays, limits.WEIGHT_ROUNDINGS)
+    changed = weight_match.changed(expected, arrays, found)
+    confirmed = found.carriers.keys() - changed.keys()
+    rest = expected.parameters.keys() - expected.omissible - confirmed - changed.keys()
+    return Audit(
+        len(confirmed),
+        changed=tuple(
+            name if tensor == name else f"{name} (tensor {tensor})"
+            for name, tensor in sorted(changed.items())
+        ),
+        unaudited=tuple(sorted(rest)),
+        unexplained=tuple(
+            _described(name, arrays[name])
+            for name in sorted(weight_match.unexplained(expected, arrays, found))
+        ),
+    )
+
+
+def _described(name: str, array: Array) -> str:
+    return f"{name} {array.dtype}{list(array.shape)}, {array.nbytes:,} bytes"

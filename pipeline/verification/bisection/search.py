@@ -19,13 +19,14 @@ from engines.contract import Array
 from engines.errors import DeployError
 from exporters import onnx_files, trace_errors
 from exporters.onnx_graph import spec_of
+from exporters.program import read_program
 from pipeline.golden import noise
 from pipeline.golden.file import Golden
 from pipeline.verification import limits, noise_floor, verdict
 from pipeline.verification.bisection import opinion, translation
 from pipeline.verification.bisection.walk import walk
 from pipeline.verification.bisection.windows import Prober, Windows
-from pipeline.verification.weight_audit import audit
+from pipeline.verification.weight_audit import audit_model
 
 # Rows to compare: a fault that shows on a test set shows on some of these.
 _ROWS = 8
@@ -97,7 +98,7 @@ def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = N
     """
     prober = prober or Prober()
     prober.check()
-    loaded = _loaded(program)
+    loaded = read_program(program)
     decomposed = _decomposed(loaded)
     model = onnx_files.read(graph)
     rows = _rows(golden)
@@ -152,13 +153,18 @@ def bisect(program: Path, graph: Path, golden: Golden, prober: Prober | None = N
     )
 
 
-def other_faults(graph: Path, golden: Golden) -> str:
-    """Returns what is wrong with a graph's weights and signature, which values may not show."""
-    model = onnx_files.read(graph, data=False)
+def other_faults(graph: Path, golden: Golden, program: Path | None = None) -> str:
+    """Returns what is wrong with a graph's weights and signature, which values may not show.
+
+    Args:
+        program: The exported program, for a graph that may be another tool's.
+    """
+    model = onnx_files.read(graph)
+    follow = None if program is None else lambda: program
     inputs, outputs = (
         tuple(map(spec_of, values)) for values in (model.graph.input, model.graph.output)
     )
-    faults = [audit(graph, golden.weights).fault]
+    faults = [audit_model(model, golden.weights, graph, follow).fault]
     faults += [f"its {fault}" for fault in verdict.signature_faults(inputs, outputs, golden)]
     return "; ".join(fault for fault in faults if fault)
 
@@ -174,16 +180,6 @@ def _rows(golden: Golden) -> Array:
     edges = np.flatnonzero(~golden.common)[: _ROWS // 2]
     common = np.flatnonzero(golden.common)
     return np.concatenate([common[: _ROWS - len(edges)], edges])
-
-
-def _loaded(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            return torch.export.load(file)
-    except Exception as error:  # torch.export.load documents no exception types
-        raise DeployError(
-            f"torch.export.load does not accept {path}: {error}", "export the model again"
-        ) from error
 
 
 def _decomposed(program: Any) -> Any:

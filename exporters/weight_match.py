@@ -1,0 +1,368 @@
+"""Finds the tensors of a graph that carry a model's parameters, by their values, not their names.
+
+A graph holds a parameter as it is, transposed, folded with the operators behind its layer, or in
+the result of a computation that depends on parameters alone. What was only moved has to be there
+bit for bit; what was computed has to equal the float64 result up to a few roundings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Protocol
+
+import ml_dtypes
+import numpy as np
+import onnx
+
+from engines.contract import Array
+
+_PROBED = 16  # how many elements are compared before all are
+# A tensor is a changed parameter if it differs from it by at most this part of its norm. A fault
+# that moves a weight further shows in the outputs; a tool may also have computed such a tensor from
+# the parameter in a way that is not followed here.
+_NEAR = 0.5
+
+Content = tuple[str, bytes]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A value that a graph holds if it holds the parameters that the value is made from.
+
+    Attributes:
+        names: The parameters.
+        value: In their own type if it has to be there bit for bit; else in float64.
+        size: The magnitude of the terms of each element, on which the rounding depends, of a
+            shape that broadcasts to the value's; None for a value that was only moved.
+    """
+
+    names: frozenset[str]
+    value: Array
+    size: Array | None = None
+
+
+class Layer(Protocol):
+    """A layer that a graph may hold with the operators behind it folded in.
+
+    Attributes:
+        weight: The name of its weight; "" if that is computed from parameters.
+    """
+
+    weight: str
+
+    def folds(self) -> Iterator[tuple[Expected, Expected]]:
+        """Yields the folded weight and bias, with the most operators first.
+
+        The bias has the names of all parameters but the weight's.
+        """
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """What a graph of a model may hold.
+
+    Attributes:
+        parameters: The value of each parameter and buffer that the model reads, by name.
+        omissible: Parameters that exporters leave out, such as a bias of zeros.
+        layers: Layers with operators behind them that may be folded in.
+        computed: Yields values that are computed from parameters alone.
+        constants: Values that the model holds besides its parameters.
+    """
+
+    parameters: Mapping[str, Array]
+    omissible: frozenset[str] = frozenset()
+    layers: Sequence[Layer] = ()
+    computed: Callable[[], Iterator[Expected]] = lambda: iter(())
+    constants: Sequence[Array] = ()
+
+
+@dataclass(frozen=True)
+class Match:
+    """Which tensor of a graph carries each parameter.
+
+    Attributes:
+        carriers: The tensor's name, by parameter.
+        unused: Tensors that carry none.
+        shared: Parameters that have no tensor of their own, since another parameter with the same
+            values is carried by it, or since it may be left out.
+        folded: Parameters that the graph holds in a folded bias, if at all.
+    """
+
+    carriers: dict[str, str]
+    unused: frozenset[str]
+    shared: frozenset[str]
+    folded: frozenset[str]
+
+
+def tensors_of(model: onnx.ModelProto) -> dict[str, Array]:
+    """Returns the constants that an output of a graph depends on, by name.
+
+    Constants that no output depends on prove nothing.
+    """
+    makers = {output: node for node in model.graph.node for output in node.output}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    arrays: dict[str, Array] = {}
+    seen: set[str] = set()
+    todo = [value.name for value in model.graph.output]
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in tensors:
+            arrays[name] = onnx.numpy_helper.to_array(tensors[name])
+        elif name in makers:
+            node = makers[name]
+            todo += node.input
+            for attribute in node.attribute:
+                if node.op_type == "Constant" and attribute.name == "value":
+                    arrays[name] = onnx.numpy_helper.to_array(attribute.t)
+                for graph in (attribute.g, *attribute.graphs):
+                    _inside(graph, todo, arrays)
+    return arrays
+
+
+def _inside(graph: onnx.GraphProto, todo: list[str], arrays: dict[str, Array]) -> None:
+    """Adds all constants of a subgraph, and all names that it may read from outside."""
+    arrays |= {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    todo += [value.name for value in graph.output]
+    for node in graph.node:
+        todo += node.input
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                arrays[node.output[0]] = onnx.numpy_helper.to_array(attribute.t)
+            for inner in (attribute.g, *attribute.graphs):
+                _inside(inner, todo, arrays)
+
+
+def match(expected: Expectations, tensors: Mapping[str, Array], roundings: int) -> Match:
+    """Finds the tensor that carries each parameter.
+
+    Args:
+        tensors: See `tensors_of`.
+        roundings: How many roundings a computed tensor may be off by.
+    """
+    search = _Search(expected.parameters.keys(), tensors, roundings)
+    # Folds come first. Otherwise the ones and zeros of an untrained batch norm that was folded
+    # would be found in those of another one.
+    folded: set[str] = set()
+    for layer in expected.layers:
+        raw = expected.parameters.get(layer.weight)
+        if (raw is None or not search.holds(raw)) and (fold := _best_fold(search, layer)):
+            folded |= fold[1].names
+            _carry_fold(search, *fold)
+    for name, value in expected.parameters.items():
+        if name not in folded:
+            search.carry(Expected(frozenset([name]), value))
+    wanted = expected.parameters.keys() - expected.omissible
+    if wanted - search.carriers.keys():
+        for item in expected.computed():
+            if item.names & (wanted - search.carriers.keys()):
+                search.carry(item)
+    # A weight may be in the graph both with a fold and without, and a changed one beside its bias.
+    for layer in expected.layers if wanted - search.carriers.keys() else ():
+        if fold := _best_fold(search, layer):
+            if fold[1].names - search.carriers.keys():
+                _carry_fold(search, *fold)
+            continue
+        for _, bias in layer.folds():
+            if bias.value.any() and bias.names - search.carriers.keys() and search.carry(bias):
+                break
+    omitted = expected.parameters.keys() & expected.omissible - search.carriers.keys()
+    return Match(
+        search.carriers,
+        frozenset(tensors.keys() - search.claimed),
+        frozenset(search.shared | omitted),
+        frozenset(folded),
+    )
+
+
+def _best_fold(search: _Search, layer: Layer) -> tuple[Expected, Expected] | None:
+    """Returns the fold whose weight and bias are in the graph, or else whose weight is."""
+    fold = None
+    for weight, bias in layer.folds():
+        if search.find(weight):
+            fold = weight, bias
+            if search.find(bias) or not bias.value.any():
+                break
+    return fold
+
+
+def _carry_fold(search: _Search, weight: Expected, bias: Expected) -> None:
+    """Notes the tensors of a fold. A bias of zeros may be left out: then the weight carries all."""
+    search.carry(weight)
+    if not search.carry(bias) and not bias.value.any():
+        (carrier,) = {search.carriers[name] for name in weight.names}
+        search.shared |= bias.names - search.carriers.keys()
+        search.carriers |= {n: carrier for n in bias.names if n not in search.carriers}
+
+
+def changed(expected: Expectations, tensors: Mapping[str, Array], found: Match) -> dict[str, str]:
+    """Returns the tensors that stand for parameters, but have other values.
+
+    Args:
+        found: The match of these tensors.
+
+    Returns:
+        The tensor's name, by parameter. A parameter without a tensor of its own is listed, too, if
+        a tensor that nothing explains is near it.
+    """
+    wanted = expected.parameters.keys() - expected.omissible
+    missing = wanted - found.carriers.keys()
+    rest = unexplained(expected, tensors, found)
+    pairs: list[tuple[bool, float, Expected, str]] = []
+    for item in _suspects(expected, found, missing) if rest else ():
+        shapes = {form.shape for form in map(np.squeeze, forms(item.value))}
+        near = _Near(item.value)
+        for name in rest:
+            if np.squeeze(tensors[name]).shape in shapes:
+                pairs += [
+                    (not item.names & missing, distance, item, name)
+                    for distance in map(near.distance, forms(tensors[name]))
+                    if distance <= _NEAR
+                ]
+    changes: dict[str, str] = {}
+    for _, _, item, name in sorted(pairs, key=lambda pair: pair[:2]):
+        names = item.names & (missing | found.shared) - changes.keys()
+        if name in rest and names:
+            rest.remove(name)
+            changes |= dict.fromkeys(names, name)
+    return changes
+
+
+def unexplained(expected: Expectations, tensors: Mapping[str, Array], found: Match) -> set[str]:
+    """Returns the numbers in a graph that are no copy of anything that the model holds."""
+    copies = [tensors[name] for name in found.carriers.values()]
+    known = {content(array) for array in (*copies, *expected.parameters.values())}
+    known |= {content(array) for array in expected.constants}
+    return {
+        name
+        for name in found.unused
+        if tensors[name].dtype.kind not in "biu"
+        and not any(content(form) in known for form in forms(tensors[name]))
+    }
+
+
+def _suspects(expected: Expectations, found: Match, missing: Set[str]) -> Iterator[Expected]:
+    """Yields every value that may be in the graph changed."""
+    for name in (missing | found.shared) - found.folded:
+        yield Expected(frozenset([name]), expected.parameters[name])
+    for layer in expected.layers:
+        for fold in layer.folds():
+            yield from (item for item in fold if item.names & (missing | found.shared))
+    for item in expected.computed() if missing else ():
+        if item.names & missing:
+            yield item
+
+
+class _Near:
+    """Measures how far tensors are from a value."""
+
+    def __init__(self, value: Array) -> None:
+        self._value = value.astype(np.float64).ravel()
+        self._sorted = np.sort(np.abs(self._value))
+        self._norm = float(np.linalg.norm(self._value))
+
+    def distance(self, array: Array) -> float:
+        """Returns the norm of the difference, as a part of the value's norm.
+
+        Numbers in another order or of another sign are near. Everything is near to zeros, and so
+        is what has NaN or Inf.
+        """
+        other = array.astype(np.float64).ravel()
+        if not self._norm or not np.isfinite(other).all():
+            return 0.0
+        moved = np.sort(np.abs(other)) - self._sorted
+        return float(min(map(np.linalg.norm, (other - self._value, moved)))) / self._norm
+
+
+class _Search:
+    """A search for values among the tensors of a graph.
+
+    Attributes:
+        carriers: The name of the tensor found for each parameter.
+        claimed: Tensors that were found for a parameter.
+        shared: Parameters whose tensor was found for another one before.
+    """
+
+    def __init__(
+        self, parameters: Collection[str], tensors: Mapping[str, Array], roundings: int
+    ) -> None:
+        self.carriers: dict[str, str] = {}
+        self.claimed: set[str] = set()
+        self.shared: set[str] = set()
+        self._parameters = parameters
+        self._tensors = tensors
+        self._roundings = roundings
+        self._by_content: dict[Content, list[str]] = defaultdict(list)
+        self._by_size: dict[int, list[str]] = defaultdict(list)
+        for name, array in tensors.items():
+            for key in {content(form) for form in forms(array)}:
+                self._by_content[key].append(name)
+            self._by_size[array.size].append(name)
+
+    def holds(self, value: Array) -> bool:
+        """Whether a tensor has these very values."""
+        return content(value) in self._by_content
+
+    def find(self, item: Expected) -> str:
+        """Returns the name of a tensor with a value; "" if there is none."""
+        if item.size is None:
+            candidates = self._by_content.get(content(item.value), [])
+        else:
+            candidates = [
+                name
+                for name in self._by_size.get(item.value.size, ())
+                if _close(self._tensors[name], item, self._roundings)
+            ]
+        # A parameter takes no tensor that another one may need.
+        return min(
+            candidates,
+            key=lambda n: (n in self.claimed, n not in item.names, n in self._parameters),
+            default="",
+        )
+
+    def carry(self, item: Expected) -> bool:
+        """Looks for a value, and notes the tensor for all its parameters that have none yet."""
+        name = self.find(item)
+        if not name:
+            return False
+        names = item.names - self.carriers.keys()
+        if name in self.claimed:
+            self.shared |= names
+        self.claimed.add(name)
+        self.carriers |= dict.fromkeys(names, name)
+        return True
+
+
+def content(array: Array) -> Content:
+    """Returns the dtype and a digest of the values of an array, whatever its shape."""
+    return array.dtype.name, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+
+
+def forms(array: Array) -> tuple[Array, ...]:
+    """Returns an array and, if it is a matrix, its transposition."""
+    return (array, array.T) if array.ndim == 2 else (array,)  # noqa: PLR2004 - a matrix
+
+
+def _close(array: Array, expected: Expected, roundings: int) -> bool:
+    """Whether a tensor equals a float64 value up to some roundings, perhaps transposed."""
+    if array.dtype.kind in "biu":
+        return False
+    value = expected.value
+    kind = ml_dtypes.finfo(array.dtype)  # type: ignore[no-untyped-call]  # knows bfloat16
+    unit, least = float(kind.eps) / 2, float(kind.smallest_subnormal)
+    size = np.broadcast_to(np.asarray(expected.size), value.shape)
+    for form in forms(array):
+        if form is not array and form.shape != value.shape:
+            continue
+        for part in (slice(_PROBED), slice(None)):
+            error = np.abs(form.flat[part].astype(np.float64) - value.flat[part])
+            if not (error <= roundings * (unit * size.flat[part] + least)).all():
+                break
+        else:
+            return True
+    return False
