@@ -205,7 +205,7 @@ def _finite_rows(array: Array) -> Array:
     """Returns a mask of the rows without NaN or Inf, `[rows]`."""
     if array.dtype.kind != "f":
         return np.ones(len(array), bool)
-    mask: Array = np.isfinite(noise.by_row(array)).all(axis=1)
+    mask: Array = np.all(np.isfinite(noise.by_row(array)), axis=1)
     return mask
 
 
