@@ -26,9 +26,12 @@ from pipeline.golden.file import Golden, Reference
 from pipeline.verification import engine_proof, limits, noise_floor, verdict
 from pipeline.verification.batches import batch_sizes
 from pipeline.verification.graph_file import as_it_says
+from pipeline.verification.graph_range import out_of_range
 from pipeline.verification.weight_audit import weights_of
 from pipeline.workflow import console
 from pipeline.workflow.artifacts import GRAPH_SUBJECT
+
+_NAMED = 3  # how many values that leave the range an error names
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,12 @@ def _traced(source: Source) -> _Draft:
     graph, warned = trace_graph(
         source.served, _examples(source), *specs, source.metadata, source.opset
     )
+    if beyond := out_of_range(graph, source.reference):
+        raise DeployError(
+            f"--exporter torchscript keeps nothing in fp32, and {source.reference.precision} cannot"
+            f" hold: {'; '.join(beyond[:_NAMED])}",
+            "export in a precision with the range of fp32",
+        )
     state = weight_map.state_of(source.served)
     notes = {"warnings": list(warned), "removed": {}}
     return _Draft(graph, None, source.reference, state, notes=notes)

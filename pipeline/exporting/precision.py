@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from exporters import cast
+from engines.errors import DeployError
+from exporters import cast, ranges
 from exporters.module import Served, batch_for
 from exporters.program import export_program
-from exporters.ranges import unfit_rows
 from exporters.type_mismatches import check_types
 from exporters.wide_run import HALF_TYPES, WideRun
 from pipeline.golden.file import EXTREMES
@@ -56,15 +56,21 @@ def at_precision(model: Model, precision: str, rows: Rows, *, traced: bool) -> C
         traced: The module is for TorchScript, which keeps nothing in fp32.
 
     Raises:
-        DeployError: torch.export cannot trace the model, or it mixes the precision with another.
+        DeployError: torch.export cannot trace the model, or it mixes the precision with another;
+            or the precision cannot hold its values, and TorchScript is to trace it.
     """
     dtype = cast.dtype_of(precision)
     module = Served(cast.cast_to_precision(model.network.eval(), precision), model.prepare, dtype)
     module.eval()
-    if traced:
+    if traced and dtype not in HALF_TYPES:
         return Cast(module, module)
     inputs = [torch.from_numpy(array) for array in rows.inputs.values()]
-    program = export_program(module, [tensor[:2] for tensor in inputs], [*rows.inputs])
+    try:
+        program = export_program(module, [tensor[:2] for tensor in inputs], [*rows.inputs])
+    except DeployError:
+        if not traced:
+            raise
+        return Cast(module, module)  # its range is judged by the graph
     if dtype not in HALF_TYPES:
         return Cast(module, module, program)
     check_types(program, dtype)
@@ -77,9 +83,14 @@ def at_precision(model: Model, precision: str, rows: Rows, *, traced: bool) -> C
             watched(*(tensor[start : start + size].clone() for tensor in usual))
 
     originals = Served(model.network, model.prepare).state_dict()
+    if traced and (lost := ranges.find(program, dtype, originals, run)):
+        raise DeployError(
+            f"--exporter torchscript keeps nothing in fp32, and {precision} cannot hold: {lost[0]}",
+            "leave --exporter out, or export in a precision with the range of fp32",
+        )
     program, kept = cast.keep_in_range(program, precision, originals, run)
     wide = WideRun(program, dtype, module.pixels)
-    beyond = unfit_rows(wide, inputs, map(int, np.flatnonzero(extreme)))
+    beyond = ranges.unfit_rows(wide, inputs, map(int, np.flatnonzero(extreme)))
     nodes = {value.node for value in kept}
     causes = [value for value in kept if not nodes.intersection(value.node.all_input_nodes)]
     for value in causes[:_NAMED]:
@@ -87,4 +98,4 @@ def at_precision(model: Model, precision: str, rows: Rows, *, traced: bool) -> C
     if len(kept) > len(causes[:_NAMED]):
         more = len(kept) - len(causes[:_NAMED])
         console.say(f"export: kept in fp32: {more} more values, most of them computed from these")
-    return Cast(module, wide, program, kept, beyond)
+    return Cast(module, wide, None if traced else program, kept, beyond)
