@@ -60,15 +60,3 @@ def keep_in_range(
         found = ranges.find(program, dtype, originals, run)
     widen(program, [value.node for value in found], dtype, originals)
     return program, found
-
-
-def with_scores(program: Any) -> Any:
-    """Returns a program whose attention is written out, so that its scores can be watched.
-
-    Runtimes compute the scores in the half type, where they may overflow; PyTorch's attention is a
-    single operator that computes them in float32.
-    """
-    attention = torch.ops.aten.scaled_dot_product_attention.default
-    if not any(node.target is attention for node in program.graph.nodes):
-        return program
-    return program.run_decompositions({attention: torch.export.default_decompositions()[attention]})

@@ -19,6 +19,7 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 _ATEN = torch.ops.aten
 _ASSERTIONS = ("_assert", "sym_constrain")
 _CASTS = (_ATEN.to.dtype, _ATEN._to_copy.default)
+_ATTENTION = _ATEN.scaled_dot_product_attention.default
 # Bits of mantissa that float32 has and float16 has not, and numbers to round at a time.
 _DROPPED, _BLOCK = 13, 1 << 16
 # They move numbers that are rounded already, or pick some.
@@ -88,15 +89,16 @@ class WideRun(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Takes and gives what the program does: tensors whose first axis is the batch."""
-        return self.watch(inputs, lambda _node, _value: None)
+        return self.watch(inputs, None)
 
     def watch(
-        self, inputs: Iterable[torch.Tensor], observe: Callable[[Any, torch.Tensor], None]
+        self, inputs: Iterable[torch.Tensor], observe: Callable[[Any, torch.Tensor], None] | None
     ) -> tuple[torch.Tensor, ...]:
         """Runs the program and shows each value of the half type before it is rounded.
 
         Args:
-            observe: Called with a node of the program and its value, in float32, unrounded.
+            observe: Called with a node of the program and its value, in float32, unrounded; for an
+                attention also with the sizes of its scores.
         """
         values: dict[Any, Any] = {}
         following = iter(inputs)
@@ -117,7 +119,10 @@ class WideRun(nn.Module):
             if is_half(node, self.dtype):
                 if 0 in value.stride():
                     value = value.clone()  # an expanded tensor cannot be rounded in place
-                observe(node, value)
+                if observe is not None:
+                    if node.target is _ATTENTION:
+                        observe(node, _scores(*args, **kwargs))
+                    observe(node, value)
                 if getattr(node.target, "overloadpacket", None) not in _MOVES:
                     value = round_to(value, self.dtype)
             values[node] = value
@@ -157,6 +162,20 @@ def round_to(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         odd += (1 << (_DROPPED - 1)) - 1
         block.add_(odd).bitwise_and_(-(1 << _DROPPED))
     return tensor
+
+
+def _scores(
+    query: torch.Tensor, key: torch.Tensor, *_: Any, scale: float | None = None, **_more: Any
+) -> torch.Tensor:
+    """Returns the sizes of an attention's scores, which runtimes hold in the half type.
+
+    Sizes below 1 are given as 1: scores that vanish are no loss, since a softmax takes differences.
+    """
+    if query.ndim > 3 and key.shape[-3] != query.shape[-3]:  # noqa: PLR2004
+        # With enable_gqa, several heads of queries share one of keys.
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    return scores.abs().clamp_min(1.0)
 
 
 def _last_uses(nodes: list[Any]) -> dict[Any, list[Any]]:
