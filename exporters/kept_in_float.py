@@ -24,9 +24,9 @@ def nodes_in_float(
 
     Args:
         operators: The types of the nodes that would be quantized.
-        unbounded: Activations that are infinite on some rows.
+        unbounded: Activations that are infinite or saturated on some rows.
     """
-    reasons = dict.fromkeys(unbounded, "is infinite on some rows")
+    reasons = dict.fromkeys(unbounded, "is infinite or saturated on some rows")
     reasons |= _masked(model.graph)
     sums = _sums_into_softmax(model.graph)
     kept = {}

@@ -190,7 +190,18 @@ def trace_graph(
         )
     )
     model = onnx.load_model_from_string(file.getvalue())
+    _declare_shapes(model, outputs)
     return finished(model, inputs, outputs, metadata), warned
+
+
+def _declare_shapes(model: onnx.ModelProto, outputs: tuple[TensorSpec, ...]) -> None:
+    """Gives outputs the sizes that TorchScript's shape inference leaves open."""
+    for value, spec in zip(model.graph.output, outputs, strict=True):
+        dims = value.type.tensor_type.shape.dim
+        if len(dims) == len(spec.shape):
+            for dim, size in list(zip(dims, spec.shape, strict=True))[1:]:
+                if size is not None and not dim.HasField("dim_value"):
+                    dim.dim_value = size
 
 
 def finished(

@@ -47,6 +47,8 @@ _OPERATORS = (
 # their number.
 _BINS = {"entropy": 512, "percentile": 2048}
 _PERCENTILE = 99.99
+# Activations this large hold the largest number of fp32, which masks positions as infinity does.
+_SATURATED = 1e38
 _CHUNK = 16  # rows at a time: calibration keeps all activations of a chunk in memory
 # ONNX Runtime warns of graphs without this entry. Ours are simplified already.
 _PREPROCESSED = ("onnx.quant.pre_process", "onnxruntime.quant")
@@ -124,7 +126,7 @@ def ranges_of(
 ) -> Iterator[tuple[str, dict[str, tuple[float, float]]]]:
     """Yields each calibration method, and by name the least and largest value of activations.
 
-    Activations that are infinite on some rows have no range.
+    Activations that are infinite or saturated on some rows have no range.
 
     Args:
         graph: In float32, with batch norms folded.
@@ -210,11 +212,11 @@ def _calibrate(
     """Returns the ranges of the activations that may be quantized, and those without a range.
 
     Args:
-        unbounded: Activations to leave out. A histogram cannot hold infinite values.
+        unbounded: Activations to leave out. A histogram cannot hold such values.
 
     Returns:
         ONNX Runtime's `TensorsData`, and the names in `unbounded` and of the activations that are
-        infinite on some rows.
+        infinite or saturated on some rows.
     """
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
@@ -250,7 +252,9 @@ def _calibrate(
     except Exception as error:  # ONNX Runtime's errors share no public base
         raise DeployError(f"the {method} calibration failed: {error}") from error
     infinite = {
-        name for name, entry in ranges.data.items() if not np.isfinite(entry.range_value).all()
+        name
+        for name, entry in ranges.data.items()
+        if not (np.abs(entry.range_value) < _SATURATED).all()
     }
     for name in infinite:
         del ranges.data[name]

@@ -16,7 +16,7 @@ import torch
 import engines
 from engines.contract import Array, OpenOptions
 from engines.errors import DeployError, NotAvailableError
-from exporters import PRECISIONS, weight_map
+from exporters import PRECISIONS, attention, weight_map
 from exporters.module import Served
 from exporters.onnx_graph import export_graph, finished, trace_graph
 from exporters.quantize import Quantized, check_rows
@@ -32,6 +32,8 @@ from pipeline.workflow import console
 from pipeline.workflow.artifacts import GRAPH_SUBJECT
 
 _NAMED = 3  # how many values that leave the range an error names
+# The newest opset that the exporter and ONNX Runtime support.
+_NEWEST_OPSET = 23
 
 
 @dataclass(frozen=True)
@@ -115,31 +117,84 @@ def _examples(source: Source) -> list[torch.Tensor]:
 
 
 def _translated(source: Source) -> _Draft:
-    """Translates a program to the simplest graph that is still the model."""
-    program = source.program
+    """Translates a program to a graph; in another way, if the usual one does not give the model."""
+    draft = failure = None
+    try:
+        draft, matches = _translate(source, source.program, _opset(source))
+        if matches:
+            return draft
+    except DeployError as error:
+        failure = error
+    fault = "does not match the model" if failure is None else "fails"
+    for way, translate in _other_ways(source):
+        try:
+            other, matches = translate()
+        except DeployError:
+            continue
+        if matches:
+            console.say(f"export: translated {way}, since the usual translation {fault}")
+            notes = {**other.notes, "translated": way}
+            return dataclasses.replace(other, program=source.program, notes=notes)
+    if draft is None:
+        assert failure is not None  # noqa: S101 - for mypy
+        raise failure
+    return draft
+
+
+def _other_ways(source: Source) -> Iterator[tuple[str, Callable[[], tuple[_Draft, bool]]]]:
+    """Yields other translations, in words, with a function that returns what `_translate` does."""
+    opset = _opset(source)
+    if attention.has_attention(source.program):
+        yield (
+            "with attention written out",
+            lambda: _translate(source, attention.write_out(source.program), opset),
+        )
+    if source.opset is None and (opset or 0) < _NEWEST_OPSET:
+        yield (
+            f"to opset {_NEWEST_OPSET}",
+            lambda: _translate(source, source.program, _NEWEST_OPSET),
+        )
+
+    def trace() -> tuple[_Draft, bool]:
+        draft = _traced(source)
+        return draft, _verdict(draft.graph, source) != "mismatch"
+
+    yield "by TorchScript", trace
+
+
+def _translate(source: Source, program: Any, opset: int | None) -> tuple[_Draft, bool]:
+    """Translates a program to the simplest graph that is still the model.
+
+    Returns:
+        The simplest graph that is not a mismatch, or the first one if all are; and whether it
+        matches the model.
+    """
     specs = source.reference.input_specs, source.reference.output_specs
-    translated = export_graph(program, *specs, source.metadata, _opset(source))
-    chosen = _simplest(translated.graphs, source)
+    translated = export_graph(program, *specs, source.metadata, opset)
+    chosen, matches = _simplest(translated.graphs, source)
     weights = weight_map.trace_weights(program, chosen, limits.WEIGHT_ROUNDINGS)
     notes: dict[str, Any] = {"warnings": [], "removed": _removed(translated.nodes, chosen)}
-    return _Draft(chosen, program, source.reference, weights, notes=notes)
+    return _Draft(chosen, source.program, source.reference, weights, notes=notes), matches
 
 
-def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> onnx.ModelProto:
+def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> tuple[onnx.ModelProto, bool]:
     """Returns the first graph that is not a mismatch, or the first one if all are.
 
     Args:
         graphs: The simplest first.
+
+    Returns:
+        The graph, and whether it is not a mismatch.
     """
     simplest = candidate = next(graphs)
     while _verdict(candidate, source) == "mismatch":
         plainer = next(graphs, None)
         if plainer is None:
-            return simplest
+            return simplest, False
         candidate = plainer
     if candidate is not simplest:
         console.say("export: simplified less, since the simplest graph does not match the model")
-    return candidate
+    return candidate, True
 
 
 def _traced(source: Source) -> _Draft:
@@ -197,8 +252,12 @@ def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _D
 def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:
     """Judges a graph as it is on the golden inputs; "not run" if nothing here can run it.
 
+    A graph to be quantized is judged at its own precision.
+
     One batch size suffices: simplifying a graph does not make it depend on the batch size.
     """
+    computed_in = PRECISIONS[source.reference.precision].computed_in
+    reference = dataclasses.replace(source.reference, precision=computed_in)
     options = OpenOptions("cpu", threads=1, optimize=False)
     with as_it_says(graph) as path:
         try:
@@ -206,8 +265,8 @@ def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:
         except NotAvailableError:
             return "not run"
         with closing(session):
-            sizes = batch_sizes(len(source.reference.cases), session.batch)[-1:]
-            return verdict.judge(GRAPH_SUBJECT, session, source.reference, sizes=sizes).status
+            sizes = batch_sizes(len(reference.cases), session.batch)[-1:]
+            return verdict.judge(GRAPH_SUBJECT, session, reference, sizes=sizes).status
 
 
 def _removed(before: Counter[str], after: onnx.ModelProto) -> dict[str, int]:

@@ -157,8 +157,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         params.precision,
         test,
         cached,
-        # A quantized graph is judged by its quantization error, not by this noise floor.
-        noise_runs=0 if PRECISIONS[params.precision].quantized else limits.NOISE_RUNS,
+        noise_runs=limits.NOISE_RUNS,
         beyond=cast.beyond,
     )
     check_rows_alone(exact, reference)
@@ -307,7 +306,7 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=_outputs,
     run=run,
-    revision=10,
+    revision=11,
     tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime-gpu", "numpy"),
     facts=facts,
     resolve=resolve,

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from pipeline import models
 from pipeline.golden import file as goldens
 from tests.conftest import Result
 from tests.plain_models import SOURCE
@@ -21,6 +22,7 @@ Assay = Callable[..., Result]
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plain.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "_SPECS", {})  # as in a new process
 
 
 def named(factory: str) -> str:
@@ -98,3 +100,144 @@ def test_a_complex_output_is_refused(assay: Assay) -> None:
     result = assay("export", named("complex_output"))
     assert result.code == 1
     assert "output 'output' is complex" in result.err
+
+
+@pytest.mark.slow(4)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_query_without_keys_gets_zero(assay: Assay, precision: str) -> None:
+    description = proved(assay, "masked", precision)
+    assert description["translated"] == "with attention written out"
+    golden = goldens.load(artifact("masked", precision, "golden.npz"))
+    assert not golden.reference["output"][1].any()
+
+
+@pytest.mark.slow(3)
+def test_attention_of_three_axes_is_translated(assay: Assay) -> None:
+    assert proved(assay, "masked_3d", "fp32")["translated"] == "with attention written out"
+
+
+@pytest.mark.slow(2)
+def test_a_usual_translation_is_not_replaced(assay: Assay) -> None:
+    assert "translated" not in proved(assay, "causal", "fp32")
+
+
+@pytest.mark.slow(2)
+def test_scores_that_overflow_keep_attention_in_float32(assay: Assay) -> None:
+    proved(assay, "sharp", "fp16")
+    model = onnx.load(artifact("sharp", "fp16", "model.onnx"))
+    kept = {entry.key: entry.value for entry in model.metadata_props}["assay.kept_in_fp32"]
+    assert "scaled_dot_product_attention" in kept
+
+
+@pytest.mark.slow(3)
+@pytest.mark.parametrize(
+    ("precision", "opset"), [("bf16", None), ("fp32", 22), ("int8", 22), ("fp8", 22)]
+)
+def test_group_norms_keep_their_type(assay: Assay, precision: str, opset: int | None) -> None:
+    words = () if opset is None else ("--opset", opset)
+    result = assay("export", named("grouped"), "--precision", precision, *words)
+    assert result.code == 0, result.err
+    assert assay("verify", named("grouped"), "--precision", precision).code == 0
+    operators = json.loads(artifact("grouped", precision, "graph.json").read_text())["operators"]
+    assert operators["GroupNormalization"] == 2
+
+
+@pytest.mark.slow(2)
+@pytest.mark.parametrize(
+    ("factory", "precision", "words"),
+    [
+        ("half", "fp32", "its weights are float16: converted to float32, with the same values"),
+        ("half", "fp16", "its weights are float16"),
+        ("bfloat16", "fp32", "its weights are bfloat16"),
+        ("double", "fp32", "its weights are float64: converted to float32, rounded"),
+    ],
+)
+def test_networks_of_other_types_are_exported_in_float32(
+    assay: Assay, factory: str, precision: str, words: str
+) -> None:
+    result = assay("export", named(factory), "--precision", precision)
+    assert result.code == 0, result.err
+    assert result.err.count(words) == 1
+    assert assay("verify", named(factory), "--precision", precision).code == 0
+    golden = goldens.load(artifact(factory, precision, "golden.npz"))
+    assert [spec.dtype for spec in golden.input_specs] == ["float32"]
+    model = onnx.load(artifact(factory, precision, "model.onnx"))
+    (tensor,) = [t for t in model.graph.initializer if t.name.endswith("network.3.weight")]
+    weights = numpy_helper.to_array(tensor)
+    assert weights.dtype == (np.float16 if precision == "fp16" else np.float32)
+    if factory == "half":
+        assert np.array_equal(weights, weights.astype(np.float16))
+
+
+@pytest.mark.slow(2)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_network_may_change_its_inputs_and_an_unread_buffer(assay: Assay, precision: str) -> None:
+    proved(assay, "in_place", precision)
+    golden = goldens.load(artifact("in_place", precision, "golden.npz"))
+    assert not golden.inputs["x"][golden.cases.index("nothing")].any()
+    proved(assay, "unread", precision)
+
+
+@pytest.mark.slow(1)
+@pytest.mark.filterwarnings("ignore")  # of torch, about TorchScript and its quantization
+@pytest.mark.parametrize(
+    ("factory", "words", "messages"),
+    [
+        (
+            "zeros",
+            ("--precision", "fp16"),
+            (
+                "linear gets float32 as well, at plain.py:",
+                "that comes from zeros, at plain.py:",
+                "start = torch.zeros(x.shape[0], 8)",
+                "torch.zeros(..., dtype=x.dtype)",
+            ),
+        ),
+        (
+            "table",
+            ("--precision", "bf16"),
+            ("matmul gets float32", "network.table, which is no buffer"),
+        ),
+        ("cast_to_float", ("--precision", "fp16"), ("linear gets float32", "y.to(x.dtype)")),
+        (
+            "fill",
+            ("--precision", "fp16", "--exporter", "torchscript"),
+            ("cannot hold: masked_fill", "at plain.py:", "leave --exporter out"),
+        ),
+        (
+            "half_inside",
+            (),
+            ("in forward: return self.linear(x.half())", "casts to a fixed type"),
+        ),
+        ("counter", (), ("each run changes count of the network", "an input and an output")),
+        ("counter", ("--precision", "fp16"), ("each run changes count of the network",)),
+        ("steps", (), ("each run changes steps of the network",)),
+        ("packed", (), ("it packs sequences", "at plain.py:", "padded sequences")),
+        ("same_name", (), ("an output is named 'x', like an input", "assay.Model(outputs=")),
+        ("twice", (), ("an output is named 'y', like another output",)),
+        ("torchscript", (), ("its part is a RecursiveScriptModule", "return the nn.Module")),
+        ("quantized_twice", (), ("its 0 is a Linear", "quantized", "--precision int8")),
+        ("exported", (), ("it is a program of torch.export", "return the nn.Module")),
+        ("lazy", (), ("weight has no values yet",)),
+        (
+            "overflow",
+            (),
+            (
+                "overflows in fp32 on",
+                "mul gives it first, at plain.py:",
+                "return big * big / 1e30",
+                "scale the model's values down",
+            ),
+        ),
+        ("unmasked", (), ("output 'output' is NaN on", "as on example 1:", "at plain.py:")),
+    ],
+)
+def test_a_model_is_refused_with_the_right_reason(
+    assay: Assay, factory: str, words: tuple[str, ...], messages: tuple[str, ...]
+) -> None:
+    result = assay("export", named(factory), *words)
+    assert result.code == 1, result.err
+    for message in messages:
+        assert message in result.err
+    assert "bug" not in result.err
+    assert not list(Path().rglob("*.onnx"))
