@@ -12,8 +12,7 @@ import onnx
 
 from engines.layer_report import precision
 from exporters import PRECISIONS, QUANTIZED
-from exporters.onnx_graph import spec_of
-from exporters.onnx_nodes import attribute
+from exporters.onnx_nodes import attribute, spec_of
 
 _DEQUANTIZE = ("DequantizeLinear",)
 _SMALL = 1024  # constants of up to this many elements may hold a shape

@@ -23,7 +23,7 @@ from engines.contract import TensorSpec
 from engines.errors import DeployError
 from exporters import onnx_files, trace_errors
 from exporters.constant_sizes import resize_by_constants
-from exporters.onnx_nodes import attribute
+from exporters.onnx_nodes import attribute, spec_of
 from exporters.weight_map import refold
 
 # The name of every dynamic axis; the exporter's own names (s40, s77, …) are arbitrary.
@@ -287,15 +287,6 @@ def _trains(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     mode = constants.get(node.input[2])
     return mode is None or bool(onnx.numpy_helper.to_array(mode))
-
-
-def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
-    """Returns the name, dtype and shape of a graph's input or output."""
-    tensor = value.type.tensor_type
-    untyped = tensor.elem_type == onnx.TensorProto.UNDEFINED
-    dtype = "" if untyped else onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-    return TensorSpec(value.name, dtype, shape)
 
 
 def _list(specs: tuple[TensorSpec, ...]) -> str:

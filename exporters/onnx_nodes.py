@@ -6,6 +6,8 @@ from typing import Any
 
 import onnx
 
+from engines.contract import TensorSpec
+
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """Returns the value of an attribute of a node; `default` if the node leaves it out."""
@@ -21,3 +23,12 @@ def remove_unread_constants(graph: onnx.GraphProto) -> None:
     read |= {value.name for value in graph.output}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)
+
+
+def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
+    """Returns the name, dtype and shape of a graph's input or output."""
+    tensor = value.type.tensor_type
+    untyped = tensor.elem_type == onnx.TensorProto.UNDEFINED
+    dtype = "" if untyped else onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
+    return TensorSpec(value.name, dtype, shape)

@@ -165,7 +165,7 @@ def _float_file(graph: onnx.ModelProto) -> Iterator[Path]:
 
 def check_rows(graph: onnx.ModelProto, rows: Feeds) -> None:
     """Raises DeployError unless calibration rows are finite and fit the graph's inputs."""
-    from exporters.onnx_graph import spec_of
+    from exporters.onnx_nodes import spec_of
 
     specs = [spec_of(value) for value in graph.graph.input]
     if sorted(rows) != sorted(spec.name for spec in specs):

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import DeployError
 from exporters import onnx_files
-from exporters.onnx_graph import check_graph, spec_of
+from exporters.onnx_graph import check_graph
+from exporters.onnx_nodes import spec_of
 from tests.conftest import Result
 
 

@@ -14,7 +14,8 @@ from torch import nn
 from engines.contract import TensorSpec
 from engines.errors import DeployError
 from exporters.module import Preprocess, Served
-from exporters.onnx_graph import check_graph, export_graph, spec_of
+from exporters.onnx_graph import check_graph, export_graph
+from exporters.onnx_nodes import spec_of
 from exporters.program import export_program
 from pipeline.workflow.runner import Store
 from tests.conftest import Process, Result, need_engine

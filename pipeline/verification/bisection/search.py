@@ -18,7 +18,7 @@ import torch
 from engines.contract import Array
 from engines.errors import DeployError
 from exporters import onnx_files, trace_errors
-from exporters.onnx_graph import spec_of
+from exporters.onnx_nodes import spec_of
 from exporters.program import read_program
 from pipeline.golden import noise
 from pipeline.golden.file import Golden
