@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 
+from engines.errors import DeployError
 from engines.layer_report import precision
 from exporters import PRECISIONS, QUANTIZED
 from exporters.onnx_nodes import attribute, spec_of
@@ -153,11 +154,17 @@ def value_types(model: onnx.ModelProto) -> _Types:
     """Returns dtype and shape of every value of a graph, 1 for a dynamic axis.
 
     Raises:
-        onnx.shape_inference.InferenceError: The types of the graph do not fit together.
+        DeployError: The types of the graph do not fit together.
     """
     light = _without_data(model)
     add_group_norm_types(light)
-    graph = onnx.shape_inference.infer_shapes(light, strict_mode=True).graph
+    try:
+        graph = onnx.shape_inference.infer_shapes(light, strict_mode=True).graph
+    except onnx.shape_inference.InferenceError as error:
+        raise DeployError(
+            f"the types of the graph's values cannot be inferred: {error}",
+            "the message names the node; export with another --opset or --exporter",
+        ) from error
     types = {}
     for value in (*graph.value_info, *graph.input, *graph.output):
         spec = spec_of(value)

@@ -30,7 +30,7 @@ def half_values(model: onnx.ModelProto) -> dict[str, int]:
     """Returns the graph's values of float16 and bfloat16, by name, with ONNX's number of the type.
 
     Raises:
-        onnx.shape_inference.InferenceError: The types of the graph do not fit together.
+        DeployError: The types of the graph do not fit together.
     """
     return {name: _HALF[dtype] for name, (dtype, _) in value_types(model).items() if dtype in _HALF}
 
