@@ -44,6 +44,13 @@ _BATCH_NORMS = {
     _aten.batch_norm.default: 7,
     _aten._native_batch_norm_legit_no_training.default: 6,
 }
+# Recurrent layers, and the places of ONNX's gates, in its order, among PyTorch's.
+_GATES = {
+    _aten.lstm.input: (0, 3, 1, 2),
+    _aten.gru.input: (1, 0, 2),
+    _aten.rnn_tanh.input: (0,),
+    _aten.rnn_relu.input: (0,),
+}
 _PRODUCTS = {_aten.mul.Tensor, _aten.mul_.Tensor, _aten.div.Tensor, _aten.div_.Tensor}
 _SUMS = {_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.sub_.Tensor}
 _INVERSE = {_aten.div.Tensor, _aten.div_.Tensor, _aten.sub.Tensor, _aten.sub_.Tensor}
@@ -272,12 +279,39 @@ def _computed(program: Any, held: _Held) -> Iterator[Expected]:
     round them. A computed value, such as an attention bias that a small network makes from
     distances, equals the float64 result up to rounding.
     """
+    for node in program.graph.nodes:
+        if node.target in _GATES:
+            yield from _recurrent(node, held)
     for value, names in _constant_values(program, held, exact=False):
         yield Expected(names, value)
     for value, names in _constant_values(program, held, exact=True):
         # A value that float32 holds exactly was only moved, so it was looked for above.
         if value.dtype.kind != "c" and (value.astype(np.float32) != value).any():
             yield Expected(names, value, np.abs(value).max())
+
+
+def _recurrent(node: Any, held: _Held) -> Iterator[Expected]:
+    """Yields the weights and biases of a recurrent layer in ONNX's form.
+
+    That has its gates in another order, both directions in one tensor, and both biases in one.
+    """
+    parts, biased, layers, _, _, both = node.args[2:8]
+    names = [held.parameter(part) for part in parts]
+    directions, kinds = 1 + both, 4 if biased else 2
+    if not all(names) or len(names) != layers * directions * kinds:
+        return  # such as a projection, which ONNX lacks
+    gates = _GATES[node.target]
+
+    def ordered(name: str) -> Array:
+        pieces = np.split(_array(held.tensors[name]), len(gates))
+        return np.concatenate([pieces[gate] for gate in gates])
+
+    for layer in range(layers):
+        first = layer * directions * kinds
+        for kind in ((0,), (1,), (2, 3))[: 3 if biased else 2]:
+            used = [[names[first + d * kinds + k] for k in kind] for d in range(directions)]
+            value = np.stack([np.concatenate([*map(ordered, some)]) for some in used])
+            yield Expected(frozenset(name for some in used for name in some), value)
 
 
 def _constant_values(
@@ -292,24 +326,29 @@ def _constant_values(
         Each value and the names of the parameters it is made from, the last computed first.
     """
     values: dict[Any, tuple[torch.Tensor, frozenset[str]]] = {}
+
+    def part(node: Any) -> tuple[torch.Tensor, frozenset[str]] | None:
+        if node.name not in held.names:
+            return values.get(node)
+        tensor = held.tensors[held.names[node.name]]
+        wider = exact and tensor.is_floating_point()
+        return tensor.double() if wider else tensor, held.made_of(node) or frozenset()
+
     for node in program.graph.nodes:
-        if node.name in held.names:
-            tensor = held.tensors[held.names[node.name]]
-            wider = exact and tensor.is_floating_point()
-            values[node] = tensor.double() if wider else tensor, held.made_of(node) or frozenset()
-        elif node.op == "call_function" and node.all_input_nodes:
-            parts = [values.get(input_node) for input_node in node.all_input_nodes]
-            if None in parts or not isinstance(node.meta.get("val"), torch.Tensor):
-                continue
-            args, kwargs = torch.fx.node.map_arg(
-                (node.args, node.kwargs), lambda input_node: values[input_node][0]
-            )
-            names = frozenset[str]().union(*(part[1] for part in parts if part))
-            if node.target is _aten.linear.default and args[2:]:
-                # In ONNX this is a product and a sum, and an exporter may fold only the product.
-                product = values[node.args[0]][1] | values[node.args[1]][1]
-                values[node, "product"] = node.target(*args[:2]), product
-            values[node] = node.target(*args, **kwargs), names
+        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+            continue
+        parts = {before: part(before) for before in node.all_input_nodes}
+        if not parts or None in parts.values():
+            continue
+        known = {before: value for before, value in parts.items() if value}
+        tensors = {before: tensor for before, (tensor, _) in known.items()}
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), tensors.__getitem__)
+        names = frozenset[str]().union(*(made_of for _, made_of in known.values()))
+        if node.target is _aten.linear.default and args[2:]:
+            # In ONNX this is a product and a sum, and an exporter may fold only the product.
+            product = known[node.args[0]][1] | known[node.args[1]][1]
+            values[node, "product"] = node.target(*args[:2]), product
+        values[node] = node.target(*args, **kwargs), names
     for tensor, names in reversed(values.values()):
         yield _array(tensor), names
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,9 +21,9 @@ from engines.contract import Array
 
 _PROBED = 16  # how many elements are compared before all are
 # A tensor is a changed parameter if it differs from it by at most this part of its norm. A fault
-# that moves a weight further shows in the outputs; a tool may also have computed such a tensor from
-# the parameter in a way that is not followed here.
-_NEAR = 0.5
+# that moves a weight further shows in the outputs; and a tool may have computed such a tensor from
+# the parameter in a way that is not followed here, or put its numbers in another order.
+_NEAR = 0.25
 
 Content = tuple[str, bytes]
 
@@ -85,7 +85,7 @@ class Match:
 
     Attributes:
         carriers: The tensor's name, by parameter.
-        unused: Tensors that carry none.
+        unused: Tensors that carry none, and no other value that the model has.
         shared: Parameters that have no tensor of their own, since another parameter with the same
             values is carried by it, or since it may be left out.
         folded: Parameters that the graph holds in a folded bias, if at all.
@@ -146,6 +146,8 @@ def match(expected: Expectations, tensors: Mapping[str, Array], roundings: int) 
         roundings: How many roundings a computed tensor may be off by.
     """
     search = _Search(expected.parameters.keys(), tensors, roundings)
+    for array in expected.constants:
+        search.claim_constant(array)
     # Folds come first. Otherwise the ones and zeros of an untrained batch norm that was folded
     # would be found in those of another one.
     folded: set[str] = set()
@@ -158,19 +160,12 @@ def match(expected: Expectations, tensors: Mapping[str, Array], roundings: int) 
         if name not in folded:
             search.carry(Expected(frozenset([name]), value))
     wanted = expected.parameters.keys() - expected.omissible
-    if wanted - search.carriers.keys():
+    if wanted - search.carriers.keys() or search.has_unclaimed():
         for item in expected.computed():
-            if item.names & (wanted - search.carriers.keys()):
+            if item.names & wanted - search.carriers.keys() or search.has_unclaimed(item.value):
                 search.carry(item)
-    # A weight may be in the graph both with a fold and without, and a changed one beside its bias.
-    for layer in expected.layers if wanted - search.carriers.keys() else ():
-        if fold := _best_fold(search, layer):
-            if fold[1].names - search.carriers.keys():
-                _carry_fold(search, *fold)
-            continue
-        for _, bias in layer.folds():
-            if bias.value.any() and bias.names - search.carriers.keys() and search.carry(bias):
-                break
+    if wanted - search.carriers.keys():
+        _carry_other_folds(search, expected.layers)
     omitted = expected.parameters.keys() & expected.omissible - search.carriers.keys()
     return Match(
         search.carriers,
@@ -178,6 +173,18 @@ def match(expected: Expectations, tensors: Mapping[str, Array], roundings: int) 
         frozenset(search.shared | omitted),
         frozenset(folded),
     )
+
+
+def _carry_other_folds(search: _Search, layers: Sequence[Layer]) -> None:
+    """Looks for folds of weights that are in the graph as they are, too, and for their biases."""
+    for layer in layers:
+        if fold := _best_fold(search, layer):
+            if fold[1].names - search.carriers.keys():
+                _carry_fold(search, *fold)
+            continue
+        for _, bias in layer.folds():  # the weight was changed
+            if bias.value.any() and bias.names - search.carriers.keys() and search.carry(bias):
+                break
 
 
 def _best_fold(search: _Search, layer: Layer) -> tuple[Expected, Expected] | None:
@@ -207,29 +214,28 @@ def changed(expected: Expectations, tensors: Mapping[str, Array], found: Match) 
         found: The match of these tensors.
 
     Returns:
-        The tensor's name, by parameter. A parameter without a tensor of its own is listed, too, if
-        a tensor that nothing explains is near it.
+        The tensor's name, by parameter. A parameter that another tensor carries is listed, too: it
+        may be used twice, or have the values of another one.
     """
-    wanted = expected.parameters.keys() - expected.omissible
-    missing = wanted - found.carriers.keys()
+    missing = expected.parameters.keys() - expected.omissible - found.carriers.keys()
     rest = unexplained(expected, tensors, found)
+    shapes = {np.squeeze(form).shape for name in rest for form in forms(tensors[name])}
     pairs: list[tuple[bool, float, Expected, str]] = []
-    for item in _suspects(expected, found, missing) if rest else ():
-        shapes = {form.shape for form in map(np.squeeze, forms(item.value))}
-        near = _Near(item.value)
-        for name in rest:
-            if np.squeeze(tensors[name]).shape in shapes:
-                pairs += [
-                    (not item.names & missing, distance, item, name)
-                    for distance in map(near.distance, forms(tensors[name]))
-                    if distance <= _NEAR
-                ]
+    for item in _changeable(expected, found) if rest else ():
+        if np.squeeze(item.value).shape in shapes:
+            own = not item.names & (missing | found.shared)  # it has a tensor of its own
+            pairs += [
+                (own, distance, item, name)
+                for name in rest
+                if (distance := _distance(tensors[name], item.value, zeros=not own)) <= _NEAR
+            ]
     changes: dict[str, str] = {}
     for _, _, item, name in sorted(pairs, key=lambda pair: pair[:2]):
-        names = item.names & (missing | found.shared) - changes.keys()
-        if name in rest and names:
+        # Of several parameters in one tensor, those that nothing else confirms.
+        names = item.names & (missing | found.shared) or item.names
+        if name in rest and names - changes.keys():
             rest.remove(name)
-            changes |= dict.fromkeys(names, name)
+            changes = dict.fromkeys(names, name) | changes
     return changes
 
 
@@ -237,7 +243,6 @@ def unexplained(expected: Expectations, tensors: Mapping[str, Array], found: Mat
     """Returns the numbers in a graph that are no copy of anything that the model holds."""
     copies = [tensors[name] for name in found.carriers.values()]
     known = {content(array) for array in (*copies, *expected.parameters.values())}
-    known |= {content(array) for array in expected.constants}
     return {
         name
         for name in found.unused
@@ -246,37 +251,35 @@ def unexplained(expected: Expectations, tensors: Mapping[str, Array], found: Mat
     }
 
 
-def _suspects(expected: Expectations, found: Match, missing: Set[str]) -> Iterator[Expected]:
+def _changeable(expected: Expectations, found: Match) -> Iterator[Expected]:
     """Yields every value that may be in the graph changed."""
-    for name in (missing | found.shared) - found.folded:
-        yield Expected(frozenset([name]), expected.parameters[name])
+    for name, value in expected.parameters.items():
+        if name not in found.folded:
+            yield Expected(frozenset([name]), value)
     for layer in expected.layers:
         for fold in layer.folds():
-            yield from (item for item in fold if item.names & (missing | found.shared))
-    for item in expected.computed() if missing else ():
-        if item.names & missing:
-            yield item
+            yield from (item for item in fold if item.names)
+    yield from (item for item in expected.computed() if item.names)
 
 
-class _Near:
-    """Measures how far tensors are from a value."""
+def _distance(tensor: Array, value: Array, *, zeros: bool) -> float:
+    """Returns the norm of the difference, as a part of the value's norm; inf between two shapes.
 
-    def __init__(self, value: Array) -> None:
-        self._value = value.astype(np.float64).ravel()
-        self._sorted = np.sort(np.abs(self._value))
-        self._norm = float(np.linalg.norm(self._value))
-
-    def distance(self, array: Array) -> float:
-        """Returns the norm of the difference, as a part of the value's norm.
-
-        Numbers in another order or of another sign are near. Everything is near to zeros, and so
-        is what has NaN or Inf.
-        """
-        other = array.astype(np.float64).ravel()
-        if not self._norm or not np.isfinite(other).all():
+    Args:
+        zeros: Anything is near to a value of zeros, instead of nothing.
+    """
+    distances = [np.inf]
+    target = np.squeeze(value).astype(np.float64)
+    for form in forms(tensor):
+        other = np.squeeze(form)
+        if other.shape != target.shape:
+            continue
+        if not np.isfinite(other.astype(np.float64)).all():
             return 0.0
-        moved = np.sort(np.abs(other)) - self._sorted
-        return float(min(map(np.linalg.norm, (other - self._value, moved)))) / self._norm
+        size = float(np.linalg.norm(target))
+        error = float(np.linalg.norm(other.astype(np.float64) - target))
+        distances.append(error / size if size else 0.0 if zeros else np.inf)
+    return min(distances)
 
 
 class _Search:
@@ -307,6 +310,20 @@ class _Search:
     def holds(self, value: Array) -> bool:
         """Whether a tensor has these very values."""
         return content(value) in self._by_content
+
+    def claim_constant(self, value: Array) -> None:
+        """Notes that all tensors with a value are known."""
+        self.claimed.update(self._by_content.get(content(value), ()))
+
+    def has_unclaimed(self, value: Array | None = None) -> bool:
+        """Whether a tensor is not known: of the size of a value, or of any beyond a number."""
+        sizes = self._by_size if value is None else (value.size,)
+        return any(
+            name not in self.claimed and self._tensors[name].dtype.kind not in "biu"
+            for size in sizes
+            if size > 1
+            for name in self._by_size.get(size, ())
+        )
 
     def find(self, item: Expected) -> str:
         """Returns the name of a tensor with a value; "" if there is none."""
