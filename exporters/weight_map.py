@@ -8,7 +8,7 @@ the weight and bias of the layer before them: these then carry all parameters of
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from engines.contract import Array
-from exporters.onnx_nodes import attribute
 from exporters.weight_match import Expectations, Expected, match, tensors_of
 
 _aten = torch.ops.aten
@@ -356,55 +355,6 @@ def _constant_values(
 def state_of(module: nn.Module) -> dict[str, Array]:
     """Returns the value of every parameter and buffer of a module, by its name."""
     return {name: _array(tensor) for name, tensor in module.state_dict().items()}
-
-
-def quantized(carried: Mapping[str, Array], graph: onnx.ModelProto) -> dict[str, Array]:
-    """Returns the tensor that carries each parameter in a quantized graph, and all scales.
-
-    Args:
-        carried: By the parameter's name, the tensor that carries it in the float graph.
-        graph: The quantized graph made from that one.
-
-    Returns:
-        By the parameter's name, the quantized tensor whose values lie within half a step of it,
-        or the parameter itself if none is that close; by their own names, all scales and zero
-        points.
-    """
-    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
-    rounded: list[tuple[Array, Array]] = []
-    scales: dict[str, Array] = {}
-    for node in graph.graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-            continue
-        scales |= {name: tensors[name] for name in node.input[1:] if name in tensors}
-        if node.op_type == "DequantizeLinear" and node.input[0] in tensors:
-            axis = attribute(node, "axis", 1)
-            integers = tensors[node.input[0]]
-            scale = tensors[node.input[1]].astype(np.float64)
-            shape = [1] * integers.ndim
-            if scale.ndim:
-                shape[axis] = -1
-            step = np.broadcast_to(scale.reshape(shape), integers.shape)
-            rounded.append((integers, step))
-    return {name: _rounded(array, rounded) for name, array in carried.items()} | scales
-
-
-def _rounded(array: Array, candidates: Sequence[tuple[Array, Array]]) -> Array:
-    for integers, step in candidates:
-        if integers.shape == array.shape:
-            values = integers.astype(np.float64)
-            error = np.abs(values * step - array.astype(np.float64))
-            if (error <= step * _half_steps(integers) * (1 + 1e-5)).all():
-                return integers
-    return array
-
-
-def _half_steps(stored: Array) -> Array:
-    """Returns the largest rounding error of each stored value, in units of its scale."""
-    if stored.dtype.kind in "iu":
-        return np.full(stored.shape, 0.5)
-    # E4M3 has three bits of mantissa, and its smallest number is 2^-9.
-    return np.asarray(np.maximum(np.abs(stored.astype(np.float64)) * 2.0**-4, 2.0**-10))
 
 
 def _array(tensor: torch.Tensor) -> Array:

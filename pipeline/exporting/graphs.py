@@ -16,7 +16,7 @@ import torch
 import engines
 from engines.contract import Array, OpenOptions
 from engines.errors import DeployError, NotAvailableError
-from exporters import PRECISIONS, attention, weight_map
+from exporters import PRECISIONS, attention, weight_map, weight_quantized
 from exporters.module import Served
 from exporters.onnx_graph import export_graph, finished, trace_graph
 from exporters.quantize import Quantized, check_rows
@@ -245,7 +245,7 @@ def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _D
         },
     }
     return _Draft(
-        graph, None, judged_by, weight_map.quantized(draft.weights, graph), cpu_graph, notes
+        graph, None, judged_by, weight_quantized.quantized(draft.weights, graph), cpu_graph, notes
     )
 
 

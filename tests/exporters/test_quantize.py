@@ -123,9 +123,9 @@ def test_a_quantized_weight_is_within_half_a_step(quantized: Store) -> None:
         * tensors["network.0.weight_scale"].reshape(-1, 1, 1, 1)
     }
     state["weight"] = state["weight"].astype(np.float32)
-    assert weight_map.quantized(state, graph)["weight"].dtype == np.int8
+    assert weight_quantized.quantized(state, graph)["weight"].dtype == np.int8
     state["weight"][0, 0, 0, 0] += tensors["network.0.weight_scale"][0] * 0.6
-    assert weight_map.quantized(state, graph)["weight"].dtype == np.float32
+    assert weight_quantized.quantized(state, graph)["weight"].dtype == np.float32
 
 
 def test_the_calibration_method_with_the_best_score_is_used(quantized: Store) -> None:
