@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from engines.errors import DeployError
-from exporters import quantize, weight_map
+from exporters import quantize, weight_quantized
 from pipeline.exporting import calibration
 from pipeline.verification.weight_audit import audit
 from pipeline.workflow.runner import Store
