@@ -200,9 +200,8 @@ def _best_fold(search: _Search, layer: Layer) -> tuple[Expected, Expected] | Non
 
 def _carry_fold(search: _Search, weight: Expected, bias: Expected) -> None:
     """Notes the tensors of a fold. A bias of zeros may be left out: then the weight carries all."""
-    search.carry(weight)
+    carrier = search.carry(weight)
     if not search.carry(bias) and not bias.value.any():
-        (carrier,) = {search.carriers[name] for name in weight.names}
         search.shared |= bias.names - search.carriers.keys()
         search.carriers |= {n: carrier for n in bias.names if n not in search.carriers}
 
@@ -222,7 +221,7 @@ def changed(expected: Expectations, tensors: Mapping[str, Array], found: Match) 
     shapes = {np.squeeze(form).shape for name in rest for form in forms(tensors[name])}
     pairs: list[tuple[bool, float, Expected, str]] = []
     for item in _changeable(expected, found) if rest else ():
-        if np.squeeze(item.value).shape in shapes:
+        if np.squeeze(item.value).shape in shapes and item.value.dtype.kind not in "biuc":
             own = not item.names & (missing | found.shared)  # it has a tensor of its own
             pairs += [
                 (own, distance, item, name)
@@ -342,21 +341,25 @@ class _Search:
             default="",
         )
 
-    def carry(self, item: Expected) -> bool:
-        """Looks for a value, and notes the tensor for all its parameters that have none yet."""
+    def carry(self, item: Expected) -> str:
+        """Does the same as `find`, and notes the tensor for all parameters that have none yet."""
         name = self.find(item)
         if not name:
-            return False
+            return ""
         names = item.names - self.carriers.keys()
         if name in self.claimed:
             self.shared |= names
         self.claimed.add(name)
         self.carriers |= dict.fromkeys(names, name)
-        return True
+        return name
 
 
 def content(array: Array) -> Content:
-    """Returns the dtype and a digest of the values of an array, whatever its shape."""
+    """Returns the kind and a digest of the values of an array, whatever its shape and width."""
+    if array.dtype.kind in "iu":
+        array = array.astype(np.int64)
+    elif array.dtype.kind != "b" and array.dtype.itemsize < np.dtype(np.float32).itemsize:
+        array = array.astype(np.float32)  # without loss
     return array.dtype.name, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 

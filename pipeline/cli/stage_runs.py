@@ -234,6 +234,7 @@ def bisect(
                 params.precision,
                 device=params.device,
                 threads=params.threads,
+                elsewhere=file is not None,
             )
             others = f"the verdict says: {proof.reason}" if proof.status == "mismatch" else ""
     growth.require_match(search_result, what, others)

@@ -87,6 +87,32 @@ class Table(nn.Module):
         return (x.bfloat16() + self.small(self.distances).mean((0, 1, 2))).float()
 
 
+class Scaled(nn.Module):
+    """Scales and shifts channels by parameters and numbers, which ONNX Runtime folds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)
+        self.scale, self.shift = (
+            nn.Parameter(torch.ones(3, 1, 1)),
+            nn.Parameter(torch.ones(3, 1, 1)),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.norm(self.conv(x)) * self.scale - self.shift) / 3
+
+
+class Last(nn.Module):
+    """The output of a recurrent layer without its state."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0]
+
+
 LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "plain": lambda: (nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()), (2, 5, 5)),
     "with bias": lambda: (nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), (2, 5, 5)),
@@ -98,6 +124,27 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
         nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4)),
         (4, 5, 5),
     ),
+    "transposed, in groups": lambda: (
+        nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6)),
+        (4, 5, 5),
+    ),
+    "transposed, one axis": lambda: (
+        nn.Sequential(nn.ConvTranspose1d(4, 6, 3), nn.BatchNorm1d(6)),
+        (4, 5),
+    ),
+    "padded to the same size": lambda: (
+        nn.Sequential(nn.Conv2d(2, 3, 3, padding="same"), nn.BatchNorm2d(3)),
+        (2, 5, 5),
+    ),
+    "linear": lambda: (nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7)), (5,)),
+    "linear, of another axis": lambda: (
+        nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(3)),
+        (3, 5),
+    ),
+    "scaled and shifted": lambda: (Scaled(), (2, 5, 5)),
+    "LSTM": lambda: (Last(nn.LSTM(4, 6, 2, bidirectional=True, batch_first=True)), (5, 4)),
+    "GRU": lambda: (Last(nn.GRU(4, 6, batch_first=True)), (5, 4)),
+    "RNN": lambda: (Last(nn.RNN(4, 6, bias=False, batch_first=True)), (5, 4)),
     "two in a row": lambda: (
         nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)),
         (2, 5, 5),
@@ -118,6 +165,7 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
 
 
 @pytest.mark.slow(1)
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch.export, of recurrent layers
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_parameter_is_found_in_the_graph(name: str) -> None:
     module, shape = LAYERS[name]()
