@@ -11,7 +11,8 @@ from torch import nn
 from engines.contract import TensorSpec
 from exporters.onnx_graph import export_graph
 from exporters.program import export_program
-from exporters.weight_map import trace_weights
+from exporters.weight_map import expectations, trace_weights
+from exporters.weight_match import changed, match, tensors_of
 from pipeline.verification import limits
 
 
@@ -236,3 +237,16 @@ def test_a_fold_with_another_epsilon_is_not_matched() -> None:
     module[1].eps = 2e-5
     program, _ = exported(module, shape)
     assert unexplained(module, program, graph) >= {"0.weight", "0.bias"}
+
+
+@pytest.mark.slow(1)
+def test_ones_and_zeros_of_a_folded_batch_norm_are_not_found_in_another_one() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3))
+    program, graph = exported(module.eval(), (2, 5, 5))
+    expected, tensors = expectations(program), tensors_of(graph)
+    right = match(expected, tensors, limits.WEIGHT_ROUNDINGS)
+    assert right.carriers.keys() == expected.parameters.keys()
+    tensors["0.bias"] = tensors["0.bias"] * np.float32(1 + 1e-4)
+    wrong = match(expected, tensors, limits.WEIGHT_ROUNDINGS)
+    names = {"0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"}
+    assert changed(expected, tensors, wrong) == dict.fromkeys(names, "0.bias")
