@@ -264,20 +264,20 @@ def _changeable(expected: Expectations, found: Match) -> Iterator[Expected]:
 def _distance(tensor: Array, value: Array, *, zeros: bool) -> float:
     """Returns the norm of the difference, as a part of the value's norm; inf between two shapes.
 
+    A tensor with NaN or Inf is just near enough.
+
     Args:
-        zeros: Anything is near to a value of zeros, instead of nothing.
+        zeros: Any tensor is just near enough to a value of zeros, instead of none.
     """
     distances = [np.inf]
     target = np.squeeze(value).astype(np.float64)
-    for form in forms(tensor):
-        other = np.squeeze(form)
-        if other.shape != target.shape:
-            continue
-        if not np.isfinite(other.astype(np.float64)).all():
-            return 0.0
-        size = float(np.linalg.norm(target))
-        error = float(np.linalg.norm(other.astype(np.float64) - target))
-        distances.append(error / size if size else 0.0 if zeros else np.inf)
+    size = float(np.linalg.norm(target))
+    for form in map(np.squeeze, forms(tensor)):
+        if form.shape == target.shape:
+            other = form.astype(np.float64)
+            if not np.isfinite(other).all() or (zeros and not size):
+                return _NEAR
+            distances.append(float(np.linalg.norm(other - target)) / size if size else np.inf)
     return min(distances)
 
 
