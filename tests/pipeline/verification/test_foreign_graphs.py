@@ -337,7 +337,7 @@ def trained_norms(name: str) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.slow(90)
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:mobilenet_v3_small"])
 def test_torchvision_models_are_audited_in_full(name: str, tmp_path: Path, assay: Assay) -> None:
