@@ -9,7 +9,7 @@ import click
 
 import exporters
 from engines.errors import UsageError, suggestion
-from pipeline.cli.flags import make_store, print_as, printing, storing
+from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
 from pipeline.workflow import console
 
 
@@ -41,6 +41,7 @@ def report(model: str, precision: str, **values: Any) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [all available].")
+@limiting
 @printing
 def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None:
     """Prove a bundle on this machine: every digest, and every engine that can run."""
@@ -50,6 +51,7 @@ def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None
     from pipeline.verification.acceptance import require_pass
 
     print_as(values)
+    limit(values)
     checked = checking.check(bundle, device, threads or available_cpus())
     members = len(checked.manifest["members"])
     console.result(f"{bundle}: {members} members and {checked.links} digests of the chain match")

@@ -10,8 +10,8 @@ from typing import Any
 import engines
 from engines import hardware
 from engines.checks import import_vendor
-from engines.errors import NotAvailableError
-from pipeline.workflow import console
+from engines.errors import CrashedError, NotAvailableError
+from pipeline.workflow import console, worker
 
 
 def examine() -> dict[str, Any]:
@@ -33,10 +33,15 @@ def _engine(name: str) -> dict[str, Any]:
     state = engine.available()
     if state.build:
         try:
-            import_vendor(engine.module, state.install)
-        except NotAvailableError as error:
+            # In a child process, which a broken library may end.
+            worker.call(f"importing {engine.module}", _import, engine.module, state.install)
+        except (NotAvailableError, CrashedError) as error:
             state = dataclasses.replace(state, build=False, run=False, reason=error.message)
     return {"build": state.build, "run": state.run, "reason": state.reason, "fix": state.install}
+
+
+def _import(module: str, install: str) -> None:
+    import_vendor(module, install)
 
 
 def show(machine: dict[str, Any]) -> None:

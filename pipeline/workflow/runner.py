@@ -217,7 +217,8 @@ class _Job:
                 return f"running again: {path} is missing"
             if sha256_file(path) != old.outputs.get(artifact.label, {}).get("sha256"):
                 return f"running again: {path} has changed since it was made"
-        return ""
+        why = self.stage.run_again(self.outputs, self.params)
+        return f"running again: {why}" if why else ""
 
     @contextmanager
     def _scratch_paths(self) -> Iterator[Paths]:

@@ -170,6 +170,10 @@ def _no_prerequisite(_params: Mapping[str, Any], _root: Path) -> str:
     return ""
 
 
+def _never_again(_outputs: Paths, _params: Any) -> str:
+    return ""
+
+
 def _no_facts(_params: Any) -> dict[str, str]:
     return {}
 
@@ -192,6 +196,9 @@ class Stage(Generic[P]):
             well; none of them changes the outputs.
         prerequisite: Returns the name of the stage that the command runs first, or "", given the
             options and the root. That stage gets the options that it shares.
+        opens_engines: It builds or opens engines in a child process, whose limits are options.
+        run_again: Returns why complete outputs, though nothing has changed, are to be made again,
+            or "".
         show: Prints the results of one or more runs, including skipped ones. Raises DeployError
             if a result is a failure, such as a verdict that is not a pass.
     """
@@ -208,4 +215,6 @@ class Stage(Generic[P]):
     resolve: Callable[[P], P] = _unchanged
     command_options: type | None = None
     prerequisite: Callable[[Mapping[str, Any], Path], str] = _no_prerequisite
+    opens_engines: bool = False
+    run_again: Callable[[Paths, P], str] = _never_again
     show: Callable[[StageRuns[P]], None]
