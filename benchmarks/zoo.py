@@ -278,7 +278,8 @@ def page(cases: list[Case]) -> str:
         " ran the graph in the types that the named engine chose. `allclose` and"
         " `Polygraphy` are the results of numpy.allclose(rtol=1e-3, atol=1e-5) and of"
         " Polygraphy's comparator at its defaults for the same outputs, compared with PyTorch's at"
-        " the same precision: if the verdict is a pass, `differs` is a false alarm. `benchmarks/zoo.py` makes this table.",
+        " the same precision: if the verdict is a pass, `differs` is a false alarm."
+        " `benchmarks/zoo.py` makes this table.",
         "",
     ]
     total = len(names())

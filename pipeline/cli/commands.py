@@ -140,4 +140,40 @@ def inspect(graph: Path, nodes: bool, **values: Any) -> None:
     console.document(description)
 
 
-COMMANDS = (report, check, summary, inspect, list_models, doctor)
+@click.command()
+@click.argument("model")
+@click.option("--use", metavar="NAME", help="Make the weights of this run the model's again.")
+@storing
+def runs(model: str, use: str | None, **values: Any) -> None:
+    """List the weights that were trained for a model, those that others replaced included."""
+    from pipeline import models
+    from pipeline.report import runs as runs_report
+    from pipeline.workflow import runs as kept
+
+    store = make_store(values)
+    models.check_name(model)
+    if use is not None:
+        kept.use(store.root, model, use, store.wait)
+    known = kept.of_model(store.root, model)
+    runs_report.show(model, known)
+    console.document([run.document() for run in known])
+
+
+@click.command()
+@click.argument("model")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@storing
+def clean(model: str, dry_run: bool, **values: Any) -> None:
+    """Remove the weights of a model that others replaced."""
+    from pipeline import models
+    from pipeline.report import runs as runs_report
+    from pipeline.workflow import runs as kept
+
+    store = make_store(values)
+    models.check_name(model)
+    removed = kept.remove(store.root, model, dry_run=dry_run)
+    runs_report.show_removed(removed, dry_run=dry_run)
+    console.document([run.document() for run in removed])
+
+
+COMMANDS = (report, check, summary, inspect, list_models, runs, clean, doctor)

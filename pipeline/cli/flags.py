@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.workflow import console, worker
+from pipeline.workflow import console, leftovers, worker
 from pipeline.workflow.artifacts import DIST, ROOT
 from pipeline.workflow.runner import Store
 
@@ -86,4 +86,6 @@ def make_store(values: dict[str, Any]) -> Store:
     print_as(values)
     limit(values)
     wait, force = values.pop("wait"), values.pop("force")
-    return Store(values.pop("root"), values.pop("dist"), force, wait)
+    root, dist = values.pop("root"), values.pop("dist")
+    leftovers.sweep(root, dist)
+    return Store(root, dist, force, wait)

@@ -24,6 +24,7 @@ from pipeline.workflow.artifacts import (
     CHECKPOINT,
     ENGINE,
     ENGINE_VERDICT,
+    FOLDER_PREFIX,
     GOLDEN,
     GRAPH,
     GRAPH_SUBJECT,
@@ -62,9 +63,10 @@ def run_stage(
     asked = _engines(chosen, arguments)
     unavailable: DeployError | None = None
     failed: list[DeployError] = []
+    given = frozenset(arguments)
     for params in _expand(chosen, arguments, store):
         try:
-            outcomes.append((runner.run(chosen, params, store), params))
+            outcomes.append((runner.run(chosen, params, store, given), params))
         except (NotAvailableError, RefusedError, CrashedError) as error:
             all_option = _all_option(chosen)
             if all_option is None or not all_option.role.skip_unavailable:
@@ -290,11 +292,6 @@ def run_all(arguments: dict[str, Any], store: Store) -> tuple[list[Outcome], Dep
         DeployError: A stage failed, or no engine is left; the outputs of earlier stages remain.
     """
     asked = arguments.get("engine", [ALL])
-    data = (
-        arguments.get("data") or models.get(arguments["model"], arguments.get("seed") or 0).dataset
-    )
-    if data is not None:
-        arguments = {**arguments, "data": data}
     outcomes: list[Outcome] = []
     failures: list[DeployError] = []
 
@@ -314,7 +311,10 @@ def run_all(arguments: dict[str, Any], store: Store) -> tuple[list[Outcome], Dep
 
     # The summary at the end repeats all results but the measurements.
     quietly = console.only_on_failure
-    for name in ("data", "train", "export") if data is not None else ("train", "export"):
+    with quietly():
+        if (data := _data_to_get(arguments, store)) is not None:
+            step("data", data=data)
+    for name in ("train", "export"):
         with quietly():
             step(name)
     with quietly():
@@ -333,6 +333,18 @@ def run_all(arguments: dict[str, Any], store: Store) -> tuple[list[Outcome], Dep
     with quietly():
         step("bundle", engine=list(usable), measurements=bool(here))
     return outcomes, joined(failures) if failures else None
+
+
+def _data_to_get(arguments: dict[str, Any], store: Store) -> str | None:
+    """Returns the data set that the chain begins with: the given one, or that of the weights here.
+
+    None if there is none, or if it was made from a folder whose path is not given again.
+    """
+    if (given := arguments.get("data")) is not None:
+        return str(given)
+    seed = arguments.get("seed") or 0
+    known = _trained_on(arguments, store).get("data", models.get(arguments["model"], seed).dataset)
+    return None if known is None or known.startswith(FOLDER_PREFIX) else str(known)
 
 
 def _usable(proofs: list[Outcome]) -> dict[str, str]:

@@ -239,9 +239,11 @@ def show(runs: StageRuns[Params]) -> None:
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
-    subjects = _subjects(params).values()
-    parts = [part for subject in subjects for part in (subject.built, subject.verdict)]
-    return (GOLDEN, *dict.fromkeys(parts))
+    return (GOLDEN, *dict.fromkeys(subject.built for subject in _subjects(params).values()))
+
+
+def _conditions(params: Params) -> tuple[Artifact, ...]:
+    return tuple(dict.fromkeys(subject.verdict for subject in _subjects(params).values()))
 
 
 STAGE = Stage(
@@ -249,6 +251,7 @@ STAGE = Stage(
     help="Measure engines side by side.",
     params=Params,
     inputs=_inputs,
+    conditions=_conditions,
     outputs=lambda _params: (MEASUREMENTS,),
     run=run,
     tools=("numpy",),

@@ -151,8 +151,9 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
         *sources,
         GOLDEN,
         GRAPH_VERDICT,
-        *((MEASUREMENTS,) if params.measurements else ()),
         *(artifact.at(engine=name) for name in params.engine for artifact in parts),
+        # Last, since what an error says to do about the verdicts has to be done first.
+        *((MEASUREMENTS,) if params.measurements else ()),
     )
 
 

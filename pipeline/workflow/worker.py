@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -116,6 +115,8 @@ class _Child:
         # What libraries leave in the folder for temporary files goes with the child.
         _sweep()
         self._folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
+        from multiprocessing import connection  # which `assay --help` does not need
+
         ours, theirs = connection.Pipe()
         with contextlib.closing(theirs):
             self._process = subprocess.Popen(

@@ -12,11 +12,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.workflow import console
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 # In the environment of a child: what it calls is not to start children of its own.
 ALONE = "ASSAY_WORKER"
@@ -56,6 +58,8 @@ def serve(descriptor: int) -> None:
     Args:
         descriptor: File descriptor of our end of the pipe.
     """
+    from multiprocessing.connection import Connection
+
     global _parent  # noqa: PLW0603 - a child has one parent
     # The parent gets the terminal's signals as well, and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
