@@ -65,12 +65,16 @@ class TensorRTSession:
         self._graph_wanted = options.cuda_graph
         self._cuda = Cuda(options.device)
         plan = path.read_bytes()
-        self._runtime = vendor.Runtime(logger)
+        self._runtime = started(vendor.Runtime, logger, name)
         self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise DeployError(
                 f"{name} does not accept {path}: {'; '.join(logger.errors)}",
-                "build it again with this version and for this GPU",
+                "build it again with this version and for this GPU"
+                if hasattr(vendor, "Builder")
+                # The lean runtime, which cannot build.
+                else "build it with this version of TensorRT, for this GPU, and with"
+                " --version-compatible",
             )
         self._add_weights(path, options.weights, logger)
         self._compiled: Any = None
@@ -179,6 +183,11 @@ class TensorRTSession:
                 f"{path} was built without its weights, of {stripped:,} bytes",
                 "open it beside the graph that it was built from, or build it with weights",
             )
+        if not hasattr(self._vendor, "OnnxParserRefitter"):  # the lean runtime
+            raise DeployError(
+                f"{path} was built without its weights, which this runtime cannot add",
+                "build it with weights",
+            )
         refitter = self._vendor.Refitter(self._engine, logger)
         parser = self._vendor.OnnxParserRefitter(refitter, logger)
         if not (parser.refit_from_file(str(weights)) and refitter.refit_cuda_engine()):
@@ -282,7 +291,35 @@ class TensorRTSession:
             ) from error
 
 
-def inspected(vendor: Any, engine: Any) -> str:
-    """Returns the vendor's description of an open plan's layers, as JSON."""
+def started(kind: Any, logger: Any, name: str) -> Any:
+    """Returns a new Builder or Runtime of the vendor.
+
+    Without a driver that CUDA accepts, either is returned broken, and the first call on it ends
+    the process, or pybind11 raises a TypeError about a null pointer.
+
+    Raises:
+        NotAvailableError: It could not be started.
+    """
+    try:
+        instance = kind(logger)
+    except TypeError as error:
+        logger.errors.append(str(error))
+    if logger.errors:
+        raise NotAvailableError(
+            f"{name} cannot be started here: {'; '.join(logger.errors)}",
+            "install a driver that supports the CUDA version of this library",
+        )
+    return instance
+
+
+def inspected(vendor: Any, plan: Any, logger: Any, name: str) -> str:
+    """Returns the vendor's description of a new plan's layers, as JSON.
+
+    Raises:
+        DeployError: The plan cannot be opened.
+    """
+    engine = started(vendor.Runtime, logger, name).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise DeployError(f"{name} cannot open its new plan: {'; '.join(logger.errors)}")
     kind = vendor.LayerInformationFormat.JSON
     return str(engine.create_engine_inspector().get_engine_information(kind))
