@@ -229,5 +229,12 @@ class Engine(Protocol):
         """
         return "here", dict(params)
 
+    def smaller_runtime(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
+        """Returns the command that installs less than `build` needs, and enough to open an engine.
+
+        Returns "" if there is no such runtime. The arguments are those of `incompatibility`.
+        """
+        return ""
+
     def open(self, built: Path, options: OpenOptions) -> Session:
         """Opens a file that `build` wrote."""

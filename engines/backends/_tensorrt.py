@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from engines import cache, hardware
 from engines.backends import _turing
+from engines.backends._tensorrt_library import logger_of, monitor_of, started
 from engines.backends._tensorrt_network import parse, profile_of, strongly_typed, type_mismatches
-from engines.backends._tensorrt_session import TensorRTSession, inspected, started
+from engines.backends._tensorrt_session import TensorRTSession, inspected
 from engines.checks import (
     available_on_cpu,
     choose_device,
@@ -61,13 +62,19 @@ class LeanRuntime:
 
     Attributes:
         module: Its Python module.
-        distributions: Its distribution names, best first.
-        install: The command that installs it.
+        wheels: The distributions that make it up; the first has the module.
     """
 
     module: str
-    distributions: tuple[str, ...]
-    install: str
+    wheels: tuple[str, ...]
+
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        return self.wheels[:1]
+
+    @property
+    def install(self) -> str:
+        return f"pip install {' '.join(self.wheels)}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ class TensorRTEngine(Engine):
                 f"{self.name} builds on the GPU it builds for, and this machine has none",
                 "build with --engine tensorrt_rtx, which needs no GPU, or build on the target",
             )
-        logger = _logger(vendor)
+        logger = logger_of(vendor)
         builder = started(vendor.Builder, logger, self.name)
         network = builder.create_network(strongly_typed(vendor))
         on_turing = _turing.CAPABILITY in options.target_sm
@@ -225,7 +232,7 @@ class TensorRTEngine(Engine):
                 "copy the bundle to the target and run `assay check` there",
             )
         options = replace(options, device=choose_device(self, options.device))
-        return TensorRTSession(vendor, self.name, built, options, _logger(vendor))
+        return TensorRTSession(vendor, self.name, built, options, logger_of(vendor))
 
     def incompatibility(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
         """Returns why a plan must not be loaded here, judged by its record; "" if it may be.
@@ -255,15 +262,25 @@ class TensorRTEngine(Engine):
         self, lean: LeanRuntime, built_by: Mapping[str, str], params: Mapping[str, Any]
     ) -> str:
         """Returns why the lean runtime does not open a plan, or ""."""
-        runtime = installed(lean.distributions)
+        runtime, builder = installed(lean.distributions), self._builder(built_by)
         opens = f"{_described(runtime)} opens only"
         if not params.get("version_compatible"):
             return f"{opens} plans built with --version-compatible"
-        builder = {name: built_by[name] for name in self.distributions if name in built_by}
         if not builder or _numbers(builder) != _numbers(runtime):
             built_with = _described(builder) or "an unknown version"
             return f"it was built with {built_with}, but {opens} plans of its own version"
         return ""
+
+    def smaller_runtime(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
+        builder = self._builder(built_by)
+        if not (self.lean and builder and params.get("version_compatible")):
+            return ""
+        version = ".".join(_numbers(builder))
+        return f"pip install {' '.join(f'{name}=={version}' for name in self.lean.wheels)}"
+
+    def _builder(self, built_by: Mapping[str, str]) -> dict[str, str]:
+        """Returns name and version of the library that built a plan, if its record has them."""
+        return {name: built_by[name] for name in self.distributions if name in built_by}
 
     def rebuild(self, params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         lean = self._lean_in_use()
@@ -339,49 +356,3 @@ def _use_timings(config: Any, path: Path, options: BuildOptions) -> None:
         return
     config.set_timing_cache(config.create_timing_cache(b""), False)
     options.note("timing_cache", "empty")
-
-
-def monitor_of(vendor: Any, tell: Callable[[str, float], None]) -> Any:
-    """Returns a progress monitor that ends the build if `tell` raises, as on Ctrl-C."""
-
-    class Monitor(vendor.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.ended_by: BaseException | None = None
-            self._steps: dict[str, int] = {}
-
-        def phase_start(self, name: str, _parent: str | None, steps: int) -> None:
-            self._steps[name] = max(steps, 1)
-
-        def step_complete(self, name: str, step: int) -> bool:
-            try:
-                tell(name, min(1.0, (step + 1) / self._steps.get(name, 1)))
-            except BaseException as error:  # an interrupt too: it must not pass through C++
-                self.ended_by = self.ended_by or error
-            return self.ended_by is None
-
-        def phase_finish(self, name: str) -> None:
-            self._steps.pop(name, None)
-
-    return Monitor()
-
-
-def _logger(vendor: Any) -> Any:
-    """Returns a logger that collects messages instead of printing them.
-
-    Errors go into exceptions; the other messages describe what was built.
-    """
-
-    class Logger(vendor.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-            self.messages: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= vendor.ILogger.Severity.ERROR:
-                self.errors.append(message)
-            else:
-                self.messages.append(message)
-
-    return Logger()

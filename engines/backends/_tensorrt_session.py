@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from engines import cache, hardware
+from engines.backends._tensorrt_library import started
 from engines.checks import FeedCheck, closed_error, unbound_error
 from engines.contract import Array, Feeds, OpenOptions, Outputs, TensorSpec
 from engines.cuda import Cuda
@@ -289,27 +290,6 @@ class TensorRTSession:
                 f"numpy has no dtype for {name}, which is {kind.name}",
                 "export it with inputs and outputs of another type",
             ) from error
-
-
-def started(kind: Any, logger: Any, name: str) -> Any:
-    """Returns a new Builder or Runtime of the vendor.
-
-    Without a driver that CUDA accepts, either is returned broken, and the first call on it ends
-    the process, or pybind11 raises a TypeError about a null pointer.
-
-    Raises:
-        NotAvailableError: It could not be started.
-    """
-    try:
-        instance = kind(logger)
-    except TypeError as error:
-        logger.errors.append(str(error))
-    if logger.errors:
-        raise NotAvailableError(
-            f"{name} cannot be started here: {'; '.join(logger.errors)}",
-            "install a driver that supports the CUDA version of this library",
-        )
-    return instance
 
 
 def inspected(vendor: Any, plan: Any, logger: Any, name: str) -> str:

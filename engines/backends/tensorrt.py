@@ -13,8 +13,6 @@ ENGINE = TensorRTEngine(
     build_options=COMMON_OPTIONS
     | {"version_compatible", "hardware_compatible", "refit", "strip_weights"},
     lean=LeanRuntime(
-        module="tensorrt_lean_bindings",
-        distributions=("tensorrt-lean-cu13-bindings",),
-        install="pip install tensorrt-lean-cu13-libs tensorrt-lean-cu13-bindings",
+        "tensorrt_lean_bindings", ("tensorrt-lean-cu13-bindings", "tensorrt-lean-cu13-libs")
     ),
 )

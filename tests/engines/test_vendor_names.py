@@ -55,8 +55,8 @@ def test_a_name_on_a_value_of_unknown_class_is_reported(tmp_path: Path) -> None:
         ("_tensorrt.py", "create_builder_config()", "create_config()", "Builder.create_config"),
         ("_tensorrt.py", "BuilderFlag.TF32", "BuilderFlag.TF16", "BuilderFlag.TF16"),
         ("_tensorrt.py", ".builder_optimization_level =", ".level =", "IBuilderConfig.level"),
-        ("_tensorrt.py", "vendor.IProgressMonitor", "vendor.Monitor", "module.Monitor"),
-        ("_tensorrt.py", "def phase_finish", "def phase_end", "IProgressMonitor.phase_end"),
+        ("_tensorrt_library.py", "vendor.IProgressMonitor", "vendor.Monitor", "module.Monitor"),
+        ("_tensorrt_library.py", "def phase_finish", "def phase_end", "IProgressMonitor.phase_end"),
         ("_tensorrt.py", "(kept), False)", "(kept))", "does not fit"),
         ("_tensorrt.py", 'f"SM{sm}"), index)', 'f"SM{sm}"), at=index)', "does not fit"),
         (

@@ -22,7 +22,7 @@ from engines.backends import _tensorrt
 from engines.contract import BuildOptions
 
 FOLDER = Path(_tensorrt.__file__).parent
-FILES = ("_tensorrt.py", "_tensorrt_network.py", "_tensorrt_session.py")
+FILES = sorted(path.name for path in FOLDER.glob("_tensorrt*.py"))
 ENTRIES = (("TensorRTEngine", "build"), ("TensorRTEngine", "open"))
 SESSION = "TensorRTSession"
 # Names that are put together when the code runs.
@@ -402,7 +402,7 @@ class Interpreter:
                 self._bind(node.target, self._element(node.iter, names), names)
                 self._branch(node.body, names, out)
             case ast.Try():
-                self._branch(node.body, names, out)
+                self._branch([*node.body, *node.orelse], names, out)
                 for handler in node.handlers:
                     self._branch(handler.body, names, out)
                 self._branch(node.finalbody, names, out)
