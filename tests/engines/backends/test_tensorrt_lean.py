@@ -210,7 +210,9 @@ def test_commands_with_the_real_runtime_and_no_driver(
     assert verified.code == 4, verified.err
     assert process("bundle", *words).run(machine=machine).code == 0
     bundle = max(store.dist.glob("*.tar.gz"), key=lambda path: path.stat().st_mtime)
-    for result in (verified, process("check", bundle).run(machine=machine)):
+    checked = process("check", bundle).run(machine=machine)
+    assert checked.code == 0, checked.err
+    for result in (verified, checked):
         assert "not run" in result.out
         assert RUNTIME in result.out
         assert "libcuda.so.1" in result.out
@@ -241,3 +243,17 @@ def test_doctor_imports_the_real_runtime_where_there_is_a_gpu(
     answer = state()
     assert (answer["build"], answer["run"]) == (False, False)
     assert "libnvinfer_lean.so.11" in str(answer["reason"])
+
+
+@pytest.mark.long
+@pytest.mark.skipif(machines.COMPILER is None, reason="the stand-in driver needs a C compiler")
+def test_a_driver_that_cuda_refuses_is_reported(
+    store: Store, wheels: Path, tmp_path: Path, process: Callable[..., Process]
+) -> None:
+    add_plan(store, **COMPATIBLE)
+    machines.compile_driver(tmp_path)
+    machine = {**machines.with_driver(tmp_path, H100), "PYTHONPATH": python_path(wheels)}
+    words = ("lenet", "--root", store.root, "--engine", "tensorrt")
+    result = process("verify", *words).run(machine=machine)
+    assert result.code == 4, result.err
+    assert "tensorrt was not run on this machine: CUDA device 0 cannot be used here" in result.err

@@ -27,8 +27,10 @@ class Error(enum.Enum):
     cudaSuccess = 0  # noqa: N815 - the vendor's names
     cudaErrorMemoryAllocation = 2  # noqa: N815
     cudaErrorInsufficientDriver = 35  # noqa: N815
+    cudaErrorCallRequiresNewerDriver = 36  # noqa: N815
     cudaErrorNoDevice = 100  # noqa: N815
     cudaErrorInvalidDevice = 101  # noqa: N815
+    cudaErrorSystemDriverMismatch = 803  # noqa: N815
 
 
 OK = (Error.cudaSuccess, None)
