@@ -31,10 +31,11 @@ def examine() -> dict[str, Any]:
 def _engine(name: str) -> dict[str, Any]:
     engine = engines.get(name)
     state = engine.available()
-    if state.build:
+    if state.build or state.run:
         try:
             # In a child process, which a broken library may end.
-            worker.call(f"importing {engine.module}", _import, engine.module, state.install)
+            module = engine.runtime_module()
+            worker.call(f"importing {module}", _import, module, state.install)
         except (NotAvailableError, CrashedError) as error:
             state = dataclasses.replace(state, build=False, run=False, reason=error.message)
     return {"build": state.build, "run": state.run, "reason": state.reason, "fix": state.install}

@@ -61,7 +61,7 @@ class Params:
         (), text="Compute capabilities to build for, as in 75,86,89,120 (TensorRT for RTX)."
     )
     version_compatible: bool = option(
-        False, text="Build a plan that later minor versions of TensorRT run."
+        False, text="Build a plan that TensorRT's lean runtime of the same version opens."
     )
     hardware_compatible: bool = option(
         False, text="Build a plan for any GPU from Ampere on (TensorRT)."

@@ -94,7 +94,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     facts = _facts(inputs, params, records, verdicts)
     for name in params.engine:
         record = known_records[ENGINE.at(engine=name).at(**inputs.fields).record]
-        facts["engines"][name]["built_with"] = record.facts
+        entry = facts["engines"][name]
+        entry["built_with"] = record.facts
+        if install := engines.get(name).smaller_runtime(record.facts, record.params):
+            entry["smaller_runtime"] = install
     text = readme.text(facts)
     content: dict[str, Path | bytes] = {
         **members,
@@ -170,6 +173,7 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=lambda _params: (BUNDLE,),
     run=run,
+    revision=2,
     resolve=resolve,
     show=show,
 )

@@ -139,9 +139,10 @@ def require_fit(engine: Engine, path: Path) -> None:
     if digests and digest not in digests:
         why = f"its SHA-256 is {digest}, but its record has {digests[0]}"
     if why:
+        where, params = engine.rebuild(record.params)
         raise NotAvailableError(
             f"{path} is not loaded: {why}",
-            f"build it here: `{hints.again(record.stage, record.params)}`",
+            f"build it {where}: `{hints.again(record.stage, params)}`",
         )
 
 
