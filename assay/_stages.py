@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from assay._results import Bench, Build, Bundle, Check, Export, Run, Training, Verification
+from engines import cache
 from engines.errors import UsageError, suggestion
 from pipeline import models
 from pipeline.cli import stage_runs
 from pipeline.cli.options import ALL, check_words, is_list
-from pipeline.workflow import artifacts, console
+from pipeline.workflow import artifacts, console, leftovers
 from pipeline.workflow.chain import STAGES, stage
 from pipeline.workflow.digests import read_json
 from pipeline.workflow.runner import Outcome, Store
@@ -235,6 +236,8 @@ def _store(root: PathLike, dist: PathLike) -> Store:
     for name, folder in (("root", root), ("dist", dist)):
         if not isinstance(folder, str | os.PathLike):
             raise UsageError(f"{name} {folder!r} is not a path", "give the path of a folder")
+    cache.set_torch_cache()  # before any use of torch, which would set it to a shared folder
+    leftovers.sweep(Path(root), Path(dist))
     return Store(Path(root), Path(dist))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from engines import hardware
+from engines import cache, hardware
 from engines.contract import Array, Availability, Engine, Feeds, TensorSpec
 from engines.errors import DeployError, NotAvailableError, UsageError
 
@@ -144,6 +144,8 @@ def import_vendor(module: str, install: str) -> Any:
     Raises:
         NotAvailableError: It is missing or does not load; the hint is the pip line.
     """
+    if module == "torch":
+        cache.set_torch_cache()  # torch sets it itself once it is used
     try:
         with import_guard():
             return importlib.import_module(module)

@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import logging
+import shlex
 import shutil
+import sys
 import tempfile
 import threading
 import zipfile
@@ -23,7 +25,7 @@ from engines.backends.pytorch import (
     quietly,
     specs_of,
 )
-from engines.backends.torch_compile import missing_compiler
+from engines.backends.torch_compile import COMPILERS, missing_compiler
 from engines.checks import available_on_cpu, choose_device, import_vendor, installed
 from engines.contract import Availability, BuildOptions, Engine, OpenOptions
 from engines.errors import DeployError, NotAvailableError
@@ -32,6 +34,7 @@ from engines.layer_report import Layer
 _INSTALL = "pip install torch"
 # Our file in the package, in its folder for files that are not torch's own.
 _EXTRA = "model/extra/assay.json"
+_SOURCES = (".cpp", ".h", ".cu", ".py")
 # Packages that this process has opened, by the digest of their bytes and the device.
 _LOADED: dict[tuple[str, int, bool], Any] = {}
 _LOADING = threading.Lock()
@@ -77,7 +80,6 @@ class AOTInductorEngine(Engine):
         if why := missing_compiler():
             raise NotAvailableError(why, "apt install g++")
         program, signature = load_program(torch, source)
-        cache.set_torch_cache()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         # Without a GPU it would warn that it finds no CUDA runtime.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -88,17 +90,16 @@ class AOTInductorEngine(Engine):
                 channels_last(torch, tensor)
         with tempfile.TemporaryDirectory(prefix="assay-") as folder:
             package = Path(folder) / "model.pt2"
+            compiler = torch._inductor.config.patch({"cpp.cxx": (str(_compiler(torch)),)})
             try:
-                with quietly():
+                with quietly(), compiler:
                     torch._inductor.aoti_compile_and_package(program, package_path=str(package))
             except Exception as error:  # inductor and the C++ compiler raise many types
                 raise DeployError(
                     f"AOTInductor cannot compile {source}: {error}", "build another engine"
                 ) from error
             facts = {**signature, "device": device, "instructions": _instructions(torch, device)}
-            with zipfile.ZipFile(package, "a") as archive:
-                archive.writestr(_EXTRA, json.dumps(facts))
-            shutil.move(package, target)
+            _pack(package, target, facts)
         return ()
 
     def open(self, built: Path, options: OpenOptions) -> AOTInductorSession:
@@ -122,6 +123,46 @@ class AOTInductorEngine(Engine):
         exact_fp32(torch)
         torch.set_num_threads(options.threads)
         return AOTInductorSession(torch, built, device, facts, cuda_graph=options.cuda_graph)
+
+
+def _compiler(torch: Any) -> Path:
+    """Returns a C++ compiler that leaves this machine's folders out of what it compiles.
+
+    Otherwise the texts of assertions would name them. It is a script, since torch takes one path.
+    """
+    command = next(path for path in map(shutil.which, _candidates(torch)) if path)
+    folders = {Path.home(), Path.cwd(), Path(tempfile.gettempdir()), cache.cache_folder()}
+    folders |= {Path(sys.prefix), Path(sys.base_prefix), Path(torch.__file__).parent}
+    flags = [
+        shlex.quote(f"-ffile-prefix-map={folder}=.")
+        for folder in sorted(map(str, folders), key=len)  # the last one that fits is taken
+    ]
+    text = f'#!/bin/sh\nexec {shlex.quote(command)} {" ".join(flags)} "$@"\n'
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    # Older versions of torch tell the kind of a compiler by its name.
+    script = cache.cache_folder() / "compilers" / digest / Path(command).name
+    if not script.exists():
+        with cache.write_atomic(script) as part:
+            part.write_text(text, encoding="utf-8")
+            part.chmod(0o755)
+    return script
+
+
+def _candidates(torch: Any) -> tuple[str, ...]:
+    """Returns the compilers that inductor would take, the preferred one first."""
+    configured = torch._inductor.config.cpp.cxx
+    names = configured if isinstance(configured, list | tuple) else (configured,)
+    return (*filter(None, names), *COMPILERS)
+
+
+def _pack(package: Path, target: Path, facts: dict[str, Any]) -> None:
+    """Writes a package to `target`, with our facts and without sources, which name folders."""
+    with zipfile.ZipFile(package) as source, zipfile.ZipFile(target, "w") as archive:
+        for member in source.infolist():
+            if Path(member.filename).suffix not in _SOURCES:
+                with source.open(member) as content, archive.open(member.filename, "w") as copy:
+                    shutil.copyfileobj(content, copy)
+        archive.writestr(_EXTRA, json.dumps(facts))
 
 
 def _instructions(torch: Any, kind: str) -> str:

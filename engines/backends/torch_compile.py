@@ -6,20 +6,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from engines import cache
 from engines.backends.pytorch import PyTorchEngine, PyTorchSession, quietly
 from engines.contract import Availability, BuildOptions, OpenOptions
 from engines.errors import NotAvailableError
 from engines.layer_report import Layer
 
-_COMPILERS = ("g++", "clang++")
+COMPILERS = ("g++", "clang++")
 
 
 def missing_compiler() -> str:
     """Returns why inductor cannot compile for a CPU here; "" if it can."""
-    if any(map(shutil.which, _COMPILERS)):
+    if any(map(shutil.which, COMPILERS)):
         return ""
-    return f"inductor needs a C++ compiler, and there is neither {' nor '.join(_COMPILERS)}"
+    return f"inductor needs a C++ compiler, and there is neither {' nor '.join(COMPILERS)}"
 
 
 class TorchCompileEngine(PyTorchEngine):
@@ -51,7 +50,6 @@ class TorchCompileEngine(PyTorchEngine):
     def open(self, built: Path, options: OpenOptions) -> PyTorchSession:
         if why := missing_compiler():
             raise NotAvailableError(why, "apt install g++")
-        cache.set_torch_cache()
         return TorchCompileSession(*self.prepared(built, options), cuda_graph=options.cuda_graph)
 
 

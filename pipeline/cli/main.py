@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from engines import cache
 from engines.errors import DeployError, UsageError, suggestion
 from exporters import DEFAULT_PRECISION
 from pipeline import __version__
@@ -143,6 +144,7 @@ for _command in commands.COMMANDS:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     signals.install()
+    cache.set_torch_cache()  # before any use of torch, which would set it to a shared folder
     words = sys.argv[1:] if arguments is None else arguments
     # Set before the words are parsed, for errors in parsing them.
     console.settings.json, console.settings.quiet = "--json" in words, False

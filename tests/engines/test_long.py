@@ -2,17 +2,23 @@
 
 import json
 import os
+import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import engines
+import engines.backends.aot_inductor
+from engines.cache import cache_folder
 from engines.checks import choose_device
-from engines.contract import OpenOptions
+from engines.contract import BuildOptions, OpenOptions
 from pipeline.golden import file as goldens
 from pipeline.workflow.runner import Store
 from tests.engines import backend_suite
+from tests.subset import ROOT
 
 RUNNABLE = [name for name in engines.names() if engines.get(name).available().run]
 # Cycles before the first measurement: caches and thread pools fill up.
@@ -50,6 +56,28 @@ def test_a_thousand_sessions_leak_nothing(name: str, built: Store) -> None:
     memory, files = np.array(seen).T
     assert files.max() == files.min()
     assert memory[-1] - memory[0] < ROOM, memory
+
+
+def test_a_compiled_package_names_no_folder_of_this_machine(built: Store, tmp_path: Path) -> None:
+    engine = engines.backends.aot_inductor.ENGINE
+    if not engine.available().build:
+        pytest.skip(engine.available().reason)
+    folder = built.root / "lenet/fp32"
+    engine.build(folder / "model.pt2", tmp_path / "engine", BuildOptions())
+    places = {Path.home(), Path.cwd(), cache_folder(), Path(tempfile.gettempdir()), ROOT}
+    places |= {Path(sys.prefix), Path(sys.base_prefix)}
+    with zipfile.ZipFile(tmp_path / "engine") as archive:
+        for name in archive.namelist():
+            content = archive.read(name)
+            for place in (*map(str, places), "site-packages"):
+                assert place.encode() not in content, (place, name)
+    session = engine.open(tmp_path / "engine", OpenOptions())
+    golden = goldens.load(folder / "golden.npz")
+    images = golden.inputs["image"][:3]
+    np.testing.assert_allclose(
+        session.run({"image": images})["logits"], golden.reference["logits"][:3], atol=1e-4
+    )
+    session.close()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in backend_suite.EXPECTED.glob("*")))
