@@ -210,6 +210,11 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     )
 
 
+def run_again(_outputs: Paths, params: Params) -> str:
+    """Returns why to train again though nothing has changed."""
+    return "--retrain is given" if params.retrain else ""
+
+
 def published(outputs: Paths, params: Params) -> None:
     """Removes the progress file, which is not needed once the checkpoint is in place."""
     training_state(outputs.root, params.model).unlink(missing_ok=True)
@@ -277,5 +282,6 @@ STAGE = Stage(
     replacing=replacing,
     published=published,
     resolve=resolve,
+    run_again=run_again,
     show=show,
 )

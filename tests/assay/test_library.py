@@ -130,6 +130,7 @@ def test_a_list_option_takes_one_value_and_a_path_option_a_string(folder: Path) 
     exported = assay.export("mine.py:make", inputs="rows.npz")
     assert exported.graph == Path("artifacts/mine.py-make/fp32/model.onnx")
     assay.build("mine.py:make", engine="onnxruntime")
+    assay.verify("mine.py:make", engine="onnxruntime")
     measured = assay.bench("mine.py:make", engine="onnxruntime", batch=2, budget=0.1)
     assert {entry["batch"] for entry in measured.results} == {2}
 

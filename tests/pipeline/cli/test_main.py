@@ -109,7 +109,8 @@ def test_without_torch_the_stages_that_need_it_exit_4(
     store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
-    result = assay(name, "lenet", *where(store), "--force")
+    again = "--retrain" if name == "train" else "--force"
+    result = assay(name, "lenet", *where(store), again)
     assert result.code == 4
     assert "torch cannot be imported" in result.err
     assert "hint: pip install torch" in result.err
@@ -200,7 +201,7 @@ def test_a_report_leaves_out_changed_files(store: Store, assay: Assay, content: 
 
 
 def test_after_training_again_a_report_names_outdated_files(store: Store, assay: Assay) -> None:
-    assert assay("train", "lenet", *where(store), "--epochs", 1, "--seed", 5).code == 0
+    assert assay("train", "lenet", *where(store), "--retrain", "--epochs", 1, "--seed", 5).code == 0
     document = json.loads(assay("report", "lenet", *where(store), "--json").out)
     assert (document["verdicts"], document["measurements"], document["bundle"]) == ({}, None, None)
     assert document["training"]["seed"] == 5
@@ -268,8 +269,8 @@ WORKING = {
     "bench": ("lenet fp32 bench: running", 1.0),
 }
 PAUSED = ("data", "verify", "build", "bundle")
-LONG = {"train": ("--epochs", 10_000), "bench": ("--budget", 100, "--batch", 1)}
-QUICK = {"train": ("--epochs", 1), "bench": ("--budget", 0.1, "--batch", 1)}
+LONG = {"train": ("--retrain", "--epochs", 10_000), "bench": ("--budget", 100, "--batch", 1)}
+QUICK = {"train": ("--retrain", "--epochs", 1), "bench": ("--budget", 0.1, "--batch", 1)}
 # One engine only: each engine is a run of its own, and finished runs stay.
 ONE = {"build": ("--engine", "onnxruntime")}
 
@@ -319,12 +320,12 @@ def test_a_killed_run_leaves_no_outputs(
 ) -> None:
     shutil.copytree(built.root, tmp_path / "artifacts")
     before = files(tmp_path / "artifacts/lenet")
-    running = process("train", "lenet", "--force", "--epochs", 10_000).start()
+    running = process("train", "lenet", "--retrain", "--epochs", 10_000).start()
     wait_for(running, "epoch 2/")
     running.kill()
     running.communicate(timeout=60)
     assert files(tmp_path / "artifacts/lenet") == before
-    assert process("train", "lenet", "--force", "--epochs", 1).run().code == 0
+    assert process("train", "lenet", "--retrain", "--epochs", 1).run().code == 0
     assert not list(tmp_path.glob("artifacts/.tmp*"))
 
 
@@ -333,13 +334,13 @@ def test_a_second_process_in_the_same_stage_waits_or_names_the_first(
     built: Store, tmp_path: Path, process: Callable[..., Process]
 ) -> None:
     shutil.copytree(built.root, tmp_path / "artifacts")
-    first = process("train", "lenet", "--force", "--epochs", 10_000).start()
+    first = process("train", "lenet", "--retrain", "--epochs", 10_000).start()
     wait_for(first, "epoch 1/")
     try:
-        second = process("train", "lenet", "--epochs", 1, "--wait", 0).run()
+        second = process("train", "lenet", "--retrain", "--epochs", 1, "--wait", 0).run()
         assert second.code == 1
         assert f"lenet train is being run by process {first.pid}" in second.err
-        third = process("train", "lenet", "--epochs", 1).start()
+        third = process("train", "lenet", "--retrain", "--epochs", 1).start()
         wait_for(third, f"waiting for process {first.pid}")
     finally:
         first.terminate()

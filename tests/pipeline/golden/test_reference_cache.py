@@ -157,7 +157,9 @@ def test_another_precision_reuses_the_float64_outputs(
     torch.manual_seed(5)
     torch.save(models.get("lenet").build(None).network.state_dict(), tmp_path / "w.pt")
     rows.clear()
-    result = assay("export", "lenet", "--weights", tmp_path / "w.pt", "--root", store.root)
+    weights = ("--weights", tmp_path / "w.pt", "--retrain")
+    assert assay("train", "lenet", *weights, "--root", store.root).code == 0
+    result = assay("export", "lenet", "--root", store.root)
     assert result.code == 0, result.err
     assert max(rows) > 1
 

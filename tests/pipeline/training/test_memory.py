@@ -14,7 +14,7 @@ def test_a_batch_larger_than_memory_is_refused_in_advance(
     store: object, assay: Assay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "free_memory", lambda: 10 << 20)
-    words = ("--batch-size", 512, "--root", store.root)
+    words = ("--retrain", "--batch-size", 512, "--root", store.root)
     result = assay("train", "lenet", *words)
     assert result.code == 1
     assert "a batch of 512 needs about" in result.err
