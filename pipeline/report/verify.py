@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from exporters import PRECISIONS
-from pipeline.verification import noise_floor
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
@@ -76,7 +75,9 @@ def deviating_type(facts: dict[str, str], precision: str) -> str:
 
 def ratio_text(ratio: float) -> str:
     """Returns an error in units of the noise floor, as a cell of a table."""
-    if ratio >= noise_floor.UNBOUNDED:
+    from pipeline.verification.noise_floor import UNBOUNDED
+
+    if ratio >= UNBOUNDED:
         return "inf"
     return f"{ratio:.2f}" if ratio < _LONG else f"{ratio:.1e}"
 
