@@ -17,11 +17,8 @@ ASSAY := $(RUN) -m pipeline.cli
 # Distributed by file, since the tests of a file share fixtures; in the order of tests/conftest.py.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
-# Files with tests that are marked as long, besides those of the engines.
-LONG := tests/pipeline/verification/test_foreign_graphs.py
-
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-fast test-large test-engines test-gpu gpu-report lint clean
+.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-fast test-large test-long test-engines test-gpu gpu-report lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,8 +77,11 @@ test-fast: $(STAMP) ## run the tests that take under a second each
 test-large: $(STAMP) ## run the tests that take 16 GiB of memory
 	$(RUN) -m pytest -m large $(ARGS)
 
-test-engines: $(STAMP) ## run the tests of engines and all long ones, with engines that compile
-	ASSAY_TEST_COMPILERS=1 $(RUN) -m pytest -m 'not large and not gpu' tests/engines $(LONG) $(ARGS)
+test-long: $(STAMP) ## run the tests that take minutes
+	$(RUN) -m pytest -m long $(ARGS)
+
+test-engines: $(STAMP) ## run the tests of engines, with the long ones and engines that compile
+	ASSAY_TEST_COMPILERS=1 $(RUN) -m pytest -m 'not large and not gpu' tests/engines $(ARGS)
 
 test-gpu: ## run the tests that need an NVIDIA GPU
 	PYTHONPATH="$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))" $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -m pytest -m gpu tests/gpu $(ARGS)

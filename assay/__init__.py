@@ -7,6 +7,7 @@ from assay._predictor import Predictor, load
 from assay._results import Bench, Build, Bundle, Check, Export, Run, Training, Verification
 from assay._stages import bench, build, bundle, check, data, export, run, train, verify
 from engines.errors import (
+    CrashedError,
     DeployError,
     NotAvailableError,
     ParityError,
@@ -21,6 +22,7 @@ __all__ = [
     "Build",
     "Bundle",
     "Check",
+    "CrashedError",
     "DeployError",
     "Export",
     "Model",

@@ -175,10 +175,16 @@ def run(
 
     Takes the options of `assay run`. Leaves out engines that this machine cannot build, unless
     they are named.
+
+    Raises:
+        ParityError: An engine is not proved; the others are measured and bundled.
+        CrashedError: An engine's library ended its process; likewise.
     """
     with console.redirected(progress):
         arguments = _parse_options(STAGES, {**more, "model": model, "engine": engine})
-        outcomes = stage_runs.run_all(arguments, _store(root, dist))
+        outcomes, failure = stage_runs.run_all(arguments, _store(root, dist))
+    if failure is not None:
+        raise failure
     by_stage: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_stage.setdefault(outcome.stage, []).append(outcome)
@@ -210,6 +216,7 @@ def check(
 
     Raises:
         DeployError: The bundle is damaged or its chain of digests is broken.
+        CrashedError: A verdict is "crashed".
         ParityError: A verdict is "mismatch" or "vacuous".
         NotAvailableError: This machine can run nothing in the bundle.
     """

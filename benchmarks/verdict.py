@@ -47,14 +47,14 @@ def main() -> None:
     served = Served(model.network, model.prepare).eval()
 
     def verdict() -> None:
-        outcome = engine_proof.prove(
+        outcome = engine_proof.prove_here(
             "graph",
             folder / "model.onnx",
             folder / "golden.npz",
             "fp32",
             device="auto",
             threads=THREADS,
-            images=images,
+            images=lambda: images,
         )
         if outcome.status != "pass":
             raise SystemExit(f"the graph does not pass: {outcome.reason}")

@@ -39,6 +39,7 @@ from safetensors.torch import save_file
 
 import engines
 from benchmarks import peers
+from engines import hardware
 from engines.contract import OpenOptions
 from exporters import PRECISIONS, onnx_files
 from pipeline import models
@@ -58,8 +59,8 @@ class Case:
 
     Attributes:
         verdict: "pass", "mismatch", "vacuous", "not run"; "" if not exported.
-        runner: The engine that ran the graph: "onnxruntime", or "openvino" if ONNX Runtime has
-            no kernels for it.
+        runner: "graph" if every node was judged in its own type; in older results, the engine
+            that ran the graph.
         ratio: The rms error in units of the noise floor; None if it was not run.
         largest: The largest error of a row in units of that row's noise floor.
         audited: How many weights were found in the graph, of how many.
@@ -139,6 +140,9 @@ def command(words: list[str], limit: float, seconds: float) -> tuple[dict[str, A
             with contextlib.suppress(OSError, IndexError):
                 status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
                 peak = max(peak, int(status.partition("VmHWM:")[2].split()[0]) // 1024)
+                tasks = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+                family = [process.pid, *map(int, tasks.read_text(encoding="ascii").split())]
+                peak = max(peak, sum(map(hardware.resident_memory, family)) >> 20)
             if peak > limit:
                 ended = f"takes more than {limit / 1024:g} GiB of memory"
             elif time.monotonic() - start > seconds:
@@ -269,11 +273,13 @@ def page(cases: list[Case]) -> str:
         "# torchvision's classification models, exported and verified",
         "",
         f"torch {torch.__version__}, torchvision {torchvision.__version__}. Random weights, with"
-        " filled batch-norm statistics; verified in ONNX Runtime on a CPU, or in OpenVINO if ONNX"
-        " Runtime has no kernels (bf16 convolutions). `allclose` and `Polygraphy` are the results"
-        " of numpy.allclose(rtol=1e-3, atol=1e-5) and of Polygraphy's comparator at its defaults"
-        " for the same outputs, compared with PyTorch's at the same precision: if the verdict is a"
-        " pass, `differs` is a false alarm. `benchmarks/zoo.py` makes this table.",
+        " filled batch-norm statistics; verified in ONNX Runtime on a CPU. Rows that are run by"
+        " `graph` judge every node in its own type; other rows are from before that was done, and"
+        " ran the graph in the types that the named engine chose. `allclose` and"
+        " `Polygraphy` are the results of numpy.allclose(rtol=1e-3, atol=1e-5) and of"
+        " Polygraphy's comparator at its defaults for the same outputs, compared with PyTorch's at"
+        " the same precision: if the verdict is a pass, `differs` is a false alarm."
+        " `benchmarks/zoo.py` makes this table.",
         "",
     ]
     total = len(names())

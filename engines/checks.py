@@ -181,10 +181,15 @@ def installed(distributions: tuple[str, ...]) -> dict[str, str]:
     return {distributions[0]: "not installed"}
 
 
+def is_installed(distributions: tuple[str, ...]) -> bool:
+    """Whether one of the distributions is installed."""
+    return "not installed" not in installed(distributions).values()
+
+
 def available_on_cpu(distributions: tuple[str, ...], install: str) -> Availability:
     """Returns the availability of an engine that needs only its library."""
     ((name, version),) = installed(distributions).items()
-    if version == "not installed":
+    if not is_installed(distributions):
         return Availability(False, False, f"{name} is not installed", install)
     return Availability(True, True, f"{name} {version}")
 

@@ -65,7 +65,7 @@ class BuildOptions:
         optimization_level: TensorRT's, 0 (builds fast) to 5 (runs fast); None means its default.
         target_sm: Compute capabilities to build for, such as 89 (TensorRT for RTX); empty means
             the vendor's default.
-        version_compatible: The plan may be run by later minor versions (TensorRT).
+        version_compatible: The plan may be run by the lean runtime of its version (TensorRT).
         hardware_compatible: The plan may be run on any GPU from Ampere on (TensorRT).
         refit: Weights may be replaced in the built plan (TensorRT).
         other_types: Accept a plan in which products compute in other types than the graph asks
@@ -189,6 +189,10 @@ class Engine(Protocol):
         Looks the library up without importing it, since some take seconds to import.
         """
 
+    def runtime_module(self) -> str:
+        """Returns the module that opens engines here, if it is not the one that builds them."""
+        return self.module
+
     def unsupported(self, capability: str) -> str:
         """Returns why it does not run on GPUs of a compute capability, or "".
 
@@ -222,6 +226,21 @@ class Engine(Protocol):
         Args:
             built_by: The fingerprint on the machine that built it.
             params: The options it was built with.
+        """
+        return ""
+
+    def rebuild(self, params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Returns where, and with which options, to build an engine that opens here.
+
+        Args:
+            params: The options of a build that does not.
+        """
+        return "here", dict(params)
+
+    def smaller_runtime(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
+        """Returns the command that installs less than `build` needs, and enough to open an engine.
+
+        Returns "" if there is no such runtime. The arguments are those of `incompatibility`.
         """
         return ""
 

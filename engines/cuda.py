@@ -154,12 +154,14 @@ class Cuda:
         failure = f"{name} returned {error.name}"
         absent = (
             known.cudaErrorInsufficientDriver,
+            known.cudaErrorCallRequiresNewerDriver,
+            known.cudaErrorSystemDriverMismatch,
             known.cudaErrorNoDevice,
             known.cudaErrorInvalidDevice,
         )
         if error in absent:
             raise NotAvailableError(
                 f"CUDA device {self.index} cannot be used here: {failure}",
-                "install the NVIDIA driver, or use --device cpu",
+                "install a current NVIDIA driver, or use --device cpu",
             )
         raise DeployError(f"CUDA: {failure}")

@@ -48,6 +48,10 @@ class NotAvailableError(DeployError):
     exit_code = 4
 
 
+class CrashedError(DeployError):
+    """A vendor library that ended its process, or was stopped at a limit of time or memory."""
+
+
 class RefusedError(DeployError):
     """A graph or program that a backend cannot build; another one may."""
 

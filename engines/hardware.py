@@ -105,6 +105,15 @@ def free_memory() -> int:
     return free
 
 
+def resident_memory(pid: int) -> int:
+    """Returns the bytes of memory that a process holds; 0 if it has ended, or not on Linux."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
+    except (OSError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 @cache
 def _probed() -> dict[str, Any]:
     """Returns the JSON object that `gpu_probe` prints."""

@@ -56,11 +56,17 @@ def save_program(
     for module in program.graph_module.modules():
         for node in getattr(module, "graph", torch.fx.Graph()).nodes:
             node.meta.pop("stack_trace", None)  # it holds paths of this machine
-    with path.open("wb") as file, warnings.catch_warnings():
-        # A buffer may be a view, as the window of a Fourier transform is. On CPUs that is fine.
-        warnings.filterwarnings("ignore", "No complete tensor found in the group")
-        # An open file, since a path would have to end in .pt2.
-        torch.export.save(program, file, extra_files={SIGNATURE: json.dumps(signature)})
+    # Loading would unpickle the samples and execute the guards, so `load_program` refuses both.
+    kept = program.example_inputs, program._guards_code
+    program.example_inputs, program._guards_code = None, []
+    try:
+        with path.open("wb") as file, warnings.catch_warnings():
+            # A buffer may be a view, as the window of a Fourier transform is. On CPUs that is fine.
+            warnings.filterwarnings("ignore", "No complete tensor found in the group")
+            # An open file, since a path would have to end in .pt2.
+            torch.export.save(program, file, extra_files={SIGNATURE: json.dumps(signature)})
+    finally:
+        program.example_inputs, program._guards_code = kept
 
 
 def read_program(path: Path) -> Any:

@@ -17,7 +17,7 @@ import engines
 from engines import hardware
 from pipeline.cli import main, stage_runs
 from pipeline.data import registry
-from pipeline.workflow import console
+from pipeline.workflow import console, worker
 from pipeline.workflow.runner import Store
 from tests.subset import SUBSET, install_trained, python_path
 from tests.unusual import SOURCE
@@ -110,6 +110,12 @@ def assay(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]
 
     yield call
     console.settings.json = console.settings.quiet = False
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds and proves engines in this process, for tests that replace functions of ours."""
+    monkeypatch.setattr(worker.settings, "isolate", False)
 
 
 @dataclass

@@ -26,7 +26,7 @@ def zoo(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow(31)
+@pytest.mark.long
 def test_the_sweep_reports_the_result_of_a_model() -> None:
     result = zoo("--quick", "--models", "squeezenet1_1", "--precisions", "fp16,int8")
     assert result.returncode == 0, result.stderr

@@ -131,6 +131,14 @@ def test_make_help_describes_every_target() -> None:
     assert set(described) == set(targets)
 
 
+def test_continuous_integration_selects_tests_that_exist() -> None:
+    selected = re.findall(r"test_\w+", (ROOT / ".ci/run").read_text(encoding="utf-8"))
+    assert selected
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.rglob("tests/**/test_*.py"))
+    for name in selected:
+        assert re.search(rf"^def {name}\b", tests, re.MULTILINE), name
+
+
 @pytest.mark.parametrize(
     "name", ["train", "export", "verify", "build", "bench", "bundle", "report"]
 )

@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from engines import cache, hardware
 from engines.backends import _turing
+from engines.backends._tensorrt_library import logger_of, monitor_of, started
+from engines.backends._tensorrt_network import parse, profile_of, strongly_typed, type_mismatches
 from engines.backends._tensorrt_session import TensorRTSession, inspected
-from engines.checks import available_on_cpu, choose_device, import_vendor, installed
+from engines.checks import (
+    available_on_cpu,
+    choose_device,
+    import_vendor,
+    installed,
+    is_installed,
+)
 from engines.contract import Availability, BuildOptions, Engine, OpenOptions
 from engines.errors import DeployError, NotAvailableError, UsageError
-from engines.layer_report import Layer, of_inspector, of_tensorrt, precision
+from engines.layer_report import Layer, of_inspector, of_tensorrt
 
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WHY_UNSUPPORTED = {
     "target_sm": "it builds for the GPU of this machine",
     "version_compatible": "its plans are bound to its version",
@@ -29,6 +36,7 @@ _WHY_UNSUPPORTED = {
     "refit": "without a GPU, its builder fails with it",
     "strip_weights": "without a GPU, its builder fails with it",
 }
+_NOT_VERSION_COMPATIBLE = ("refit", "strip_weights")
 # Options of every flavour; each flavour adds some of the others.
 COMMON_OPTIONS = frozenset(
     {
@@ -41,7 +49,32 @@ COMMON_OPTIONS = frozenset(
         "other_types",
     }
 )
-_CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
+_VERSION_NUMBERS = 4
+TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
+
+
+@dataclass(frozen=True)
+class LeanRuntime:
+    """A small library that opens version-compatible plans of its own version, and builds none.
+
+    The whole library does not open such plans of another version either: that takes the lean
+    runtime of that version, which a plan of ours does not include.
+
+    Attributes:
+        module: Its Python module.
+        wheels: The distributions that make it up; the first has the module.
+    """
+
+    module: str
+    wheels: tuple[str, ...]
+
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        return self.wheels[:1]
+
+    @property
+    def install(self) -> str:
+        return f"pip install {' '.join(self.wheels)}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +88,7 @@ class TensorRTEngine(Engine):
         builds_without_gpu: Whether this flavour builds on a machine without a GPU.
         build_options: See `engines.contract.Engine`.
         gpu_limits: See `engines.contract.Engine.unsupported`.
+        lean: The runtime that opens plans where the whole library is not installed.
     """
 
     name: str
@@ -64,27 +98,44 @@ class TensorRTEngine(Engine):
     builds_without_gpu: bool
     build_options: frozenset[str] = COMMON_OPTIONS
     gpu_limits: Callable[[str], str] = lambda _capability: ""
+    lean: LeanRuntime | None = None
     source: Literal["graph", "program"] = "graph"
     devices: tuple[str, ...] = ("cuda",)
     cuda_graphs: bool = True
 
     def available(self) -> Availability:
         library = available_on_cpu(self.distributions, self.install)
-        if not library.build:
+        if lean := self._lean_in_use():
+            version = _described(installed(lean.distributions))
+            reason = f"{version} opens only plans built with --version-compatible, and builds none"
+            library = Availability(False, True, reason, self.install)
+        if not library.run:
             return library
+        builds = library.build and self.builds_without_gpu
         if problem := hardware.no_gpu():
-            return Availability(self.builds_without_gpu, False, f"{library.reason}; {problem}")
+            return Availability(builds, False, f"{library.reason}; {problem}")
         gpu = hardware.gpus()[0]
         if problem := self.unsupported(gpu["compute_capability"]):
-            reason = f"{library.reason}; {gpu['name']}: {problem}"
-            return Availability(self.builds_without_gpu, False, reason)
-        return Availability(True, True, f"{library.reason}, {gpu['name']}")
+            return Availability(builds, False, f"{library.reason}; {gpu['name']}: {problem}")
+        return replace(library, reason=f"{library.reason}, {gpu['name']}")
+
+    def runtime_module(self) -> str:
+        lean = self._lean_in_use()
+        return lean.module if lean else self.module
 
     def unsupported(self, capability: str) -> str:
         return self.gpu_limits(capability)
 
     def fingerprint(self) -> dict[str, str]:
-        return {**installed(self.distributions), **hardware.gpu_fingerprint()}
+        lean = self._lean_in_use()
+        library = installed(lean.distributions if lean else self.distributions)
+        return {**library, **hardware.gpu_fingerprint()}
+
+    def _lean_in_use(self) -> LeanRuntime | None:
+        """Returns the lean runtime if it is installed and the whole library is not."""
+        if self.lean and not is_installed(self.distributions):
+            return self.lean if is_installed(self.lean.distributions) else None
+        return None
 
     def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
         """Writes a serialized plan with one optimization profile over the batch.
@@ -108,14 +159,14 @@ class TensorRTEngine(Engine):
                 f"{self.name} builds on the GPU it builds for, and this machine has none",
                 "build with --engine tensorrt_rtx, which needs no GPU, or build on the target",
             )
-        logger = _logger(vendor)
-        builder = vendor.Builder(logger)
-        network = builder.create_network(_strongly_typed(vendor))
+        logger = logger_of(vendor)
+        builder = started(vendor.Builder, logger, self.name)
+        network = builder.create_network(strongly_typed(vendor))
         on_turing = _turing.CAPABILITY in options.target_sm
         rewritten = _turing.with_convolutions(source) if on_turing else None
         if rewritten is not None:
             options.note("rewritten", "Gemm as 1x1 Conv, for SM75")
-        _parse(vendor, network, logger, source, rewritten)
+        parse(vendor, network, logger, source, rewritten)
         config = builder.create_builder_config()
         config.set_memory_pool_limit(vendor.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
         config.profiling_verbosity = vendor.ProfilingVerbosity.DETAILED
@@ -123,7 +174,7 @@ class TensorRTEngine(Engine):
             # On by default, and a hundred times less precise than the fp32 it stands in for.
             config.clear_flag(vendor.BuilderFlag.TF32)
         _configure(vendor, config, options)
-        config.add_optimization_profile(_profile(builder, network, options))
+        config.add_optimization_profile(profile_of(builder, network, options))
         monitor = monitor_of(vendor, options.progress)
         config.progress_monitor = monitor
         timings = None if self.builds_without_gpu else self._timings()
@@ -143,7 +194,7 @@ class TensorRTEngine(Engine):
         if self.builds_without_gpu:
             layers = of_tensorrt(logger.messages)
         else:
-            report = inspected(vendor, vendor.Runtime(logger).deserialize_cuda_engine(plan))
+            report = inspected(vendor, plan, logger, self.name)
             options.note("inspector", json.loads(report))
             layers = of_inspector(report) or of_tensorrt(logger.messages)
         if missed := type_mismatches(source, layers):
@@ -173,14 +224,15 @@ class TensorRTEngine(Engine):
             DeployError: TensorRT does not accept the plan here, the GPU has too little memory, or
                 the plan was built without weights and `options.weights` is None.
         """
-        vendor = import_vendor(self.module, self.install)
+        lean = self._lean_in_use()
+        vendor = import_vendor(self.runtime_module(), lean.install if lean else self.install)
         if not hardware.gpus():
             raise NotAvailableError(
                 f"a {self.name} plan runs on an NVIDIA GPU, and this machine has none",
                 "copy the bundle to the target and run `assay check` there",
             )
         options = replace(options, device=choose_device(self, options.device))
-        return TensorRTSession(vendor, self.name, built, options, _logger(vendor))
+        return TensorRTSession(vendor, self.name, built, options, logger_of(vendor))
 
     def incompatibility(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
         """Returns why a plan must not be loaded here, judged by its record; "" if it may be.
@@ -191,9 +243,9 @@ class TensorRTEngine(Engine):
         """
         here = self.fingerprint()
         facts = [name for name in self.distributions if name in {**built_by, **here}]
-        if params.get("version_compatible") and all(
-            _is_compatible(built_by.get(name, ""), here.get(name, "")) for name in facts
-        ):
+        if lean := self._lean_in_use():
+            if why := self._lean_incompatibility(lean, built_by, params):
+                return why
             facts = []
         if not self.builds_without_gpu and not params.get("hardware_compatible"):
             facts.append("gpu_compute_capability")
@@ -201,10 +253,43 @@ class TensorRTEngine(Engine):
         if not differ:
             return ""
         there, now = (
-            ", ".join(f"{name} {fingerprint.get(name, 'none')}" for name in differ)
+            _described({name: fingerprint.get(name, "none") for name in differ})
             for fingerprint in (built_by, here)
         )
         return f"it was built with {there}, but this machine has {now}"
+
+    def _lean_incompatibility(
+        self, lean: LeanRuntime, built_by: Mapping[str, str], params: Mapping[str, Any]
+    ) -> str:
+        """Returns why the lean runtime does not open a plan, or ""."""
+        runtime, builder = installed(lean.distributions), self._builder(built_by)
+        opens = f"{_described(runtime)} opens only"
+        if not params.get("version_compatible"):
+            return f"{opens} plans built with --version-compatible"
+        if not builder or _numbers(builder) != _numbers(runtime):
+            built_with = _described(builder) or "an unknown version"
+            return f"it was built with {built_with}, but {opens} plans of its own version"
+        return ""
+
+    def smaller_runtime(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
+        builder = self._builder(built_by)
+        if not (self.lean and builder and params.get("version_compatible")):
+            return ""
+        version = ".".join(_numbers(builder))
+        return f"pip install {' '.join(f'{name}=={version}' for name in self.lean.wheels)}"
+
+    def _builder(self, built_by: Mapping[str, str]) -> dict[str, str]:
+        """Returns name and version of the library that built a plan, if its record has them."""
+        return {name: built_by[name] for name in self.distributions if name in built_by}
+
+    def rebuild(self, params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        lean = self._lean_in_use()
+        if not lean:
+            return super().rebuild(params)
+        version = ".".join(_numbers(installed(lean.distributions)))
+        excluded = dict.fromkeys(_NOT_VERSION_COMPATIBLE, False)
+        where = f"where {self.distributions[0]} {version} is installed"
+        return where, {**params, **excluded, "version_compatible": True}
 
     def _check(self, options: BuildOptions) -> None:
         """Raises for options that this flavour lacks, and for those that exclude each other."""
@@ -215,12 +300,14 @@ class TensorRTEngine(Engine):
                     f" {_WHY_UNSUPPORTED[name]}",
                     "leave the option out, or build another engine",
                 )
-        if options.version_compatible and (options.refit or options.strip_weights):
+        if options.version_compatible and any(
+            getattr(options, name) for name in _NOT_VERSION_COMPATIBLE
+        ):
             raise UsageError(
-                "TensorRT's runtime for plans of other versions cannot put weights into a plan",
+                "TensorRT's runtime for version-compatible plans cannot put weights into a plan",
                 "leave out --version-compatible, or --refit and --strip-weights",
             )
-        known = {int(sm[2:]) for sm in _CAPABILITIES}
+        known = {int(sm[2:]) for sm in TARGETS}
         for sm in options.target_sm:
             if sm not in known:
                 raise UsageError(
@@ -233,16 +320,17 @@ def _configure(vendor: Any, config: Any, options: BuildOptions) -> None:
     """Sets the options that differ from the defaults."""
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
-    flags = {
+    flags = vendor.BuilderFlag
+    if options.version_compatible:
+        config.set_flag(flags.VERSION_COMPATIBLE)
         # A plan that includes a runtime would hold host code, which sessions do not run.
-        "version_compatible": ("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"),
-        "refit": ("REFIT",),
+        config.set_flag(flags.EXCLUDE_LEAN_RUNTIME)
+    if options.refit:
+        config.set_flag(flags.REFIT)
+    if options.strip_weights:
+        config.set_flag(flags.STRIP_PLAN)
         # Only with the graph's own weights, for which the plan may be optimised.
-        "strip_weights": ("STRIP_PLAN", "REFIT_IDENTICAL"),
-    }
-    for name, flag_names in flags.items():
-        for flag in flag_names if getattr(options, name) else ():
-            config.set_flag(getattr(vendor.BuilderFlag, flag))
+        config.set_flag(flags.REFIT_IDENTICAL)
     if options.hardware_compatible:
         config.hardware_compatibility_level = vendor.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.target_sm:
@@ -251,12 +339,13 @@ def _configure(vendor: Any, config: Any, options: BuildOptions) -> None:
             config.set_compute_capability(getattr(vendor.ComputeCapability, f"SM{sm}"), index)
 
 
-def _is_compatible(built_by: str, here: str) -> bool:
-    """Whether a version-compatible plan runs here: on the same major version, at least as new."""
-    there, now = (
-        [int(part) for part in version.split(".") if part.isdigit()] for version in (built_by, here)
-    )
-    return bool(there and now) and there[0] == now[0] and there <= now
+def _described(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _numbers(versions: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the numbers of a version of TensorRT, without those of its packaging (".post1")."""
+    return tuple(next(iter(versions.values())).split(".")[:_VERSION_NUMBERS])
 
 
 def _use_timings(config: Any, path: Path, options: BuildOptions) -> None:
@@ -267,118 +356,3 @@ def _use_timings(config: Any, path: Path, options: BuildOptions) -> None:
         return
     config.set_timing_cache(config.create_timing_cache(b""), False)
     options.note("timing_cache", "empty")
-
-
-def monitor_of(vendor: Any, tell: Callable[[str, float], None]) -> Any:
-    """Returns a progress monitor that ends the build if `tell` raises, as on Ctrl-C."""
-
-    class Monitor(vendor.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.ended_by: BaseException | None = None
-            self._steps: dict[str, int] = {}
-
-        def phase_start(self, name: str, _parent: str | None, steps: int) -> None:
-            self._steps[name] = max(steps, 1)
-
-        def step_complete(self, name: str, step: int) -> bool:
-            try:
-                tell(name, min(1.0, (step + 1) / self._steps.get(name, 1)))
-            except BaseException as error:  # an interrupt too: it must not pass through C++
-                self.ended_by = self.ended_by or error
-            return self.ended_by is None
-
-        def phase_finish(self, name: str) -> None:
-            self._steps.pop(name, None)
-
-    return Monitor()
-
-
-def type_mismatches(source: Path, layers: Iterable[Layer]) -> list[str]:
-    """Returns the products of a graph that no layer computes in the type of their weights.
-
-    A precision is chosen for its products; the operators between them may be fused.
-    """
-    onnx = import_vendor("onnx", "pip install onnx")
-    graph = onnx.load(source, load_external_data=False).graph
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in types:
-            types[node.output[0]] = types[node.input[0]]
-    layer_types: dict[str, set[str]] = {}
-    for layer in layers:
-        for name in layer.nodes:
-            layer_types.setdefault(name, set()).add(layer.precision)
-    missed = []
-    for node in graph.node:
-        if node.op_type not in _PRODUCTS or types.get(node.input[1]) is None:
-            continue
-        wanted = precision(onnx.helper.tensor_dtype_to_np_dtype(types[node.input[1]]).name)
-        actual = layer_types.get(node.name)
-        if actual and wanted not in actual:
-            missed.append(f"{node.op_type} {node.name!r} in {', '.join(sorted(actual))}")
-    return missed
-
-
-def _logger(vendor: Any) -> Any:
-    """Returns a logger that collects messages instead of printing them.
-
-    Errors go into exceptions; the other messages describe what was built.
-    """
-
-    class Logger(vendor.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-            self.messages: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= vendor.ILogger.Severity.ERROR:
-                self.errors.append(message)
-            else:
-                self.messages.append(message)
-
-    return Logger()
-
-
-def _strongly_typed(vendor: Any) -> int:
-    """Returns the flags of a strongly typed network, from TensorRT 11 on the only kind."""
-    flag = getattr(vendor.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
-
-
-def _parse(vendor: Any, network: Any, logger: Any, source: Path, rewritten: bytes | None) -> None:
-    parser = vendor.OnnxParser(network, logger)
-    if parser.parse(rewritten) if rewritten else parser.parse_from_file(str(source)):
-        return
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    causes = dict.fromkeys(map(_cause, errors))
-    raise DeployError(
-        f"{vendor.__name__} cannot parse {source}: " + "; ".join(causes),
-        "export with operators it supports, or build another engine",
-    )
-
-
-def _cause(error: Any) -> str:
-    """Returns an error of the parser with its node, operator and reason."""
-    reason = error.desc() if error.desc() != "false" else "not supported"
-    where = f"node {error.node_name()!r} ({error.node_operator()})"
-    if not error.node_operator():
-        where = "an input, output or weight"
-    return f"{where}: {error.code().name}: {reason}"
-
-
-def _profile(builder: Any, network: Any, options: BuildOptions) -> Any:
-    profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        shape = tuple(tensor.shape)
-        if -1 in shape[1:]:
-            raise DeployError(
-                f"input {tensor.name!r} has shape {shape}: an axis other than the batch is dynamic",
-                "export with only the batch dynamic",
-            )
-        if -1 in shape:
-            sizes = (options.batch_min, options.batch_opt, options.batch_max)
-            profile.set_shape(tensor.name, *((size, *shape[1:]) for size in sizes))
-    return profile

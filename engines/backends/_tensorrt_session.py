@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from engines import cache, hardware
+from engines.backends._tensorrt_library import started
 from engines.checks import FeedCheck, closed_error, unbound_error
 from engines.contract import Array, Feeds, OpenOptions, Outputs, TensorSpec
 from engines.cuda import Cuda
@@ -65,12 +66,16 @@ class TensorRTSession:
         self._graph_wanted = options.cuda_graph
         self._cuda = Cuda(options.device)
         plan = path.read_bytes()
-        self._runtime = vendor.Runtime(logger)
+        self._runtime = started(vendor.Runtime, logger, name)
         self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise DeployError(
                 f"{name} does not accept {path}: {'; '.join(logger.errors)}",
-                "build it again with this version and for this GPU",
+                "build it again with this version and for this GPU"
+                if hasattr(vendor, "Builder")
+                # The lean runtime, which cannot build.
+                else "build it with this version of TensorRT, for this GPU, and with"
+                " --version-compatible",
             )
         self._add_weights(path, options.weights, logger)
         self._compiled: Any = None
@@ -179,6 +184,11 @@ class TensorRTSession:
                 f"{path} was built without its weights, of {stripped:,} bytes",
                 "open it beside the graph that it was built from, or build it with weights",
             )
+        if not hasattr(self._vendor, "OnnxParserRefitter"):  # the lean runtime
+            raise DeployError(
+                f"{path} was built without its weights, which this runtime cannot add",
+                "build it with weights",
+            )
         refitter = self._vendor.Refitter(self._engine, logger)
         parser = self._vendor.OnnxParserRefitter(refitter, logger)
         if not (parser.refit_from_file(str(weights)) and refitter.refit_cuda_engine()):
@@ -282,7 +292,14 @@ class TensorRTSession:
             ) from error
 
 
-def inspected(vendor: Any, engine: Any) -> str:
-    """Returns the vendor's description of an open plan's layers, as JSON."""
+def inspected(vendor: Any, plan: Any, logger: Any, name: str) -> str:
+    """Returns the vendor's description of a new plan's layers, as JSON.
+
+    Raises:
+        DeployError: The plan cannot be opened.
+    """
+    engine = started(vendor.Runtime, logger, name).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise DeployError(f"{name} cannot open its new plan: {'; '.join(logger.errors)}")
     kind = vendor.LayerInformationFormat.JSON
     return str(engine.create_engine_inspector().get_engine_information(kind))

@@ -9,13 +9,13 @@ import logging
 import shutil
 import threading
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from engines import hardware
+from engines.backends._program_file import check_program
 from engines.backends._torch_cuda import CudaRunner, channels_last, gpu_problem
 from engines.checks import (
     FeedCheck,
@@ -129,22 +129,38 @@ def exact_fp32(torch: Any) -> None:
 def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
     """Returns an exported program, and its inputs and outputs as `specs_of` takes them.
 
+    The program's example inputs are zeros, with a batch of two.
+
     Raises:
-        DeployError: The file is not an exported program.
+        DeployError: The file is not an exported program, or reading it might run code.
     """
     extra = {SIGNATURE: ""}
     try:
-        if not zipfile.is_zipfile(path):  # checked first, since torch would log a traceback
-            raise ValueError("it is not a zip archive")
+        check_program(path)
+    except ValueError as error:
+        raise DeployError(
+            f"{path} is not opened: {error}", "export the model again, and build this engine again"
+        ) from error
+    try:
         # An open file, since a path would have to end in .pt2.
         with _LOADING, quietly(), _freeing_sources(torch), path.open("rb") as file:
             program = torch.export.load(file, extra_files=extra)
-        return program, json.loads(extra[SIGNATURE])
+        signature = json.loads(extra[SIGNATURE])
+        program.example_inputs = (_zeros(torch, signature["inputs"]), {})
+        return program, signature
     except Exception as error:  # torch.export.load documents no exception types
         raise DeployError(
             f"torch.export.load does not accept {path}: {error}",
             "build the engine again with this version of torch",
         ) from error
+
+
+def _zeros(torch: Any, specs: list[dict[str, Any]]) -> tuple[Any, ...]:
+    """Returns a tensor of zeros for each input, with two in place of dynamic axes."""
+    return tuple(
+        torch.zeros([size or 2 for size in spec["shape"]], dtype=getattr(torch, spec["dtype"]))
+        for spec in specs
+    )
 
 
 @contextmanager

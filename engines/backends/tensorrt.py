@@ -1,8 +1,8 @@
-"""TensorRT 10 and 11: plans built on, and for, the GPU of this machine."""
+"""TensorRT 10 and 11: plans built on, and for, the GPU of this machine; and its lean runtime."""
 
 from __future__ import annotations
 
-from engines.backends._tensorrt import COMMON_OPTIONS, TensorRTEngine
+from engines.backends._tensorrt import COMMON_OPTIONS, LeanRuntime, TensorRTEngine
 
 ENGINE = TensorRTEngine(
     name="tensorrt",
@@ -12,4 +12,7 @@ ENGINE = TensorRTEngine(
     builds_without_gpu=False,
     build_options=COMMON_OPTIONS
     | {"version_compatible", "hardware_compatible", "refit", "strip_weights"},
+    lean=LeanRuntime(
+        "tensorrt_lean_bindings", ("tensorrt-lean-cu13-bindings", "tensorrt-lean-cu13-libs")
+    ),
 )

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from engines.contract import Array, Session
+from engines.contract import Array, Feeds, Session
 from pipeline.benchmarking import clock
+from pipeline.benchmarking.bottleneck import bottleneck, enqueue_seconds
 from pipeline.workflow import console
 
 
@@ -22,6 +23,9 @@ def compare(
     seed: int,
 ) -> list[dict[str, Any]]:
     """Returns the timings of sessions in their JSON form; see `clock.Timing`.
+
+    Each also has its "batch" and the name of its "baseline"; on a GPU, what it is "bound" by and
+    "enqueue_seconds", as in `bottleneck`.
 
     Args:
         sessions: Open sessions by name; the first on each kind of device is its baseline.
@@ -49,12 +53,31 @@ def compare(
                     seed=seed,
                     progress=progress,
                 )
+                bounds = {name: _bound(sessions[name], feeds, name, timings) for name in group}
                 results += [
-                    {"batch": batch, "baseline": group[0], **dataclasses.asdict(entry)}
+                    {
+                        "batch": batch,
+                        "baseline": group[0],
+                        **dataclasses.asdict(entry),
+                        **bounds[entry.name],
+                    }
                     for entry in timings
                 ]
             bar.advance(max(left, 0))
     return results
+
+
+def _bound(
+    session: Session, feeds: Feeds, name: str, timings: Sequence[clock.Timing]
+) -> dict[str, Any]:
+    """Returns what bounds a session's time on a GPU, and its "enqueue_seconds"; {} on a CPU."""
+    session.bind(feeds)
+    enqueue = enqueue_seconds(session)
+    if enqueue is None:
+        return {}
+    seconds = {entry.boundary: entry.seconds.value for entry in timings if entry.name == name}
+    bound = bottleneck(enqueue, seconds["device"], seconds["end to end"])
+    return {"bound": bound, "enqueue_seconds": enqueue}
 
 
 def _by_device(sessions: Mapping[str, Session]) -> list[list[str]]:

@@ -17,6 +17,12 @@ def text(facts: dict[str, Any]) -> str:
         + " |"
         for name, entry in facts["engines"].items()
     )
+    runtimes = "".join(
+        f"\nA smaller runtime is enough to run `{name}` on the target:\n\n"
+        f"    {entry['smaller_runtime']}\n"
+        for name, entry in facts["engines"].items()
+        if "smaller_runtime" in entry
+    )
     inputs = "\n".join(f"- input `{spec}`" for spec in facts["inputs"])
     outputs = "\n".join(f"- output `{spec}`" for spec in facts["outputs"])
     trained = facts["training"][0].upper() + facts["training"][1:]
@@ -35,7 +41,7 @@ def text(facts: dict[str, Any]) -> str:
 | engine | file | verdict where it was built | built with |
 |---|---|---|---|
 {engines}
-
+{runtimes}
 `{facts["graph"]}` is the ONNX graph, and `{facts["golden"]}` holds
 inputs with the float64 outputs of the PyTorch model.
 

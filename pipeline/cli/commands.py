@@ -9,7 +9,7 @@ import click
 
 import exporters
 from engines.errors import UsageError, suggestion
-from pipeline.cli.flags import make_store, print_as, printing, storing
+from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
 from pipeline.workflow import console
 
 
@@ -41,6 +41,7 @@ def report(model: str, precision: str, **values: Any) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [all available].")
+@limiting
 @printing
 def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None:
     """Prove a bundle on this machine: every digest, and every engine that can run."""
@@ -50,6 +51,7 @@ def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None
     from pipeline.verification.acceptance import require_pass
 
     print_as(values)
+    limit(values)
     checked = checking.check(bundle, device, threads or available_cpus())
     members = len(checked.manifest["members"])
     console.result(f"{bundle}: {members} members and {checked.links} digests of the chain match")
@@ -138,4 +140,40 @@ def inspect(graph: Path, nodes: bool, **values: Any) -> None:
     console.document(description)
 
 
-COMMANDS = (report, check, summary, inspect, list_models, doctor)
+@click.command()
+@click.argument("model")
+@click.option("--use", metavar="NAME", help="Make the weights of this run the model's again.")
+@storing
+def runs(model: str, use: str | None, **values: Any) -> None:
+    """List the weights that were trained for a model, those that others replaced included."""
+    from pipeline import models
+    from pipeline.report import runs as runs_report
+    from pipeline.workflow import runs as kept
+
+    store = make_store(values)
+    models.check_name(model)
+    if use is not None:
+        kept.use(store.root, model, use, store.wait)
+    known = kept.of_model(store.root, model)
+    runs_report.show(model, known)
+    console.document([run.document() for run in known])
+
+
+@click.command()
+@click.argument("model")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@storing
+def clean(model: str, dry_run: bool, **values: Any) -> None:
+    """Remove the weights of a model that others replaced."""
+    from pipeline import models
+    from pipeline.report import runs as runs_report
+    from pipeline.workflow import runs as kept
+
+    store = make_store(values)
+    models.check_name(model)
+    removed = kept.remove(store.root, model, dry_run=dry_run)
+    runs_report.show_removed(removed, dry_run=dry_run)
+    console.document([run.document() for run in removed])
+
+
+COMMANDS = (report, check, summary, inspect, list_models, runs, clean, doctor)

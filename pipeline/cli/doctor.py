@@ -10,8 +10,8 @@ from typing import Any
 import engines
 from engines import hardware
 from engines.checks import import_vendor
-from engines.errors import NotAvailableError
-from pipeline.workflow import console
+from engines.errors import CrashedError, NotAvailableError
+from pipeline.workflow import console, worker
 
 
 def examine() -> dict[str, Any]:
@@ -31,15 +31,21 @@ def examine() -> dict[str, Any]:
 def _engine(name: str) -> dict[str, Any]:
     engine = engines.get(name)
     state = engine.available()
-    if state.build:
+    if state.build or state.run:
         try:
-            import_vendor(engine.module, state.install)
-        except NotAvailableError as error:
+            # In a child process, which a broken library may end.
+            module = engine.runtime_module()
+            worker.call(f"importing {module}", _import, module, state.install)
+        except (NotAvailableError, CrashedError) as error:
             state = dataclasses.replace(state, build=False, run=False, reason=error.message)
     gpu = state.run and "cuda" in engine.devices and hardware.gpus()
     if why := engine.gpu_problem(0) if gpu else "":
         state = dataclasses.replace(state, reason=f"{state.reason}, on the CPU: {why}")
     return {"build": state.build, "run": state.run, "reason": state.reason, "fix": state.install}
+
+
+def _import(module: str, install: str) -> None:
+    import_vendor(module, install)
 
 
 def show(machine: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.workflow import console
+from pipeline.workflow import console, leftovers, worker
 from pipeline.workflow.artifacts import DIST, ROOT
 from pipeline.workflow.runner import Store
 
@@ -51,6 +51,30 @@ def storing(command: Callable[..., Any]) -> Callable[..., Any]:
     return printing(command)
 
 
+def limiting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--time-limit` and `--memory-limit`, for the process that engines run in."""
+    positive = click.FloatRange(min=0, min_open=True)
+    command = click.option(
+        "--memory-limit",
+        type=positive,
+        help="GiB of memory that building or proving an engine may take [nearly all].",
+    )(command)
+    return click.option(
+        "--time-limit",
+        type=positive,
+        default=worker.Settings.seconds,
+        show_default=True,
+        help="Seconds that building or proving an engine may take.",
+    )(command)
+
+
+def limit(values: dict[str, Any]) -> None:
+    """Removes and applies the options of `limiting`, which not every command has."""
+    worker.settings.seconds = values.pop("time_limit", worker.Settings.seconds)
+    gib = values.pop("memory_limit", None)
+    worker.settings.memory = None if gib is None else int(gib * 2**30)
+
+
 def print_as(values: dict[str, Any]) -> None:
     """Removes the options of `printing` from `values` and applies them."""
     console.settings.json = values.pop("json_")
@@ -60,5 +84,8 @@ def print_as(values: dict[str, Any]) -> None:
 def make_store(values: dict[str, Any]) -> Store:
     """Removes the options of `storing` from `values`; returns the store they describe."""
     print_as(values)
+    limit(values)
     wait, force = values.pop("wait"), values.pop("force")
-    return Store(values.pop("root"), values.pop("dist"), force, wait)
+    root, dist = values.pop("root"), values.pop("dist")
+    leftovers.sweep(root, dist)
+    return Store(root, dist, force, wait)

@@ -16,7 +16,7 @@ from engines.errors import DeployError, UsageError, suggestion
 from exporters import DEFAULT_PRECISION
 from pipeline import __version__
 from pipeline.cli import commands, stage_runs
-from pipeline.cli.flags import make_store, storing
+from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import click_parameters
 from pipeline.workflow import chain, console, signals
 from pipeline.workflow.digests import read_json
@@ -87,7 +87,7 @@ def _add_stage(name: str) -> None:
         )
 
     parameters = click_parameters((*options(stage.params), *own), with_defaults=True)
-    _add(name, stage.help, command, parameters)
+    _add(name, stage.help, limiting(command) if stage.opens_engines else command, parameters)
 
 
 def _add(
@@ -115,17 +115,20 @@ def _add_run() -> None:
 
         store = make_store(values)
         arguments = {key: value for key, value in values.items() if value is not None}
-        outcomes = stage_runs.run_all(arguments, store)
+        outcomes, failure = stage_runs.run_all(arguments, store)
         skipped = sum(outcome.skipped for outcome in outcomes)
         console.say(f"{len(outcomes)} stages, {skipped} skipped")
         results = summary.collect(
             arguments["model"], arguments.get("precision", DEFAULT_PRECISION), store
         )
         summary.show(results)
+        if failure is not None:
+            failure.details = {"outcomes": _document(outcomes), "summary": results.document()}
+            raise failure
         console.document({"outcomes": _document(outcomes), "summary": results.document()})
 
     text = "Run the whole chain: data, train, export, verify, build, bench, bundle."
-    _add("run", text, run, click_parameters(ordered, False, stages))
+    _add("run", text, limiting(run), click_parameters(ordered, False, stages))
 
 
 for _name in chain.STAGES:

@@ -3,40 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import engines
-from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
+from engines.errors import (
+    CrashedError,
+    DeployError,
+    NotAvailableError,
+    ParityError,
+    RefusedError,
+    UsageError,
+)
 from exporters import PRECISIONS
 from pipeline import models
 from pipeline.cli.options import ALL
 from pipeline.data import registry
+from pipeline.verification.acceptance import ACCEPTED, require_pass
 from pipeline.workflow import console, hints, runner
 from pipeline.workflow.artifacts import (
     CHECKPOINT,
     ENGINE,
+    ENGINE_VERDICT,
+    FOLDER_PREFIX,
     GOLDEN,
     GRAPH,
     GRAPH_SUBJECT,
     PROGRAM,
 )
 from pipeline.workflow.chain import stage
-from pipeline.workflow.digests import require_file
+from pipeline.workflow.digests import read_json, require_file
 from pipeline.workflow.records import load
 from pipeline.workflow.runner import Outcome, Store
 from pipeline.workflow.stage import Option, Stage, options, validate_params
 
 
 def run_stage(
-    name: str, arguments: dict[str, Any], store: Store, *, tolerant: bool = False
+    name: str,
+    arguments: dict[str, Any],
+    store: Store,
+    *,
+    tolerant: bool = False,
+    failures: list[DeployError] | None = None,
 ) -> list[Outcome]:
     """Runs a stage once, or once for each engine, and prints the results.
 
     Args:
         arguments: The parameters that differ from their defaults, by name; `engine` is a list.
         tolerant: Do not fail if an engine cannot run on this machine, as with engine "all".
+        failures: Receives the errors of engines that crashed or are not proved; without it, they
+            are raised when all engines have had their turn.
 
     Raises:
         DeployError: The stage failed, or its result is a failure; see `Stage.show`.
@@ -46,28 +61,47 @@ def run_stage(
     arguments = localised(name, arguments)
     outcomes = []
     asked = _engines(chosen, arguments)
-    first_error: NotAvailableError | RefusedError | None = None
+    unavailable: DeployError | None = None
+    failed: list[DeployError] = []
+    given = frozenset(arguments)
     for params in _expand(chosen, arguments, store):
         try:
-            outcomes.append((runner.run(chosen, params, store), params))
-        except (NotAvailableError, RefusedError) as error:
+            outcomes.append((runner.run(chosen, params, store, given), params))
+        except (NotAvailableError, RefusedError, CrashedError) as error:
             all_option = _all_option(chosen)
             if all_option is None or not all_option.role.skip_unavailable:
                 raise
-            if ALL in asked:
-                console.say(f"{name}: without {getattr(params, all_option.name)}: {error.message}")
-            else:  # raise it after the other engines have run
-                first_error = first_error or error
+            console.say(f"{name}: without {getattr(params, all_option.name)}: {error.message}")
+            if isinstance(error, CrashedError):
+                failed.append(error)
+            elif ALL not in asked:  # raise it after the other engines have run
+                unavailable = unavailable or error
     try:
         with hints.completed(store.place):
             chosen.show([(outcome.outputs, params) for outcome, params in outcomes])
-        if first_error is not None:
-            raise first_error
+        if unavailable is not None:
+            raise unavailable
     except NotAvailableError:
         # The stage has printed which engines could not be run.
         if not tolerant and ALL not in asked:
             raise
+    except (ParityError, CrashedError) as error:
+        failed.append(error)
+    if failures is not None:
+        failures += failed
+    elif failed:
+        raise joined(failed)
     return [outcome for outcome, _ in outcomes]
+
+
+def joined(failed: list[DeployError]) -> DeployError:
+    """Returns one error that names all failures: a crash, if any of them is."""
+    worst = next((error for error in failed if isinstance(error, CrashedError)), failed[0])
+    if len(failed) > 1:
+        error = type(worst)("; ".join(error.message for error in failed), worst.hint)
+        error.details = {key: value for one in failed for key, value in one.details.items()}
+        return error
+    return worst
 
 
 def localised(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +173,6 @@ def verify_file(
         DeployError: See `pipeline.verification.engine_proof`.
     """
     from pipeline.report import verify as report
-    from pipeline.verification.acceptance import require_pass
     from pipeline.verification.engine_proof import prove
 
     (params, *more) = _expand(stage("verify"), arguments, store)
@@ -247,41 +280,80 @@ def _built(engine: str, params: Any, store: Store) -> Path | None:
     return path if path.exists() else None
 
 
-def run_all(arguments: dict[str, Any], store: Store) -> list[Outcome]:
+def run_all(arguments: dict[str, Any], store: Store) -> tuple[list[Outcome], DeployError | None]:
     """Runs the whole chain for a model.
 
+    Engines that crash or are not proved are left out of the measurements and the bundle.
+
+    Returns:
+        The outcomes of all stages, and the error that names those engines, if there are any.
+
     Raises:
-        DeployError: A stage failed; the outputs of those before it remain.
+        DeployError: A stage failed, or no engine is left; the outputs of earlier stages remain.
     """
     asked = arguments.get("engine", [ALL])
-    data = (
-        arguments.get("data") or models.get(arguments["model"], arguments.get("seed") or 0).dataset
-    )
-    if data is not None:
-        arguments = {**arguments, "data": data}
     outcomes: list[Outcome] = []
+    failures: list[DeployError] = []
 
-    def step(name: str, *, tolerant: bool = False, **fixed: Any) -> None:
+    def step(name: str, **fixed: Any) -> list[Outcome]:
         known = {option.name for option in options(stage(name).params)}
         picked = {key: value for key, value in {**arguments, **fixed}.items() if key in known}
-        # The summary at the end repeats all results but the measurements.
-        quietly = nullcontext() if name == "bench" else console.only_on_failure()
-        with quietly:
-            outcomes.extend(run_stage(name, picked, store, tolerant=tolerant))
+        each_engine = name in ("build", "verify") and picked.get("engine") != [GRAPH_SUBJECT]
+        done = run_stage(
+            name,
+            picked,
+            store,
+            tolerant=name == "verify",
+            failures=failures if each_engine else None,
+        )
+        outcomes.extend(done)
+        return done
 
-    if data is not None:
-        step("data")
-    step("train")
-    step("export")
-    step("verify", engine=[GRAPH_SUBJECT], tolerant=True)
-    step("build", engine=asked)
-    built = [outcome.params["engine"] for outcome in outcomes if outcome.stage == "build"]
-    here = [name for name in built if engines.get(name).available().run]
-    step("verify", engine=built, tolerant=True)
+    # The summary at the end repeats all results but the measurements.
+    quietly = console.only_on_failure
+    with quietly():
+        if (data := _data_to_get(arguments, store)) is not None:
+            step("data", data=data)
+    for name in ("train", "export"):
+        with quietly():
+            step(name)
+    with quietly():
+        step("verify", engine=[GRAPH_SUBJECT])
+    with quietly():
+        built = [outcome.params["engine"] for outcome in step("build", engine=asked)]
+        if failures and not built:
+            raise joined(failures)
+    with quietly():
+        usable = _usable(step("verify", engine=built))
+        if failures and not usable:
+            raise joined(failures)
+    here = [name for name, status in usable.items() if status == "pass"]
     if here:
         step("bench", engine=here)
-    step("bundle", engine=built, measurements=bool(here))
-    return outcomes
+    with quietly():
+        step("bundle", engine=list(usable), measurements=bool(here))
+    return outcomes, joined(failures) if failures else None
+
+
+def _data_to_get(arguments: dict[str, Any], store: Store) -> str | None:
+    """Returns the data set that the chain begins with: the given one, or that of the weights here.
+
+    None if there is none, or if it was made from a folder whose path is not given again.
+    """
+    if (given := arguments.get("data")) is not None:
+        return str(given)
+    seed = arguments.get("seed") or 0
+    known = _trained_on(arguments, store).get("data", models.get(arguments["model"], seed).dataset)
+    return None if known is None or known.startswith(FOLDER_PREFIX) else str(known)
+
+
+def _usable(proofs: list[Outcome]) -> dict[str, str]:
+    """Returns the verdicts of the engines that may be bundled, by name."""
+    statuses = {
+        proof.params["engine"]: str(read_json(proof.outputs[ENGINE_VERDICT])["status"])
+        for proof in proofs
+    }
+    return {name: status for name, status in statuses.items() if status in ACCEPTED}
 
 
 def _expand(chosen: Stage[Any], arguments: dict[str, Any], store: Store) -> list[Any]:

@@ -29,6 +29,37 @@ def show(measurements: dict[str, Any]) -> None:
     title = f"Latency, and speed against {', '.join(names)}"
     cells = [[cell(row) for cell in _COLUMNS.values()] for row in rows]
     console.table(title, tuple(_COLUMNS), cells)
+    for sentence in bounds(measurements["results"]):
+        console.result(sentence)
+
+
+def bounds(results: list[dict[str, Any]]) -> list[str]:
+    """Returns a sentence for each engine and batch on a GPU whose time launches or copies bound.
+
+    Args:
+        results: As `pipeline.benchmarking.comparison.compare` returns them.
+    """
+    seconds = {
+        (entry["name"], entry["batch"], entry["boundary"]): entry["seconds"]["value"]
+        for entry in results
+    }
+    sentences = []
+    for entry in results:
+        if entry["boundary"] != "device" or "bound" not in entry:
+            continue
+        name, batch, device = entry["name"], entry["batch"], _micro(entry["seconds"]["value"])
+        if entry["bound"] == "launches":
+            sentences.append(
+                f"{name} at batch {batch} is bound by launches: the CPU takes"
+                f" {_micro(entry['enqueue_seconds'])} µs to enqueue {device} µs of work;"
+                " --cuda-graph replays them as one"
+            )
+        elif entry["bound"] == "transfers":
+            sentences.append(
+                f"{name} at batch {batch} is bound by transfers: {device} of"
+                f" {_micro(seconds[name, batch, 'end to end'])} µs are on the device"
+            )
+    return sentences
 
 
 def _micro(seconds: float) -> str:

@@ -128,6 +128,8 @@ def show(summary: Summary) -> None:
     for name, verdict in summary.verdicts.items():
         if verdict["status"] == "not run":
             console.result(f"{name}: not run on this machine: {verdict['reason']}")
+        elif verdict["reason"]:
+            console.result(f"{name}: {verdict['status']}: {verdict['reason']}")
         for output in verdict["outputs"]:
             for sentence in rows_not_compared(name, summary.precision, output):
                 console.result(sentence)

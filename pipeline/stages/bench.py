@@ -7,17 +7,24 @@ import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import engines
 from engines import hardware
-from engines.errors import DeployError, NotAvailableError, UsageError
+from engines.errors import DeployError, NotAvailableError, ParityError, UsageError
 from exporters import PRECISIONS
 from pipeline import models
 from pipeline.report import bench as report
 from pipeline.stages import built_engines_that_run, model_option, precision_option
-from pipeline.workflow import hints
-from pipeline.workflow.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Artifact, Paths
+from pipeline.workflow import hints, worker
+from pipeline.workflow.artifacts import (
+    ENGINE,
+    ENGINE_VERDICT,
+    GOLDEN,
+    MEASUREMENTS,
+    Artifact,
+    Paths,
+)
 from pipeline.workflow.digests import read_json, write_json
 from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
@@ -116,6 +123,7 @@ class _Subject:
 
     engine: str
     built: Artifact
+    verdict: Artifact
     cuda_graph: bool
 
 
@@ -125,18 +133,30 @@ def _subjects(params: Params) -> dict[str, _Subject]:
     for precision in (*params.against, params.precision):
         for engine in params.engine:
             name = engine if precision == params.precision else f"{engine} {precision}"
-            built = ENGINE.at(engine=engine, precision=precision)
-            subjects[name] = _Subject(engine, built, cuda_graph=False)
+            subject = _Subject(
+                engine,
+                ENGINE.at(engine=engine, precision=precision),
+                ENGINE_VERDICT.at(engine=engine, precision=precision),
+                cuda_graph=False,
+            )
+            subjects[name] = subject
             if params.cuda_graph and _has_graphs(engine, params):
-                subjects[f"{name} graph"] = _Subject(engine, built, cuda_graph=True)
+                subjects[f"{name} graph"] = dataclasses.replace(subject, cuda_graph=True)
     return subjects
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
-    """Measures every engine at every batch size and both boundaries."""
+    """Measures every engine at every batch size and both boundaries.
+
+    Raises:
+        ParityError: An engine is not proved, so its speed means nothing.
+    """
     from pipeline.benchmarking.comparison import compare
     from pipeline.golden import file as goldens
 
+    for subject in _subjects(params).values():
+        _require_proof(subject, read_json(inputs[subject.verdict]), params)
+    worker.end()  # it holds memory, on a GPU too
     golden = goldens.load(inputs[GOLDEN])
     with ExitStack() as stack:
         stack.enter_context(hardware.keeping_to(params.affinity))
@@ -172,6 +192,17 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             },
             "results": results,
         },
+    )
+
+
+def _require_proof(subject: _Subject, verdict: dict[str, Any], params: Params) -> None:
+    if verdict["status"] == "pass":
+        return
+    words = {"model": params.model, "precision": verdict["precision"], "engine": subject.engine}
+    raise ParityError(
+        f"{subject.engine} is not measured, since its verdict in {verdict['precision']} is"
+        f" {verdict['status']!r}: {verdict['reason']}",
+        f"leave it out with --engine, or see `{hints.command('verify', words)}`",
     )
 
 
@@ -211,11 +242,16 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
     return (GOLDEN, *dict.fromkeys(subject.built for subject in _subjects(params).values()))
 
 
+def _conditions(params: Params) -> tuple[Artifact, ...]:
+    return tuple(dict.fromkeys(subject.verdict for subject in _subjects(params).values()))
+
+
 STAGE = Stage(
     name="bench",
     help="Measure engines side by side.",
     params=Params,
     inputs=_inputs,
+    conditions=_conditions,
     outputs=lambda _params: (MEASUREMENTS,),
     run=run,
     tools=("numpy",),

@@ -13,7 +13,7 @@ from engines.errors import DeployError, NotAvailableError, RefusedError, UsageEr
 from exporters import PRECISIONS
 from pipeline.report import build as report
 from pipeline.stages import engine_source, model_option, precision_option
-from pipeline.workflow import console
+from pipeline.workflow import console, worker
 from pipeline.workflow.artifacts import (
     ENGINE,
     ENGINE_LAYERS,
@@ -61,7 +61,7 @@ class Params:
         (), text="Compute capabilities to build for, as in 75,86,89,120 (TensorRT for RTX)."
     )
     version_compatible: bool = option(
-        False, text="Build a plan that later minor versions of TensorRT run."
+        False, text="Build a plan that TensorRT's lean runtime of the same version opens."
     )
     hardware_compatible: bool = option(
         False, text="Build a plan for any GPU from Ampere on (TensorRT)."
@@ -125,6 +125,12 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             f"engine {params.engine!r} cannot be built here: {state.reason}", state.install
         )
     source = inputs[engine_source(params.engine, params.precision)]
+    content = worker.call(f"building {params.engine}", _build, params, source, outputs[ENGINE])
+    write_json(outputs[ENGINE_LAYERS], content)
+
+
+def _build(params: Params, source: Path, target: Path) -> dict[str, Any]:
+    """Builds one engine in this process; returns its layers and notes."""
     done, notes = 0.0, dict[str, object]()
 
     def tell(text: str, part: float) -> None:
@@ -135,13 +141,12 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     try:
         with console.bar(f"build {params.engine}", 1) as bar:
             options = dataclasses.replace(_options(params), progress=tell, note=notes.__setitem__)
-            layers = engine.build(source, outputs[ENGINE], options)
+            layers = engines.get(params.engine).build(source, target, options)
     except (NotAvailableError, UsageError):
         raise
     except DeployError as error:
         raise RefusedError(error.message, error.hint, error.report) from error
-    described = [dataclasses.asdict(layer) for layer in layers]
-    write_json(outputs[ENGINE_LAYERS], {"layers": described, "notes": notes})
+    return {"layers": [dataclasses.asdict(layer) for layer in layers], "notes": notes}
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
@@ -171,5 +176,6 @@ STAGE = Stage(
     revision=3,
     facts=facts,
     resolve=resolve,
+    opens_engines=True,
     show=show,
 )

@@ -14,6 +14,7 @@ from pipeline import __version__
 from pipeline.report import bundle as report
 from pipeline.report.train import describe
 from pipeline.stages import built_engines, engine_source, model_option, precision_option
+from pipeline.verification.acceptance import ACCEPTED
 from pipeline.workflow import hints
 from pipeline.workflow.artifacts import (
     BUNDLE,
@@ -35,8 +36,6 @@ from pipeline.workflow.artifacts import (
 )
 from pipeline.workflow.digests import read_json
 from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
-
-_ACCEPTED = ("pass", "not run")
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     for name in params.engine:
         verdicts[name] = read_json(inputs[ENGINE_VERDICT.at(engine=name)])
     for name, verdict in verdicts.items():
-        if verdict["status"] not in _ACCEPTED:
+        if verdict["status"] not in ACCEPTED:
             raise ParityError(
                 f"{name} is not proved equal to the PyTorch model, so it is not bundled:"
                 f" {verdict['reason']}",
@@ -95,7 +94,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     facts = _facts(inputs, params, records, verdicts)
     for name in params.engine:
         record = known_records[ENGINE.at(engine=name).at(**inputs.fields).record]
-        facts["engines"][name]["built_with"] = record.facts
+        entry = facts["engines"][name]
+        entry["built_with"] = record.facts
+        if install := engines.get(name).smaller_runtime(record.facts, record.params):
+            entry["smaller_runtime"] = install
     text = readme.text(facts)
     content: dict[str, Path | bytes] = {
         **members,
@@ -152,8 +154,9 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
         *sources,
         GOLDEN,
         GRAPH_VERDICT,
-        *((MEASUREMENTS,) if params.measurements else ()),
         *(artifact.at(engine=name) for name in params.engine for artifact in parts),
+        # Last, since what an error says to do about the verdicts has to be done first.
+        *((MEASUREMENTS,) if params.measurements else ()),
     )
 
 
@@ -170,6 +173,7 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=lambda _params: (BUNDLE,),
     run=run,
+    revision=2,
     resolve=resolve,
     show=show,
 )

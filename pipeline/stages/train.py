@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from pipeline import models
 from pipeline.data import registry
 from pipeline.report import train as report
 from pipeline.stages import data_artifacts, data_option, model_option, need_torch
+from pipeline.workflow import hints, runs
 from pipeline.workflow.artifacts import (
     CHECKPOINT,
     CONTENTS,
@@ -29,10 +31,11 @@ from pipeline.workflow.artifacts import (
     training_state,
 )
 from pipeline.workflow.digests import read_json, require_file, sha256_file, write_json
-from pipeline.workflow.stage import Stage, StageRuns, option
+from pipeline.workflow.stage import Difference, Stage, StageRuns, option, options
 
 if TYPE_CHECKING:
     from pipeline.training.job import Job
+    from pipeline.workflow.records import Record
 
 PRESETS = ("full", "quick")
 
@@ -70,6 +73,67 @@ class Params:
     )
     resume: bool = option(
         False, text="Continue an interrupted training that had the same options.", key=False
+    )
+    retrain: bool = option(
+        False,
+        text="Train again with other options or data. The weights so far are kept; see assay runs.",
+        key=False,
+    )
+
+
+# What a preset stands for, unless it is given.
+_BY_PRESET = frozenset({"epochs", "lr", "batch_size", "limit", "test_limit"})
+# What a machine decides, unless it is given.
+_BY_MACHINE = frozenset({"threads", "device", "tf32"})
+
+
+def inherit(params: Params, given: frozenset[str], record: Record) -> Params:
+    """Completes options that are not given by those of the last training.
+
+    The weights that a training starts from are not inherited, since their file may be gone; nor is
+    what depends on this machine.
+    """
+    keys = {entry.name for entry in options(Params) if entry.key}
+    kept = keys - given - _BY_MACHINE - {"model"}
+    if "preset" in given and params.preset != record.params.get("preset"):
+        kept -= _BY_PRESET
+    if "weights" in given:  # without --epochs, they are used as they are
+        kept -= {"epochs"}
+    inherited = {name: record.params[name] for name in kept if name in record.params}
+    return dataclasses.replace(params, **inherited)
+
+
+def protect(
+    params: Params,
+    given: frozenset[str],
+    record: Record | None,
+    differences: Sequence[Difference],
+) -> bool:
+    """Whether to keep a checkpoint that would be replaced; see `Stage.protect`.
+
+    Raises:
+        UsageError: The options or the data are others than those of the checkpoint, or it has been
+            changed; only the user knows whether to train again.
+    """
+    trained = record is None or record.params.get("epochs") or "weights" in record.facts
+    if params.retrain or not trained:
+        return False
+    changed = [
+        entry
+        for entry in differences
+        if entry.part not in ("tools", "revision", "force")
+        and not (entry.part == "params" and entry.name in _BY_MACHINE - given)
+        and not (entry.name == "weights" and "weights" not in given)
+    ]
+    if not changed:
+        return True
+    what = "; ".join(entry.text for entry in changed)
+    words = {name: getattr(params, name) for name in given} | {"model": params.model}
+    again = hints.command("train", {**words, "retrain": True}, given)
+    raise UsageError(
+        f"{params.model} has trained weights already, which this would replace: {what}",
+        f"`{again}` trains again and keeps them (`assay runs` lists them); leave the options out to"
+        " use them as they are",
     )
 
 
@@ -147,7 +211,16 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             "curve": curve,
         },
     )
-    job.state.unlink(missing_ok=True)
+
+
+def published(outputs: Paths, params: Params) -> None:
+    """Removes the progress file, which is not needed once the checkpoint is in place."""
+    training_state(outputs.root, params.model).unlink(missing_ok=True)
+
+
+def replacing(outputs: Paths) -> None:
+    """Keeps the weights that are about to be replaced."""
+    runs.keep(outputs.root, str(outputs.fields["model"]))
 
 
 def _job(inputs: Paths, params: Params) -> Job:
@@ -202,6 +275,10 @@ STAGE = Stage(
     revision=2,
     tools=("torch", "safetensors"),
     facts=facts,
+    inherit=inherit,
+    protect=protect,
+    replacing=replacing,
+    published=published,
     resolve=resolve,
     show=show,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import engines
@@ -94,7 +95,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
     images = None
     if params.data is not None:
-        images = read_images(inputs[TEST_IMAGES.at(dataset=params.data)])
+        images = partial(read_images, inputs[TEST_IMAGES.at(dataset=params.data)])
 
     verdict = prove(
         params.engine,
@@ -134,6 +135,12 @@ def facts(params: Params) -> dict[str, str]:
     return {**engine.fingerprint(), **limits.facts(), "run": str(engine.available().run)}
 
 
+def run_again(outputs: Paths, params: Params) -> str:
+    """Returns why a recorded verdict is not to be trusted."""
+    crashed = read_json(outputs[_verdict(params)])["status"] == "crashed"
+    return "it crashed last time" if crashed else ""
+
+
 def show(runs: StageRuns[Params]) -> None:
     """Prints the verdicts; raises DeployError unless all are passes."""
     from pipeline.verification.verdict import from_json
@@ -156,5 +163,7 @@ STAGE = Stage(
     facts=facts,
     resolve=resolve,
     command_options=CommandOptions,
+    opens_engines=True,
+    run_again=run_again,
     show=show,
 )

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.errors import NotAvailableError, ParityError
+from engines.errors import CrashedError, DeployError, NotAvailableError, ParityError
 from exporters import PRECISIONS
 from pipeline.workflow import hints
 
 if TYPE_CHECKING:
     from pipeline.verification.verdict import Verdict
+
+# The verdicts with which an engine may be bundled; one that is not run here is proved elsewhere.
+ACCEPTED = ("pass", "not run")
+_CRASH_HINT = "name the other engines with --engine, or install another version of the library"
 
 
 def require_pass(verdicts: Sequence[Verdict], model: str, file: Path | None = None) -> None:
@@ -24,29 +28,43 @@ def require_pass(verdicts: Sequence[Verdict], model: str, file: Path | None = No
         file: The file that was judged, if no stage made it.
 
     Raises:
+        CrashedError: A verdict is "crashed".
         ParityError: A verdict is a mismatch, or vacuous.
         NotAvailableError: A verdict is "not run".
     """
-    for verdict in verdicts:
-        if verdict.status in ("mismatch", "vacuous"):
-            words = hints.command("verify", {"model": model, **_named(verdict)})
-            words += f" --file {shlex.quote(str(file))}" if file else ""
-            hint = f"`{words} --bisect` names the first node that differs, if any"
-            if verdict.status == "vacuous":
-                hint = "such outputs cannot prove any engine; check the model's weights and inputs"
-            elif PRECISIONS[verdict.precision].quantized:
-                hint = "calibrate on other data, or deploy another precision"
-            raise ParityError(
-                f"{verdict.subject} is not proved equal to the PyTorch model: {verdict.reason}",
-                hint,
-                {"verdicts": [dataclasses.asdict(verdict) for verdict in verdicts]},
-            )
+    failed = [verdict for verdict in verdicts if verdict.status not in ACCEPTED]
+    details = {"verdicts": [dataclasses.asdict(verdict) for verdict in verdicts]}
+    if failed:
+        message = "; ".join(map(_sentence, failed))
+        crashed = [verdict for verdict in failed if verdict.status == "crashed"]
+        if crashed:
+            error: DeployError = CrashedError(message, _CRASH_HINT)
+        else:
+            error = ParityError(message, _parity_hint(failed[0], model, file))
+        error.details = details
+        raise error
     for verdict in verdicts:
         if verdict.status == "not run":
             raise NotAvailableError(
                 f"{verdict.subject} was not run on this machine: {verdict.reason}",
                 "prove it on the target with `assay check BUNDLE`",
             )
+
+
+def _sentence(verdict: Verdict) -> str:
+    if verdict.status == "crashed":
+        return f"{verdict.subject} crashed: {verdict.reason}"
+    return f"{verdict.subject} is not proved equal to the PyTorch model: {verdict.reason}"
+
+
+def _parity_hint(verdict: Verdict, model: str, file: Path | None) -> str:
+    if verdict.status == "vacuous":
+        return "such outputs cannot prove any engine; check the model's weights and inputs"
+    if PRECISIONS[verdict.precision].quantized:
+        return "calibrate on other data, or deploy another precision"
+    words = hints.command("verify", {"model": model, **_named(verdict)})
+    words += f" --file {shlex.quote(str(file))}" if file else ""
+    return f"`{words} --bisect` names the first node that differs, if any"
 
 
 def _named(verdict: Verdict) -> dict[str, str]:

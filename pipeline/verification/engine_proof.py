@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import engines
 from engines.checks import check_device, choose_device
 from engines.contract import Array, Engine, Feeds, OpenOptions, Outputs, Session
-from engines.errors import NotAvailableError, UsageError
+from engines.errors import CrashedError, NotAvailableError, UsageError
 from exporters import PRECISIONS, onnx_files
 from pipeline.golden import file as goldens
 from pipeline.verification.batches import rows_to_run
@@ -19,7 +20,7 @@ from pipeline.verification.graph_file import as_it_says
 from pipeline.verification.graph_range import out_of_range
 from pipeline.verification.verdict import COMPUTED_IN, Verdict, judge, not_run, with_audit
 from pipeline.verification.weight_audit import audit_model, program_beside
-from pipeline.workflow import console, hints, records
+from pipeline.workflow import console, hints, records, worker, worker_child
 from pipeline.workflow.artifacts import GRAPH_SUBJECT, graph_of, is_engine, record_beside
 from pipeline.workflow.digests import sha256_file
 
@@ -41,15 +42,18 @@ def prove(
     *,
     device: str,
     threads: int,
-    images: Array | None = None,
+    images: Callable[[], Array] | None = None,
     elsewhere: bool = False,
 ) -> Verdict:
-    """Returns the verdict on a file; "not run" if this machine cannot run it.
+    """Returns the verdict on a file, which a child process opens and runs.
+
+    It is "not run" if this machine cannot run the file, and "crashed" if the process died or went
+    beyond a limit; see `worker.call`.
 
     Args:
         subject: "graph", or the engine that `path` was built for.
         golden_path: The golden file of the graph.
-        images: The test set, uint8 `[count, channels, height, width]`; without it top-1 is
+        images: Reads the test set, uint8 `[count, channels, height, width]`; without it top-1 is
             compared on the golden file's own images. Only the first images are used, as many as
             the golden file has labels for.
         elsewhere: The graph may be another tool's, so its weights may have another form.
@@ -58,6 +62,35 @@ def prove(
         UsageError: The golden file is for another precision, or the device does not exist.
         DeployError: A file cannot be read.
     """
+    try:
+        return worker.call(
+            f"opening {subject}",
+            prove_here,
+            subject,
+            path,
+            golden_path,
+            precision,
+            device=device,
+            threads=threads,
+            images=images,
+            elsewhere=elsewhere,
+        )
+    except CrashedError as error:
+        return Verdict(subject=subject, status="crashed", precision=precision, reason=error.message)
+
+
+def prove_here(
+    subject: str,
+    path: Path,
+    golden_path: Path,
+    precision: str,
+    *,
+    device: str,
+    threads: int,
+    images: Callable[[], Array] | None = None,
+    elsewhere: bool = False,
+) -> Verdict:
+    """Returns the verdict on a file, opened and run in this process; see `prove`."""
     check_device(device)
     golden = goldens.load(golden_path)
     if golden.precision != precision:
@@ -106,9 +139,10 @@ def require_fit(engine: Engine, path: Path) -> None:
     if digests and digest not in digests:
         why = f"its SHA-256 is {digest}, but its record has {digests[0]}"
     if why:
+        where, params = engine.rebuild(record.params)
         raise NotAvailableError(
             f"{path} is not loaded: {why}",
-            f"build it here: `{hints.again(record.stage, record.params)}`",
+            f"build it {where}: `{hints.again(record.stage, params)}`",
         )
 
 
@@ -139,7 +173,7 @@ def _judge(
     golden: goldens.Golden,
     precision: str,
     asked: OpenOptions,
-    images: Array | None,
+    images: Callable[[], Array] | None,
 ) -> Verdict:
     engine, device = engines.get(runner(subject)), asked.device
     state = engine.available()
@@ -159,10 +193,11 @@ def _judge(
         session = open_built(engine, path, options)
     except NotAvailableError as error:  # such as a dtype without kernels
         return not_run(subject, precision, error.message)
+    worker_child.doing(f"running {subject}")
     with closing(session):
         test, count = None, len(golden.test_labels)
         if images is not None and count:
-            test = {golden.input_specs[0].name: images[:count]}
+            test = {golden.input_specs[0].name: images()[:count]}
         total = rows_to_run(golden, session.batch, count if test else 0)
         with console.bar(f"verify {subject}", total) as bar:
             watched = _Watched(session, bar)

@@ -28,7 +28,7 @@ from pipeline.verification.weight_audit import Audit
 # The fact of a verdict that names the types in which the engine's products compute.
 COMPUTED_IN = "computed in"
 
-Status = Literal["pass", "mismatch", "vacuous", "not run"]
+Status = Literal["pass", "mismatch", "vacuous", "not run", "crashed"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Verdict:
         k: `limits.MAX_RMS_IN_FLOORS` and `limits.MAX_ERROR_IN_FLOORS` at the time.
         batches: The batch sizes that were run.
         audit: The weight audit; None unless the subject is an ONNX graph.
-        reason: Why it was not run, or why it failed; empty on a pass.
+        reason: Why it was not run, crashed or failed; empty on a pass.
         facts: The engine's fingerprint and the device it ran on.
     """
 

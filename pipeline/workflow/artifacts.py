@@ -194,6 +194,9 @@ def reference_cache(root: Path, model: str) -> Path:
     return root / ".reference" / f"{slug(model)}.npz"
 
 
+LOCKS = ".locks"
+
+
 def lock_file(root: Path, record: str) -> Path:
     """Returns the lock file that is held while the stage of a record runs."""
-    return root / ".locks" / record.removesuffix(".json").replace("/", "-")
+    return root / LOCKS / record.removesuffix(".json").replace("/", "-")

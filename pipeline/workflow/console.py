@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,11 +26,13 @@ class Output:
         json: Print one JSON document on stdout, and results on stderr.
         quiet: Print errors and results only.
         listener: Receives the progress lines; nothing is printed.
+        bar: Replaces `bar`, in a process that draws nothing itself.
     """
 
     json: bool = False
     quiet: bool = False
     listener: Callable[[str], None] | None = None
+    bar: Callable[[str, float], AbstractContextManager[Bar]] | None = None
 
 
 settings = Output()
@@ -132,7 +134,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 def _style(cell: str) -> str:
     if cell.startswith("pass"):
         return "green"
-    if cell.startswith(("mismatch", "vacuous")):
+    if cell.startswith(("mismatch", "vacuous", "crashed")):
         return "bold red"
     return "yellow" if cell.startswith(("not run", "unstable")) else ""
 
@@ -160,6 +162,10 @@ class Bar:
 @contextmanager
 def bar(description: str, total: float) -> Iterator[Bar]:
     """Shows the progress of a long step and the time left; `total` is in units of `advance`."""
+    if settings.bar is not None:
+        with settings.bar(description, total) as elsewhere:
+            yield elsewhere
+        return
     if settings.quiet or settings.listener is not None or not sys.stderr.isatty():
         yield Bar(None, None)
         return

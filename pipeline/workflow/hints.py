@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,19 @@ class Place:
     images: Path | None = None
 
 
-def command(stage: str, params: Mapping[str, Any]) -> str:
-    """Returns the command that runs a stage with some parameters; omits those at their default."""
+def command(stage: str, params: Mapping[str, Any], given: Collection[str] = frozenset()) -> str:
+    """Returns the command that runs a stage with some parameters.
+
+    Args:
+        given: Names of options to include even if they have their default value.
+    """
     words = ["assay", stage]
     if stage not in chain.STAGES:  # from a record of another version
         return " ".join([*words, shlex.quote(str(params.get("model", "MODEL")))])
     for option in options(chain.stage(stage).params):
         value = params.get(option.name)
-        if value is None or (value == option.default and not option.required):
+        is_default = value == option.default and not option.required
+        if value is None or (is_default and option.name not in given):
             continue
         words += _words(option, value)
     return " ".join(words)

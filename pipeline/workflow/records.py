@@ -13,7 +13,7 @@ from typing import Any
 
 from engines.errors import DeployError
 from pipeline.workflow import hints
-from pipeline.workflow.artifacts import Artifact, Paths
+from pipeline.workflow.artifacts import CHECKPOINT, Artifact, Paths
 from pipeline.workflow.digests import read_json, sha256_file
 
 SCHEMA = 1
@@ -54,6 +54,13 @@ def load(path: Path) -> Record | None:
     if not path.exists():
         return None
     return parse(read_json(path), str(path))
+
+
+def again(record: Record) -> str:
+    """Returns the command that makes the outputs of a record again, other ones if need be."""
+    # Weights are replaced only if the user asks for it.
+    retrain = {"retrain": True} if record.stage == CHECKPOINT.stage else {}
+    return hints.again(record.stage, {**record.params, **retrain})
 
 
 def parse(content: Any, name: str) -> Record:
@@ -119,6 +126,8 @@ class RecordVerifier:
         fix = f"run `{hints.making(artifact, params)}`"
         if not path.exists():
             raise DeployError(f"no {artifact.kind} here: {path} does not exist", fix)
+        if artifact.stage == CHECKPOINT.stage:
+            fix = f"run `{hints.making(artifact, params)} --retrain`"
         try:
             record = load(self.root / artifact.record)
         except DeployError as error:
@@ -128,7 +137,7 @@ class RecordVerifier:
                 f"no record lists {path}",
                 f"{fix}, which writes {self.root / artifact.record}",
             )
-        fix = f"run `{hints.again(record.stage, record.params)}`"
+        fix = f"run `{again(record)}`"
         expected, actual = record.outputs[artifact.label]["sha256"], sha256_file(path)
         if actual != expected:
             raise DeployError(
@@ -153,5 +162,5 @@ class RecordVerifier:
             if maker.outputs[name]["sha256"] != record.inputs[name]["sha256"]:
                 raise DeployError(
                     f"{label} is out of date: it was made from another {name}",
-                    f"run `{hints.again(record.stage, record.params)}`",
+                    f"run `{again(record)}`",
                 )

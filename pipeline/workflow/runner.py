@@ -18,11 +18,11 @@ from engines import hardware
 from engines.cache import sync
 from engines.errors import DeployError
 from pipeline import __version__
-from pipeline.workflow import console, hints, lock, signals
+from pipeline.workflow import console, hints, leftovers, lock, signals
 from pipeline.workflow.artifacts import Artifact, Paths, lock_file
 from pipeline.workflow.digests import replace_json, sha256_file, sha256_json
 from pipeline.workflow.records import SCHEMA, Record, RecordVerifier, load
-from pipeline.workflow.stage import Stage, options, validate_params
+from pipeline.workflow.stage import Difference, Stage, options, validate_params
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,13 @@ class Outcome:
         }
 
 
-def run(stage: Stage[Any], params: Any, store: Store) -> Outcome:
+def run(
+    stage: Stage[Any], params: Any, store: Store, given: frozenset[str] | None = None
+) -> Outcome:
     """Runs a stage, unless its outputs exist and nothing they depend on has changed.
+
+    Args:
+        given: Names of the options that the user gave; None means all.
 
     Raises:
         DeployError: An input is missing, damaged or out of date, a file cannot be read or
@@ -85,9 +90,22 @@ def run(stage: Stage[Any], params: Any, store: Store) -> Outcome:
     """
     validate_params(params)
     with hints.completed(store.place):
-        job = _Job(stage, stage.resolve(params), store)
+        if given is None:
+            given = frozenset(option.name for option in options(stage.params))
+        job = _Job(stage, stage.resolve(_inherited(stage, params, store, given)), store, given)
         with _disk_errors(), lock.held(job.lock, job.title, store.wait):
             return job.run()
+
+
+def _inherited(stage: Stage[Any], params: Any, store: Store, given: frozenset[str]) -> Any:
+    """Returns parameters completed by those of the last record; see `Stage.inherit`."""
+    fields = dataclasses.asdict(params)
+    (record,) = {artifact.at(**_joined(fields)).record for artifact in stage.outputs(params)}
+    try:
+        old = load(store.root / record)
+    except DeployError:
+        old = None
+    return params if old is None else stage.inherit(params, given, old)
 
 
 def require(artifact: Artifact, params: Any, store: Store) -> Path:
@@ -125,17 +143,19 @@ def _disk_errors() -> Iterator[None]:
 class _Job:
     """One run of one stage."""
 
-    def __init__(self, stage: Stage[Any], params: Any, store: Store) -> None:
+    def __init__(self, stage: Stage[Any], params: Any, store: Store, given: frozenset[str]) -> None:
         self.stage = stage
         self.params = params
         self.store = store
+        self.given = given
         self.fields = dataclasses.asdict(params)
-        self.inputs = self._paths(stage.inputs(params))
+        self.conditions = self._paths(stage.conditions(params)).declared
+        self.inputs = self._paths((*stage.inputs(params), *stage.conditions(params)))
         self.outputs = self._paths(stage.outputs(params))
         (record,) = {artifact.record for artifact in self.outputs.declared}
         self.record = store.root / record
         self.lock = lock_file(store.root, record)
-        self.scratch = f"{self.lock.name}."
+        self.scratch = leftovers.prefix(store.root, self.lock.name)
         self.title = self.lock.name.replace("-", " ")
 
     def _paths(self, artifacts: tuple[Artifact, ...]) -> Paths:
@@ -154,12 +174,26 @@ class _Job:
             for artifact in self.inputs.declared
             if not artifact.optional or self.inputs.locate(artifact).exists()
         }
+        for artifact in self.conditions:
+            inputs.pop(artifact.label)
         wanted = self._wanted(inputs)
-        old = self._old_record()
-        reason = self._reason(old, wanted)
-        if not reason and old is not None:
-            console.say(f"{self.title}: nothing changed, skipped")
-            return self._outcome(old, reason)
+        try:
+            old = load(self.record)
+        except DeployError as error:
+            old = None
+            damage = Difference("record", "", error.message)
+            self.stage.protect(self.params, self.given, None, [damage])
+        missing = None if old is None else self._missing(old)
+        reason = f"running again: {missing} is missing" if missing else "running"
+        if old is not None and missing is None:
+            differences = self._differences(old, wanted)
+            if not differences:
+                console.say(f"{self.title}: nothing changed, skipped")
+                return self._outcome(old, "")
+            if self.stage.protect(self.params, self.given, old, differences):
+                console.say(f"{self.title}: kept, though {differences[0].text}")
+                return self._outcome(old, "")
+            reason = f"running again: {differences[0].text}"
         console.say(f"{self.title}: {reason}")
         started, clock = datetime.now(UTC), time.perf_counter()
         checks.import_guard = signals.deferred
@@ -190,34 +224,35 @@ class _Job:
         version = {"schema": SCHEMA, "revision": self.stage.revision}
         return {**known, "key": sha256_json({**version, **known})}
 
-    def _old_record(self) -> Record | None:
-        try:
-            return load(self.record)
-        except DeployError:
-            return None  # as if there were no record: the stage runs again
-
-    def _reason(self, old: Record | None, wanted: Mapping[str, Any]) -> str:
-        """Returns why the stage has to run, or "" if it can be skipped."""
-        if self.store.force:
-            return "running, as --force asks"
-        if old is None:
-            return "running"
-        for part in ("params", "inputs", "tools", "facts"):
-            before, now = getattr(old, part), wanted[part]
-            for name in sorted({*before, *now}):
-                if before.get(name) != now.get(name):
-                    return f"running again: {_change(name, before.get(name), now.get(name))}"
-        if old.key != wanted["key"]:
-            return "running again: this version of assay makes other outputs"
+    def _missing(self, old: Record) -> Path | None:
+        """Returns the first output of a record that is not there."""
         for artifact in self.outputs.declared:
             path = self.outputs.locate(artifact)
-            if artifact.optional and artifact.label not in old.outputs:
-                continue
-            if not path.exists():
-                return f"running again: {path} is missing"
-            if sha256_file(path) != old.outputs.get(artifact.label, {}).get("sha256"):
-                return f"running again: {path} has changed since it was made"
-        return ""
+            if not path.exists() and (not artifact.optional or artifact.label in old.outputs):
+                return path
+        return None
+
+    def _differences(self, old: Record, wanted: Mapping[str, Any]) -> list[Difference]:
+        """Returns why the stage has to run although its outputs are there; [] if it need not."""
+        found = [Difference("force", "", "--force is given")] if self.store.force else []
+        for part in ("params", "inputs", "tools", "facts"):
+            before, now = getattr(old, part), wanted[part]
+            found += [
+                Difference(part, name, _change(name, before.get(name), now.get(name)))
+                for name in sorted({*before, *now})
+                if before.get(name) != now.get(name)
+            ]
+        if found:
+            return found
+        if old.key != wanted["key"]:
+            text = "this version of assay makes other outputs"
+            return [Difference("revision", "", text)]
+        for artifact in self.outputs.declared:
+            path, label = self.outputs.locate(artifact), artifact.label
+            if label in old.outputs and sha256_file(path) != old.outputs[label]["sha256"]:
+                return [Difference("outputs", label, f"{path} has changed since it was made")]
+        why = self.stage.run_again(self.outputs, self.params)
+        return [Difference("outputs", "", why)] if why else []
 
     @contextmanager
     def _scratch_paths(self) -> Iterator[Paths]:
@@ -230,9 +265,9 @@ class _Job:
                     continue
                 base.mkdir(parents=True, exist_ok=True)
                 # We hold the lock, so no other process uses what an earlier run left here.
-                for stale in base.glob(f".tmp-{self.scratch}*"):
+                for stale in base.glob(f"{self.scratch}*"):
                     shutil.rmtree(stale)
-                folders.append(Path(tempfile.mkdtemp(prefix=f".tmp-{self.scratch}", dir=base)))
+                folders.append(Path(tempfile.mkdtemp(prefix=self.scratch, dir=base)))
             scratch = dataclasses.replace(self.outputs, root=folders[0], dist=folders[1])
             for artifact in scratch.declared:
                 scratch.locate(artifact).parent.mkdir(parents=True, exist_ok=True)
@@ -244,7 +279,7 @@ class _Job:
     def _check_inputs(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
         for artifact in self.inputs.declared:
             path = self.inputs.locate(artifact)
-            if artifact.label not in inputs and not path.exists():
+            if artifact in self.conditions or (artifact.label not in inputs and not path.exists()):
                 continue
             if not path.exists() or sha256_file(path) != inputs[artifact.label]["sha256"]:
                 raise DeployError(
@@ -266,6 +301,7 @@ class _Job:
     def _publish(self, scratch: Paths, record: Record) -> None:
         """Moves the outputs into place, the record last: outputs without one are ignored."""
         with signals.deferred():
+            self.stage.replacing(self.outputs)
             self.record.unlink(missing_ok=True)
             for artifact in scratch.declared:
                 target = self.outputs.locate(artifact)
@@ -277,6 +313,7 @@ class _Job:
                 sync(target.parent)
             self.record.parent.mkdir(parents=True, exist_ok=True)
             replace_json(self.record, dataclasses.asdict(record))
+            self.stage.published(self.outputs, self.params)
 
     @contextmanager
     def _reported(self) -> Iterator[None]:

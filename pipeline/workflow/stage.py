@@ -12,10 +12,13 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from engines.errors import UsageError
 from pipeline.workflow.artifacts import Artifact, Paths
+
+if TYPE_CHECKING:
+    from pipeline.workflow.records import Record
 
 P = TypeVar("P")
 Names = Callable[[], list[str]]
@@ -162,12 +165,43 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Option:
     )
 
 
-def _unchanged(params: Any) -> Any:
+@dataclass(frozen=True)
+class Difference:
+    """Something that a stage's outputs depend on and that has changed since they were made.
+
+    Attributes:
+        part: "params", "inputs", "tools", "facts", "revision", "outputs", "record" or "force".
+        name: Its name in that part of the record.
+        text: What has changed, for a message.
+    """
+
+    part: str
+    name: str
+    text: str
+
+
+def _unchanged(params: Any, *_context: Any) -> Any:
     return params
+
+
+def _unprotected(*_context: Any) -> bool:
+    return False
+
+
+def _nothing(*_context: Any) -> None:
+    pass
 
 
 def _no_prerequisite(_params: Mapping[str, Any], _root: Path) -> str:
     return ""
+
+
+def _never_again(_outputs: Paths, _params: Any) -> str:
+    return ""
+
+
+def _no_artifacts(_params: Any) -> tuple[Artifact, ...]:
+    return ()
 
 
 def _no_facts(_params: Any) -> dict[str, str]:
@@ -181,6 +215,8 @@ class Stage(Generic[P]):
     Attributes:
         params: A frozen dataclass whose fields were made with `option`.
         inputs: Returns the artifacts the stage reads.
+        conditions: Returns the artifacts that allow the stage to run, such as verdicts. It reads
+            them, but its outputs do not depend on their content.
         outputs: Returns the artifacts the stage makes; all have the same record.
         run: Does the work: reads from the first paths, writes to the second.
         revision: Part of the cache key. Increase it when the stage starts to make different
@@ -192,6 +228,16 @@ class Stage(Generic[P]):
             well; none of them changes the outputs.
         prerequisite: Returns the name of the stage that the command runs first, or "", given the
             options and the root. That stage gets the options that it shares.
+        opens_engines: It builds or opens engines in a child process, whose limits are options.
+        inherit: Completes parameters by those of the last record, given the names of the options
+            that the user gave.
+        protect: Whether to keep outputs that would be made again, given the parameters, the
+            names of the options that the user gave, the record, None if it is damaged, and the
+            differences from it. Raises UsageError if the user has to decide.
+        replacing: Called before the outputs replace earlier ones.
+        published: Called once the outputs are in place.
+        run_again: Returns why complete outputs, though nothing has changed, are to be made again,
+            or "".
         show: Prints the results of one or more runs, including skipped ones. Raises DeployError
             if a result is a failure, such as a verdict that is not a pass.
     """
@@ -201,6 +247,7 @@ class Stage(Generic[P]):
     params: type[P]
     inputs: Callable[[P], tuple[Artifact, ...]]
     outputs: Callable[[P], tuple[Artifact, ...]]
+    conditions: Callable[[P], tuple[Artifact, ...]] = _no_artifacts
     run: Callable[[Paths, Paths, P], None]
     revision: int = 1
     tools: tuple[str, ...] = ()
@@ -208,4 +255,10 @@ class Stage(Generic[P]):
     resolve: Callable[[P], P] = _unchanged
     command_options: type | None = None
     prerequisite: Callable[[Mapping[str, Any], Path], str] = _no_prerequisite
+    opens_engines: bool = False
+    inherit: Callable[[P, frozenset[str], Record], P] = _unchanged
+    protect: Callable[[P, frozenset[str], Record | None, Sequence[Difference]], bool] = _unprotected
+    replacing: Callable[[Paths], None] = _nothing
+    published: Callable[[Paths, P], None] = _nothing
+    run_again: Callable[[Paths, P], str] = _never_again
     show: Callable[[StageRuns[P]], None]

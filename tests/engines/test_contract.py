@@ -280,6 +280,7 @@ def dummy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow(2)
 @pytest.mark.usefixtures("dummy")
+@pytest.mark.usefixtures("in_process")
 def test_a_new_backend_file_is_a_new_engine_everywhere(
     store: Store, assay: Callable[..., Result]
 ) -> None:

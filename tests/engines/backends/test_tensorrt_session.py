@@ -27,8 +27,10 @@ class Error(enum.Enum):
     cudaSuccess = 0  # noqa: N815 - the vendor's names
     cudaErrorMemoryAllocation = 2  # noqa: N815
     cudaErrorInsufficientDriver = 35  # noqa: N815
+    cudaErrorCallRequiresNewerDriver = 36  # noqa: N815
     cudaErrorNoDevice = 100  # noqa: N815
     cudaErrorInvalidDevice = 101  # noqa: N815
+    cudaErrorSystemDriverMismatch = 803  # noqa: N815
 
 
 OK = (Error.cudaSuccess, None)
@@ -159,10 +161,13 @@ class Vendor:
         self.contexts: list[Context] = []
         self.num_io_tensors = 2
 
-    def Runtime(self, _logger: object) -> "Vendor":  # noqa: N802
+    def Runtime(self, logger: Any) -> "Vendor":  # noqa: N802
+        self.logger = logger
         return self
 
     def deserialize_cuda_engine(self, _plan: bytes) -> "Vendor | None":
+        if not self.accepts:
+            self.logger.errors.append("no good")
         return self if self.accepts else None
 
     def create_execution_context(self) -> Context:
@@ -196,11 +201,11 @@ def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runtime:
     return stand_in
 
 
-def opened(vendor: Vendor, tmp_path: Path, *, cuda_graph: bool = False) -> TensorRTSession:
+def opened(vendor: Vendor, tmp_path: Path, **how: Any) -> TensorRTSession:
     plan = tmp_path / "engine"
     plan.write_bytes(b"plan")
-    options = OpenOptions("cuda:0", cuda_graph=cuda_graph)
-    return TensorRTSession(vendor, "tensorrt", plan, options, SimpleNamespace(errors=["no good"]))
+    options = OpenOptions("cuda:0", **how)
+    return TensorRTSession(vendor, "tensorrt", plan, options, SimpleNamespace(errors=[]))
 
 
 def rows(count: int, first: float = 0.0) -> dict[str, np.ndarray[Any, Any]]:
@@ -294,8 +299,43 @@ def test_out_of_memory_is_reported_and_frees_what_was_allocated(
 
 
 def test_a_rejected_plan_reports_the_vendors_message(runtime: Runtime, tmp_path: Path) -> None:
-    with pytest.raises(DeployError, match=r"does not accept .*: no good"):
-        opened(Vendor(runtime, accepts=False), tmp_path)
+    vendor = Vendor(runtime, accepts=False)
+    with pytest.raises(DeployError, match=r"does not accept .*: no good") as caught:
+        opened(vendor, tmp_path)
+    assert "--version-compatible" in caught.value.hint  # for the lean runtime, which cannot build
+    vendor.Builder = object  # type: ignore[attr-defined]
+    with pytest.raises(DeployError) as caught:
+        opened(vendor, tmp_path)
+    assert "--version-compatible" not in caught.value.hint
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_library_that_does_not_start_is_not_called(
+    runtime: Runtime, tmp_path: Path, raises: bool
+) -> None:
+    vendor = Vendor(runtime)
+
+    def start(logger: Any) -> object:
+        if raises:
+            raise TypeError("factory function returned nullptr")
+        logger.errors.append("CUDA initialization failure with error: 35")
+        return object()  # on which every call would end the process
+
+    vendor.Runtime = start  # type: ignore[assignment, method-assign]
+    reason = "returned nullptr" if raises else "failure with error: 35"
+    with pytest.raises(NotAvailableError, match=f"tensorrt cannot be started here: .*{reason}"):
+        opened(vendor, tmp_path)
+
+
+@pytest.mark.parametrize("weights", [None, Path("graph")])
+def test_a_plan_without_weights_is_not_opened_by_the_lean_runtime(
+    runtime: Runtime, tmp_path: Path, weights: Path | None
+) -> None:
+    vendor = Vendor(runtime)
+    vendor.EngineStat = SimpleNamespace(STRIPPED_WEIGHTS_SIZE=1)  # type: ignore[attr-defined]
+    vendor.get_engine_stat = lambda _kind: 1000  # type: ignore[attr-defined]
+    with pytest.raises(DeployError, match="was built without its weights"):
+        opened(vendor, tmp_path, weights=weights)
 
 
 @pytest.mark.skipif(bool(hardware.gpus()), reason="this machine has a GPU")

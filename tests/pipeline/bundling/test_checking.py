@@ -94,6 +94,7 @@ def test_a_file_that_is_not_a_bundle_is_an_error(
         assert str(path) in result.err
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_bundle_without_runnable_engines_is_not_available(
     built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_bundle_without_runnable_engines_is_not_available(
 
 
 @pytest.mark.slow(2)
+@pytest.mark.usefixtures("in_process")
 def test_an_engine_that_fails_on_the_target_exits_3(
     built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

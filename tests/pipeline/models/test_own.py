@@ -245,7 +245,7 @@ def test_a_classifier_with_its_own_preprocessing_is_trained(folder: Path, assay:
     assert verdict["flips"]["images"] == 300
 
 
-@pytest.mark.slow(35)
+@pytest.mark.long
 def test_mobilenet_of_torchvision_passes_with_every_weight_audited(
     tmp_path: Path, assay: Assay
 ) -> None:

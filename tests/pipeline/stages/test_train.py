@@ -19,7 +19,7 @@ Assay = Callable[..., Result]
 @pytest.mark.slow(7)
 def test_the_quick_preset_is_printed_and_recorded(store: object, assay: Assay) -> None:
     where = ("--root", store.root, "--dist", store.dist)
-    words = ("--preset", "quick", "--epochs", 1, "--limit", 100, "--test-limit", 50)
+    words = ("--retrain", "--preset", "quick", "--epochs", 1, "--limit", 100, "--test-limit", 50)
     result = assay("run", "lenet", *where, *words, "--batch", "1", "--budget", "0.1")
     assert result.code == 0, result.err
     description = (
@@ -34,7 +34,9 @@ def test_the_quick_preset_is_printed_and_recorded(store: object, assay: Assay) -
 
 
 def test_training_describes_its_data_set(store: object, assay: Assay) -> None:
-    result = assay("train", "lenet", "--root", store.root, "--epochs", 1, "--limit", 10)
+    result = assay(
+        "train", "lenet", "--root", store.root, "--retrain", "--epochs", 1, "--limit", 10
+    )
     assert result.code == 0
     look = json.loads((store.root / "lenet/training.json").read_text())["look"]
     assert sum(look["classes"].values()) == 10
@@ -48,7 +50,7 @@ def test_the_record_has_what_the_weights_depend_on(
     assay: Callable[..., Result], store: Store
 ) -> None:
     words = ["--root", store.root, "--epochs", 2, "--limit", 100, "--seed", 3, "--threads", 1]
-    result = assay("train", "lenet", *words, "--json")
+    result = assay("train", "lenet", "--retrain", *words, "--json")
     assert result.code == 0
     record = json.loads((store.root / "lenet/training.json").read_text())
     assert json.loads(result.out)["outcomes"][0]["results"]["training"] == record

@@ -88,6 +88,7 @@ def test_a_flipped_bit_in_an_artifact_is_a_digest_error(
     assert "expected sha256" in result.err
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_mismatch_stays_a_mismatch_when_nothing_is_run_again(
     store: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,7 +180,7 @@ while True:
 """
 
 
-@pytest.mark.slow(37)
+@pytest.mark.long
 def test_a_training_killed_twenty_times_gives_the_same_weights(
     tmp_path: Path, process: Callable[..., Process]
 ) -> None:

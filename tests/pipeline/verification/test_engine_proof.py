@@ -109,6 +109,7 @@ def test_the_graph_without_a_fault_passes(built: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("subject", ["graph", "onnxruntime"])
+@pytest.mark.usefixtures("in_process")
 def test_a_verdict_reads_the_file_once(
     built: Store, monkeypatch: pytest.MonkeyPatch, subject: str
 ) -> None:

@@ -127,7 +127,7 @@ def test_the_hint_for_a_damaged_record_replaces_it(copy: Store, assay: Assay) ->
 
 def test_the_hints_for_an_outdated_artifact_update_it(copy: Store, assay: Assay) -> None:
     place = ["--root", copy.root, "--dist", copy.dist]
-    assert assay("train", "edge", "--seed", "1", *place).code == 0
+    assert assay("train", "edge", "--retrain", "--seed", "1", *place).code == 0
     ran = follow_hints(assay, copy, "bundle", "is out of date: it was made from another")
     assert "export" in ran
     assert json.loads((copy.root / "edge/train.json").read_text())["params"]["seed"] == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import DeployError
-from pipeline.workflow import lock, runner, signals
+from pipeline.workflow import leftovers, lock, runner, signals
 from pipeline.workflow.artifacts import Artifact, Paths
 from pipeline.workflow.runner import Store
 from pipeline.workflow.stage import Stage, StageRuns, option
@@ -222,10 +222,12 @@ def test_an_undeclared_artifact_cannot_be_written(empty: Store) -> None:
 
 
 def test_leftovers_of_a_killed_run_are_removed(empty: Store) -> None:
-    (empty.root / ".tmp-a-make.dead").mkdir(parents=True)
-    (empty.root / ".tmp-a-makeshift.alive").mkdir()
+    own = empty.root / f"{leftovers.prefix(empty.root, 'a-make')}dead"
+    own.mkdir(parents=True)
+    other = empty.root / f"{leftovers.prefix(empty.root, 'a-makeshift')}alive"
+    other.mkdir()
     runner.run(MAKE, Params(), empty)
-    assert left_over(empty) == [".tmp-a-makeshift.alive"]
+    assert left_over(empty) == [other.name]
 
 
 def hold(path: Path, ready: "multiprocessing.synchronize.Event", seconds: float) -> None:

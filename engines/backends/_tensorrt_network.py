@@ -1,0 +1,85 @@
+"""TensorRT's network of an ONNX graph, and how its types compare with the graph's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from engines.checks import import_vendor
+from engines.contract import BuildOptions
+from engines.errors import DeployError
+from engines.layer_report import Layer, precision
+
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def strongly_typed(vendor: Any) -> int:
+    """Returns the flags of a strongly typed network, from TensorRT 11 on the only kind."""
+    flag = getattr(vendor.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def parse(vendor: Any, network: Any, logger: Any, source: Path, rewritten: bytes | None) -> None:
+    """Fills a network from an ONNX graph, or from `rewritten` in its place."""
+    parser = vendor.OnnxParser(network, logger)
+    if parser.parse(rewritten) if rewritten else parser.parse_from_file(str(source)):
+        return
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    causes = dict.fromkeys(map(_cause, errors))
+    raise DeployError(
+        f"{vendor.__name__} cannot parse {source}: " + "; ".join(causes),
+        "export with operators it supports, or build another engine",
+    )
+
+
+def _cause(error: Any) -> str:
+    """Returns an error of the parser with its node, operator and reason."""
+    reason = error.desc() if error.desc() != "false" else "not supported"
+    where = f"node {error.node_name()!r} ({error.node_operator()})"
+    if not error.node_operator():
+        where = "an input, output or weight"
+    return f"{where}: {error.code().name}: {reason}"
+
+
+def profile_of(builder: Any, network: Any, options: BuildOptions) -> Any:
+    """Returns the optimization profile for the batches of the options."""
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = tuple(tensor.shape)
+        if -1 in shape[1:]:
+            raise DeployError(
+                f"input {tensor.name!r} has shape {shape}: an axis other than the batch is dynamic",
+                "export with only the batch dynamic",
+            )
+        if -1 in shape:
+            sizes = (options.batch_min, options.batch_opt, options.batch_max)
+            profile.set_shape(tensor.name, *((size, *shape[1:]) for size in sizes))
+    return profile
+
+
+def type_mismatches(source: Path, layers: Iterable[Layer]) -> list[str]:
+    """Returns the products of a graph that no layer computes in the type of their weights.
+
+    A precision is chosen for its products; the operators between them may be fused.
+    """
+    onnx = import_vendor("onnx", "pip install onnx")
+    graph = onnx.load(source, load_external_data=False).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in types:
+            types[node.output[0]] = types[node.input[0]]
+    layer_types: dict[str, set[str]] = {}
+    for layer in layers:
+        for name in layer.nodes:
+            layer_types.setdefault(name, set()).add(layer.precision)
+    missed = []
+    for node in graph.node:
+        if node.op_type not in _PRODUCTS or types.get(node.input[1]) is None:
+            continue
+        wanted = precision(onnx.helper.tensor_dtype_to_np_dtype(types[node.input[1]]).name)
+        actual = layer_types.get(node.name)
+        if actual and wanted not in actual:
+            missed.append(f"{node.op_type} {node.name!r} in {', '.join(sorted(actual))}")
+    return missed

@@ -1,0 +1,45 @@
+"""The printed lists of a model's trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.report.train import describe
+from pipeline.workflow import console
+
+if TYPE_CHECKING:
+    from pipeline.workflow.runs import Run
+
+
+def show(model: str, runs: Sequence[Run]) -> None:
+    """Prints a row for each run, with its result, data set, date and size."""
+    console.table(
+        f"Trained weights of {model}",
+        ("run", "", "result", "data set", "seed", "started", ">MiB"),
+        [
+            (
+                run.name,
+                "current" if run.current else "",
+                describe(run.training) if run.training else "its records are damaged",
+                str(run.training.get("data") or ""),
+                str(run.training.get("seed", "")),
+                "" if run.record is None else run.record.started,
+                _mebibytes(run.size),
+            )
+            for run in runs
+        ],
+    )
+
+
+def show_removed(runs: Sequence[Run], *, dry_run: bool) -> None:
+    """Prints which runs were, or would be, removed, and how much space they took."""
+    verb = "would remove" if dry_run else "removed"
+    for run in runs:
+        console.result(f"{verb} run {run.name}: {_mebibytes(run.size)} MiB")
+    total = _mebibytes(sum(run.size for run in runs))
+    console.result(f"{verb} {total} MiB" if runs else "there is nothing to remove")
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f}"

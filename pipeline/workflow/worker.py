@@ -1,0 +1,251 @@
+"""Calls functions in a child process, which native code of an engine may crash without harm.
+
+One child serves all calls of a process, one after the other, so that libraries are imported once. A
+new one is started after a death, and when the environment has changed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from engines import hardware
+from engines.errors import CrashedError
+from pipeline.workflow import console
+from pipeline.workflow.worker_child import ALONE, ChildError, Message
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PREFIX = "assay-worker-"  # of a child's folder for temporary files, before its parent's process ID
+_POLL_SECONDS = 0.25
+# A child that uses more than half of the memory is stopped when no more than this is left, before
+# the kernel chooses a process to kill.
+_RESERVE_BYTES = 256 << 20
+_BOOT = (
+    "import json, os, sys; sys.path[:] = json.loads(os.environ.pop('ASSAY_WORKER_PATH'));"
+    " from pipeline.workflow import worker_child; worker_child.serve(int(sys.argv[1]))"
+)
+
+
+@dataclass
+class Settings:
+    """How calls are made; the command line sets it once.
+
+    Attributes:
+        seconds: How long one call may take.
+        memory: Bytes that the child process may hold; None means all but a reserve.
+        isolate: Use a child process. Tests that replace our own functions do not.
+    """
+
+    seconds: float = 3600.0
+    memory: int | None = None
+    isolate: bool = True
+
+
+settings = Settings()
+_current: _Child | None = None
+
+
+def call(doing: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Returns what a function of a module returns in the child process.
+
+    Progress that the function prints or shows is printed or shown here.
+
+    Args:
+        doing: What the function does, for the message if the process dies.
+        args: Arguments that can be pickled.
+
+    Raises:
+        CrashedError: The process died, or took too long or all memory.
+    """
+    if not settings.isolate or ALONE in os.environ:
+        return function(*args, **kwargs)
+    child = _child()
+    try:
+        answer: T = child.call(doing, (function, args, kwargs))
+    except BaseException as error:
+        # A child that only raised an error can be used again.
+        if not isinstance(error.__cause__, ChildError):
+            end()
+        raise
+    return answer
+
+
+def end() -> None:
+    """Ends the child process, if one runs: its libraries hold memory, on a GPU too."""
+    global _current
+    child, _current = _current, None
+    if child is not None:
+        child.end()
+
+
+atexit.register(end)
+
+
+def _child() -> _Child:
+    global _current  # noqa: PLW0603 - one child a process
+    if _current is not None and not _current.usable():
+        end()
+    if _current is None:
+        _current = _Child()
+    return _current
+
+
+class _Child:
+    """A running child process."""
+
+    def __init__(self) -> None:
+        self._owner = os.getpid()
+        self._environment = _environment()
+        self._path = list(sys.path)
+        # What libraries leave in the folder for temporary files goes with the child.
+        _sweep()
+        self._folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
+        from multiprocessing import connection  # which `assay --help` does not need
+
+        ours, theirs = connection.Pipe()
+        with contextlib.closing(theirs):
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _BOOT, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=_terminal(),  # never on stdout, which may hold a JSON document
+                pass_fds=[theirs.fileno()],
+                env={
+                    **os.environ,
+                    "ASSAY_WORKER_PATH": json.dumps(sys.path),
+                    "TMPDIR": self._folder,
+                    ALONE: "1",
+                },
+            )
+        self._connection = ours
+
+    def usable(self) -> bool:
+        """Returns whether it still runs, and would be started alike now."""
+        same = self._environment == _environment() and self._path == sys.path
+        return same and self._owner == os.getpid() and self._process.poll() is None
+
+    def call(self, doing: str, work: tuple[Any, ...]) -> Any:
+        deadline = time.monotonic() + settings.seconds
+        try:
+            self._connection.send((Path.cwd(), work))
+            with _bars() as bars:
+                while True:
+                    self._wait(doing, deadline)
+                    message: Message = self._connection.recv()
+                    if message.kind == "doing":
+                        doing = message.value
+                    elif message.kind == "returned":
+                        return message.value
+                    elif message.kind == "raised":
+                        raise message.value from ChildError(message.text)
+                    else:
+                        bars(message)
+        except (EOFError, ConnectionError):
+            raise CrashedError(
+                f"{self._death()} ended the process while {doing}",
+                "see the lines that the library printed; leave the engine out with --engine",
+            ) from None
+
+    def _wait(self, doing: str, deadline: float) -> None:
+        """Waits for a message; raises CrashedError if the child exceeds its time or memory."""
+        while not self._connection.poll(_POLL_SECONDS):
+            if time.monotonic() > deadline:
+                raise CrashedError(
+                    f"stopped after {settings.seconds:g} s while {doing}",
+                    "raise --time-limit if it only needs longer",
+                )
+            free, used = hardware.free_memory(), hardware.resident_memory(self._process.pid)
+            too_much = used > (settings.memory or used) or (free < _RESERVE_BYTES and used > free)
+            if too_much:
+                raise CrashedError(
+                    f"stopped while {doing}: the process took {used / 2**30:.1f} GiB of memory,"
+                    f" and {free / 2**30:.1f} GiB were left",
+                    "raise --memory-limit, if it is given, or use a machine with more memory",
+                )
+
+    def _death(self) -> str:
+        code = self._process.wait()
+        if code >= 0:
+            return f"exit code {code}"
+        number = -code
+        try:
+            name = f" ({signal.Signals(number).name})"
+        except ValueError:
+            name = ""
+        return f"signal {number}{name}"
+
+    def end(self) -> None:
+        if self._owner != os.getpid():
+            return  # a fork of ours; the child is its parent's
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _environment() -> dict[str, str]:
+    """Returns the environment, without what pytest changes for each test."""
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+def _terminal() -> int:
+    """Returns the descriptor of stderr, or one that discards all if it is closed."""
+    try:
+        return subprocess.DEVNULL if sys.__stderr__ is None else sys.__stderr__.fileno()
+    except (OSError, ValueError):
+        return subprocess.DEVNULL
+
+
+def _sweep() -> None:
+    """Removes the temporary folders of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError):
+            if owner.isdigit() and folder.stat().st_uid == os.getuid() and not _runs(int(owner)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[Message], None]]:
+    """Yields a function that shows the child's progress messages here."""
+    with contextlib.ExitStack() as stack:
+        open_bars: list[tuple[contextlib.ExitStack, console.Bar]] = []
+
+        def show(message: Message) -> None:
+            if message.kind == "say":
+                console.say(message.text)
+            elif message.kind == "bar":
+                own = stack.enter_context(contextlib.ExitStack())
+                open_bars.append((own, own.enter_context(console.bar(message.text, message.value))))
+            elif message.kind == "advance":
+                open_bars[-1][1].advance(message.value, message.text)
+            elif message.kind == "line":
+                open_bars[-1][1].line(message.text)
+            elif message.kind == "end of bar":
+                open_bars.pop()[0].close()
+
+        yield show
