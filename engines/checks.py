@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import logging
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -104,11 +106,18 @@ class FeedCheck:
 
 def choose_device(engine: Engine, asked: str) -> str:
     """Returns the device to open `engine` on; see `pick_device`."""
-    return pick_device(asked, engine.devices, f"engine {engine.name!r}")
+    return pick_device(asked, engine.devices, f"engine {engine.name!r}", engine.gpu_problem)
 
 
-def pick_device(asked: str, kinds: tuple[str, ...], who: str) -> str:
-    """Returns `asked`, or for "auto" the first of `kinds` that this machine has.
+def pick_device(
+    asked: str, kinds: tuple[str, ...], who: str, gpu_problem: Callable[[int], str]
+) -> str:
+    """Returns `asked`, or for "auto" the first of `kinds` that `who` can use on this machine.
+
+    If "auto" passes over a GPU that CUDA opens, the log says why.
+
+    Args:
+        gpu_problem: Returns why `who` cannot use a GPU, by its number; "" if it can.
 
     Raises:
         UsageError: `asked` is not the name of a device.
@@ -117,6 +126,9 @@ def pick_device(asked: str, kinds: tuple[str, ...], who: str) -> str:
     check_device(asked)
     if asked == "auto":
         here = [kind for kind in kinds if kind == "cpu" or hardware.gpus()]
+        if here[:1] == ["cuda"] and "cpu" in here and (why := gpu_problem(0)):
+            _warn_once(f"{who} runs on the CPU: {why}")
+            here = ["cpu"]
         asked = (here or list(kinds))[0]
     kind, _, index = asked.partition(":")
     if kind not in kinds:
@@ -129,7 +141,16 @@ def pick_device(asked: str, kinds: tuple[str, ...], who: str) -> str:
             f" {hardware.no_gpu() or f'CUDA opens {len(hardware.gpus())} GPUs'}",
             "count from cuda:0; without a GPU, use --device auto",
         )
+    if kind == "cuda" and (why := gpu_problem(int(index or 0))):
+        raise NotAvailableError(
+            f"{who} cannot use {asked!r}: {why}", "use --device cpu, or install what fits"
+        )
     return asked
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.getLogger(__name__).warning(message)
 
 
 def check_device(asked: str) -> None:

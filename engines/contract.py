@@ -201,6 +201,14 @@ class Engine(Protocol):
         """
         return ""
 
+    def gpu_problem(self, index: int) -> str:
+        """Returns why its library cannot use a GPU that CUDA's driver opens; "" if it can.
+
+        Args:
+            index: The number of the GPU, as CUDA counts.
+        """
+        return ""
+
     def fingerprint(self) -> dict[str, str]:
         """Returns versions, GPU and driver: all that the built bytes and the speed depend on.
 

@@ -22,7 +22,7 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]  # public, but
 from engines.contract import TensorSpec
 from engines.errors import DeployError
 from exporters import onnx_files, trace_errors
-from exporters.constant_sizes import resize_by_constants
+from exporters.constant_sizes import make_sizes_constant
 from exporters.onnx_nodes import attribute, spec_of
 from exporters.weight_map import refold
 
@@ -72,7 +72,7 @@ def export_graph(
                 warnings.simplefilter("ignore", category)
             try:
                 translated = torch.onnx.export(
-                    _without_bf16_einsum(program),
+                    _translatable(program),
                     dynamo=True,
                     input_names=[spec.name for spec in inputs],
                     output_names=[spec.name for spec in outputs],
@@ -104,18 +104,25 @@ def export_graph(
     return Translation(nodes, graphs(finished(simplified, inputs, outputs, metadata)))
 
 
-def _without_bf16_einsum(program: Any) -> Any:
-    """Returns a program with its einsums as matrix products, if any einsum is in bfloat16.
+def _translatable(program: Any) -> Any:
+    """Returns a program without operators that the exporter translates badly.
 
-    ONNX's Einsum does not take that type; its MatMul does.
+    - Einsums in bfloat16 become matrix products: ONNX's Einsum does not take that type.
+    - Pooling to one pixel becomes a mean. Its own decomposition restores the strides of a tensor
+      whose channels are last in memory, and in ONNX that is a Gather by computed indices.
     """
-    einsum = torch.ops.aten.einsum.default
-    if not any(
-        node.target is einsum and node.meta["val"].dtype == torch.bfloat16
-        for node in program.graph.nodes
-    ):
-        return program
-    return program.run_decompositions({einsum: torch.export.default_decompositions()[einsum]})
+    einsum, pool = torch.ops.aten.einsum.default, torch.ops.aten.adaptive_avg_pool2d.default
+    table = {}
+    for node in program.graph.nodes:
+        if node.target is einsum and node.meta["val"].dtype == torch.bfloat16:
+            table[einsum] = torch.export.default_decompositions()[einsum]
+        elif node.target is pool and node.args[0].meta["val"].stride()[1] == 1:
+            table[pool] = _pool
+    return program.run_decompositions(table) if table else program
+
+
+def _pool(x: torch.Tensor, size: Sequence[int]) -> Any:
+    return x.mean((-1, -2), keepdim=True) if list(size) == [1, 1] else NotImplemented
 
 
 def _slimmed(model: onnx.ModelProto) -> onnx.ModelProto | None:
@@ -211,7 +218,7 @@ def finished(
     metadata: Mapping[str, str],
 ) -> onnx.ModelProto:
     """Puts a graph into its canonical form, checks it (see `check_graph`) and returns it."""
-    resize_by_constants(model)
+    make_sizes_constant(model)
     canonicalise(model, metadata)
     check_graph(model, inputs, outputs)
     return model

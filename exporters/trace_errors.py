@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from engines.errors import DeployError
+from exporters import native_output
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _ROOT = Path(__file__).parents[1]
@@ -32,6 +33,7 @@ TORCHSCRIPT = "TorchScript"
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
 _FIXED = re.compile(r"set_replacement (\S+) = (\d+)")
 _PACKED = "PackedSequence"
+_CAUSAL = "_detect_is_causal_mask"  # a function of torch.nn.modules.transformer
 # A pattern in the messages of PyTorch and torch.export, the cause in words, and what to change.
 _CAUSES = (
     (
@@ -39,6 +41,12 @@ _CAUSES = (
         "it packs sequences, whose sizes depend on the values of a tensor",
         "leave out pack_padded_sequence: run the layer on padded sequences, and take the step at"
         " each length by torch.gather, or mask the rest",
+    ),
+    (
+        _CAUSAL,
+        "its Transformer layer looks at the values of a mask, to see if it is causal",
+        "say so yourself: pass is_causal=False with the mask, to a decoder tgt_is_causal=False and"
+        " memory_is_causal=False; the mask is applied as before",
     ),
     (
         r"data-dependent|\.item\(\)|_local_scalar_dense",
@@ -61,10 +69,17 @@ _CAUSES = (
         "compute them in float32: call x.float() before torch.view_as_complex or torch.polar",
     ),
     (
-        r"same dtype|same type|scalar type|dtypes match|dtype to match|match query dtype",
+        r"not implemented for '(Half|BFloat16)'|Unsupported dtype (Half|BFloat16)",
+        "PyTorch cannot compute an operator in a half type",
+        "compute it in float32: call x.float() before it, and y.to(x.dtype) on its result",
+    ),
+    (
+        r"same dtype|same type|scalar type|dtypes match|dtype to match|match query dtype"
+        r"|should be the same$",
         "tensors of different types meet",
         "give tensors made in forward the type of the others, as in torch.zeros(...,"
-        " dtype=x.dtype), and leave out casts to a fixed type, such as x.half()",
+        " dtype=x.dtype), and leave out casts to a fixed type, such as x.half(); cast integers to"
+        " the type of a weight",
     ),
     (
         r"Mismatch the shape|same reduction dim|size mismatch|must match|shape '",
@@ -79,11 +94,19 @@ class Report:
     """What torch printed and logged while it exported.
 
     Attributes:
+        text: What its Python code printed and logged.
+        native: Returns what its native code printed.
         fixed: For each axis that was fixed: its size, and the line of the model that fixed it.
     """
 
     text: io.StringIO
     fixed: list[tuple[int, str]]
+    native: Callable[[], str]
+
+    @property
+    def printed(self) -> str:
+        """All that was printed and logged so far."""
+        return self.text.getvalue() + self.native()
 
 
 class _Recorder(logging.Handler):
@@ -105,7 +128,19 @@ class _Recorder(logging.Handler):
 @contextlib.contextmanager
 def recorded() -> Iterator[Report]:
     """Captures what torch prints and logs, which would mix with the JSON on stdout."""
-    report = Report(io.StringIO(), [])
+    with native_output.captured() as native:
+        report = Report(io.StringIO(), [], native)
+        with (
+            _logs_to(report),
+            contextlib.redirect_stdout(report.text),
+            contextlib.redirect_stderr(report.text),
+        ):
+            yield report
+
+
+@contextlib.contextmanager
+def _logs_to(report: Report) -> Iterator[None]:
+    """Sends torch's log to a report instead of the terminal."""
     root, shapes = logging.getLogger("torch"), logging.getLogger(_SHAPES)
     handlers, level, passed = root.handlers, shapes.level, root.propagate
     handler = _Recorder(report)
@@ -114,8 +149,7 @@ def recorded() -> Iterator[Report]:
     shapes.handlers, shapes.propagate = [handler], False
     shapes.setLevel(logging.INFO)
     try:
-        with contextlib.redirect_stdout(report.text), contextlib.redirect_stderr(report.text):
-            yield report
+        yield
     finally:
         root.handlers, root.propagate = handlers, passed
         shapes.handlers, shapes.propagate = others, through
@@ -149,11 +183,11 @@ def failure(step: str, error: Exception, report: Report, names: Sequence[str] = 
     """
     message = str(error).strip()
     full = "".join(traceback.format_exception(error))
-    text = f"{report.text.getvalue()}\n{full}"
+    text = f"{report.printed}\n{full}"
     where = place(traceback.extract_tb(error.__traceback__))
     if re.search(r"marked .* as dynamic but your code specialized", message):
         return _fixed_axis(step, message, report, text, names)
-    if known := cause_of(f"{_PACKED} {message}" if _is_packed(error) else message):
+    if known := cause_of(" ".join([*_marks(error), message])):
         cause, change = known
         return DeployError(
             f"{step} cannot trace the model: {cause}{at_line(where)} ({_first(message)})",
@@ -168,10 +202,12 @@ def failure(step: str, error: Exception, report: Report, names: Sequence[str] = 
     )
 
 
-def _is_packed(error: Exception) -> bool:
-    """Whether an error is from a recurrent layer with packed sequences, which none mentions."""
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_locals.get("batch_sizes") is not None for frame, _ in frames)
+def _marks(error: Exception) -> list[str]:
+    """Returns what an error comes from, where its message does not mention that."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packed = any(frame.f_locals.get("batch_sizes") is not None for frame in frames)
+    causal = any(frame.f_code.co_name == _CAUSAL for frame in frames)
+    return [_PACKED] * packed + [_CAUSAL] * causal
 
 
 def cause_of(message: str) -> tuple[str, str] | None:
@@ -204,7 +240,7 @@ def untranslated(error: Exception, report: Report, program: Any) -> DeployError:
     """Returns the error for a program that cannot be translated to ONNX."""
     full = "".join(traceback.format_exception(error))
     missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", full)
-    text = f"{report.text.getvalue()}\n{full}"
+    text = f"{report.printed}\n{full}"
     if missing is None:
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporter wraps the original error several times

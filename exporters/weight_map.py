@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import torch
 from torch import nn
 
 from engines.contract import Array
+from exporters.program_constants import Held, array_of, is_constant, wide
 from exporters.weight_match import Expectations, Expected, match, tensors_of
 
 _aten = torch.ops.aten
@@ -66,24 +66,27 @@ def trace_weights(program: Any, graph: onnx.ModelProto, roundings: int) -> dict[
     Returns:
         By the parameter's name, the tensor of the graph that was made from it, or else its own
         value. A fold that float64 does not confirm is ignored: the parameter then keeps its own
-        value, and an audit of the graph does not find it.
+        value, and an audit of the graph does not find it. A parameter that is in several tensors,
+        such as a weight that was split, has an entry for each.
     """
     expected = expectations(program)
     tensors = tensors_of(graph)
-    carriers = match(expected, tensors, roundings).carriers
-    return {
-        name: tensors[carriers[name]] if name in carriers else value
+    found = match(expected, tensors, roundings)
+    weights = {
+        name: tensors[found.carriers[name]] if name in found.carriers else value
         for name, value in expected.parameters.items()
-        if name in carriers or name not in expected.omissible
+        if name in found.carriers or name not in expected.omissible
     }
+    parts = {f"{min(names)} (in {tensor})": tensors[tensor] for tensor, names in found.more.items()}
+    return weights | parts
 
 
 def expectations(program: Any) -> Expectations:
     """Returns what a graph of a torch.export program may hold."""
-    held = _Held(program)
+    held = Held(program)
     nodes = program.graph.nodes
     read = {held.names[node.name] for node in nodes if node.name in held.names and node.users}
-    parameters = {name: _array(held.tensors[name]) for name in sorted(read & held.parameters)}
+    parameters = {name: array_of(held.tensors[name]) for name in sorted(read & held.parameters)}
     layers = [_Layer(node, held) for node in nodes if node.target in _LAYERS]
     zeros = {layer.bias for layer in layers if layer.bias and not parameters[layer.bias].any()}
     return Expectations(
@@ -91,66 +94,8 @@ def expectations(program: Any) -> Expectations:
         frozenset(zeros),
         layers,
         partial(_computed, program, held),
-        [_array(held.tensors[name]) for name in sorted(held.tensors.keys() - held.parameters)],
+        [array_of(held.tensors[name]) for name in sorted(held.tensors.keys() - held.parameters)],
     )
-
-
-class _Held:
-    """The parameters, buffers and constants of a program.
-
-    Attributes:
-        tensors: Their values.
-        parameters: The names of those that a checkpoint has.
-        names: The name of the one that each placeholder stands for.
-    """
-
-    def __init__(self, program: Any) -> None:
-        signature = program.graph_signature
-        tensors = {**program.state_dict, **program.constants}
-        self.tensors = {n: t.detach() for n, t in tensors.items() if isinstance(t, torch.Tensor)}
-        self.parameters = program.state_dict.keys()
-        names = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
-        }
-        self.names = {node: name for node, name in names.items() if name in self.tensors}
-
-    def parameter(self, node: Any) -> str:
-        """Returns the name of the parameter that an argument of a node is; "" for anything else."""
-        name = self.names.get(getattr(node, "name", ""), "")
-        return name if name in self.parameters else ""
-
-    def made_of(self, value: Any) -> frozenset[str] | None:
-        """Returns the parameters that an argument of a node depends on.
-
-        None means that it depends on something else, too, or is no number.
-        """
-        if value is None or isinstance(value, bool | int | float):
-            return frozenset()
-        if getattr(value, "name", "") in self.names:
-            return frozenset({self.names[value.name]} & self.parameters)
-        if getattr(value, "op", "") != "call_function" or not value.all_input_nodes:
-            return None
-        parts = [self.made_of(node) for node in value.all_input_nodes]
-        if not isinstance(value.meta.get("val"), torch.Tensor) or None in parts:
-            return None
-        return frozenset().union(*(part for part in parts if part))
-
-    def exact(self, value: Any, otherwise: float = 0.0) -> Array:
-        """Returns an argument that depends on parameters alone, in float64; `otherwise` if None."""
-        if value is None or isinstance(value, bool | int | float):
-            return np.array(otherwise if value is None else value, np.float64)
-        array: Array = self._tensor(value).numpy()
-        return array
-
-    def _tensor(self, node: Any) -> torch.Tensor:
-        if node.name in self.names:
-            tensor = self.tensors[self.names[node.name]]
-            return tensor.double() if tensor.is_floating_point() else tensor
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self._tensor)
-        result: torch.Tensor = node.target(*args, **kwargs)
-        return result
 
 
 @dataclass(frozen=True)
@@ -179,7 +124,7 @@ class _Layer:
         node: Its node in the program.
     """
 
-    def __init__(self, node: Any, held: _Held) -> None:
+    def __init__(self, node: Any, held: Held) -> None:
         self.node = node
         # A layer without a bias may leave the argument out.
         self._weight, self._bias = [*node.args[1:3], None][:2]
@@ -270,7 +215,7 @@ class _Layer:
         return _Affine(one, -value if inverse else value, np.abs(value), names)
 
 
-def _computed(program: Any, held: _Held) -> Iterator[Expected]:
+def _computed(program: Any, held: Held) -> Iterator[Expected]:
     """Yields all values that depend on parameters alone, the last computed first.
 
     An exporter may fold only a part of a chain of operators. A transposed weight, or rows that a
@@ -289,7 +234,7 @@ def _computed(program: Any, held: _Held) -> Iterator[Expected]:
             yield Expected(names, value, np.abs(value).max())
 
 
-def _recurrent(node: Any, held: _Held) -> Iterator[Expected]:
+def _recurrent(node: Any, held: Held) -> Iterator[Expected]:
     """Yields the weights and biases of a recurrent layer in ONNX's form.
 
     That has its gates in another order, both directions in one tensor, and both biases in one.
@@ -302,7 +247,7 @@ def _recurrent(node: Any, held: _Held) -> Iterator[Expected]:
     gates = _GATES[node.target]
 
     def ordered(name: str) -> Array:
-        pieces = np.split(_array(held.tensors[name]), len(gates))
+        pieces = np.split(array_of(held.tensors[name]), len(gates))
         return np.concatenate([pieces[gate] for gate in gates])
 
     for layer in range(layers):
@@ -314,7 +259,7 @@ def _recurrent(node: Any, held: _Held) -> Iterator[Expected]:
 
 
 def _constant_values(
-    program: Any, held: _Held, *, exact: bool
+    program: Any, held: Held, *, exact: bool
 ) -> Iterator[tuple[Array, frozenset[str]]]:
     """Computes every value that depends on parameters alone.
 
@@ -324,20 +269,19 @@ def _constant_values(
     Yields:
         Each value and the names of the parameters it is made from, the last computed first.
     """
-    values: dict[Any, tuple[torch.Tensor, frozenset[str]]] = {}
+    values: dict[Any, tuple[Any, frozenset[str]]] = {}
 
-    def part(node: Any) -> tuple[torch.Tensor, frozenset[str]] | None:
+    def part(node: Any) -> tuple[Any, frozenset[str]] | None:
         if node.name not in held.names:
             return values.get(node)
         tensor = held.tensors[held.names[node.name]]
-        wider = exact and tensor.is_floating_point()
-        return tensor.double() if wider else tensor, held.made_of(node) or frozenset()
+        return wide(tensor) if exact else tensor, held.made_of(node) or frozenset()
 
     for node in program.graph.nodes:
-        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+        if node.op != "call_function" or not is_constant(node):
             continue
         parts = {before: part(before) for before in node.all_input_nodes}
-        if not parts or None in parts.values():
+        if None in parts.values():
             continue
         known = {before: value for before, value in parts.items() if value}
         tensors = {before: tensor for before, (tensor, _) in known.items()}
@@ -347,23 +291,16 @@ def _constant_values(
             # In ONNX this is a product and a sum, and an exporter may fold only the product.
             product = known[node.args[0]][1] | known[node.args[1]][1]
             values[node, "product"] = node.target(*args[:2]), product
-        values[node] = node.target(*args, **kwargs), names
-    for tensor, names in reversed(values.values()):
-        yield _array(tensor), names
+        value = node.target(*args, **kwargs)
+        values[node] = wide(value) if exact else value, names
+    for value, names in reversed(values.values()):
+        if isinstance(value, torch.Tensor):  # not all parts of a split tensor
+            yield array_of(value), names
 
 
 def state_of(module: nn.Module) -> dict[str, Array]:
     """Returns the value of every parameter and buffer of a module, by its name."""
-    return {name: _array(tensor) for name, tensor in module.state_dict().items()}
-
-
-def _array(tensor: torch.Tensor) -> Array:
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:  # numpy has it only through ml_dtypes
-        bits: Array = tensor.contiguous().view(torch.int16).numpy()
-        return bits.view(ml_dtypes.bfloat16)
-    array: Array = tensor.numpy()
-    return array
+    return {name: array_of(tensor) for name, tensor in module.state_dict().items()}
 
 
 def refold(program: Any, graph: onnx.ModelProto) -> None:
@@ -372,7 +309,7 @@ def refold(program: Any, graph: onnx.ModelProto) -> None:
     The optimizer folds in the type of the weights. In fp16 its roundings cost more than fp16
     itself; in bf16 it gives float32 tensors, which do not fit the nodes that read them.
     """
-    held = _Held(program)
+    held = Held(program)
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     for node in program.graph.nodes:
         layer = _Layer(node, held) if node.target in _LAYERS else None
@@ -384,7 +321,7 @@ def refold(program: Any, graph: onnx.ModelProto) -> None:
             continue  # it was not folded
         # The optimizer adds a bias if the layer had none, or one of zeros, which it removed before.
         bias = layer.bias if layer.bias in tensors else f"{layer.weight}_bias"
-        dtype = _array(held.tensors[layer.weight]).dtype
+        dtype = array_of(held.tensors[layer.weight]).dtype
         for name, folded in zip((layer.weight, bias), folds[-1], strict=True):
             if name in tensors and list(tensors[name].dims) == list(folded.value.shape):
                 array = folded.value.astype(dtype)

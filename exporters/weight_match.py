@@ -89,12 +89,15 @@ class Match:
         shared: Parameters that have no tensor of their own, since another parameter with the same
             values is carried by it, or since it may be left out.
         folded: Parameters that the graph holds in a folded bias, if at all.
+        more: Tensors that hold other parts of parameters which have a carrier, as of a weight that
+            was split, with the names of these.
     """
 
     carriers: dict[str, str]
     unused: frozenset[str]
     shared: frozenset[str]
     folded: frozenset[str]
+    more: Mapping[str, frozenset[str]]
 
 
 def tensors_of(model: onnx.ModelProto) -> dict[str, Array]:
@@ -172,6 +175,7 @@ def match(expected: Expectations, tensors: Mapping[str, Array], roundings: int) 
         frozenset(tensors.keys() - search.claimed),
         frozenset(search.shared | omitted),
         frozenset(folded),
+        search.more,
     )
 
 
@@ -288,6 +292,7 @@ class _Search:
         carriers: The name of the tensor found for each parameter.
         claimed: Tensors that were found for a parameter.
         shared: Parameters whose tensor was found for another one before.
+        more: See `Match`.
     """
 
     def __init__(
@@ -296,6 +301,7 @@ class _Search:
         self.carriers: dict[str, str] = {}
         self.claimed: set[str] = set()
         self.shared: set[str] = set()
+        self.more: dict[str, frozenset[str]] = {}
         self._parameters = parameters
         self._tensors = tensors
         self._roundings = roundings
@@ -349,6 +355,8 @@ class _Search:
         names = item.names - self.carriers.keys()
         if name in self.claimed:
             self.shared |= names
+        elif item.names and not names:
+            self.more[name] = item.names
         self.claimed.add(name)
         self.carriers |= dict.fromkeys(names, name)
         return name

@@ -199,6 +199,39 @@ class Packed(nn.Module):
         return self.recurrent(packed)[1][0]
 
 
+class CausalEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8), 1)
+
+    def forward(self, x):
+        return self.layers(x, mask=nn.Transformer.generate_square_subsequent_mask(x.shape[0]))
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, x, mask):
+        return self.layers(x, src_key_padding_mask=mask)
+
+
+class Spectrum(nn.Module):
+    def forward(self, x):
+        return torch.fft.rfft(x.flatten(1)).abs()
+
+
+class Pixels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3)
+
+    def forward(self, picture):
+        return self.convolution(picture.float() / 255)
+
+
 class Holder(nn.Module):
     def __init__(self, part):
         super().__init__()
@@ -247,6 +280,12 @@ masked_3d = lambda: Model(network=Masked3d(), inputs={"x": rows(6, 8), "mask": k
 unmasked = lambda: Model(network=Attention(), inputs={"x": rows(6, 8), "mask": ~keys})
 sharp = lambda: Model(network=Sharp(), inputs={"x": rows(6, 8)})
 overflow = lambda: vector(Overflow())
+padded = lambda: Model(network=Padded(), inputs={"x": rows(6, 8), "mask": padding})
+causal_encoder = lambda: Model(network=CausalEncoder(), inputs={"x": rows(6, 8)})
+spectrum = lambda: Model(network=Spectrum(), inputs={"x": rows(7)})
+pixels = lambda: Model(
+    network=Pixels(), inputs={"picture": RANDOM.integers(0, 256, (4, 3, 8, 8)).astype(np.uint8)}
+)
 grouped = lambda: Model(network=Grouped(), inputs={"x": rows(3, 8, 8)})
 zeros = lambda: vector(Zeros())
 table = lambda: vector(Table())

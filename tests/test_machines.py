@@ -83,6 +83,28 @@ def test_a_gpu_without_a_cuda_driver_is_reported_and_the_chain_runs_on_the_cpu(
     assert LISTED in result.out
 
 
+@pytest.mark.slow(20)
+@pytest.mark.skipif(machines.COMPILER is None, reason="the stand-in driver needs a C compiler")
+def test_pytorch_runs_on_the_cpu_where_it_cannot_use_the_gpu(on: Run, tmp_path: Path) -> None:
+    machines.compile_driver(tmp_path)
+    machine = machines.with_driver(tmp_path, H100)  # torch needs more of a driver than it has
+    why = "opens no GPU with driver 580.159.04 (CUDA 13.2)"
+    result = on(machine, "run", "edge", "--engine", "pytorch", "--batch", 1, "--budget", 0.1)
+    assert result.code == 0, result.err
+    for who in ("training", "engine 'pytorch'"):
+        # Each process that chooses a device says it.
+        (line,) = {line for line in result.err.splitlines() if line.startswith(f"{who} runs on")}
+        assert line.endswith(why)
+    assert "UserWarning" not in result.err
+    result = on(machine, "verify", "edge", "--engine", "pytorch", "--device", "cuda")
+    assert result.code == 4
+    assert "engine 'pytorch' cannot use 'cuda': torch " in result.err
+    document, _ = examine(on, machine)
+    state = document["engines"]["pytorch"]
+    assert state["run"]
+    assert state["reason"].endswith(why)
+
+
 @pytest.mark.slow(8)
 @pytest.mark.skipif(machines.COMPILER is None, reason="the stand-in driver needs a C compiler")
 def test_doctor_describes_gpus_and_engines_that_do_not_run_on_them(on: Run, tmp_path: Path) -> None:

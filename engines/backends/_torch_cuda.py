@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from engines import hardware
 from engines.contract import Array
 from engines.errors import DeployError
 
@@ -36,6 +39,52 @@ class _Buffers:
     fetched: list[Any] | None = None
     graph: Any = None
     outputs: Sequence[Any] = ()
+
+
+def gpu_problem(torch: Any, index: int) -> str:
+    """Returns why torch cannot compute on a GPU that CUDA's driver opens; "" if it can.
+
+    Args:
+        index: The number of the GPU, as CUDA counts.
+    """
+    name = f"torch {torch.__version__}"
+    if torch.version.cuda is None:
+        return f"{name} is built without CUDA"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reason that is returned says the same
+        opens = torch.cuda.is_available()
+    gpu = hardware.gpus()[index]
+    if not opens:
+        return (
+            f"{name}, built for CUDA {torch.version.cuda}, opens no GPU with driver"
+            f" {gpu['driver']} (CUDA {gpu['cuda']})"
+        )
+    kernels = torch.cuda.get_arch_list()
+    if kernels and not any(_runs(kind, gpu["compute_capability"]) for kind in kernels):
+        return (
+            f"{name} has kernels for {', '.join(kernels)}, and not for the compute capability"
+            f" {gpu['compute_capability']} of {gpu['name']}"
+        )
+    return ""
+
+
+def _runs(kernels: str, capability: str) -> bool:
+    """Whether kernels such as sm_86 or compute_90 run on a compute capability.
+
+    Machine code (sm) runs on its own major version from its minor version on, and intermediate code
+    (compute) on all later ones: CUDA C++ Programming Guide, "Compilation Workflow". Kernels of one
+    architecture, such as sm_90a, run on that one alone.
+    """
+    parts = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", kernels)
+    if parts is None:
+        return True  # of a form that is not known here
+    own = int(parts[2]), int(parts[3])
+    major, minor = map(int, capability.split("."))
+    if parts[4]:
+        return own == (major, minor)
+    if parts[1] == "sm":
+        return own[0] == major and own[1] <= minor
+    return own <= (major, minor)
 
 
 class CudaRunner:

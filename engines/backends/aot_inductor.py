@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engines import cache, hardware
-from engines.backends._torch_cuda import channels_last
+from engines.backends._torch_cuda import channels_last, gpu_problem
 from engines.backends.pytorch import (
     PyTorchSession,
     exact_fp32,
@@ -63,6 +63,9 @@ class AOTInductorEngine(Engine):
             return Availability(False, True, why, "apt install g++")
         return library
 
+    def gpu_problem(self, index: int) -> str:
+        return gpu_problem(import_vendor(self.module, _INSTALL), index)
+
     def fingerprint(self) -> dict[str, str]:
         return {**installed(("torch",)), **hardware.cpu_fingerprint(), **hardware.gpu_fingerprint()}
 
@@ -80,7 +83,7 @@ class AOTInductorEngine(Engine):
         if why := missing_compiler():
             raise NotAvailableError(why, "apt install g++")
         program, signature = load_program(torch, source)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if hardware.gpus() and not self.gpu_problem(0) else "cpu"
         # Without a GPU it would warn that it finds no CUDA runtime.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         if device == "cuda":

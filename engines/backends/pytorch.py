@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from engines import hardware
 from engines.backends._program_file import check_program
-from engines.backends._torch_cuda import CudaRunner, channels_last
+from engines.backends._torch_cuda import CudaRunner, channels_last, gpu_problem
 from engines.checks import (
     FeedCheck,
     available_on_cpu,
@@ -36,7 +36,7 @@ from engines.contract import (
     Outputs,
     TensorSpec,
 )
-from engines.errors import DeployError, NotAvailableError
+from engines.errors import DeployError
 from engines.layer_report import Layer, precision
 
 _INSTALL = "pip install torch"
@@ -63,6 +63,9 @@ class PyTorchEngine(Engine):
 
     def available(self) -> Availability:
         return available_on_cpu(("torch",), _INSTALL)
+
+    def gpu_problem(self, index: int) -> str:
+        return gpu_problem(import_vendor(self.module, _INSTALL), index)
 
     def fingerprint(self) -> dict[str, str]:
         return {
@@ -96,11 +99,6 @@ class PyTorchEngine(Engine):
         """Applies the options to torch; returns the arguments of a session."""
         torch = import_vendor(self.module, _INSTALL)
         device = choose_device(self, options.device)
-        if device != "cpu" and not torch.cuda.is_available():
-            raise NotAvailableError(
-                f"torch {torch.__version__} sees no CUDA device for {device!r}",
-                "use --device cpu, or install a driver that fits this torch",
-            )
         exact_fp32(torch)
         torch.set_num_threads(options.threads)
         return torch, built, device

@@ -38,6 +38,9 @@ def _engine(name: str) -> dict[str, Any]:
             worker.call(f"importing {module}", _import, module, state.install)
         except (NotAvailableError, CrashedError) as error:
             state = dataclasses.replace(state, build=False, run=False, reason=error.message)
+    gpu = state.run and "cuda" in engine.devices and hardware.gpus()
+    if why := engine.gpu_problem(0) if gpu else "":
+        state = dataclasses.replace(state, reason=f"{state.reason}, on the CPU: {why}")
     return {"build": state.build, "run": state.run, "reason": state.reason, "fix": state.install}
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from engines.errors import DeployError
 from exporters import PRECISIONS
@@ -35,5 +36,20 @@ def check_rows_alone(exact: ExactModel, reference: Reference) -> None:
         if differing := exact.differing(known, inputs, row, limits.ALONE_TOLERANCE):
             raise DeployError(
                 f"output {differing[0]!r} of a row depends on the other rows of its batch",
-                "a server batches arbitrary rows; compute each row from its own inputs alone",
+                _hint(exact.network),
             )
+
+
+def _hint(network: nn.Module) -> str:
+    """Returns what to change in a network whose rows depend on each other."""
+    for path, module in network.named_modules():
+        # PyTorch then computes a batch in another way if every mask in it pads at the end only.
+        if isinstance(module, nn.TransformerEncoder) and getattr(
+            module, "use_nested_tensor", False
+        ):
+            return (
+                f"give nn.TransformerEncoder{f' ({path})' if path else ''}"
+                " enable_nested_tensor=False: with it, the outputs at padded positions depend on"
+                " the masks of the whole batch"
+            )
+    return "a server batches arbitrary rows; compute each row from its own inputs alone"

@@ -23,6 +23,8 @@ from pipeline.golden.repeats import check_repeats
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from engines.contract import Array
     from pipeline.golden.reference_cache import ReferenceCache
     from pipeline.golden.rounding import AtPrecision
@@ -49,6 +51,11 @@ class ExactModel:
         self.names = names
         network, prepare = copy.deepcopy(model.network), copy.deepcopy(model.prepare)
         self._served = Served(network, prepare, torch.float64).eval()
+
+    @property
+    def network(self) -> nn.Module:
+        """The copy of the network."""
+        return self._served.network
 
     def run(self, inputs: Sequence[torch.Tensor]) -> dict[str, Array]:
         """Returns the outputs for all rows, by name."""

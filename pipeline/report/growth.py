@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engines.cache import write_atomic
 from engines.checks import import_vendor
 from engines.errors import DeployError, ParityError, UsageError
+from pipeline.report.verify import ratio_text
 from pipeline.workflow import console
 from pipeline.workflow.artifacts import GRAPH_SUBJECT
 
@@ -32,7 +33,7 @@ def show(search: Bisection, subject: str) -> None:
     rows = []
     for step in search.steps[:last]:
         bar = "#" * min(round(step.ratio * _BAR), 2 * _BAR)
-        numbers = (f"{step.error:.1e}", f"{step.ratio:.2f}")
+        numbers = (f"{step.error:.1e}", ratio_text(step.ratio))
         rows.append((step.node, step.operator, step.module, *numbers, bar))
     columns = ("node", "operator", "module", ">total error", ">own error / limit", "")
     console.table("Error along the graph", columns, rows)

@@ -11,7 +11,7 @@ import engines
 from engines.errors import DeployError
 from exporters import DEFAULT_PRECISION
 from pipeline.report.train import describe
-from pipeline.report.verify import deviating_type, rows_not_compared
+from pipeline.report.verify import deviating_type, ratio_text, rows_not_compared
 from pipeline.workflow import console, hints
 from pipeline.workflow.artifacts import (
     BUNDLE,
@@ -144,7 +144,7 @@ def _verdict_cells(verdict: dict[str, Any]) -> list[str]:
     ratios = [output["rms_ratio"] for output in outputs]
     return [
         verdict["status"],
-        f"{max(ratios):.2f}" if ratios else "",
+        ratio_text(max(ratios)) if ratios else "",
         f"{flips['unexplained'] + flips['explained']}" if flips else "",
         f"{flips['correct'] / flips['images']:.2%}" if known else "",
     ]

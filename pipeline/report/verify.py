@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pipeline.verification.verdict import OutputVerdict, Verdict
 
 
+# Ratios from here on are printed by their power of ten.
+_LONG = 1e6
+
+
 def show(verdicts: Sequence[Verdict]) -> None:
     """Prints a table with a row for each output, then the remarks and reasons of each verdict."""
     columns = dict(_COLUMNS)
@@ -69,6 +73,15 @@ def deviating_type(facts: dict[str, str], precision: str) -> str:
     return computed_in if computed_in not in ("", precision) else ""
 
 
+def ratio_text(ratio: float) -> str:
+    """Returns an error in units of the noise floor, as a cell of a table."""
+    from pipeline.verification.noise_floor import UNBOUNDED
+
+    if ratio >= UNBOUNDED:
+        return "inf"
+    return f"{ratio:.2f}" if ratio < _LONG else f"{ratio:.1e}"
+
+
 def _flips(verdict: Verdict, _output: OutputVerdict) -> str:
     flips = verdict.flips
     return "" if flips is None else f"{flips.unexplained}+{flips.explained} of {flips.images:,}"
@@ -101,9 +114,9 @@ _COLUMNS: dict[str, _Column] = {
     "verdict": ("verdict", lambda verdict, _: verdict.status),
     "output": ("output", lambda _, output: output.name),
     "rms": (">rms error", lambda _, output: f"{output.rms:.2e}"),
-    "rms ratio": (">x floor", lambda _, output: f"{output.rms_ratio:.2f}"),
+    "rms ratio": (">x floor", lambda _, output: ratio_text(output.rms_ratio)),
     "max": (">max error", lambda _, output: f"{output.max:.2e}"),
-    "max ratio": (">x floor", lambda _, output: f"{output.max_ratio:.2f}"),
+    "max ratio": (">x floor", lambda _, output: ratio_text(output.max_ratio)),
     "flips": (">flips", _flips),
     "accuracy": (">top-1", _accuracy),
     "weights": (">weights", _weights),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import engines
 from engines import hardware
 from engines.errors import UsageError
 from exporters import REDUCED
@@ -162,7 +163,9 @@ def resolve(params: Params) -> Params:
             f"{params.model} cannot be trained: it has no data set",
             "name one with --data, or leave --epochs out to keep its weights unchanged",
         )
-    device = pick_device(params.device, ("cuda", "cpu"), "training")
+    device = pick_device(
+        params.device, ("cuda", "cpu"), "training", engines.get("pytorch").gpu_problem
+    )
     return dataclasses.replace(
         params,
         **chosen,

@@ -11,6 +11,11 @@ from exporters import PRECISIONS
 from pipeline.golden.noise import by_row
 from pipeline.verification import limits
 
+# Ratios of this size are errors where the floor is zero.
+UNBOUNDED = 1e90
+# The ratio of an error to a floor of zero. Its square is finite.
+_RATIO_TO_ZERO = 1e100
+
 
 @dataclass(frozen=True)
 class Floor:
@@ -67,6 +72,12 @@ def floor(reference: Array, noise: Array, precision: str, least: float = 1.0) ->
         max=np.maximum(_steadied(noise[:, 1], peak, comparable), least * unit * peak),
         comparable=comparable,
     )
+
+
+def in_floors(error: Array, floor: Array) -> Array:
+    """Returns errors in units of the floor; where the floor is zero, any error is too large."""
+    least = np.maximum(error / _RATIO_TO_ZERO, np.finfo(np.float64).tiny)
+    return error / np.maximum(floor, least)
 
 
 def _steadied(noise: Array, scale: Array, comparable: Array) -> Array:

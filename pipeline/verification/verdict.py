@@ -21,11 +21,9 @@ from pipeline.golden import noise
 from pipeline.golden.file import Reference
 from pipeline.verification import accuracy, limits, noise_floor
 from pipeline.verification.batches import batch_sizes, run_padded, run_rows
+from pipeline.verification.noise_floor import in_floors
 from pipeline.verification.vacuous import is_constant, why_vacuous
 from pipeline.verification.weight_audit import Audit
-
-# The ratio of an error to a floor of zero. Its square is finite.
-_RATIO_TO_ZERO = 1e100
 
 # The fact of a verdict that names the types in which the engine's products compute.
 COMPUTED_IN = "computed in"
@@ -228,16 +226,19 @@ def _judge_output(
         largest = in_floors(np.abs(error).max(axis=1), floor.max[rows]) * judged
         if largest.max() >= max_ratio:
             max_ratio, worst = float(largest.max()), golden.cases[rows[int(largest.argmax())]]
-    if rms_ratio > limits.MAX_RMS_IN_FLOORS:
-        faults.append(
-            f"rms error is {rms_ratio:.1f} times the noise floor,"
-            f" {limits.MAX_RMS_IN_FLOORS:g} allowed"
-        )
-    if max_ratio > limits.MAX_ERROR_IN_FLOORS:
-        faults.append(
-            f"largest error is {max_ratio:.1f} times the noise floor,"
-            f" {limits.MAX_ERROR_IN_FLOORS:g} allowed (on {worst})"
-        )
+    if max_ratio >= noise_floor.UNBOUNDED:
+        faults.append(f"differs where rounding changes nothing, as on {worst}")
+    else:
+        if rms_ratio > limits.MAX_RMS_IN_FLOORS:
+            faults.append(
+                f"rms error is {rms_ratio:.1f} times the noise floor,"
+                f" {limits.MAX_RMS_IN_FLOORS:g} allowed"
+            )
+        if max_ratio > limits.MAX_ERROR_IN_FLOORS:
+            faults.append(
+                f"largest error is {max_ratio:.1f} times the noise floor,"
+                f" {limits.MAX_ERROR_IN_FLOORS:g} allowed (on {worst})"
+            )
     quantized = PRECISIONS[golden.precision].quantized
     overflowing = noise.overflowed(golden.noise[spec.name])
     every = np.concatenate([error.ravel() for error in errors]) if errors else np.zeros(1)
@@ -256,12 +257,6 @@ def _judge_output(
         overflowing=int((~floor.comparable & overflowing).sum()),
         sqnr=_sqnr(spec, golden, runs) if quantized and not faults else None,
     )
-
-
-def in_floors(error: Array, floor: Array) -> Array:
-    """Returns errors in units of the floor; where the floor is zero, any error is too large."""
-    least = np.maximum(error / _RATIO_TO_ZERO, np.finfo(np.float64).tiny)
-    return error / np.maximum(floor, least)
 
 
 def _sqnr(spec: TensorSpec, golden: Reference, runs: Sequence[tuple[Array, Outputs]]) -> float:

@@ -141,7 +141,7 @@ def audit_model(
     except Exception as error:  # protobuf, onnx and numpy each raise their own
         raise DeployError(f"{graph} is not an ONNX graph: {error}", "export it again") from error
     exported = _by_digests(arrays, digests, weights)
-    if program is None or not (exported.fault or _doubtful(arrays, digests, weights)):
+    if program is None or not (exported.fault or _has_unknown(arrays, digests, weights)):
         return exported
     try:
         expected = _expectations(program())
@@ -188,6 +188,18 @@ def _by_digests(arrays: Mapping[str, Array], digests: Mapping[str, str], weights
         unexplained=tuple(
             _described(name, array) for name, array in arrays.items() if digests[name] not in known
         ),
+    )
+
+
+def _has_unknown(arrays: Mapping[str, Array], digests: Mapping[str, str], weights: Weights) -> bool:
+    """Whether a tensor of numbers is none of those that were exported.
+
+    It may stand for a parameter that has no digest, such as a bias of zeros that was left out.
+    """
+    known = {*weights.carried.values(), *weights.constants}
+    return any(
+        array.size > 1 and array.dtype.kind not in "biu" and digests[name] not in known
+        for name, array in arrays.items()
     )
 
 

@@ -1,6 +1,7 @@
 """Which tensor of a graph carries each parameter, folded batch norms included."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from exporters.program import export_program
 from exporters.weight_map import expectations, trace_weights
 from exporters.weight_match import changed, match, tensors_of
 from pipeline.verification import limits
+from pipeline.verification.weight_audit import audit_model, weights_of
 
 
 def filled(module: nn.Module) -> nn.Module:
@@ -43,7 +45,7 @@ def unexplained(module: nn.Module, program: object, graph: onnx.ModelProto) -> s
     }
     traced = trace_weights(program, graph, limits.WEIGHT_ROUNDINGS)
     wanted = {n for n in module.state_dict() if not n.endswith("num_batches_tracked")}
-    assert set(traced) == wanted
+    assert {name.partition(" (in ")[0] for name in traced} == wanted
     return {
         name
         for name, value in traced.items()
@@ -103,6 +105,20 @@ class Scaled(nn.Module):
         return (self.norm(self.conv(x)) * self.scale - self.shift) / 3
 
 
+class Pieces(nn.Module):
+    """Splits a weight as attention over another sequence does, and numbers its positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Parameter(torch.zeros(12, 4))
+        self.positions = nn.Embedding(9, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = self.both.split([4, 8])
+        places = x.unsqueeze(1) + self.positions(torch.arange(3))
+        return nn.functional.linear(nn.functional.linear(places, first).relu(), second)
+
+
 class Last(nn.Module):
     """The output of a recurrent layer without its state."""
 
@@ -129,6 +145,7 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
         nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6)),
         (4, 5, 5),
     ),
+    "split, and numbered": lambda: (Pieces(), (4,)),
     "transposed, one axis": lambda: (
         nn.Sequential(nn.ConvTranspose1d(4, 6, 3), nn.BatchNorm1d(6)),
         (4, 5),
@@ -212,6 +229,27 @@ def test_moved_numbers_have_to_match_bit_for_bit(name: str) -> None:
     values.ravel()[1] *= np.float32(1 + 2e-7)
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     assert unexplained(module, program, graph)
+
+
+def test_each_piece_of_a_split_weight_has_an_entry() -> None:
+    module = filled(Pieces())
+    program, graph = exported(module, (4,))
+    traced = trace_weights(program, graph, limits.WEIGHT_ROUNDINGS)
+    pieces = {name: value.size for name, value in traced.items() if name.startswith("both")}
+    assert sorted(pieces.values()) == [16, 32]
+    before = audit_model(graph, weights_of(traced, graph), Path("model.onnx"))
+    assert (before.identical, before.fault, before.gap) == (3, "", "")
+    for tensor in graph.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.size not in pieces.values():
+            continue
+        changed_graph = onnx.ModelProto()
+        changed_graph.CopyFrom(graph)
+        (copy,) = (t for t in changed_graph.graph.initializer if t.name == tensor.name)
+        nearly = values * np.float32(1 + 2e-7)
+        copy.CopyFrom(onnx.numpy_helper.from_array(nearly, tensor.name))
+        audit = audit_model(changed_graph, weights_of(traced, graph), Path("model.onnx"))
+        assert "weights that are not in the graph: both" in audit.fault
 
 
 @pytest.mark.slow(1)

@@ -251,11 +251,13 @@ def _judge(
     judged = floor.comparable
     if not judged.any():
         return grown, 0.0, ""
-    rms = verdict.in_floors(np.sqrt(np.mean(np.square(error), axis=1)), floor.rms)[judged]
-    largest = verdict.in_floors(error.max(axis=1), floor.max)[judged].max()
+    rms = noise_floor.in_floors(np.sqrt(np.mean(np.square(error), axis=1)), floor.rms)[judged]
+    largest = noise_floor.in_floors(error.max(axis=1), floor.max)[judged].max()
     ratio = max(
         float(np.sqrt(np.mean(np.square(rms)))) / limits.MAX_RMS_IN_FLOORS,
         float(largest) / limits.MAX_ERROR_IN_FLOORS,
     )
     fault = f"its error is {ratio:.1f} times what rounding explains" if ratio > 1 else ""
+    if ratio * limits.MAX_ERROR_IN_FLOORS >= noise_floor.UNBOUNDED:
+        fault = "it differs where rounding changes nothing"
     return grown, ratio, fault

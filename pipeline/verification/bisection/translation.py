@@ -17,7 +17,7 @@ from exporters import trace_errors
 from pipeline.golden import noise
 from pipeline.golden.file import Golden
 from pipeline.golden.reference import in_float64
-from pipeline.verification import limits, noise_floor, verdict
+from pipeline.verification import limits, noise_floor
 from pipeline.verification.bisection.walk import CHECKS
 
 # Decompositions in float64 differ by rounding, by far less than this part of a value's size.
@@ -62,7 +62,9 @@ def _differs(output: Array, golden: Golden, name: str, rows: Array) -> bool:
     floor = noise_floor.floor(reference, golden.noise[name][rows], golden.precision)
     if output.shape != reference.shape:
         return True
-    error = verdict.in_floors(np.abs(noise.difference(output, reference)).max(axis=1), floor.max)
+    error = noise_floor.in_floors(
+        np.abs(noise.difference(output, reference)).max(axis=1), floor.max
+    )
     return bool((error[floor.comparable] > limits.MAX_ERROR_IN_FLOORS).any())
 
 

@@ -229,6 +229,18 @@ def test_a_network_may_change_its_inputs_and_an_unread_buffer(assay: Assay, prec
                 "scale the model's values down",
             ),
         ),
+        (
+            "pixels",
+            ("--precision", "fp16"),
+            ("tensors of different types meet, at plain.py:", "cast integers to the type of a"),
+        ),
+        ("spectrum", ("--precision", "bf16"), ("in a half type", "call x.float() before it")),
+        ("causal_encoder", (), ("to see if it is causal", "pass is_causal=False with the mask")),
+        (
+            "padded",
+            (),
+            ("depends on the other rows", "(layers) enable_nested_tensor=False"),
+        ),
         ("unmasked", (), ("output 'output' is NaN on", "as on example 1:", "at plain.py:")),
     ],
 )

@@ -13,6 +13,7 @@ from engines.contract import Array, Feeds, Outputs, TensorSpec
 from pipeline.golden import file as goldens
 from pipeline.golden import noise
 from pipeline.golden.file import Golden, Weights
+from pipeline.report.verify import ratio_text
 from pipeline.verification import noise_floor
 from pipeline.verification.batches import rows_to_run, run_rows
 from pipeline.verification.limits import MAX_ERROR_IN_FLOORS, MAX_RMS_IN_FLOORS
@@ -324,6 +325,23 @@ def test_a_planted_fault_is_found_and_named(golden: Golden, fault: str) -> None:
     verdict = judge("engine", Computed(function), golden)
     assert verdict.status == "mismatch"
     assert words in verdict.reason
+
+
+def test_a_number_that_rounding_never_changes_is_named_with_its_row(golden: Golden) -> None:
+    golden.noise["logits"][:] = 0
+    whole = golden.reference["logits"].round().astype(np.int64)
+    golden.reference["logits"], golden.native["logits"] = whole, whole
+    row = int(np.abs(whole - whole[0]).any(axis=1).argmax())
+
+    def off_by_one(image: Array) -> Array:
+        return (exact(image).round() + (image == golden.inputs["image"][row]).all()).astype(
+            np.int64
+        )
+
+    session = Computed(off_by_one, outputs=(TensorSpec("logits", "int64", (None, CLASSES)),))
+    verdict = judge("engine", session, golden, sizes=(1,))
+    assert verdict.reason == (f"logits: differs where rounding changes nothing, as on case {row}")
+    assert ratio_text(verdict.outputs[0].max_ratio) == "inf"
 
 
 @pytest.mark.parametrize(
