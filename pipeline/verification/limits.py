@@ -33,6 +33,11 @@ MAX_NOISE_FRACTION = 1 / 8
 # The largest factor by which a row's noise is raised towards the usual noise: the few runs that
 # measure it do not miss more.
 MAX_NOISE_RAISE = 2.0
+# The least noise of a row, as a part of one rounding unit of the output's usual scale, which three
+# quarters of the rows do not exceed: engines approximate functions such as sigmoid to an absolute
+# error, and ONNX Runtime's is exactly 0 where the model's is 1e-13.
+LEAST_NOISE = 2.0**-10
+USUAL_SCALE_QUANTILE = 0.75
 # How many rows are also computed alone in float64, and how much they may then differ, as a part of
 # the row's largest output: results at other batch sizes differ by rounding only.
 ROWS_ALONE = 6

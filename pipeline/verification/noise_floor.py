@@ -49,6 +49,8 @@ def pooled(noise: Array) -> Array:
 def floor(reference: Array, noise: Array, precision: str, least: float = 1.0) -> Floor:
     """Returns the noise floor of an output, at least `least` rounding units of each row's scale.
 
+    It is also at least `limits.LEAST_NOISE` rounding units of the usual scale of the rows.
+
     Args:
         reference: The float64 output, `[rows, ...]`.
         noise: What `golden.noise.measure` returned, `[rows, 2]`.
@@ -68,10 +70,18 @@ def floor(reference: Array, noise: Array, precision: str, least: float = 1.0) ->
     comparable = noise[:, 0] <= part * scale
     comparable |= PRECISIONS[precision].quantized
     return Floor(
-        rms=np.maximum(_steadied(noise[:, 0], scale, comparable), least * unit * scale),
-        max=np.maximum(_steadied(noise[:, 1], peak, comparable), least * unit * peak),
+        rms=np.maximum(
+            _steadied(noise[:, 0], scale, comparable), unit * _least(least * scale, scale)
+        ),
+        max=np.maximum(_steadied(noise[:, 1], peak, comparable), unit * _least(least * peak, peak)),
         comparable=comparable,
     )
+
+
+def _least(least: Array, scale: Array) -> Array:
+    """Returns the least noise of each row in rounding units: `least`, or a part of the usual."""
+    usual = np.quantile(scale, limits.USUAL_SCALE_QUANTILE, method="lower")
+    return np.maximum(least, limits.LEAST_NOISE * usual)
 
 
 def in_floors(error: Array, floor: Array) -> Array:

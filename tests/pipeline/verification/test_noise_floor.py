@@ -1,10 +1,17 @@
 """The noise floor of a row: at least one rounding unit, raised if it seems quiet by chance."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from exporters import PRECISIONS
 from pipeline.golden import noise
-from pipeline.verification import noise_floor
+from pipeline.verification import limits, noise_floor
+from tests.conftest import Result
+
+Assay = Callable[..., Result]
 
 
 def test_the_floor_is_never_below_one_unit_of_rounding_at_the_rows_scale() -> None:
@@ -42,3 +49,46 @@ def test_the_noise_of_a_quiet_row_is_raised() -> None:
     # Rows that cannot be compared do not count for the usual noise.
     measured[2:4] = 1.0
     assert noise_floor.floor(reference, measured, "fp32").rms[4] == pytest.approx(4e-6)
+
+
+def test_rows_far_below_the_usual_scale_have_an_absolute_floor() -> None:
+    scales = np.array([1.0, 1.0, 1.0, 1.0, 1e-2, 1e-9, 1e6])
+    reference = scales[:, None] * np.ones((7, 1))
+    floor = noise_floor.floor(reference, np.zeros((7, 2)), "fp16")
+    unit = PRECISIONS["fp16"].unit
+    expected = unit * np.array([1.0, 1.0, 1.0, 1.0, 1e-2, limits.LEAST_NOISE, 1e6])
+    assert floor.rms == pytest.approx(expected)
+    assert floor.max == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_saturated_probability_is_no_fault(precision: str, tmp_path: Path, assay: Assay) -> None:
+    source = tmp_path / "saturated.py"
+    source.write_text(SATURATED)
+    words = (f"{source}:make", "--precision", precision, "--root", tmp_path / "artifacts")
+    assert assay("export", *words).code == 0
+    verified = assay("verify", *words)
+    assert verified.code == 0, verified.err
+
+
+SATURATED = """
+import numpy as np
+import torch
+from torch import nn
+from pipeline.models import Model
+
+
+class Probability(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 1)
+
+    def forward(self, x):
+        return torch.sigmoid(self.linear(x) * 30)
+
+
+def make():
+    torch.manual_seed(0)
+    rows = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    return Model(network=Probability(), inputs={"x": rows})
+"""
