@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from engines import backends
@@ -11,6 +13,10 @@ from engines.errors import UsageError, suggestion
 
 if TYPE_CHECKING:
     from engines.contract import Engine
+
+# Entered around the import of a vendor library. A program whose signal handler raises sets this to
+# hold signals back: an exception inside a C++ library's initialisation would end the process.
+import_guard: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def names() -> list[str]:

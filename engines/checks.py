@@ -7,19 +7,16 @@ import importlib
 import logging
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+import engines
 from engines import cache, hardware
 from engines.contract import Array, Availability, Engine, Feeds, TensorSpec
 from engines.errors import DeployError, NotAvailableError, UsageError
 
-# Entered around the import of a vendor library. A program whose signal handler raises sets this to
-# hold signals back: an exception inside a C++ library's initialisation would end the process.
-import_guard: Callable[[], AbstractContextManager[None]] = nullcontext
 _REMEMBERED = 1024  # combinations of shapes that one session remembers as accepted
 
 
@@ -168,7 +165,7 @@ def import_vendor(module: str, install: str) -> Any:
     if module == "torch":
         cache.set_torch_cache()  # torch sets it itself once it is used
     try:
-        with import_guard():
+        with engines.import_guard():
             return importlib.import_module(module)
     except (ImportError, OSError) as error:
         raise NotAvailableError(f"{module} cannot be imported: {error}", install) from error

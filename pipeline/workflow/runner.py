@@ -163,8 +163,6 @@ class _Job:
         return Paths(self.store.root, self.store.dist, _joined(self.fields), filled)
 
     def run(self) -> Outcome:
-        from engines import checks  # numpy, which --help must not load
-
         verifier = RecordVerifier(self.store.root)
         inputs = {
             artifact.label: {
@@ -196,7 +194,6 @@ class _Job:
             reason = f"running again: {differences[0].text}"
         console.say(f"{self.title}: {reason}")
         started, clock = datetime.now(UTC), time.perf_counter()
-        checks.import_guard = signals.deferred
         with self._scratch_paths() as scratch:
             with self._reported():
                 self.stage.run(self.inputs, scratch, self.params)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import engines
+
 _state = {"deferred": 0, "pending": False}
 
 
@@ -15,7 +17,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 def install() -> None:
-    """Makes SIGINT and SIGTERM raise Interrupted in the main thread."""
+    """Makes SIGINT and SIGTERM raise Interrupted in the main thread, but not during an import."""
+    engines.import_guard = deferred
     signal.signal(signal.SIGINT, _handle)
     signal.signal(signal.SIGTERM, _handle)
 
