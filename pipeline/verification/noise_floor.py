@@ -80,8 +80,9 @@ def floor(reference: Array, noise: Array, precision: str, least: float = 1.0) ->
 
 def _least(least: Array, scale: Array) -> Array:
     """Returns the least noise of each row in rounding units: `least`, or a part of the usual."""
-    usual = np.quantile(scale, limits.USUAL_SCALE_QUANTILE, method="lower")
-    return np.maximum(least, limits.LEAST_NOISE * usual)
+    usual = float(np.quantile(scale, limits.USUAL_SCALE_QUANTILE, method="lower"))
+    floors: Array = np.maximum(least, limits.LEAST_NOISE * usual)
+    return floors
 
 
 def in_floors(error: Array, floor: Array) -> Array:
