@@ -119,3 +119,40 @@ def test_doctor_describes_gpus_and_engines_that_do_not_run_on_them(on: Run, tmp_
     if engines.get("tensorrt_rtx").available().build:
         assert "does not run on compute capability 9.0" in state["reason"]
     assert f"GPU 0 {H100.name}, 80.0 GiB, compute capability 9.0, driver 580.159.04" in tables
+
+
+MIG = machines.Gpu("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "9.0", 10)
+# GPUs that the driver shows, and what cuInit answers: see the CUDA Driver API's error codes.
+PRETENDED: dict[str, tuple[tuple[machines.Gpu, ...], str]] = {
+    "Hopper": ((H100,), "0"),
+    "two different cards": ((machines.RTX_4090, H100), "0"),
+    "an instance of a card": ((MIG,), "0"),
+    "no card, or all hidden": ((), "100"),
+    "a driver of another version": ((H100,), "803"),
+    "a multi-process service that is down": ((H100,), "805"),
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(machines.COMPILER is None, reason="the stand-in driver needs a C compiler")
+@pytest.mark.parametrize(("gpus", "answer"), PRETENDED.values(), ids=PRETENDED)
+def test_the_chain_works_on_every_kind_of_machine(
+    on: Run, tmp_path: Path, gpus: tuple[machines.Gpu, ...], answer: str
+) -> None:
+    require_no_gpu()
+    machines.compile_driver(tmp_path)
+    machine = machines.with_driver(tmp_path, *gpus, answer=answer)
+    document, _ = examine(on, machine)
+    shown = [gpu["name"] for gpu in document["gpus"]]
+    assert shown == ([gpu.name for gpu in gpus] if answer == "0" else [])
+    assert bool(document["no_gpu"]) == (answer != "0")
+    result = on(machine, *CHAIN)
+    assert result.code == 0, result.err
+    assert "Traceback" not in result.err
+    assert "onnxruntime_cuda: not run on this machine: " in result.out
+    assert "tensorrt_rtx: not run on this machine: " in result.out
+    bench = on(machine, "bench", "edge", "--engine", "all", "--batch", 2, "--budget", 0.1)
+    assert bench.code == 0, bench.err
+    refused = on(machine, "verify", "edge", "--engine", "onnxruntime_cuda", "--device", "cuda")
+    assert refused.code == 4, refused.err

@@ -9,7 +9,17 @@ from typing import Any
 import engines
 import exporters
 from pipeline import models
-from pipeline.workflow.artifacts import CPU_GRAPH, DATA, ENGINE, GRAPH, PROGRAM, Artifact
+from pipeline.workflow import console
+from pipeline.workflow.artifacts import (
+    CPU_GRAPH,
+    DATA,
+    ENGINE,
+    ENGINE_VERDICT,
+    GRAPH,
+    PROGRAM,
+    Artifact,
+)
+from pipeline.workflow.digests import read_json
 from pipeline.workflow.stage import OptionRole, option
 
 
@@ -74,10 +84,15 @@ def engine_source(name: str, precision: str) -> Artifact:
     return CPU_GRAPH if for_cpu else GRAPH
 
 
+def _fields(params: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the parameters that fill an artifact's path."""
+    fields = {"precision": exporters.DEFAULT_PRECISION}
+    return fields | {name: value for name, value in params.items() if isinstance(value, str)}
+
+
 def built_engines(params: Mapping[str, Any], root: Path) -> list[str]:
     """Returns the names of the engines built for the model and precision in `params`."""
-    fields = {"precision": exporters.DEFAULT_PRECISION}
-    fields |= {name: value for name, value in params.items() if isinstance(value, str)}
+    fields = _fields(params)
     return [
         name
         for name in engines.names()
@@ -85,6 +100,23 @@ def built_engines(params: Mapping[str, Any], root: Path) -> list[str]:
     ]
 
 
-def built_engines_that_run(params: Mapping[str, Any], root: Path) -> list[str]:
-    """Returns the names of the built engines that run on this machine."""
-    return [name for name in built_engines(params, root) if engines.get(name).available().run]
+def proved_engines(params: Mapping[str, Any], root: Path) -> list[str]:
+    """Returns the names of the built engines that run on this machine and have no other verdict.
+
+    Prints why the others are left out. An engine without a verdict is not left out.
+    """
+    fields = _fields(params)
+    proved = []
+    for name in built_engines(params, root):
+        state = engines.get(name).available()
+        why = "" if state.run else state.reason
+        path = root / ENGINE_VERDICT.at(**{**fields, "engine": name}).path
+        if not why and path.exists():
+            verdict = read_json(path)
+            if verdict["status"] != "pass":
+                why = f"its verdict is {verdict['status']!r}: {verdict['reason']}"
+        if why:
+            console.say(f"bench: without {name}: {why}")
+        else:
+            proved.append(name)
+    return proved

@@ -15,7 +15,7 @@ from engines.errors import DeployError, NotAvailableError, ParityError, UsageErr
 from exporters import PRECISIONS
 from pipeline import models
 from pipeline.report import bench as report
-from pipeline.stages import built_engines_that_run, model_option, precision_option
+from pipeline.stages import model_option, precision_option, proved_engines
 from pipeline.workflow import hints, worker
 from pipeline.workflow.artifacts import (
     ENGINE,
@@ -43,9 +43,9 @@ class Params:
     precision: str = precision_option()
     engine: tuple[str, ...] = option(
         ("all",),
-        text='Built engines to measure, or "all" that run on this machine.',
+        text='Built engines to measure, or "all" that are proved on this machine.',
         names=engines.names,
-        role=OptionRole(expand_all=built_engines_that_run),
+        role=OptionRole(expand_all=proved_engines),
     )
     against: tuple[str, ...] = option(
         (),
