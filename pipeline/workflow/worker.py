@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ class Settings:
 
 settings = Settings()
 _current: _Child | None = None
+_one_call = threading.Lock()
 
 
 def call(doing: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -74,14 +76,15 @@ def call(doing: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     """
     if not settings.isolate or ALONE in os.environ:
         return function(*args, **kwargs)
-    child = _child()
-    try:
-        answer: T = child.call(doing, (function, args, kwargs))
-    except BaseException as error:
-        # A child that only raised an error can be used again.
-        if not isinstance(error.__cause__, ChildError):
-            end()
-        raise
+    with _one_call:
+        child = _child()
+        try:
+            answer: T = child.call(doing, (function, args, kwargs))
+        except BaseException as error:
+            # A child that only raised an error can be used again.
+            if not isinstance(error.__cause__, ChildError):
+                end()
+            raise
     return answer
 
 
@@ -162,12 +165,15 @@ class _Child:
 
     def _wait(self, doing: str, deadline: float) -> None:
         """Waits for a message; raises CrashedError if the child exceeds its time or memory."""
-        while not self._connection.poll(_POLL_SECONDS):
+        while True:
+            arrived = self._connection.poll(_POLL_SECONDS)
             if time.monotonic() > deadline:
                 raise CrashedError(
                     f"stopped after {settings.seconds:g} s while {doing}",
                     "raise --time-limit if it only needs longer",
                 )
+            if arrived:
+                return
             free, used = hardware.free_memory(), hardware.resident_memory(self._process.pid)
             too_much = used > (settings.memory or used) or (free < _RESERVE_BYTES and used > free)
             if too_much:

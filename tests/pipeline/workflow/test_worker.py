@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,24 @@ def test_a_hang_is_stopped() -> None:
     with pytest.raises(CrashedError, match=r"stopped after 0.5 s while sleeping"):
         worker.call("sleeping", time.sleep, 60)
     assert time.monotonic() - start < 30
+
+
+def talk() -> None:
+    while True:
+        console.say("still at it")
+
+
+def test_a_hang_that_talks_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console.settings, "quiet", True)
+    worker.settings.seconds = 0.5
+    with pytest.raises(CrashedError, match=r"stopped after 0.5 s while talking"):
+        worker.call("talking", talk)
+
+
+def test_threads_call_one_after_the_other() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        pids = set(pool.map(lambda _: worker.call("asking", os.getpid), range(8)))
+    assert len(pids) == 1
 
 
 def test_memory_is_bounded() -> None:
