@@ -38,7 +38,7 @@ _POLL_SECONDS = 0.25
 _RESERVE_BYTES = 256 << 20
 _BOOT = (
     "import json, os, sys; sys.path[:] = json.loads(os.environ.pop('ASSAY_WORKER_PATH'));"
-    " from pipeline.workflow import worker_child; worker_child.serve(int(sys.argv[1]))"
+    " from pipeline.workflow import worker_child; worker_child.serve(*map(int, sys.argv[1:]))"
 )
 
 
@@ -121,9 +121,10 @@ class _Child:
         from multiprocessing import connection  # which `assay --help` does not need
 
         ours, theirs = connection.Pipe()
+        in_main = threading.current_thread() is threading.main_thread()
         with contextlib.closing(theirs):
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(theirs.fileno())],
+                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(int(in_main))],
                 stdin=subprocess.DEVNULL,
                 stdout=_terminal(),  # never on stdout, which may hold a JSON document
                 pass_fds=[theirs.fileno()],

@@ -8,6 +8,8 @@ import os
 import pickle
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,18 +54,19 @@ def doing(text: str) -> None:
     _send(Message("doing", value=text))
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, in_main: int) -> None:
     """Answers calls until the parent closes its end.
 
     Args:
         descriptor: File descriptor of our end of the pipe.
+        in_main: The parent's main thread has started this process, which is not 0 then.
     """
     from multiprocessing.connection import Connection
 
     global _parent  # noqa: PLW0603 - a child has one parent
     # The parent gets the terminal's signals as well, and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
+    _end_with_parent(in_main)
     _be_killed_first()
     _parent = Connection(descriptor)
     console.settings.listener = lambda line: _send(Message("say", line))
@@ -115,10 +118,20 @@ def _bar(description: str, total: float) -> Iterator[console.Bar]:
         _send(Message("end of bar"))
 
 
-def _end_with_parent() -> None:
-    """Makes the kernel end this process when its parent dies, however it dies."""
-    if sys.platform == "linux":
+def _end_with_parent(in_main: int) -> None:
+    """Makes this process end when its parent dies, however it dies."""
+    if in_main and sys.platform == "linux":
+        # By the kernel: when the thread ends that has started this process.
         ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _be_killed_first() -> None:

@@ -140,6 +140,13 @@ def test_threads_call_one_after_the_other() -> None:
     assert len(pids) == 1
 
 
+def test_the_child_outlives_the_thread_that_started_it() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(worker.call, "asking", os.getpid).result()
+    time.sleep(0.2)
+    assert worker.call("asking", os.getpid) == first
+
+
 def test_memory_is_bounded() -> None:
     worker.settings.memory = 300 << 20
     with pytest.raises(CrashedError, match=r"stopped while taking: the process took .* GiB"):
@@ -167,15 +174,23 @@ def test_the_child_leaves_no_temporary_files() -> None:
     assert not folder.exists()
 
 
-def test_a_killed_parent_leaves_no_process_and_the_next_one_no_folder() -> None:
-    source = (
-        "import os, tempfile, time; from pipeline.workflow import worker;"
-        "print(worker.call('asking', os.getpid), worker.call('asking', tempfile.gettempdir),"
-        " flush=True); worker.call('sleeping', time.sleep, 100)"
-    )
+@pytest.mark.parametrize("thread", ["main", "other"])
+def test_a_killed_parent_leaves_no_process_and_the_next_one_no_folder(thread: str) -> None:
+    source = """
+import os, sys, tempfile, threading, time
+from pipeline.workflow import worker
+
+def work():
+    print(worker.call("asking", os.getpid), worker.call("asking", tempfile.gettempdir), flush=True)
+    worker.call("sleeping", time.sleep, 100)
+
+if sys.argv[1] == "main":
+    work()
+threading.Thread(target=work).start()
+"""
     environment = {**os.environ, "PYTHONPATH": python_path()}
     parent = subprocess.Popen(
-        [sys.executable, "-c", source], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", source, thread], env=environment, stdout=subprocess.PIPE, text=True
     )
     child, folder = parent.stdout.readline().split()
     parent.kill()
