@@ -112,7 +112,10 @@ def read(path: Path, option: str = "--inputs") -> dict[str, Array]:
         raise DeployError(f"{option} {error.message}", error.hint) from error
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
-            raise DeployError(f"{option} {path}: {name} is {array.dtype}, not numbers")
+            raise DeployError(
+                f"{option} {path}: {name} is {array.dtype}, not numbers",
+                "give arrays of floats, integers or booleans",
+            )
     return arrays
 
 
