@@ -103,7 +103,7 @@ def scan(folder: Path) -> Listing:
 
 
 def _classes(folder: Path) -> tuple[list[str], list[Entry]]:
-    labels = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    labels = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     if not labels:
         raise DeployError(
             f"{folder} has no subfolders", "put the images of each class in a folder of its own"
@@ -149,10 +149,11 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         visited.add((status.st_dev, status.st_ino))
         for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
-            if entry.is_dir():
-                todo.append(Path(entry.path))
+            path = Path(entry.path)
+            if path.is_dir():
+                todo.append(path)
             else:
-                yield Path(entry.path)
+                yield path
 
 
 def digest(folder: Path) -> str:
