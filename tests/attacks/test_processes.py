@@ -158,22 +158,50 @@ def test_an_argument_that_is_not_utf8_is_a_wrong_usage(command: Callable[..., En
     assert rb"b'\xff.onnx' is not valid UTF-8" in ended.err
 
 
-def test_a_full_disk_while_unpacking_is_named(built: Store, tmp_path: Path) -> None:
-    # A limit on the size of files stands for a disk that fills up while it is written.
-    bundle = bundle_of(built)
+def _on_small_disk(tmp_path: Path, limit: int, *words: object) -> Ended:
+    """Runs a command with a limit on the size of files, as if the disk filled up meanwhile."""
     code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        " resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
-        " from pipeline.cli.main import main; sys.exit(main(['check', sys.argv[1]]))"
+        "import resource, signal, sys; from pipeline.data import registry;"
+        " from tests.subset import SUBSET; from pipeline.cli.main import main;"
+        " registry.DATASETS['fashion-mnist'] = SUBSET;"
+        " signal.signal(signal.SIGXFSZ, signal.SIG_IGN); limit = int(sys.argv[1]);"
+        " resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)); sys.exit(main(sys.argv[2:]))"
     )
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     ended = subprocess.run(
-        [sys.executable, "-c", code, bundle],
-        env={**os.environ, "PYTHONPATH": python_path(), "TMPDIR": str(tmp_path)},
+        [sys.executable, "-c", code, str(limit), *map(str, words)],
+        env={**os.environ, "PYTHONPATH": python_path(), "TMPDIR": str(temporary)},
         capture_output=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert ended.returncode == 1
-    assert b"cannot be written below" in ended.stderr
+    assert b"Traceback" not in ended.stderr
     assert b"damaged" not in ended.stderr
-    assert not list(tmp_path.iterdir())
+    assert not list(temporary.iterdir())
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def test_a_full_disk_while_unpacking_is_named(built: Store, tmp_path: Path) -> None:
+    ended = _on_small_disk(tmp_path, 1000, "check", bundle_of(built))
+    assert b"cannot be written below" in ended.err
+
+
+@pytest.mark.slow(3)
+@pytest.mark.parametrize(
+    ("limit", "words", "message"),
+    [
+        (100_000, ("train", "lenet", "--retrain", "--epochs", "1", "--limit", "50"), b".resume"),
+        (20_000, ("build", "lenet", "--engine", "pytorch", "--force"), b"cannot write or read"),
+        (20_000, ("build", "lenet", "--engine", "onnxruntime", "--force"), b"Runtime cannot write"),
+        (20_000, ("build", "lenet", "--engine", "openvino", "--force"), b"OpenVINO cannot write"),
+        (20_000, ("bundle", "lenet", "--force"), b"cannot write or read"),
+    ],
+    ids=str,
+)
+def test_a_full_disk_while_a_stage_writes_is_named(
+    store: Store, tmp_path: Path, limit: int, words: tuple[str, ...], message: bytes
+) -> None:
+    place = ("--root", store.root, "--dist", store.dist)
+    assert message in _on_small_disk(tmp_path, limit, *words, *place).err
