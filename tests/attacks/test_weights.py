@@ -1,6 +1,5 @@
 """Hostile and unusual files of weights, as --weights."""
 
-import errno
 import json
 import os
 import struct
@@ -187,15 +186,9 @@ def test_a_torch_file_of_anything_else_is_refused(
     assert [entry.name for entry in tmp_path.iterdir()] == ["w.pt"]
 
 
-@pytest.mark.parametrize(
-    ("path", "code"), [("/dev/full", errno.ENOSPC), ("vanished/w.safetensors", errno.ENOENT)]
-)
-def test_weights_that_cannot_be_written_are_an_error_of_the_system(
-    tmp_path: Path, path: str, code: int
-) -> None:
-    with pytest.raises(OSError, match=str(path)) as raised:
-        weights.save(state(), tmp_path / path, None)
-    assert raised.value.errno == code
+def test_weights_that_cannot_be_written_are_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="vanished"):
+        weights.save(state(), tmp_path / "vanished" / "w.safetensors", None)
 
 
 def test_a_torch_file_is_never_decompressed(tmp_path: Path) -> None:
