@@ -6,6 +6,7 @@ Importing this module loads no third-party library but click, so that `assay --h
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import sys
@@ -28,6 +29,8 @@ from pipeline.workflow.runner import Outcome
 from pipeline.workflow.stage import Option, options
 
 INTERRUPTED = 130
+# What writing to the output raises if it is closed, full or gone.
+_PRINTING = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 
 
 class Group(click.Group):
@@ -165,8 +168,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", "", INTERRUPTED)
         return INTERRUPTED
-    except OSError as error:  # stages raise DeployError instead, so this is from printing
-        console.error(f"cannot print: {error}")
+    except OSError as error:  # stages raise DeployError instead
+        if error.filename is None and error.errno in _PRINTING:
+            console.error(f"cannot print: {error}")
+        else:
+            hint = "check permissions and free space, and TMPDIR"
+            _fail(f"cannot read or write: {error}", hint, 1)
         return 1
     except MemoryError:
         _fail("out of memory", "use a smaller batch, or a machine with more memory", 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from engines.errors import DeployError
 from pipeline.data import imagefolder
@@ -128,3 +128,23 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(DeployError, match="is not a folder"):
             imagefolder.scan(path)
         (tmp_path / "file").touch()
+
+
+def test_no_program_is_run_for_postscript(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pillow finds a Ghostscript that leaves a trace.
+    tool = tmp_path / "bin" / "gs"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\necho ran >> {tmp_path}/canary\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n"
+    (images / "cat" / "bad.png").write_bytes(text)
+    with pytest.raises(DeployError, match="not an image"):
+        imagefolder.decode(imagefolder.scan(images), 8, skip_bad=False)
+    assert not (tmp_path / "canary").exists()
+    with Image.open(images / "cat" / "bad.png") as image, pytest.raises(OSError, match=r".*"):
+        image.load()
+    assert (tmp_path / "canary").exists()

@@ -158,6 +158,26 @@ def test_an_argument_that_is_not_utf8_is_a_wrong_usage(command: Callable[..., En
     assert rb"b'\xff.onnx' is not valid UTF-8" in ended.err
 
 
+def test_a_folder_for_temporary_files_that_is_gone_is_named(
+    built: Store,
+) -> None:
+    # Nor may it write to the usual folders instead, all of which this test takes away.
+    code = (
+        "import sys, tempfile; tempfile._candidate_tempdir_list = lambda: ['/nowhere'];"
+        " from pipeline.cli.main import main; sys.exit(main(['check', sys.argv[1]]))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, bundle_of(built)],
+        env={**os.environ, "PYTHONPATH": python_path()},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert b"cannot read or write" in ended.stderr
+    assert b"Traceback" not in ended.stderr
+
+
 def _on_small_disk(tmp_path: Path, limit: int, *words: object) -> Ended:
     """Runs a command with a limit on the size of files, as if the disk filled up meanwhile."""
     code = (
