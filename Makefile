@@ -5,6 +5,9 @@ PYTHON ?= python3
 MODEL ?= lenet
 PRECISION ?= fp32
 ENGINE ?= all
+# How long `make fuzz` runs, and the seed of its mutations.
+SECONDS ?= 600
+SEED ?= 0
 # More options for the command behind a target, as in: make train ARGS="--epochs 2"
 ARGS ?=
 
@@ -18,7 +21,7 @@ ASSAY := $(RUN) -m pipeline.cli
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-fast test-large test-long test-engines test-gpu gpu-report lint clean
+.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-fast test-large test-long test-engines test-gpu fuzz gpu-report lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +88,9 @@ test-engines: $(STAMP) ## run the tests of engines, with the long ones and engin
 
 test-gpu: ## run the tests that need an NVIDIA GPU
 	PYTHONPATH="$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))" $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -m pytest -m gpu tests/gpu $(ARGS)
+
+fuzz: $(STAMP) ## mutate files for every reader, for SECONDS with seed SEED
+	$(RUN) -m tests.attacks.fuzz --seconds $(SECONDS) --seed $(SEED) $(ARGS)
 
 gpu-report: ## measure LeNet, ResNet18 and VGG-11 on this machine's GPU with every engine it has
 	PYTHONPATH="$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))" $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) benchmarks/gpu_report.py $(ARGS)

@@ -205,6 +205,9 @@ def check(
     *,
     device: str = "auto",
     threads: int | None = None,
+    engine: str | None = None,
+    digests_only: bool = False,
+    max_size: float = 64.0,
     progress: Progress | None = None,
 ) -> Check:
     """Verifies a bundle on this machine: every digest, and every engine that runs here.
@@ -213,6 +216,9 @@ def check(
         bundle: Path of the archive.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads for one inference; None means all that the process may use.
+        engine: The only engine to judge besides the graph.
+        digests_only: Open neither the graph nor an engine; there are no verdicts then.
+        max_size: GiB that the bundle may unpack to.
         progress: Called with each progress line.
 
     Raises:
@@ -226,7 +232,14 @@ def check(
     from pipeline.verification.acceptance import require_pass
 
     with console.redirected(progress):
-        checked = checking.check(Path(bundle), device, threads or available_cpus())
+        checked = checking.check(
+            Path(bundle),
+            device,
+            threads or available_cpus(),
+            engine=engine,
+            digests_only=digests_only,
+            max_bytes=int(max_size * 2**30),
+        )
         ran = [verdict for verdict in checked.verdicts if verdict.status != "not run"]
         require_pass(ran, str(checked.manifest["model"]))
     return Check(checked.manifest, Verification(tuple(checked.verdicts)))

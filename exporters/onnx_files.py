@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,7 @@ def read(path: Path, *, data: bool = True) -> onnx.ModelProto:
     """
     try:
         model = onnx.load_model_from_string(path.read_bytes())
+        _check_text(model)
     except Exception as error:  # protobuf's errors share no public base
         raise DeployError(
             f"{path} is not an ONNX graph, or is damaged: {error}", "export it again"
@@ -111,6 +113,28 @@ def read(path: Path, *, data: bool = True) -> onnx.ModelProto:
     if data:
         onnx.load_external_data_for_model(model, str(path.parent))
     return model
+
+
+def _check_text(message: Message) -> None:
+    """Raises ValueError if a text in a message is not UTF-8: protobuf returns bytes for it."""
+    if isinstance(message, onnx.TensorProto):
+        # Not its numbers, which would be copied.
+        fields = [("name", message.name), ("doc_string", message.doc_string)]
+        for part in (*message.external_data, *message.metadata_props):
+            _check_text(part)
+    else:
+        fields = []
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_MESSAGE:
+                for part in value if field.is_repeated else (value,):
+                    _check_text(part)
+            elif field.type == field.TYPE_STRING:
+                fields += [
+                    (field.name, text) for text in (value if field.is_repeated else (value,))
+                ]
+    for name, text in fields:
+        if not isinstance(text, str):
+            raise ValueError(f"{name} {text[:40]!r} is not UTF-8")
 
 
 def check_external(model: onnx.ModelProto, path: Path) -> None:
@@ -134,9 +158,13 @@ def check_external(model: onnx.ModelProto, path: Path) -> None:
                 )
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
+        if len(entries) != len(tensor.external_data):
+            raise DeployError(
+                f"{path}: tensor {tensor.name!r} names its external data twice", "export it again"
+            )
         location = entries.get("location", "")
         plain = location == Path(location).name and location not in ("", ".", "..")
-        if not plain or "\\" in location:
+        if not plain or "\\" in location or not location.isprintable():
             raise DeployError(
                 f"{path}: tensor {tensor.name!r} is in {location!r}, outside the graph's folder",
                 "external data must be a file in the graph's folder, referenced by its plain name",
@@ -153,10 +181,14 @@ def check_external(model: onnx.ModelProto, path: Path) -> None:
                 f"{path}: external data {location} is a link or not a regular file",
                 "copy the file to the graph's folder; links are not followed",
             )
-        try:
-            offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
-        except ValueError as error:
-            raise DeployError(f"{path}: tensor {tensor.name!r}: {error}") from error
+        numbers = [entries.get(key, default) for key, default in _default_place(size)]
+        if not all(re.fullmatch("-?[0-9]{1,19}", number) for number in numbers):
+            raise DeployError(
+                f"{path}: tensor {tensor.name!r} is stored at {numbers}, which are not an offset"
+                " and a length",
+                "the file is damaged; export it again",
+            )
+        offset, length = map(int, numbers)
         if offset < 0 or length != size or offset + length > status.st_size:
             raise DeployError(
                 f"{path}: tensor {tensor.name!r} takes {size:,} bytes, but is stored in bytes"
@@ -165,30 +197,45 @@ def check_external(model: onnx.ModelProto, path: Path) -> None:
             )
 
 
+def _default_place(size: int) -> tuple[tuple[str, str], ...]:
+    return (("offset", "0"), ("length", str(size)))
+
+
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yields every tensor of a graph, its subgraphs and functions: initializers and attributes."""
+    """Yields every tensor of a model, wherever it is: initializers, attributes, sparse parts."""
     todo = [model.graph]
+    for training in model.training_info:
+        todo += [training.initialization, training.algorithm]
+    attributes = []
     for function in model.functions:
-        todo.append(onnx.GraphProto(node=function.node))
-    while todo:
-        graph = todo.pop()
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                todo += [attribute.g] if attribute.HasField("g") else []
-                todo += attribute.graphs
+        attributes += function.attribute_proto
+        attributes += [attribute for node in function.node for attribute in node.attribute]
+    while todo or attributes:
+        while attributes:
+            attribute = attributes.pop()
+            yield from [attribute.t] if attribute.HasField("t") else []
+            yield from attribute.tensors
+            sparse = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+            for part in (*sparse, *attribute.sparse_tensors):
+                yield from (part.values, part.indices)
+            todo += [attribute.g] if attribute.HasField("g") else []
+            todo += attribute.graphs
+        if todo:
+            graph = todo.pop()
+            yield from graph.initializer
+            for part in graph.sparse_initializer:
+                yield from (part.values, part.indices)
+            attributes += [attribute for node in graph.node for attribute in node.attribute]
 
 
 def _bytes(tensor: onnx.TensorProto, path: Path) -> int:
     """Returns the size in bytes of a tensor with these dimensions and dtype."""
     bits = _BITS.get(tensor.data_type)
     if bits is None or any(dim < 0 for dim in tensor.dims):
-        kind = onnx.TensorProto.DataType.Name(tensor.data_type) if tensor.data_type else "no dtype"
+        kinds = {number: name for name, number in onnx.TensorProto.DataType.items()}
+        kind = (
+            kinds.get(tensor.data_type, str(tensor.data_type)) if tensor.data_type else "no dtype"
+        )
         raise DeployError(
             f"{path}: tensor {tensor.name!r} has an invalid dtype or shape:"
             f" {kind}{list(tensor.dims)}",

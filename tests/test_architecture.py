@@ -69,7 +69,12 @@ ALLOWED = {
         "pipeline/workflow",
     },
     "pipeline/benchmarking": {"engines", "pipeline/workflow"},
-    "pipeline/bundling": {"engines", "pipeline/verification", "pipeline/workflow"},
+    "pipeline/bundling": {
+        "engines",
+        "pipeline/golden",
+        "pipeline/verification",
+        "pipeline/workflow",
+    },
     "pipeline/report": {
         "engines",
         "exporters",

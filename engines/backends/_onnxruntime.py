@@ -278,6 +278,11 @@ def _session(runtime: Any, path: Path, settings: Any, providers: list[Any]) -> A
                 f"ONNX Runtime has no CPU kernel for a node of {path.name}: {error}",
                 "build this precision for another engine",
             ) from error
+        if "serialization failed" in str(error):
+            raise DeployError(
+                f"ONNX Runtime cannot write {settings.optimized_model_filepath}: {error}",
+                "free some space there; it writes no graph of more than 2 GiB either",
+            ) from error
         raise DeployError(
             f"ONNX Runtime does not accept {path}: {error}",
             "the message names the node or the field at fault",

@@ -35,6 +35,7 @@ _INSTALL = "pip install torch"
 # Our file in the package, in its folder for files that are not torch's own.
 _EXTRA = "model/extra/assay.json"
 _SOURCES = (".cpp", ".h", ".cu", ".py")
+_MAX_EXTRA_BYTES = 1 << 20
 # Packages that this process has opened, by the digest of their bytes and the device.
 _LOADED: dict[tuple[str, int, bool], Any] = {}
 _LOADING = threading.Lock()
@@ -178,9 +179,14 @@ def _instructions(torch: Any, kind: str) -> str:
 def _facts(built: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(built) as archive:
+            if archive.getinfo(_EXTRA).file_size > _MAX_EXTRA_BYTES:
+                raise ValueError(f"{_EXTRA} is larger than {_MAX_EXTRA_BYTES:,} bytes")
             facts: dict[str, Any] = json.loads(archive.read(_EXTRA))
-        for key in ("inputs", "outputs", "device", "instructions"):
-            facts[key]
+        for key in ("inputs", "outputs"):
+            specs_of(facts[key])
+        for key in ("device", "instructions"):
+            if not isinstance(facts[key], str):
+                raise TypeError(f"{key} is {facts[key]!r:.40}, not text")
         return facts
     except Exception as error:  # zipfile and zlib raise many types for a damaged archive
         raise DeployError(

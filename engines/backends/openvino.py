@@ -85,7 +85,13 @@ class OpenVINOEngine(Engine):
         compiled = _compile(openvino, model, 1, source)
         with tempfile.TemporaryDirectory(prefix="assay-") as folder:
             paths = [Path(folder) / name for name in _FILES]
-            openvino.serialize(model, *map(str, paths))
+            try:
+                openvino.serialize(model, *map(str, paths))
+            except RuntimeError as error:
+                raise DeployError(
+                    f"OpenVINO cannot write the engine to {folder}: {error}",
+                    "free some space there, or set TMPDIR to a folder that has more",
+                ) from error
             with zipfile.ZipFile(target, "w") as archive:
                 for path in paths:
                     # The same graph gives the same bytes, whenever it is built.

@@ -146,7 +146,8 @@ def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
         with _LOADING, quietly(), _freeing_sources(torch), path.open("rb") as file:
             program = torch.export.load(file, extra_files=extra)
         signature = json.loads(extra[SIGNATURE])
-        program.example_inputs = (_zeros(torch, signature["inputs"]), {})
+        program.example_inputs = (_zeros(torch, specs_of(signature["inputs"])), {})
+        specs_of(signature["outputs"])
         return program, signature
     except Exception as error:  # torch.export.load documents no exception types
         raise DeployError(
@@ -155,10 +156,10 @@ def load_program(torch: Any, path: Path) -> tuple[Any, dict[str, Any]]:
         ) from error
 
 
-def _zeros(torch: Any, specs: list[dict[str, Any]]) -> tuple[Any, ...]:
+def _zeros(torch: Any, specs: tuple[TensorSpec, ...]) -> tuple[Any, ...]:
     """Returns a tensor of zeros for each input, with two in place of dynamic axes."""
     return tuple(
-        torch.zeros([size or 2 for size in spec["shape"]], dtype=getattr(torch, spec["dtype"]))
+        torch.zeros([size or 2 for size in spec.shape], dtype=getattr(torch, spec.dtype))
         for spec in specs
     )
 
@@ -333,11 +334,27 @@ class PyTorchSession:
             ) from error
 
 
-def specs_of(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    """Returns the specs of the inputs or outputs in a program's signature."""
-    return tuple(
-        TensorSpec(entry["name"], entry["dtype"], tuple(entry["shape"])) for entry in entries
-    )
+def specs_of(entries: Any) -> tuple[TensorSpec, ...]:
+    """Returns the specs of the inputs or outputs in a program's signature, a JSON value.
+
+    Raises:
+        ValueError: An entry has not a name, a dtype and a shape.
+    """
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"its signature has {entries!r:.80} for inputs or outputs")
+    specs = []
+    for entry in entries:
+        fields = entry if isinstance(entry, dict) else {}
+        name, dtype, shape = (fields.get(key) for key in ("name", "dtype", "shape"))
+        texts = isinstance(name, str) and isinstance(dtype, str)
+        if not texts or not isinstance(shape, list) or not all(map(_is_axis, shape)):
+            raise ValueError(f"its signature has {entry!r:.80} for an input or output")
+        specs.append(TensorSpec(str(name), str(dtype), tuple(shape)))
+    return tuple(specs)
+
+
+def _is_axis(size: Any) -> bool:
+    return size is None or (type(size) is int and size >= 0)
 
 
 ENGINE = PyTorchEngine()

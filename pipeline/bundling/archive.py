@@ -6,26 +6,33 @@ lists, sorted by name, at its path below the artifact root.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
-import json
+import re
+import shutil
 import tarfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from engines.errors import DeployError
-from pipeline.workflow.digests import dump_json
+from pipeline.bundling.tar_stream import ArchiveError, TarStream
+from pipeline.workflow.digests import dump_json, parse_json, sha256_file
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
+# Bytes that the members of a bundle may take together, unless the user says otherwise.
+MAX_BYTES = 64 << 30
 _MAX_MANIFEST = 16 << 20
+_MAX_MEMBERS = 10_000
+# What file systems commonly allow for a name, and a bound for a path.
+_MAX_PART, _MAX_NAME = 255, 1024
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
 _HINT = "copy the bundle again from where it was made; a damaged one cannot be repaired"
-_READ_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error)
 
 
 def write(
@@ -39,10 +46,10 @@ def write(
         facts: Content of the manifest, besides the list of members.
         members: The content of each member, or a file with it, by the member's path.
     """
-    contents = {name: _read(source) for name, source in sorted(members.items())}
+    contents = dict(sorted(members.items()))
     listed = {
-        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        for name, content in contents.items()
+        name: {"sha256": _sha256(source), "bytes": _size(source)}
+        for name, source in contents.items()
     }
     manifest = dump_json({**facts, "schema": SCHEMA, "members": listed})
     digest = f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
@@ -52,140 +59,189 @@ def write(
         gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
-        for name, content in {MANIFEST: manifest, MANIFEST_DIGEST: digest, **contents}.items():
+        for name, source in {MANIFEST: manifest, MANIFEST_DIGEST: digest, **contents}.items():
             info = tarfile.TarInfo(f"{folder}/{name}")
-            info.size = len(content)
+            info.size = _size(source)
             info.mode = 0o644
-            archive.addfile(info, io.BytesIO(content))
+            with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+                archive.addfile(info, file)
 
 
-def _read(source: Path | bytes) -> bytes:
-    return source if isinstance(source, bytes) else source.read_bytes()
+def _sha256(source: Path | bytes) -> str:
+    return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_file(source)
 
 
-def extract(bundle: Path, target: Path) -> dict[str, Any]:
-    """Unpacks a bundle into an empty folder, checks every digest, and returns the manifest.
+def _size(source: Path | bytes) -> int:
+    return len(source) if isinstance(source, bytes) else source.stat().st_size
 
-    Writes only regular files that the manifest lists, each once and no longer than listed: a
-    hostile archive can neither write outside the folder nor fill the disk.
+
+def extract(bundle: Path, target: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
+    """Unpacks a bundle into a new or empty folder, checks every digest, and returns the manifest.
+
+    Writes only regular files that the manifest lists, each once and as long as listed: a hostile
+    archive can neither write outside the folder nor fill the disk or the memory.
+
+    Args:
+        limit: Bytes that all members together may take.
 
     Raises:
         DeployError: The file is not a bundle, or a member is damaged, missing, duplicated or not
-            in the manifest; the message names the member.
+            in the manifest; the message names the member. Or the members take more than `limit`,
+            or more than the disk has.
     """
     try:
-        with bundle.open("rb") as raw, gzip.GzipFile(fileobj=raw) as packed:
-            with tarfile.open(fileobj=packed, mode="r|") as archive:
-                manifest = _extract(bundle, archive, target)
-            # gzip checks its checksum only at the end of the data.
-            while packed.read(_CHUNK):
-                pass
-    except _READ_ERRORS as error:
+        with bundle.open("rb") as file:
+            return _Reader(bundle, file, limit).extract(target)
+    except OSError as error:  # those of writing are caught where they occur
         raise DeployError(f"{bundle} cannot be read: {error}", _HINT) from error
-    return manifest
 
 
-def _extract(bundle: Path, archive: tarfile.TarFile, target: Path) -> dict[str, Any]:
-    files = _files(bundle, archive)
-    manifest = _read_manifest(bundle, files)
-    missing = dict(manifest["members"])
-    for name, file in files:
-        entry = missing.pop(name, None)
-        if entry is None:
-            twice = name in manifest["members"]
-            problem = "occurs twice" if twice else "is not in the manifest"
-            raise DeployError(f"{bundle}: member {name} {problem}", _HINT)
-        _copy(bundle, name, file, target / name, entry)
-    if missing:
-        raise DeployError(f"{bundle}: member {min(missing)} is missing", _HINT)
-    return manifest
+class _Reader:
+    """A bundle that is being read.
 
+    Attributes:
+        last: The last member that was read, for the message if the next one cannot be.
+    """
 
-def _files(bundle: Path, archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yields each member's path below the top folder, and its content."""
-    last = "the start"
-    members = iter(archive)
-    while True:
+    def __init__(self, bundle: Path, file: BinaryIO, limit: int) -> None:
+        self._bundle, self._limit = bundle, limit
+        self._tar = TarStream(file)
+        self.last = "its start"
+
+    def extract(self, target: Path) -> dict[str, Any]:
+        manifest = self._read_manifest()
+        missing = dict(manifest["members"])
+        self._check_size(sum(entry["bytes"] for entry in missing.values()), target)
+        while member := self._next():
+            name, size = member
+            entry = missing.pop(name, None)
+            if entry is None:
+                twice = name in manifest["members"]
+                raise self._error(
+                    f"member {name} " + ("occurs twice" if twice else "is not in the manifest")
+                )
+            self._copy(name, size, entry, target)
+        if missing:
+            raise self._error(f"member {min(missing)} is missing")
+        return manifest
+
+    def _error(self, problem: str) -> DeployError:
+        return DeployError(f"{self._bundle}: {problem}", _HINT)
+
+    def _next(self) -> tuple[str, int] | None:
+        """Returns the next member's path below the top folder, and its size."""
         try:
-            info = next(members, None)
-        except _READ_ERRORS as error:
-            raise DeployError(f"{bundle} is damaged after {last}: {error}", _HINT) from error
-        if info is None:
-            return
-        _, _, name = info.name.partition("/")
-        file = archive.extractfile(info) if info.isreg() else None
-        if file is None or not name:
-            raise DeployError(f"{bundle}: member {info.name!r} is not a regular file", _HINT)
-        yield name, file
-        last = f"member {name}"
+            member = self._tar.next()
+        except ArchiveError as error:
+            raise DeployError(
+                f"{self._bundle} is damaged after {self.last}: {error}", _HINT
+            ) from error
+        except DeployError as error:
+            raise self._error(error.message) from error
+        if member is None:
+            return None
+        _, _, name = member[0].partition("/")
+        if not name:
+            raise self._error(f"member {member[0]!r} is not below a folder")
+        self.last = f"member {name}"
+        return name, member[1]
 
+    def _read(self, name: str) -> bytes:
+        try:
+            return self._tar.read(_CHUNK)
+        except ArchiveError as error:
+            raise self._error(f"member {name} is damaged: {error}") from error
 
-def _read_manifest(bundle: Path, files: Iterator[tuple[str, IO[bytes]]]) -> dict[str, Any]:
-    contents = []
-    for wanted in (MANIFEST, MANIFEST_DIGEST):
-        name, file = next(files, ("nothing", io.BytesIO()))
-        if name != wanted:
-            raise DeployError(f"{bundle} is not a bundle: {name} in place of {wanted}", _HINT)
-        contents.append(_guarded(bundle, name, file, _MAX_MANIFEST))
-    manifest, digest = contents
-    manifest_digest = hashlib.sha256(manifest).hexdigest()
-    expected = digest.decode("ascii", "replace").split(" ")[0]
-    if manifest_digest != expected:
-        raise DeployError(
-            f"{bundle}: member {MANIFEST} is damaged: {MANIFEST_DIGEST} has sha256 {expected},"
-            f" found {manifest_digest}",
-            _HINT,
+    def _read_manifest(self) -> dict[str, Any]:
+        contents = []
+        for wanted, limit in ((MANIFEST, _MAX_MANIFEST), (MANIFEST_DIGEST, _CHUNK)):
+            name, size = self._next() or ("nothing", 0)
+            if name != wanted:
+                raise DeployError(
+                    f"{self._bundle} is not a bundle: {name} in place of {wanted}", _HINT
+                )
+            if size > limit:
+                raise self._error(f"member {name} is larger than {limit:,} bytes")
+            contents.append(b"".join(iter(lambda name=name: self._read(name), b"")))  # type: ignore[misc]
+        manifest, digest = contents
+        manifest_digest = hashlib.sha256(manifest).hexdigest()
+        expected = digest.decode("ascii", "replace").split(" ")[0]
+        if manifest_digest != expected:
+            raise self._error(
+                f"member {MANIFEST} is damaged: {MANIFEST_DIGEST} has sha256 {expected[:64]},"
+                f" found {manifest_digest}"
+            )
+        try:
+            content = parse_json(manifest)
+            _check_manifest(content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._error(f"member {MANIFEST} is not valid: {error}") from error
+        return dict(content)
+
+    def _check_size(self, needed: int, target: Path) -> None:
+        if needed > self._limit:
+            raise DeployError(
+                f"{self._bundle} unpacks to {needed:,} bytes, more than the {self._limit:,} that"
+                " are allowed",
+                "if you trust its source, allow more with --max-size GIB",
+            )
+        target.mkdir(parents=True, exist_ok=True)
+        if needed > shutil.disk_usage(target).free:
+            raise self._disk_full(target)
+
+    def _disk_full(self, target: Path) -> DeployError:
+        return DeployError(
+            f"the disk of {target.parent} is full: {self._bundle} cannot be unpacked there",
+            "free some space, or set TMPDIR to a folder that has more",
         )
-    try:
-        content: dict[str, Any] = json.loads(manifest)
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']}, this version reads {SCHEMA}")
-        for name, entry in content["members"].items():
-            if not (
-                _safe(name) and isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
-            ):
-                raise ValueError(f"bad member {name!r}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DeployError(f"{bundle}: member {MANIFEST} is not valid: {error}", _HINT) from error
-    return content
+
+    def _copy(self, name: str, size: int, entry: dict[str, Any], target: Path) -> None:
+        expected = f"expected {entry['bytes']:,} bytes with sha256 {entry['sha256']}"
+        if size != entry["bytes"]:
+            raise self._error(f"member {name} is damaged: {expected}, found {size:,} bytes")
+        digest, path = hashlib.sha256(), target / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as out:
+                while chunk := self._read(name):
+                    digest.update(chunk)
+                    out.write(chunk)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._disk_full(target) from error
+            raise DeployError(
+                f"{self._bundle}: member {name} cannot be written below {target.parent}:"
+                f" {error.strerror or error}",
+                "set TMPDIR to a folder where files of any name can be written",
+            ) from error
+        if digest.hexdigest() != entry["sha256"]:
+            raise self._error(f"member {name} is damaged: {expected}, found {digest.hexdigest()}")
+
+
+def _check_manifest(content: Any) -> None:
+    """Raises ValueError, KeyError, TypeError or AttributeError if the members are not valid."""
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"schema {content['schema']!r:.40}, this version reads {SCHEMA}")
+    members = content["members"]
+    if len(members) > _MAX_MEMBERS:
+        raise ValueError(f"{len(members):,} members, more than {_MAX_MEMBERS:,}")
+    for name, entry in members.items():
+        size, digest = entry["bytes"], entry["sha256"]
+        if not (_safe(name) and type(size) is int and size >= 0 and _SHA256.fullmatch(digest)):
+            raise ValueError(f"bad member {name[:80]!r}")
+        folder = name.rpartition("/")[0]
+        while folder:
+            if folder in members:
+                raise ValueError(f"bad member {folder[:80]!r}: it is also a folder")
+            folder = folder.rpartition("/")[0]
 
 
 def _safe(name: str) -> bool:
+    """Whether a member's path is relative, plain and valid on any file system."""
     parts = name.split("/")
-    return all(part not in ("", ".", "..") and "\\" not in part for part in parts)
-
-
-def _guarded(bundle: Path, name: str, file: IO[bytes], limit: int) -> bytes:
-    try:
-        content = file.read(limit + 1)
-    except _READ_ERRORS as error:
-        raise DeployError(f"{bundle}: member {name} is damaged: {error}", _HINT) from error
-    if len(content) > limit:
-        raise DeployError(f"{bundle}: member {name} is larger than {limit:,} bytes", _HINT)
-    return content
-
-
-def _copy(bundle: Path, name: str, file: IO[bytes], path: Path, entry: dict[str, Any]) -> None:
-    digest, left = hashlib.sha256(), entry["bytes"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as out:
-        while chunk := _guarded_chunk(bundle, name, file):
-            left -= len(chunk)
-            if left < 0:
-                break
-            digest.update(chunk)
-            out.write(chunk)
-    if left or digest.hexdigest() != entry["sha256"]:
-        raise DeployError(
-            f"{bundle}: member {name} is damaged: expected {entry['bytes']:,} bytes with sha256"
-            f" {entry['sha256']}, found"
-            + (f" {digest.hexdigest()}" if not left else " another length"),
-            _HINT,
-        )
-
-
-def _guarded_chunk(bundle: Path, name: str, file: IO[bytes]) -> bytes:
-    try:
-        return file.read(_CHUNK)
-    except _READ_ERRORS as error:
-        raise DeployError(f"{bundle}: member {name} is damaged: {error}", _HINT) from error
+    return (
+        len(name.encode()) <= _MAX_NAME
+        and name.isprintable()
+        and "\\" not in name
+        and all(part not in ("", ".", "..") and len(part.encode()) <= _MAX_PART for part in parts)
+    )

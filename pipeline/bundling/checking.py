@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.errors import DeployError, NotAvailableError
+import engines
+from engines.checks import check_device
+from engines.errors import DeployError, NotAvailableError, UsageError, suggestion
 from pipeline.bundling import archive, provenance
+from pipeline.golden import file as goldens
 from pipeline.verification import engine_proof
-from pipeline.verification.verdict import Verdict
+from pipeline.verification.verdict import Verdict, not_run
 from pipeline.workflow.artifacts import GRAPH_SUBJECT
 from pipeline.workflow.digests import require_file
 from pipeline.workflow.records import Record
@@ -24,7 +29,8 @@ class Checked:
     Attributes:
         manifest: The bundle's manifest.
         links: Number of links that were checked in the chain of digests.
-        verdicts: Verdicts on the graph and every engine in the bundle.
+        verdicts: Verdicts on the graph and the engines in the bundle; empty if only digests were
+            to be checked.
     """
 
     manifest: dict[str, Any]
@@ -46,7 +52,16 @@ def _subjects(manifest: dict[str, Any]) -> list[str]:
 
 
 def _check_listed(bundle: Path, manifest: dict[str, Any]) -> None:
-    """Raises DeployError if the manifest names a file that is not one of its members."""
+    """Raises DeployError if the manifest names a file that is not one of its members.
+
+    Raises:
+        TypeError: A field has the wrong type.
+    """
+    for field in ("model", "precision", "graph", "golden"):
+        if not isinstance(manifest[field], str):
+            raise TypeError(f"{field} is not text")
+    if not isinstance(manifest["records"], list) or not isinstance(manifest["labels"], list):
+        raise TypeError("records or labels are not a list")
     for path in (*_subjects(manifest), *manifest["records"]):
         if not isinstance(path, str) or path not in manifest["members"]:
             raise DeployError(f"{bundle}: manifest.json names {path!r}, which is not a member")
@@ -79,19 +94,23 @@ class Unpacked:
     precision: str
 
 
-def unpack(bundle: Path, root: Path) -> Unpacked:
+def unpack(bundle: Path, root: Path, limit: int = archive.MAX_BYTES) -> Unpacked:
     """Unpacks a bundle into an empty folder and checks its digests; opens no engine.
+
+    Args:
+        limit: Bytes that all members together may take.
 
     Raises:
         DeployError: The bundle is damaged or its chain is broken.
     """
     require_file(bundle, "make a bundle with `assay bundle MODEL`")
-    manifest = archive.extract(bundle, root)
+    manifest = archive.extract(bundle, root, limit)
     try:
         _check_listed(bundle, manifest)
         digests = {name: entry["sha256"] for name, entry in manifest["members"].items()}
-        records = provenance.read_records(root, manifest["records"])
-        links = provenance.check(records, digests)
+        with _naming(bundle, root):
+            records = provenance.read_records(root, manifest["records"])
+            links = provenance.check(records, digests)
         _check_made(bundle, manifest, records)
         subjects = {GRAPH_SUBJECT: root / manifest["graph"]}
         subjects |= {name: root / entry["path"] for name, entry in manifest["engines"].items()}
@@ -101,26 +120,62 @@ def unpack(bundle: Path, root: Path) -> Unpacked:
     return Unpacked(manifest, links, subjects, golden, precision)
 
 
-def check(bundle: Path, device: str, threads: int) -> Checked:
+@contextmanager
+def _naming(bundle: Path, root: Path) -> Iterator[None]:
+    """Makes errors name the bundle and its member instead of the unpacked file.
+
+    Whatever is wrong with it, is wrong with the bundle: it is no wrong usage of the command.
+    """
+    try:
+        yield
+    except DeployError as error:
+        message = _renamed(error.message, bundle, root)
+        if isinstance(error, UsageError):
+            raise DeployError(message, error.hint) from error
+        error.message, error.hint = message, _renamed(error.hint, bundle, root)
+        raise
+
+
+def _renamed(text: str, bundle: Path, root: Path) -> str:
+    return text.replace(f"{root}/", f"{bundle}: member ")
+
+
+def check(
+    bundle: Path,
+    device: str,
+    threads: int,
+    *,
+    engine: str | None = None,
+    digests_only: bool = False,
+    max_bytes: int = archive.MAX_BYTES,
+) -> Checked:
     """Checks a bundle and judges its graph and every engine that this machine can run.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one inference.
+        engine: The only engine to judge besides the graph.
+        digests_only: Open neither the graph nor an engine; there are no verdicts then.
+        max_bytes: Bytes that all members together may take.
 
     Raises:
         DeployError: The bundle is damaged or its chain is broken.
+        UsageError: The bundle does not have the engine, or the device is unknown.
         NotAvailableError: This machine can run nothing in the bundle.
     """
+    check_device(device)
+    if digests_only and engine is not None:
+        raise UsageError("--digests-only opens no engine", "leave out --engine")
+    # Resolved, as engines do before they name a file.
     with tempfile.TemporaryDirectory(prefix="assay-check-") as folder:
-        unpacked = unpack(bundle, Path(folder))
-        verdicts = [
-            engine_proof.prove(
-                name, path, unpacked.golden, unpacked.precision, device=device, threads=threads
-            )
-            for name, path in unpacked.subjects.items()
-        ]
-    if all(verdict.status == "not run" for verdict in verdicts):
+        root = Path(folder).resolve()
+        unpacked = unpack(bundle, root, max_bytes)
+        if engine is not None and engine not in unpacked.subjects:
+            known = [name for name in unpacked.subjects if name != GRAPH_SUBJECT]
+            raise UsageError(f"{bundle} has no engine {engine!r}", suggestion(engine, known))
+        names = unpacked.subjects if engine is None else (GRAPH_SUBJECT, engine)
+        verdicts = [] if digests_only else _prove(bundle, root, unpacked, names, device, threads)
+    if verdicts and all(verdict.status == "not run" for verdict in verdicts):
         reasons = "; ".join(f"{verdict.subject}: {verdict.reason}" for verdict in verdicts)
         raise NotAvailableError(
             f"every digest of {bundle} matches, but nothing in it can be run on this machine:"
@@ -128,3 +183,38 @@ def check(bundle: Path, device: str, threads: int) -> Checked:
             "`pip install onnxruntime-gpu` runs at least the graph",
         )
     return Checked(unpacked.manifest, unpacked.links, verdicts)
+
+
+def _prove(
+    bundle: Path,
+    root: Path,
+    unpacked: Unpacked,
+    names: Iterable[str],
+    device: str,
+    threads: int,
+) -> list[Verdict]:
+    verdicts = []
+    with _naming(bundle, root):
+        golden = goldens.load(unpacked.golden)
+        if golden.precision != unpacked.precision:
+            raise DeployError(
+                f"{unpacked.golden} is for {golden.precision}, but manifest.json says"
+                f" {unpacked.precision[:40]!r}"
+            )
+        del golden  # the process that judges reads it again
+        for name in names:
+            if name != GRAPH_SUBJECT and name not in engines.names():
+                reason = f"this version of assay has no engine {name!r}"
+                verdict = not_run(name, unpacked.precision, reason)
+            else:
+                verdict = engine_proof.prove(
+                    name,
+                    unpacked.subjects[name],
+                    unpacked.golden,
+                    unpacked.precision,
+                    device=device,
+                    threads=threads,
+                )
+            reason = _renamed(verdict.reason, bundle, root)
+            verdicts.append(dataclasses.replace(verdict, reason=reason))
+    return verdicts

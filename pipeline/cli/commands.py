@@ -41,9 +41,28 @@ def report(model: str, precision: str, **values: Any) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [all available].")
+@click.option("--engine", metavar="NAME", help="Judge this engine only, and the graph [all].")
+@click.option(
+    "--digests-only", is_flag=True, help="Check digests and records only; open no engine."
+)
+@click.option(
+    "--max-size",
+    type=click.FloatRange(min=0, min_open=True, max=2**30),
+    default=64.0,
+    show_default=True,
+    help="GiB that the bundle may unpack to.",
+)
 @limiting
 @printing
-def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None:
+def check(
+    bundle: Path,
+    device: str,
+    threads: int | None,
+    engine: str | None,
+    digests_only: bool,
+    max_size: float,
+    **values: Any,
+) -> None:
     """Prove a bundle on this machine: every digest, and every engine that can run."""
     from engines.hardware import available_cpus
     from pipeline.bundling import checking
@@ -52,10 +71,20 @@ def check(bundle: Path, device: str, threads: int | None, **values: Any) -> None
 
     print_as(values)
     limit(values)
-    checked = checking.check(bundle, device, threads or available_cpus())
+    checked = checking.check(
+        bundle,
+        device,
+        threads or available_cpus(),
+        engine=engine,
+        digests_only=digests_only,
+        max_bytes=int(max_size * 2**30),
+    )
     members = len(checked.manifest["members"])
     console.result(f"{bundle}: {members} members and {checked.links} digests of the chain match")
-    verdict_report.show(checked.verdicts)
+    if digests_only:
+        console.result(f"{bundle}: neither the graph nor an engine was opened")
+    else:
+        verdict_report.show(checked.verdicts)
     ran = [verdict for verdict in checked.verdicts if verdict.status != "not run"]
     require_pass(ran, str(checked.manifest["model"]))
     console.document(checked.document())

@@ -5,9 +5,14 @@ Importing this module loads no third-party library but click, so that `assay --h
 
 from __future__ import annotations
 
+import codecs
+import errno
+import io
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,6 +30,8 @@ from pipeline.workflow.runner import Outcome
 from pipeline.workflow.stage import Option, options
 
 INTERRUPTED = 130
+# What writing to the output raises if it is closed, full or gone.
+_PRINTING = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 
 
 class Group(click.Group):
@@ -146,9 +153,12 @@ def main(arguments: list[str] | None = None) -> int:
     signals.install()
     cache.set_torch_cache()  # before any use of torch, which would set it to a shared folder
     words = sys.argv[1:] if arguments is None else arguments
+    if not _prepare_output():
+        return 1
     # Set before the words are parsed, for errors in parsing them.
     console.settings.json, console.settings.quiet = "--json" in words, False
     try:
+        _check_words(words)
         cli.main(words, prog_name="assay", standalone_mode=False)
     except DeployError as error:
         _fail(error.message, error.hint, error.exit_code, error.details)
@@ -160,8 +170,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", "", INTERRUPTED)
         return INTERRUPTED
-    except OSError as error:  # stages raise DeployError instead, so this is from printing
-        console.error(f"cannot print: {error}")
+    except OSError as error:  # stages raise DeployError instead
+        if error.filename is None and error.errno in _PRINTING:
+            console.error(f"cannot print: {error}")
+        else:
+            hint = "check permissions and free space, and TMPDIR"
+            _fail(f"cannot read or write: {error}", hint, 1)
         return 1
     except MemoryError:
         _fail("out of memory", "use a smaller batch, or a machine with more memory", 1)
@@ -171,6 +185,50 @@ def main(arguments: list[str] | None = None) -> int:
         _fail(f"this is a bug in assay: {error!r}", "please report it with the lines above", 1)
         return 1
     return 0
+
+
+# What ASCII has instead of the characters that tables and messages use most.
+_PLAIN = {"µ": "u", "\N{MULTIPLICATION SIGN}": "x", "…": "...", "─": "-"}
+
+
+def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replaces what the encoding of the output lacks, instead of an error."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    escaped = character.encode("unicode_escape").decode()
+    return _PLAIN.get(character, escaped), error.start + 1
+
+
+codecs.register_error("assay", _replace)
+
+
+def _prepare_output() -> bool:
+    """Makes all texts printable; returns False if the output is closed."""
+    if sys.stderr is None:  # closed: print would take stdout instead
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+    if sys.stdout is None:
+        console.error(
+            "cannot print: the standard output is closed",
+            "redirect it to /dev/null to discard the results",
+        )
+        return False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="assay")
+    return True
+
+
+def _check_words(words: list[str]) -> None:
+    """Raises UsageError if an argument cannot be written to records, which are UTF-8."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the argument {os.fsencode(word)!r} is not valid UTF-8",
+                "rename the file or folder that it names",
+            ) from error
 
 
 def _fail(message: str, hint: str, exit_code: int, details: dict[str, Any] | None = None) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ _EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff",
 _TEST_NAMES = ("test", "val")
 # Without a test folder, one in this many images of each class is for testing.
 _TEST_SHARE = 5
+# Pillow's formats of these; it would hand PostScript to another program.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 _NAMED = 5  # how many faulty files an error names
 _GRAY = ("1", "L", "LA")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
@@ -101,19 +103,19 @@ def scan(folder: Path) -> Listing:
 
 
 def _classes(folder: Path) -> tuple[list[str], list[Entry]]:
-    labels = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    labels = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     if not labels:
         raise DeployError(
             f"{folder} has no subfolders", "put the images of each class in a folder of its own"
         )
     entries: list[Entry] = []
     for index, label in enumerate(labels):
-        folders = sorted(
-            Path(place) / name
-            for place, _, names in os.walk(folder / label, followlinks=True)
-            for name in names
-            if name.lower().endswith(_EXTENSIONS)
-        )
+        if not _is_text(label):
+            raise DeployError(
+                f"{folder}: the name of the class {os.fsencode(label)!r} is not UTF-8",
+                "rename its folder",
+            )
+        folders = sorted(path for path in _files(folder / label) if _is_image(path.name))
         if not folders:
             raise DeployError(
                 f"{folder / label} has no images ({', '.join(_EXTENSIONS)})",
@@ -123,12 +125,44 @@ def _classes(folder: Path) -> tuple[list[str], list[Entry]]:
     return labels, entries
 
 
+def _is_text(name: str) -> bool:
+    """Whether a file's name is valid in the system's encoding."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_EXTENSIONS)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yields all files below a folder. Links to folders are followed, each folder only once."""
+    visited = set()
+    todo = [folder]
+    while todo:
+        place = todo.pop()
+        status = place.stat()
+        if (status.st_dev, status.st_ino) in visited:
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
+            path = Path(entry.path)
+            if path.is_dir():
+                todo.append(path)
+            else:
+                yield path
+
+
 def digest(folder: Path) -> str:
     """Returns a SHA-256 of the names and contents of all images."""
     listing = scan(folder)
     hasher = hashlib.sha256()
     for path, _ in sorted(listing.train + listing.test):
-        hasher.update(f"{path.relative_to(folder)}\0{sha256_file(path)}\0".encode())
+        content = sha256_file(path) if path.is_file() else "not a regular file"
+        hasher.update(os.fsencode(path.relative_to(folder)) + f"\0{content}\0".encode())
     return hasher.hexdigest()
 
 
@@ -213,7 +247,9 @@ def _head(path: Path) -> tuple[str, tuple[int, int], str]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        if not path.is_file():
+            return "not a regular file", (0, 0), ""
+        with Image.open(path, formats=_FORMATS) as image:
             if image.mode not in _GRAY + _COLOUR:
                 return f"mode {image.mode}, not 8 bits a channel", (0, 0), image.mode
             return "", image.size, image.mode
@@ -247,7 +283,7 @@ def _pixels(path: Path, image_size: int | None, shape: tuple[int, int, int]) -> 
     import numpy as np
     from PIL import Image, ImageOps
 
-    with Image.open(path) as opened:
+    with Image.open(path, formats=_FORMATS) as opened:
         image = opened.convert("L" if shape[0] == 1 else "RGB")
     if image_size is not None:
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)

@@ -16,6 +16,7 @@ import numpy as np
 
 from engines.cache import write_atomic
 from engines.contract import Array
+from pipeline.golden import npz
 from pipeline.workflow import console
 from pipeline.workflow.digests import sha256_json
 
@@ -70,12 +71,11 @@ class ReferenceCache:
 
 def _read(path: Path, key: str) -> dict[str, dict[str, Array]]:
     kept: dict[str, dict[str, Array]] = {}
-    # Opened here, since np.load leaves the file open if it is not an archive.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        index = json.loads(archive["index"].tobytes())
-        if index["key"] == key:
-            for position, (part, name) in enumerate(index["names"]):
-                kept.setdefault(part, {})[name] = archive[str(position)]
+    arrays = npz.read(path)
+    index = json.loads(arrays["index"].tobytes())
+    if index["key"] == key:
+        for position, (part, name) in enumerate(index["names"]):
+            kept.setdefault(part, {})[name] = arrays[str(position)]
     return kept
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from engines.contract import Array
 from engines.errors import DeployError
+from pipeline.golden import npz
 from pipeline.golden.file import EXTREMES, IMAGE_EDGES, MADE_ROW
 from pipeline.models import IMAGE
 
@@ -102,18 +102,20 @@ def read(path: Path, option: str = "--inputs") -> dict[str, Array]:
         DeployError: The file cannot be read as .npz, or an array is not numeric.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        # numpy takes any other file for a pickle, and advises to allow those.
-        why = "it is not an .npz archive of numbers" if "pickle" in str(error) else error
+        arrays = npz.read(path)
+    except ValueError as error:
         raise DeployError(
-            f"{option} {path} cannot be read: {why}",
+            f"{option} {path} cannot be read: {error}",
             "write it with numpy.savez(FILE, name=array, …), one array for each argument",
         ) from error
+    except DeployError as error:
+        raise DeployError(f"{option} {error.message}", error.hint) from error
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
-            raise DeployError(f"{option} {path}: {name} is {array.dtype}, not numbers")
+            raise DeployError(
+                f"{option} {path}: {name} is {array.dtype}, not numbers",
+                "give arrays of floats, integers or booleans",
+            )
     return arrays
 
 

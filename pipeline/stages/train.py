@@ -179,7 +179,6 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Trains the model, unless `epochs` is 0, and evaluates it on the test set."""
     need_torch()
     import torch
-    from safetensors.torch import save_file
 
     from pipeline.training import distributed, weights
     from pipeline.training.evaluation import evaluate
@@ -194,7 +193,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     if params.data is not None and model.labels:
         images, labels = (_at(inputs, part, params) for part in (TEST_IMAGES, TEST_LABELS))
         accuracy = evaluate(model, images, labels, params.test_limit, params.device)
-    save_file(weights.untie(model.network.state_dict()), outputs[CHECKPOINT])
+    weights.save(model.network.state_dict(), outputs[CHECKPOINT], None)
     write_json(
         outputs[TRAINING],
         {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.cache import write_atomic
 from engines.errors import DeployError
-from pipeline.training.weights import untie
+from pipeline.training import weights
 
 if TYPE_CHECKING:
     import torch
@@ -64,16 +64,14 @@ class TrainingCheckpoint:
 
     def save(self, progress: Progress) -> None:
         """Writes the progress to the file."""
-        from safetensors.torch import save_file
-
         meta = {name: value for name, value in vars(progress).items() if name != "tensors"}
         tensors = {
             f"{part}/{name}": tensor
             for part in _PARTS
-            for name, tensor in untie(progress.tensors.get(part, {})).items()
+            for name, tensor in progress.tensors.get(part, {}).items()
         }
         with write_atomic(self.path) as part:
-            save_file(tensors, part, {"schema": str(SCHEMA), "progress": json.dumps(meta)})
+            weights.save(tensors, part, {"schema": str(SCHEMA), "progress": json.dumps(meta)})
 
     def load(self) -> Progress | None:
         """Returns the saved progress; None if the file does not exist.
@@ -94,12 +92,10 @@ class TrainingCheckpoint:
 
     def rescue(self) -> int:
         """Writes the last saved weights to `rescued`; returns their epoch, or 0 without any."""
-        from safetensors.torch import save_file
-
         if not self.path.exists():
             return 0
         progress = _read(self.path)
-        save_file(progress.tensors["model"], self.rescued)
+        weights.save(progress.tensors["model"], self.rescued, None)
         return progress.epoch if progress.step else progress.epoch - 1
 
 

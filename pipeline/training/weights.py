@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
-from collections import OrderedDict
+import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import DeployError
+from pipeline.workflow import console
 from pipeline.workflow.digests import require_file
 
 if TYPE_CHECKING:
@@ -34,10 +38,11 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     require_file(path, "give the path of the weights")
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, AttributeError, ValueError, TypeError) as error:
         if path.suffix == ".safetensors":
             raise DeployError(f"{path} is not a safetensors file: {error}") from error
     try:
+        _check_archive(path)
         # weights_only refuses all but tensors and plain containers, so no code from the file
         # runs. There is no fallback.
         with warnings.catch_warnings():
@@ -60,7 +65,65 @@ def read(path: Path) -> dict[str, torch.Tensor]:
             f"{path} holds a {type(content).__name__}, not tensors by name",
             "save the model's state_dict()",
         )
-    return {str(name).removeprefix(_PREFIX): tensor for name, tensor in content.items()}
+    tensors = {str(name).removeprefix(_PREFIX): tensor for name, tensor in content.items()}
+    if len(tensors) != len(content):
+        raise DeployError(
+            f"{path} holds two tensors of one name", f"save each once, without {_PREFIX!r}"
+        )
+    for name, tensor in tensors.items():
+        if fault := _kind(tensor):
+            raise DeployError(
+                f"{path}: {name} is {fault}, not a plain tensor",
+                "save the state_dict() of a model that is neither sparse nor quantized, on the CPU",
+            )
+    return tensors
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ValueError if torch would decompress parts of the file: it writes none such."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{info.filename} is compressed")
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """Returns what a tensor is that does not simply hold its numbers; "" for one that does."""
+    import torch
+
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return f"a {type(tensor).__name__}"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    return "" if tensor.device.type == "cpu" else f"on the device {tensor.device}"
+
+
+def save(tensors: Mapping[str, torch.Tensor], path: Path, facts: dict[str, str] | None) -> None:
+    """Writes a safetensors file.
+
+    Args:
+        facts: Its metadata.
+
+    Raises:
+        OSError: It cannot be written; safetensors raises an error of its own instead.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(untie(tensors), path, facts)
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        number = int(code[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def untie(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -92,7 +155,7 @@ def fit(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, model:
         model: Name of the model, for the error message.
 
     Raises:
-        DeployError: Names or shapes do not fit, or a tensor has NaN or infinities.
+        DeployError: Names, shapes or types do not fit, or a tensor has NaN or infinities.
     """
     wanted = network.state_dict()
     faults = [f"{name} is missing" for name in wanted if name not in tensors]
@@ -102,12 +165,17 @@ def fit(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, model:
         for name, tensor in wanted.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
+    faults += [
+        f"{name} is {_dtype(tensors[name])} instead of {_dtype(tensor)}"
+        for name, tensor in wanted.items()
+        if name in tensors and not _convertible(tensors[name], tensor)
+    ]
     if faults:
         more = f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
         raise DeployError(
             f"{where} does not hold the weights of {model}: {len(faults)} of"
             f" {len({*wanted, *tensors})} tensors do not fit: {'; '.join(faults[:_NAMED])}{more}",
-            "give weights of the same architecture and number of classes",
+            "give weights of the same architecture, number of classes and kind of numbers",
         )
     broken = [n for n, tensor in tensors.items() if not _as_finite_as(wanted[n], tensor)]
     if broken:
@@ -115,6 +183,13 @@ def fit(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, model:
             f"{where}: {len(broken)} tensors have NaN or Inf, such as {broken[0]}",
             "use an earlier checkpoint",
         )
+    converted = Counter(
+        f"{_dtype(tensor)} to {_dtype(wanted[name])}"
+        for name, tensor in tensors.items()
+        if tensor.dtype != wanted[name].dtype
+    )
+    for types, count in converted.items():
+        console.say(f"weights: {count} tensors of {where} are converted from {types}")
     # Files of tensors do not hold the version of each module's state, which some modules require.
     # The names fit, so the network's own versions are right.
     state = OrderedDict(tensors)
@@ -127,7 +202,26 @@ def _as_finite_as(own: torch.Tensor, tensor: torch.Tensor) -> bool:
 
     A buffer with an attention mask holds -inf on purpose.
     """
-    if tensor.is_complex():
-        return bool(tensor.isfinite().all())
-    value = tensor.double()
+    # In the network's own type, which may have a smaller range.
+    value = tensor.to(own.dtype)
+    if value.is_complex():
+        return bool(value.isfinite().all())
+    value = value.double()
     return bool((value.isfinite() | (value.isinf() & (value == own.to(value)))).all())
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _convertible(tensor: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether a tensor holds the same kind of numbers as the network's own.
+
+    A float of 8 bits is not taken for another float: its scale is stored elsewhere.
+    """
+    if tensor.dtype == own.dtype:
+        return True
+    if tensor.is_floating_point() and own.is_floating_point():
+        return tensor.itemsize > 1 and own.itemsize > 1
+    kinds = [(t.is_floating_point(), t.is_complex(), _dtype(t) == "bool") for t in (tensor, own)]
+    return kinds[0] == kinds[1] and bool((tensor.to(own.dtype).to(tensor.dtype) == tensor).all())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +17,8 @@ from typing import Any
 
 # rich assumes 80 columns where there is no terminal, too few for our tables.
 _PLAIN_WIDTH = 140
+# All but tabs and line breaks, and what changes the direction of text.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass
@@ -39,19 +42,27 @@ settings = Output()
 _held: list[Callable[[], None]] | None = None
 
 
+def _plain(text: str) -> str:
+    """Returns a text whose control characters are escaped.
+
+    Names in files of others may hold any, which would change the terminal or hide what is printed.
+    """
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def say(text: str) -> None:
     """Prints a line of progress to stderr, unless quiet."""
     if settings.listener is not None:
         settings.listener(text)
     elif not settings.quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(_plain(text), file=sys.stderr, flush=True)
 
 
 def result(text: str) -> None:
     """Prints a line that is a result: to stdout, or to stderr if stdout is for JSON."""
     if settings.listener is not None or _hold(partial(result, text)):
         return
-    print(text, file=sys.stderr if settings.json else sys.stdout, flush=True)
+    print(_plain(text), file=sys.stderr if settings.json else sys.stdout, flush=True)
 
 
 def _hold(printing: Callable[[], None]) -> bool:
@@ -106,9 +117,9 @@ def _finite(content: Any) -> Any:
 
 def error(message: str, hint: str = "") -> None:
     """Prints an error and what to do about it."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {_plain(message)}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {_plain(hint)}", file=sys.stderr)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -127,7 +138,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         right = column.startswith(">")
         drawn.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(cell, style=_style(cell)) for cell in row))
+        drawn.add_row(*(Text(_plain(cell), style=_style(cell)) for cell in row))
     Console(file=stream, width=None if stream.isatty() else _PLAIN_WIDTH).print(drawn)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from engines.cache import write_atomic
 from engines.errors import DeployError
+
+_MAX_JSON_BYTES = 64 << 20
 
 
 def sha256_file(path: Path) -> str:
@@ -40,15 +43,51 @@ def write_json(path: Path, content: Any) -> None:
     path.write_bytes(dump_json(content))
 
 
+def parse_json(content: bytes) -> Any:
+    """Returns the value of a JSON text that can also be printed.
+
+    Raises:
+        ValueError: It is not valid JSON in UTF-8, repeats a key, or has a number that is not
+            finite or text that is not valid Unicode (such as half of a surrogate pair).
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):
+            raise ValueError("it repeats a key")
+        return mapping
+
+    def finite(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"{text[:40]} is not a finite number")
+        return value
+
+    try:
+        text = content.decode()
+        value = json.loads(
+            text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite
+        )
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return value
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        DeployError: The file is not valid JSON.
+        DeployError: The file is not valid JSON (see `parse_json`), or is larger than 64 MiB.
     """
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        with path.open("rb") as file:
+            content = file.read(_MAX_JSON_BYTES + 1)
+        if len(content) > _MAX_JSON_BYTES:
+            raise ValueError(f"it is larger than {_MAX_JSON_BYTES >> 20} MiB")
+        return parse_json(content)
+    except ValueError as error:
         raise DeployError(
             f"{path} is not valid JSON: {error}", "remove it and run the stage that made it"
         ) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engines.errors import DeployError
@@ -87,18 +87,27 @@ def parse(content: Any, name: str) -> Record:
 
 
 def _check_types(record: Record) -> None:
-    """Raises TypeError, KeyError or AttributeError if a field has the wrong type."""
-    for value in (record.stage, record.key, record.started):
-        value.encode()
-    for mapping in (record.params, record.tools, record.facts):
-        mapping.items()
+    """Raises TypeError, KeyError or AttributeError if a field has the wrong type.
+
+    So does the path of a record that is outside the folder of the artifacts.
+    """
+    texts = [record.stage, record.key, record.started, *record.tools.values()]
+    texts += record.facts.values()
     for entry in record.inputs.values():
-        entry["sha256"].encode()
-        entry["record"].encode()
+        texts += [entry["sha256"], entry["record"]]
+        path = PurePosixPath(entry["record"])
+        if path.is_absolute() or ".." in path.parts or not str(path).isprintable():
+            raise TypeError(f"{str(path)[:80]!r} is not the path of a record")
     for output in record.outputs.values():
-        output["sha256"].encode()
-        if not isinstance(output["bytes"], int):
-            raise TypeError(f"a size is {output['bytes']!r}, not an integer")
+        texts.append(output["sha256"])
+        if type(output["bytes"]) is not int:
+            raise TypeError(f"a size is {output['bytes']!r:.40}, not an integer")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r:.40} is not text")
+    record.params.items()
+    if type(record.seconds) not in (int, float):
+        raise TypeError(f"the time is {record.seconds!r:.40}, not a number")
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Attacks and faults on everything that assay reads."""

@@ -1,0 +1,217 @@
+"""Hostile records and manifests that name what is not there, or have fields of a wrong type."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.errors import DeployError
+from pipeline.workflow import records
+from pipeline.workflow.digests import dump_json, parse_json, read_json
+from pipeline.workflow.runner import Store
+from tests.bundles import FOLDER, bundle_of, members, pack, resigned
+from tests.conftest import Result
+
+Assay = Callable[..., Result]
+
+GOOD = records.Record(
+    stage="export",
+    key="k",
+    params={"model": "m"},
+    inputs={"m/a": {"sha256": "0", "record": "m/train.json"}},
+    outputs={"m/b": {"sha256": "0", "bytes": 1}},
+    tools={"assay": "1"},
+    facts={"name": "value"},
+    started="2026-01-01",
+    seconds=1.0,
+)
+WRONG: dict[str, dict[str, Any]] = {
+    "a stage that is a number": {"stage": 1},
+    "a key that is null": {"key": None},
+    "a time that is text": {"seconds": "1"},
+    "a time that is true": {"seconds": True},
+    "a start that is a list": {"started": []},
+    "params that are a list": {"params": []},
+    "tools that are null": {"tools": None},
+    "a tool that is a number": {"tools": {"assay": 1}},
+    "a fact that is a list": {"facts": {"a": []}},
+    "inputs that are a list": {"inputs": [1]},
+    "an input that is text": {"inputs": {"a": "b"}},
+    "an input without a digest": {"inputs": {"a": {"record": "b"}}},
+    "an input without a record": {"inputs": {"a": {"sha256": "b"}}},
+    "a record that is a number": {"inputs": {"a": {"sha256": "b", "record": 1}}},
+    "a record elsewhere": {"inputs": {"a": {"sha256": "b", "record": "/etc/passwd"}}},
+    "a record above": {"inputs": {"a": {"sha256": "b", "record": "../../x.json"}}},
+    "a record with a NUL": {"inputs": {"a": {"sha256": "b", "record": "a\0b"}}},
+    "outputs that are null": {"outputs": None},
+    "an output that is a list": {"outputs": {"a": []}},
+    "a size that is text": {"outputs": {"a": {"sha256": "b", "bytes": "1"}}},
+    "a size that is true": {"outputs": {"a": {"sha256": "b", "bytes": True}}},
+    "a digest that is a number": {"outputs": {"a": {"sha256": 1, "bytes": 1}}},
+    "another schema": {"schema": 99},
+    "a field that is unknown": {"more": 1},
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_record_with_a_wrong_field_is_refused(case: str) -> None:
+    good = dataclasses.asdict(GOOD)
+    assert records.parse(good, "name") == GOOD
+    with pytest.raises(DeployError, match=r"^name is "):
+        records.parse({**good, **WRONG[case]}, "name")
+
+
+@pytest.mark.parametrize("content", [None, [], "text", 1, True, {}])
+def test_a_value_that_is_not_a_record_is_refused(content: object) -> None:
+    with pytest.raises(DeployError, match=r"^name is "):
+        records.parse(content, "name")
+
+
+@pytest.mark.parametrize("field", [entry.name for entry in dataclasses.fields(records.Record)])
+def test_a_record_without_a_field_is_refused(field: str) -> None:
+    content = dataclasses.asdict(GOOD)
+    del content[field]
+    with pytest.raises(DeployError, match=r"^name is "):
+        records.parse(content, "name")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"NaN",
+        b"-Infinity",
+        b"1e400",
+        b'{"a": 1, "a": 2}',
+        b'"\\ud800"',
+        b'{"\\udfff": 1}',
+        b"\xff",
+        b"\xef\xbb\xbf{}",
+        b"[" * 50_000,
+        b"9" * 5000,
+        "{}".encode("utf-16"),
+        b"{}" + b" " * (64 << 20),
+    ],
+    ids=lambda text: repr(text[:12]),
+)
+def test_json_that_is_not_valid_is_refused(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(text)
+    with pytest.raises(DeployError, match=r"x\.json is not valid JSON"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("value", ["\U0001f600", "µ\\u", {"a": [1, 2.5, None, True]}, -0.0, 1e308])
+def test_json_that_is_valid_is_read(value: object) -> None:
+    assert parse_json(dump_json(value)) == value
+    assert parse_json(json.dumps(value).encode()) == value
+
+
+def _forge(built: Store, path: Path, **facts: object) -> Path:
+    """Writes a bundle whose manifest has other facts, and digests that match."""
+    contents = members(bundle_of(built))
+    name = f"{FOLDER}/manifest.json"
+    content = {**json.loads(contents[name]), **facts}
+    forged = resigned({**contents, name: dump_json(content)})
+    return pack(path, list(forged.items()))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"model": 3},
+        {"model": None},
+        {"precision": "fp64"},
+        {"precision": "fp16"},
+        {"precision": 32},
+        {"precision": []},
+        {"labels": None},
+        {"labels": "cat"},
+        {"records": {}},
+        {"records": "lenet/train.json"},
+        {"records": [["lenet/train.json"]]},
+        {"graph": None},
+        {"graph": ["lenet/fp32/model.onnx"]},
+        {"golden": {}},
+        {"golden": "lenet/fp32/model.onnx"},
+        {"engines": []},
+        {"engines": {"onnxruntime": None}},
+        {"engines": {"onnxruntime": {}}},
+        {"engines": {"onnxruntime": {"path": 1}}},
+        {"engines": {"onnxruntime": {"path": ["a"]}}},
+        {"engines": 3},
+    ],
+    ids=str,
+)
+def test_a_manifest_with_a_wrong_field_is_refused(
+    built: Store, tmp_path: Path, assay: Assay, facts: dict
+) -> None:
+    path = _forge(built, tmp_path / "forged.tar.gz", **facts)
+    result = assay("check", path)
+    assert result.code == 1
+    assert str(path) in result.err
+    assert "assay-check-" not in result.err
+
+
+def test_an_unknown_engine_is_not_run_and_the_others_are_judged(
+    built: Store, tmp_path: Path, assay: Assay
+) -> None:
+    engines = {
+        name: {"path": f"lenet/fp32/{path}"}
+        for name, path in (
+            ("onnxruntime", "onnxruntime/engine"),
+            ("warp_drive", "openvino/engine"),
+            ("../../evil", "pytorch/engine"),
+            ("_onnxruntime", "pytorch/engine"),
+        )
+    }
+    path = _forge(built, tmp_path / "forged.tar.gz", engines=engines)
+    result = assay("check", path, "--json")
+    assert result.code == 0, result.err
+    verdicts = {entry["subject"]: entry for entry in json.loads(result.out)["verdicts"]}
+    assert {name for name in verdicts if verdicts[name]["status"] == "pass"} == {
+        "graph",
+        "onnxruntime",
+    }
+    assert "no engine 'warp_drive'" in verdicts["warp_drive"]["reason"]
+
+
+def test_check_judges_one_engine_or_none(built: Store, assay: Assay) -> None:
+    bundle = bundle_of(built)
+    one = assay("check", bundle, "--engine", "openvino", "--json")
+    subjects = [entry["subject"] for entry in json.loads(one.out)["verdicts"]]
+    assert (one.code, subjects) == (0, ["graph", "openvino"])
+    other = assay("check", bundle, "--engine", "openvin")
+    assert other.code == 2
+    assert "did you mean 'openvino'" in other.err
+    none = assay("check", bundle, "--digests-only", "--json")
+    assert (none.code, json.loads(none.out)["verdicts"]) == (0, [])
+    assert assay("check", bundle, "--digests-only", "--engine", "openvino").code == 2
+    small = assay("check", bundle, "--max-size", "0.0001")
+    assert small.code == 1
+    assert "--max-size GIB" in small.err
+
+
+@pytest.mark.parametrize("part", ["lenet/fp32/golden.npz", "lenet/fp32/model.onnx"])
+def test_errors_of_a_check_name_the_bundle_and_the_member(
+    built: Store, tmp_path: Path, assay: Assay, part: str
+) -> None:
+    contents = members(bundle_of(built))
+    for name in contents:
+        if name.endswith(".json") and b'"outputs"' in contents[name]:
+            record = json.loads(contents[name])
+            for entries in (record.get("outputs", {}), record.get("inputs", {})):
+                if isinstance(entries, dict) and part in entries:
+                    entries[part]["sha256"] = (
+                        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+                    )
+            contents[name] = dump_json(record)
+    contents[f"{FOLDER}/{part}"] = b""
+    path = pack(tmp_path / "forged.tar.gz", list(resigned(contents).items()))
+    result = assay("check", path)
+    assert result.code == 1
+    assert f"{path}: member {part} is not" in result.err
+    assert "assay-check-" not in result.err
