@@ -41,7 +41,7 @@ def examine(on: Run, machine: Mapping[str, str]) -> tuple[dict[str, Any], str]:
     return json.loads(result.out), " ".join(result.err.split())
 
 
-@pytest.mark.slow(20)
+@pytest.mark.long
 def test_the_chain_runs_on_the_engines_that_are_installed(on: Run, tmp_path: Path) -> None:
     machine = machines.without(tmp_path / "hiding", "openvino", "tensorrt")
     document, tables = examine(on, machine)
@@ -67,7 +67,7 @@ def test_the_chain_runs_on_the_engines_that_are_installed(on: Run, tmp_path: Pat
     assert "hint: pip install openvino" in result.err
 
 
-@pytest.mark.slow(20)
+@pytest.mark.long
 def test_a_gpu_without_a_cuda_driver_is_reported_and_the_chain_runs_on_the_cpu(
     on: Run, tmp_path: Path
 ) -> None:

@@ -40,7 +40,7 @@ def make(*words: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.slow(133)
+@pytest.mark.long
 @pytest.mark.timeout(900)  # some minutes on a slow machine
 def test_the_commands_and_examples_work_one_after_the_other(
     tmp_path: Path, process: Callable[..., Process]

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -114,7 +115,6 @@ class _Child:
     def __init__(self) -> None:
         self._owner = os.getpid()
         self._environment = _environment()
-        self._path = list(sys.path)
         # What libraries leave in the folder for temporary files goes with the child.
         _sweep()
         self._folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
@@ -138,14 +138,14 @@ class _Child:
         self._connection = ours
 
     def usable(self) -> bool:
-        """Returns whether it still runs, and would be started alike now."""
-        same = self._environment == _environment() and self._path == sys.path
-        return same and self._owner == os.getpid() and self._process.poll() is None
+        """Returns whether it still runs, in the environment of now."""
+        same = self._environment == _environment() and self._owner == os.getpid()
+        return same and self._process.poll() is None
 
     def call(self, doing: str, work: tuple[Any, ...]) -> Any:
         deadline = time.monotonic() + settings.seconds
         try:
-            self._connection.send((Path.cwd(), work))
+            self._connection.send((Path.cwd(), sys.path, pickle.dumps(work)))
             with _bars() as bars:
                 while True:
                     self._wait(doing, deadline)

@@ -73,9 +73,10 @@ def serve(descriptor: int, in_main: int) -> None:
     console.settings.bar = _bar
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            folder, (function, args, kwargs) = _parent.recv()
+            folder, path, work = _parent.recv()
             os.chdir(folder)
-            _send(_answer(function, args, kwargs))
+            sys.path[:] = path
+            _send(_answer(*pickle.loads(work)))  # noqa: S301 - our own bytes
 
 
 def _answer(function: Any, args: Any, kwargs: Any) -> Message:

@@ -41,7 +41,7 @@ def together(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow(14)
+@pytest.mark.long
 def test_two_processes_give_the_weights_of_one_process(
     tmp_path: Path, process: Callable[..., Process]
 ) -> None:
