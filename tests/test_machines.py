@@ -83,7 +83,7 @@ def test_a_gpu_without_a_cuda_driver_is_reported_and_the_chain_runs_on_the_cpu(
     assert LISTED in result.out
 
 
-@pytest.mark.slow(20)
+@pytest.mark.long
 @pytest.mark.skipif(machines.COMPILER is None, reason="the stand-in driver needs a C compiler")
 def test_pytorch_runs_on_the_cpu_where_it_cannot_use_the_gpu(on: Run, tmp_path: Path) -> None:
     machines.compile_driver(tmp_path)

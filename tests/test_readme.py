@@ -134,9 +134,11 @@ def test_make_help_describes_every_target() -> None:
 def test_continuous_integration_selects_tests_that_exist() -> None:
     selected = re.findall(r"test_\w+", (ROOT / ".ci/run").read_text(encoding="utf-8"))
     assert selected
-    tests = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.rglob("tests/**/test_*.py"))
+    files = list(ROOT.rglob("tests/**/test_*.py"))
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    stems = {path.stem for path in files}
     for name in selected:
-        assert re.search(rf"^def {name}\b", tests, re.MULTILINE), name
+        assert name in stems or re.search(rf"^def {name}\b", tests, re.MULTILINE), name
 
 
 @pytest.mark.parametrize(

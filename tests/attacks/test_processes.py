@@ -15,6 +15,8 @@ from tests.attacks.tars import FOLDER, header, listed, manifest, member, pack, p
 from tests.bundles import bundle_of
 from tests.subset import python_path
 
+pytestmark = pytest.mark.long
+
 SECONDS = 30
 MEMORY = 2 << 30
 
@@ -208,7 +210,6 @@ def test_a_full_disk_while_unpacking_is_named(built: Store, tmp_path: Path) -> N
     assert b"cannot be written below" in ended.err
 
 
-@pytest.mark.slow(3)
 @pytest.mark.parametrize(
     ("limit", "words", "message"),
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.workflow import worker
 from tests.conftest import Result
 
 Assay = Callable[..., Result]
@@ -32,6 +33,7 @@ def test_doctor_finds_a_library_that_does_not_load(
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('libgone.so.1: not found')")
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
+    worker.end()  # it may have imported the real one
     state = json.loads(assay("doctor", "--json").out)["engines"]["onnxruntime"]
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
     assert (state["build"], state["run"]) == (False, False)

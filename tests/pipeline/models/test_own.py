@@ -328,7 +328,7 @@ def test_examples_may_be_tensors(folder: Path, assay: Assay) -> None:
     assert assay("export", named(folder, "tensors")).code == 0
 
 
-@pytest.mark.slow(19)
+@pytest.mark.long
 def test_a_changed_module_in_the_factorys_folder_exports_again(
     folder: Path, process: Callable[..., Process]
 ) -> None:

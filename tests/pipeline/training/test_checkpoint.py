@@ -204,7 +204,7 @@ def test_a_training_killed_twenty_times_gives_the_same_weights(
     assert not list((killed / ".resume").glob("*"))
 
 
-@pytest.mark.slow(21)
+@pytest.mark.long
 def test_a_signal_saves_the_current_step(tmp_path: Path, process: Callable[..., Process]) -> None:
     words = ("train", "lenet", "--epochs", 60, "--threads", 1, "--root")
     for folder in ("whole", "stopped"):
