@@ -240,7 +240,7 @@ class Engine(Protocol):
     def smaller_runtime(self, built_by: Mapping[str, str], params: Mapping[str, Any]) -> str:
         """Returns the command that installs less than `build` needs, and enough to open an engine.
 
-        Returns "" if there is no such runtime. The arguments are those of `incompatibility`.
+        Returns "" if the engine has no lean runtime. The arguments are those of `incompatibility`.
         """
         return ""
 

@@ -40,7 +40,7 @@ class Held:
     def made_of(self, value: Any) -> frozenset[str] | None:
         """Returns the parameters that an argument of a node depends on.
 
-        None means that it depends on something else, too, or is no number.
+        None means that it also depends on something else, or is not a number.
         """
         if value is None or isinstance(value, bool | int | float):
             return frozenset()

@@ -71,13 +71,15 @@ def trace_weights(program: Any, graph: onnx.ModelProto, roundings: int) -> dict[
     """
     expected = expectations(program)
     tensors = tensors_of(graph)
-    found = match(expected, tensors, roundings)
+    matched = match(expected, tensors, roundings)
     weights = {
-        name: tensors[found.carriers[name]] if name in found.carriers else value
+        name: tensors[matched.carriers[name]] if name in matched.carriers else value
         for name, value in expected.parameters.items()
-        if name in found.carriers or name not in expected.omissible
+        if name in matched.carriers or name not in expected.omissible
     }
-    parts = {f"{min(names)} (in {tensor})": tensors[tensor] for tensor, names in found.more.items()}
+    parts = {
+        f"{min(names)} (in {tensor})": tensors[tensor] for tensor, names in matched.more.items()
+    }
     return weights | parts
 
 

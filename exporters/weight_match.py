@@ -210,23 +210,23 @@ def _carry_fold(search: _Search, weight: Expected, bias: Expected) -> None:
         search.carriers |= {n: carrier for n in bias.names if n not in search.carriers}
 
 
-def changed(expected: Expectations, tensors: Mapping[str, Array], found: Match) -> dict[str, str]:
+def changed(expected: Expectations, tensors: Mapping[str, Array], matched: Match) -> dict[str, str]:
     """Returns the tensors that stand for parameters, but have other values.
 
     Args:
-        found: The match of these tensors.
+        matched: The match of these tensors.
 
     Returns:
         The tensor's name, by parameter. A parameter that another tensor carries is listed, too: it
         may be used twice, or have the values of another one.
     """
-    missing = expected.parameters.keys() - expected.omissible - found.carriers.keys()
-    rest = unexplained(expected, tensors, found)
+    missing = expected.parameters.keys() - expected.omissible - matched.carriers.keys()
+    rest = unexplained(expected, tensors, matched)
     shapes = {np.squeeze(form).shape for name in rest for form in forms(tensors[name])}
     pairs: list[tuple[bool, float, Expected, str]] = []
-    for item in _changeable(expected, found) if rest else ():
+    for item in _changeable(expected, matched) if rest else ():
         if np.squeeze(item.value).shape in shapes and item.value.dtype.kind not in "biuc":
-            own = not item.names & (missing | found.shared)  # it has a tensor of its own
+            own = not item.names & (missing | matched.shared)  # it has a tensor of its own
             pairs += [
                 (own, distance, item, name)
                 for name in rest
@@ -235,29 +235,29 @@ def changed(expected: Expectations, tensors: Mapping[str, Array], found: Match) 
     changes: dict[str, str] = {}
     for _, _, item, name in sorted(pairs, key=lambda pair: pair[:2]):
         # Of several parameters in one tensor, those that nothing else confirms.
-        names = item.names & (missing | found.shared) or item.names
+        names = item.names & (missing | matched.shared) or item.names
         if name in rest and names - changes.keys():
             rest.remove(name)
             changes = dict.fromkeys(names, name) | changes
     return changes
 
 
-def unexplained(expected: Expectations, tensors: Mapping[str, Array], found: Match) -> set[str]:
+def unexplained(expected: Expectations, tensors: Mapping[str, Array], matched: Match) -> set[str]:
     """Returns the numbers in a graph that are no copy of anything that the model holds."""
-    copies = [tensors[name] for name in found.carriers.values()]
+    copies = [tensors[name] for name in matched.carriers.values()]
     known = {content(array) for array in (*copies, *expected.parameters.values())}
     return {
         name
-        for name in found.unused
+        for name in matched.unused
         if tensors[name].dtype.kind not in "biu"
         and not any(content(form) in known for form in forms(tensors[name]))
     }
 
 
-def _changeable(expected: Expectations, found: Match) -> Iterator[Expected]:
+def _changeable(expected: Expectations, matched: Match) -> Iterator[Expected]:
     """Yields every value that may be in the graph changed."""
     for name, value in expected.parameters.items():
-        if name not in found.folded:
+        if name not in matched.folded:
             yield Expected(frozenset([name]), value)
     for layer in expected.layers:
         for fold in layer.folds():

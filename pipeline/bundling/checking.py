@@ -124,7 +124,7 @@ def unpack(bundle: Path, root: Path, limit: int = archive.MAX_BYTES) -> Unpacked
 def _naming(bundle: Path, root: Path) -> Iterator[None]:
     """Makes errors name the bundle and its member instead of the unpacked file.
 
-    Whatever is wrong with it, is wrong with the bundle: it is no wrong usage of the command.
+    A fault of a member is a fault of the bundle, not wrong usage of the command.
     """
     try:
         yield

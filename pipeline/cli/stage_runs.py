@@ -63,10 +63,10 @@ def run_stage(
     asked = _engines(chosen, arguments)
     unavailable: DeployError | None = None
     failed: list[DeployError] = []
-    given = frozenset(arguments)
+    explicit = frozenset(arguments)
     for params in _expand(chosen, arguments, store):
         try:
-            outcomes.append((runner.run(chosen, params, store, given), params))
+            outcomes.append((runner.run(chosen, params, store, explicit), params))
         except (NotAvailableError, RefusedError, CrashedError) as error:
             all_option = _all_option(chosen)
             if all_option is None or not all_option.role.skip_unavailable:
@@ -340,8 +340,8 @@ def _data_to_get(arguments: dict[str, Any], store: Store) -> str | None:
 
     None if there is none, or if it was made from a folder whose path is not given again.
     """
-    if (given := arguments.get("data")) is not None:
-        return str(given)
+    if (asked := arguments.get("data")) is not None:
+        return str(asked)
     seed = arguments.get("seed") or 0
     known = _trained_on(arguments, store).get("data", models.get(arguments["model"], seed).dataset)
     return None if known is None or known.startswith(FOLDER_PREFIX) else str(known)

@@ -87,17 +87,17 @@ _BY_PRESET = frozenset({"epochs", "lr", "batch_size", "limit", "test_limit"})
 _BY_MACHINE = frozenset({"threads", "device", "tf32"})
 
 
-def inherit(params: Params, given: frozenset[str], record: Record) -> Params:
+def inherit(params: Params, explicit: frozenset[str], record: Record) -> Params:
     """Completes options that are not given by those of the last training.
 
     The weights that a training starts from are not inherited, since their file may be gone; nor is
     what depends on this machine.
     """
     keys = {entry.name for entry in options(Params) if entry.key}
-    kept = keys - given - _BY_MACHINE - {"model"}
-    if "preset" in given and params.preset != record.params.get("preset"):
+    kept = keys - explicit - _BY_MACHINE - {"model"}
+    if "preset" in explicit and params.preset != record.params.get("preset"):
         kept -= _BY_PRESET
-    if "weights" in given:  # without --epochs, they are used as they are
+    if "weights" in explicit:  # without --epochs, they are used as they are
         kept -= {"epochs"}
     inherited = {name: record.params[name] for name in kept if name in record.params}
     return dataclasses.replace(params, **inherited)
@@ -105,7 +105,7 @@ def inherit(params: Params, given: frozenset[str], record: Record) -> Params:
 
 def protect(
     params: Params,
-    given: frozenset[str],
+    explicit: frozenset[str],
     record: Record | None,
     differences: Sequence[Difference],
 ) -> bool:
@@ -122,14 +122,14 @@ def protect(
         entry
         for entry in differences
         if entry.part not in ("tools", "revision", "force")
-        and not (entry.part == "params" and entry.name in _BY_MACHINE - given)
-        and not (entry.name == "weights" and "weights" not in given)
+        and not (entry.part == "params" and entry.name in _BY_MACHINE - explicit)
+        and not (entry.name == "weights" and "weights" not in explicit)
     ]
     if not changed:
         return True
     what = "; ".join(entry.text for entry in changed)
-    words = {name: getattr(params, name) for name in given} | {"model": params.model}
-    again = hints.command("train", {**words, "retrain": True}, given)
+    words = {name: getattr(params, name) for name in explicit} | {"model": params.model}
+    again = hints.command("train", {**words, "retrain": True}, explicit)
     raise UsageError(
         f"{params.model} has trained weights already, which this would replace: {what}",
         f"`{again}` trains again and keeps them (`assay runs` lists them); leave the options out to"

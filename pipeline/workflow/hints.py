@@ -36,11 +36,11 @@ class Place:
     images: Path | None = None
 
 
-def command(stage: str, params: Mapping[str, Any], given: Collection[str] = frozenset()) -> str:
+def command(stage: str, params: Mapping[str, Any], explicit: Collection[str] = frozenset()) -> str:
     """Returns the command that runs a stage with some parameters.
 
     Args:
-        given: Names of options to include even if they have their default value.
+        explicit: Names of options to include even if they have their default value.
     """
     words = ["assay", stage]
     if stage not in chain.STAGES:  # from a record of another version
@@ -48,7 +48,7 @@ def command(stage: str, params: Mapping[str, Any], given: Collection[str] = froz
     for option in options(chain.stage(stage).params):
         value = params.get(option.name)
         is_default = value == option.default and not option.required
-        if value is None or (is_default and option.name not in given):
+        if value is None or (is_default and option.name not in explicit):
             continue
         words += _words(option, value)
     return " ".join(words)

@@ -77,12 +77,12 @@ class Outcome:
 
 
 def run(
-    stage: Stage[Any], params: Any, store: Store, given: frozenset[str] | None = None
+    stage: Stage[Any], params: Any, store: Store, explicit: frozenset[str] | None = None
 ) -> Outcome:
     """Runs a stage, unless its outputs exist and nothing they depend on has changed.
 
     Args:
-        given: Names of the options that the user gave; None means all.
+        explicit: Names of the options that the user gave; None means all.
 
     Raises:
         DeployError: An input is missing, damaged or out of date, a file cannot be read or
@@ -90,14 +90,16 @@ def run(
     """
     validate_params(params)
     with hints.completed(store.place):
-        if given is None:
-            given = frozenset(option.name for option in options(stage.params))
-        job = _Job(stage, stage.resolve(_inherited(stage, params, store, given)), store, given)
+        if explicit is None:
+            explicit = frozenset(option.name for option in options(stage.params))
+        job = _Job(
+            stage, stage.resolve(_inherited(stage, params, store, explicit)), store, explicit
+        )
         with _disk_errors(), lock.held(job.lock, job.title, store.wait):
             return job.run()
 
 
-def _inherited(stage: Stage[Any], params: Any, store: Store, given: frozenset[str]) -> Any:
+def _inherited(stage: Stage[Any], params: Any, store: Store, explicit: frozenset[str]) -> Any:
     """Returns parameters completed by those of the last record; see `Stage.inherit`."""
     fields = dataclasses.asdict(params)
     (record,) = {artifact.at(**_joined(fields)).record for artifact in stage.outputs(params)}
@@ -105,7 +107,7 @@ def _inherited(stage: Stage[Any], params: Any, store: Store, given: frozenset[st
         old = load(store.root / record)
     except DeployError:
         old = None
-    return params if old is None else stage.inherit(params, given, old)
+    return params if old is None else stage.inherit(params, explicit, old)
 
 
 def require(artifact: Artifact, params: Any, store: Store) -> Path:
@@ -143,11 +145,13 @@ def _disk_errors() -> Iterator[None]:
 class _Job:
     """One run of one stage."""
 
-    def __init__(self, stage: Stage[Any], params: Any, store: Store, given: frozenset[str]) -> None:
+    def __init__(
+        self, stage: Stage[Any], params: Any, store: Store, explicit: frozenset[str]
+    ) -> None:
         self.stage = stage
         self.params = params
         self.store = store
-        self.given = given
+        self.explicit = explicit
         self.fields = dataclasses.asdict(params)
         self.conditions = self._paths(stage.conditions(params)).declared
         self.inputs = self._paths((*stage.inputs(params), *stage.conditions(params)))
@@ -180,7 +184,7 @@ class _Job:
         except DeployError as error:
             old = None
             damage = Difference("record", "", error.message)
-            self.stage.protect(self.params, self.given, None, [damage])
+            self.stage.protect(self.params, self.explicit, None, [damage])
         missing = None if old is None else self._missing(old)
         reason = f"running again: {missing} is missing" if missing else "running"
         if old is not None and missing is None:
@@ -188,7 +192,7 @@ class _Job:
             if not differences:
                 console.say(f"{self.title}: nothing changed, skipped")
                 return self._outcome(old, "")
-            if self.stage.protect(self.params, self.given, old, differences):
+            if self.stage.protect(self.params, self.explicit, old, differences):
                 console.say(f"{self.title}: kept, though {differences[0].text}")
                 return self._outcome(old, "")
             reason = f"running again: {differences[0].text}"
@@ -231,16 +235,16 @@ class _Job:
 
     def _differences(self, old: Record, wanted: Mapping[str, Any]) -> list[Difference]:
         """Returns why the stage has to run although its outputs are there; [] if it need not."""
-        found = [Difference("force", "", "--force is given")] if self.store.force else []
+        differences = [Difference("force", "", "--force is given")] if self.store.force else []
         for part in ("params", "inputs", "tools", "facts"):
             before, now = getattr(old, part), wanted[part]
-            found += [
+            differences += [
                 Difference(part, name, _change(name, before.get(name), now.get(name)))
                 for name in sorted({*before, *now})
                 if before.get(name) != now.get(name)
             ]
-        if found:
-            return found
+        if differences:
+            return differences
         if old.key != wanted["key"]:
             text = "this version of assay makes other outputs"
             return [Difference("revision", "", text)]

@@ -60,8 +60,8 @@ def test_a_plain_archive_is_read(tmp_path: Path) -> None:
 def test_any_name_that_we_write_is_read(tmp_path: Path, name: str) -> None:
     contents = {name: b"content", "other": b"more"}
     archive.write(tmp_path / "b.tar.gz", FOLDER, {"model": "m"}, contents)
-    found = archive.extract(tmp_path / "b.tar.gz", tmp_path / "out")
-    assert set(found["members"]) == set(contents)
+    unpacked = archive.extract(tmp_path / "b.tar.gz", tmp_path / "out")
+    assert set(unpacked["members"]) == set(contents)
     assert (tmp_path / "out" / name).read_bytes() == b"content"
 
 
@@ -94,7 +94,7 @@ FIRST_HEADERS = {
     "a size with a sign": header("x", b"+0000000001\0"),
     "no size": header("x", b"\0" * 12),
     "a wrong checksum": header("x", 0, checksum=b"0000000\0"),
-    "a checksum that is no number": header("x", 0, checksum=b"--------"),
+    "a checksum of dashes": header("x", 0, checksum=b"--------"),
     "GNU's magic": header("x", 0, magic=b"ustar  \0"),
     "no magic": header("x", 0, magic=b"\0" * 8),
     "a name that is not UTF-8": header(b"\xff\xfe/manifest.json", 0),
@@ -267,6 +267,6 @@ def test_a_member_that_is_longer_than_listed_is_not_unpacked(tmp_path: Path) -> 
 def test_a_manifest_reads_as_json_after_all(tmp_path: Path) -> None:
     facts = {"model": "größe", "labels": ["\U0001f600", "µ"], "number": 1.5}
     path = pack(tmp_path / "good.tar.gz", manifest(listed(CONTENTS), **facts), BODY)
-    found = archive.extract(path, tmp_path / "out")
-    assert {key: found[key] for key in facts} == facts
-    assert json.dumps(found)
+    unpacked = archive.extract(path, tmp_path / "out")
+    assert {key: unpacked[key] for key in facts} == facts
+    assert json.dumps(unpacked)
