@@ -172,6 +172,7 @@ class Engine(Protocol):
         cuda_graphs: Whether its launches can replay a CUDA graph.
         build_options: The fields of BuildOptions that change what it builds.
         lacks: Precisions without kernels in this engine, such as "fp8".
+        suffix: How the names of its files end, such as ".onnx".
     """
 
     # Plain annotations, since a dataclass would take a property of its base for a default.
@@ -182,6 +183,7 @@ class Engine(Protocol):
     cuda_graphs: bool = False
     build_options: frozenset[str] = frozenset()
     lacks: frozenset[str] = frozenset()
+    suffix: str = ""
 
     def available(self) -> Availability:
         """Returns whether it can be built and run here; if not, why and what to install.

@@ -90,6 +90,7 @@ class OnnxRuntimeEngine(Engine):
     missing: Callable[[], str] = lambda: ""
     lacks: frozenset[str] = frozenset({"fp8"})  # it converts fp8, but has no products in fp8
     module: str = "onnxruntime"
+    suffix: str = ".onnx"
     source: Literal["graph", "program"] = "graph"
 
     @property

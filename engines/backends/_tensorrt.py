@@ -99,6 +99,7 @@ class TensorRTEngine(Engine):
     build_options: frozenset[str] = COMMON_OPTIONS
     gpu_limits: Callable[[str], str] = lambda _capability: ""
     lean: LeanRuntime | None = None
+    suffix: str = ".plan"
     source: Literal["graph", "program"] = "graph"
     devices: tuple[str, ...] = ("cuda",)
     cuda_graphs: bool = True

@@ -56,6 +56,7 @@ class AOTInductorEngine(Engine):
     source: Literal["graph", "program"] = "program"
     devices = ("cuda", "cpu")
     cuda_graphs = True
+    suffix = ".pt2"
 
     def available(self) -> Availability:
         library = available_on_cpu(("torch",), _INSTALL)

@@ -60,6 +60,7 @@ class OpenVINOEngine(Engine):
     source: Literal["graph", "program"] = "graph"
     devices = ("cpu",)
     lacks = frozenset({"fp8"})
+    suffix = ".zip"
 
     def available(self) -> Availability:
         return available_on_cpu(_DISTRIBUTIONS, _INSTALL)

@@ -60,6 +60,7 @@ class PyTorchEngine(Engine):
     source: Literal["graph", "program"] = "program"
     devices = ("cuda", "cpu")
     cuda_graphs = True
+    suffix = ".pt2"
 
     def available(self) -> Availability:
         return available_on_cpu(("torch",), _INSTALL)

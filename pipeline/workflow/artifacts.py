@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import engines
 from engines.cache import slug
 
 # A folder of the user's images is a data set too, named after the folder.
@@ -43,6 +44,8 @@ class Artifact:
 
     def at(self, **fields: str) -> Artifact:
         """Returns the artifact with these template fields filled in; ignores unknown ones."""
+        if "suffix" in _open_fields(self.path) and fields.get("engine") in engines.names():
+            fields["suffix"] = engines.get(fields["engine"]).suffix
         values = {name: fields[name] for name in _open_fields(self.path) if name in fields}
         return replace(
             self,
@@ -143,7 +146,10 @@ GRAPH_VERDICT = Artifact(
 )
 
 _ENGINE_FOLDER = "{model}/{precision}/{engine}"
-ENGINE = Artifact("engine", f"{_ENGINE_FOLDER}/engine", "build", f"{_ENGINE_FOLDER}/build.json")
+# The suffix is the engine's.
+ENGINE = Artifact(
+    "engine", f"{_ENGINE_FOLDER}/engine{{suffix}}", "build", f"{_ENGINE_FOLDER}/build.json"
+)
 ENGINE_LAYERS = Artifact(
     "engine's layers", f"{_ENGINE_FOLDER}/layers.json", "build", f"{_ENGINE_FOLDER}/build.json"
 )
@@ -179,9 +185,8 @@ def graph_of(engine: Path) -> Path:
 
 def is_engine(label: str) -> bool:
     """Whether a label names a built engine."""
-    return Path(label).name == ENGINE.name and len(Path(label).parts) == len(
-        Path(ENGINE.path).parts
-    )
+    path = Path(label)
+    return path.stem == "engine" and len(path.parts) == len(Path(ENGINE.path).parts)
 
 
 def training_state(root: Path, model: str) -> Path:

@@ -97,7 +97,7 @@ def targets(
     pickled = folder / "weights.pt"
     torch.save(load_file(chain / "checkpoint.safetensors"), pickled)
     bundle, golden = bundle_of(store), chain / "fp32" / "golden.npz"
-    program, graph = chain / "fp32" / "pytorch" / "engine", chain / "fp32" / "model.onnx"
+    program, graph = chain / "fp32" / "pytorch" / "engine.pt2", chain / "fp32" / "model.onnx"
     return {
         "archive": (mutations.mutate_tar(bundle), _read_bundle),
         "manifest and records": (mutations.mutate_bundle(bundle), _read_bundle),

@@ -63,7 +63,7 @@ def test_a_program_with_a_wrong_signature_is_refused(
     built: Store, tmp_path: Path, side: str, case: str
 ) -> None:
     text = json.dumps({"inputs": [GOOD], "outputs": [GOOD], side: WRONG[case]})
-    path = _signed(built.root / "lenet/fp32/pytorch/engine", tmp_path / "engine", text)
+    path = _signed(built.root / "lenet/fp32/pytorch/engine.pt2", tmp_path / "engine", text)
     with pytest.raises(DeployError, match="its signature has "):
         engines.get("pytorch").open(path, OpenOptions("cpu", 1))
 
@@ -75,7 +75,7 @@ def test_a_program_with_a_wrong_signature_is_refused(
 def test_a_program_with_a_signature_of_another_kind_is_refused(
     built: Store, tmp_path: Path, text: str
 ) -> None:
-    path = _signed(built.root / "lenet/fp32/pytorch/engine", tmp_path / "engine", text)
+    path = _signed(built.root / "lenet/fp32/pytorch/engine.pt2", tmp_path / "engine", text)
     with pytest.raises(DeployError, match="engine"):
         engines.get("pytorch").open(path, OpenOptions("cpu", 1))
 

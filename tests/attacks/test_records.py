@@ -162,10 +162,10 @@ def test_an_unknown_engine_is_not_run_and_the_others_are_judged(
     engines = {
         name: {"path": f"lenet/fp32/{path}"}
         for name, path in (
-            ("onnxruntime", "onnxruntime/engine"),
-            ("warp_drive", "openvino/engine"),
-            ("../../evil", "pytorch/engine"),
-            ("_onnxruntime", "pytorch/engine"),
+            ("onnxruntime", "onnxruntime/engine.onnx"),
+            ("warp_drive", "openvino/engine.zip"),
+            ("../../evil", "pytorch/engine.pt2"),
+            ("_onnxruntime", "pytorch/engine.pt2"),
         )
     }
     path = _forge(built, tmp_path / "forged.tar.gz", engines=engines)

@@ -17,6 +17,7 @@ from engines.checks import choose_device
 from engines.contract import BuildOptions, Engine, OpenOptions, Session
 from engines.errors import DeployError, UsageError
 from pipeline.golden import file as goldens
+from pipeline.workflow.artifacts import ENGINE
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
@@ -32,7 +33,7 @@ def sources(store: Store, engine: Engine) -> Path:
 @pytest.fixture(params=RUNNABLE)
 def session(request: pytest.FixtureRequest, built: Store) -> Iterator[Session]:
     engine = engines.get(request.param)
-    path = built.root / "lenet/fp32" / request.param / "engine"
+    path = built.root / ENGINE.at(model="lenet", precision="fp32", engine=request.param).path
     opened = engine.open(path, OpenOptions(device=choose_device(engine, "auto"), threads=2))
     yield opened
     opened.close()
@@ -85,7 +86,7 @@ def test_sessions_of_several_threads_do_not_disturb_each_other(
     name: str, built: Store, images: np.ndarray
 ) -> None:
     engine = engines.get(name)
-    path = built.root / "lenet/fp32" / name / "engine"
+    path = built.root / ENGINE.at(model="lenet", precision="fp32", engine=name).path
     options = OpenOptions(device=choose_device(engine, "auto"))
     sizes = (1, 3, 8, 16)
 

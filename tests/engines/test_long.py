@@ -16,6 +16,7 @@ from engines.cache import cache_folder
 from engines.checks import choose_device
 from engines.contract import BuildOptions, OpenOptions
 from pipeline.golden import file as goldens
+from pipeline.workflow.artifacts import ENGINE
 from pipeline.workflow.runner import Store
 from tests.engines import backend_suite
 from tests.subset import ROOT
@@ -48,7 +49,7 @@ def test_a_thousand_sessions_leak_nothing(name: str, built: Store) -> None:
     for cycle in range(WARM + CYCLES):
         if cycle in (WARM, WARM + CYCLES // 2):
             seen.append((resident(), open_files()))
-        session = engine.open(folder / name / "engine", options)
+        session = engine.open(folder / name / ENGINE.at(engine=name).name, options)
         if name != "torch_compile":  # which would compile a thousand times
             session.run({"image": images})
         session.close()

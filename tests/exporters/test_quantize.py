@@ -187,7 +187,7 @@ def test_layers_in_other_types_are_an_error_unless_accepted(
     shutil.copytree(quantized.root, root)
     words = ("build", "lenet", "--precision", "int8", "--engine", "tensorrt_rtx", "--force")
     words = (*words, "--root", root, "--target-sm", "75,86")  # Turing has no int8 here
-    engine = root / "lenet/int8/tensorrt_rtx/engine"
+    engine = root / "lenet/int8/tensorrt_rtx/engine.plan"
     before = engine.read_bytes()
     result = assay(*words)
     assert result.code == 1

@@ -16,7 +16,7 @@ from engines.contract import Array, BuildOptions, OpenOptions
 from engines.errors import DeployError, NotAvailableError, UsageError
 from exporters import onnx_files, typed_graph
 from pipeline.verification import engine_proof
-from pipeline.workflow.artifacts import ENGINE, GRAPH, GRAPH_SUBJECT
+from pipeline.workflow.artifacts import GRAPH, GRAPH_SUBJECT
 
 # Bytes of values to hold at a time. A graph with more is run once for each window of values.
 _BYTES = 256 << 20
@@ -69,7 +69,7 @@ class Prober:
         del watched.graph.output[:]
         outputs = {name: self._output(watched, name) for name in names}
         with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-            path, built = Path(folder) / GRAPH.name, Path(folder) / ENGINE.name
+            path, built = Path(folder) / GRAPH.name, Path(folder) / "engine"
             onnx_files.write(watched, path)
             engine = engines.get(engine_proof.runner(self.subject))
             device = "cpu" if as_it_is else choose_device(engine, self.device)

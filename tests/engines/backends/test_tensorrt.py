@@ -178,7 +178,7 @@ def test_a_product_in_another_type_than_its_weights_is_reported(built: Store) ->
 def test_a_plan_of_another_version_or_gpu_is_refused_before_loading(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rtx, path = engines.get("tensorrt_rtx"), store.root / "lenet/fp32/tensorrt_rtx/engine"
+    rtx, path = engines.get("tensorrt_rtx"), store.root / "lenet/fp32/tensorrt_rtx/engine.plan"
     engine_proof.require_fit(rtx, path)
     record = path.with_name("build.json")
     content = json.loads(record.read_text())
@@ -214,7 +214,7 @@ def rtx_on_cpu() -> Engine:
 
 def test_a_plan_is_built_without_a_gpu(built: Store) -> None:
     rtx_on_cpu()
-    plan = (built.root / "lenet/fp32/tensorrt_rtx/engine").read_bytes()
+    plan = (built.root / "lenet/fp32/tensorrt_rtx/engine.plan").read_bytes()
     weights = (built.root / "lenet/checkpoint.safetensors").stat().st_size
     assert len(plan) > weights  # it holds the weights, and kernels for them
     record = json.loads((built.root / "lenet/fp32/tensorrt_rtx/build.json").read_text())
@@ -224,7 +224,7 @@ def test_a_plan_is_built_without_a_gpu(built: Store) -> None:
 def test_opening_a_plan_without_a_gpu_is_an_error(built: Store) -> None:
     engine = rtx_on_cpu()
     with pytest.raises(NotAvailableError, match="runs on an NVIDIA GPU"):
-        engine.open(built.root / "lenet/fp32/tensorrt_rtx/engine", OpenOptions(device="cuda"))
+        engine.open(built.root / "lenet/fp32/tensorrt_rtx/engine.plan", OpenOptions(device="cuda"))
 
 
 def test_tensorrt_needs_its_library_or_a_gpu() -> None:

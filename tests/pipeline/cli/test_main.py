@@ -18,6 +18,7 @@ import pytest
 import engines
 from pipeline.cli import main, stage_runs
 from pipeline.workflow import chain
+from pipeline.workflow.artifacts import ENGINE
 from pipeline.workflow.runner import Store
 from pipeline.workflow.stage import options
 from tests import bare
@@ -137,7 +138,7 @@ def test_without_torch_the_other_engines_are_verified(store: Store, tmp_path: Pa
     for engine in ("graph", *names):
         if engine != "graph":
             need_engine(engine)
-        name = "model.onnx" if engine == "graph" else f"{engine}/engine"
+        name = "model.onnx" if engine == "graph" else f"{engine}/{ENGINE.at(engine=engine).name}"
         (file,) = tmp_path.glob(f"lenet-fp32/**/{name}")
         words = ("verify", "lenet", "--engine", engine, "--file", file, "--golden", golden)
         result = call(*words)

@@ -73,7 +73,7 @@ def test_the_graph_itself_passes_as_a_file_too(store: Store, assay: Callable[...
     assert sorted(store.root.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "golden.npz", "onnxruntime/engine"])
+@pytest.mark.parametrize("name", ["model.onnx", "golden.npz", "onnxruntime/engine.onnx"])
 def test_a_flipped_bit_in_an_artifact_is_a_digest_error(
     store: Store, assay: Callable[..., Result], name: str
 ) -> None:

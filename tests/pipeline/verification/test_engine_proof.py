@@ -9,6 +9,7 @@ import pytest
 from exporters import onnx_files
 from pipeline.verification import engine_proof
 from pipeline.verification.verdict import Verdict
+from pipeline.workflow.artifacts import ENGINE
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 from tests.faults import FAULTS, Fault
@@ -119,7 +120,11 @@ def test_a_verdict_reads_the_file_once(
         onnx_files, "read", lambda path, **more: reads.append(path) or read(path, **more)
     )
     folder = built.root / "lenet/fp32"
-    path = folder / "model.onnx" if subject == "graph" else folder / subject / "engine"
+    path = (
+        folder / "model.onnx"
+        if subject == "graph"
+        else folder / subject / ENGINE.at(engine=subject).name
+    )
     golden = folder / "golden.npz"
     verdict = engine_proof.prove(subject, path, golden, "fp32", device="auto", threads=1)
     assert verdict.status == "pass"

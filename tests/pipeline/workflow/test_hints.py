@@ -165,7 +165,7 @@ def test_the_hint_has_the_data_set_only_if_it_was_given(assay: Assay, tmp_path: 
 
 @pytest.mark.parametrize("stage", ["bench", "bundle"])
 def test_without_engines_the_hint_builds_them(copy: Store, assay: Assay, stage: str) -> None:
-    (copy.root / "edge/fp16/onnxruntime/engine").unlink()
+    (copy.root / "edge/fp16/onnxruntime/engine.onnx").unlink()
     words = [word for word in WORDS[stage] if word not in ("--engine", ENGINE)]
     result = assay(stage, *words, "--root", copy.root, "--dist", copy.dist)
     assert hinted(result) == ["build", *WORDS["export"], "--root", str(copy.root)]
