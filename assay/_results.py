@@ -96,7 +96,7 @@ class Bundle:
     """A bundle.
 
     Attributes:
-        path: The `.tar.gz` file.
+        path: The `.tar.zst` file.
         skipped: Nothing had changed, so the stage was not run.
     """
 

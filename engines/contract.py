@@ -173,6 +173,7 @@ class Engine(Protocol):
         build_options: The fields of BuildOptions that change what it builds.
         lacks: Precisions without kernels in this engine, such as "fp8".
         suffix: How the names of its files end, such as ".onnx".
+        machine_code: Its files are programs, which run with the user's rights when they are opened.
     """
 
     # Plain annotations, since a dataclass would take a property of its base for a default.
@@ -184,6 +185,7 @@ class Engine(Protocol):
     build_options: frozenset[str] = frozenset()
     lacks: frozenset[str] = frozenset()
     suffix: str = ""
+    machine_code: bool = False
 
     def available(self) -> Availability:
         """Returns whether it can be built and run here; if not, why and what to install.

@@ -4,9 +4,11 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.bundling import archive
+from pipeline.bundling import archive, compression
 from pipeline.workflow.digests import dump_json
 from pipeline.workflow.runner import Store
 
@@ -14,20 +16,41 @@ FOLDER = "lenet-fp32"
 
 
 def bundle_of(store: Store) -> Path:
-    return store.dist / f"{FOLDER}.tar.gz"
+    return store.dist / f"{FOLDER}.tar.zst"
+
+
+def compress(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with compression.compressed(packed) as file:
+        file.write(content)
+    return packed.getvalue()
+
+
+def decompress(content: bytes) -> bytes:
+    return compression.decompressor().decompress(content)
+
+
+@contextmanager
+def opened(bundle: Path) -> Iterator[tarfile.TarFile]:
+    with tarfile.open(fileobj=io.BytesIO(decompress(bundle.read_bytes()))) as archive:
+        yield archive
 
 
 def members(bundle: Path) -> dict[str, bytes]:
-    with tarfile.open(bundle) as opened:
-        return {info.name: opened.extractfile(info).read() for info in opened}
+    with opened(bundle) as files:
+        return {info.name: files.extractfile(info).read() for info in files}
 
 
 def pack(target: Path, contents: list[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
-    with tarfile.open(target, "w:gz") as opened:
+    with (
+        target.open("wb") as raw,
+        compression.compressed(raw) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as files,
+    ):
         for name, content in contents:
             info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
             info.size = len(content)
-            opened.addfile(info, io.BytesIO(content))
+            files.addfile(info, io.BytesIO(content))
     return target
 
 

@@ -57,6 +57,7 @@ class AOTInductorEngine(Engine):
     devices = ("cuda", "cpu")
     cuda_graphs = True
     suffix = ".pt2"
+    machine_code = True
 
     def available(self) -> Availability:
         library = available_on_cpu(("torch",), _INSTALL)

@@ -1,27 +1,30 @@
-"""The archive's format: a reproducible tar.gz whose first member lists all the others.
+"""The archive's format: a reproducible tar.zst whose first member lists all the others.
 
 It has one top folder with `manifest.json`, `manifest.sha256`, then every member that the manifest
-lists, sorted by name, at its path below the artifact root.
+lists, sorted by name, at its path below the artifact root. Members with equal content are hard
+links to the first of them.
 """
 
 from __future__ import annotations
 
 import errno
-import gzip
 import hashlib
 import io
+import os
 import re
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from engines.errors import DeployError
-from pipeline.bundling.tar_stream import ArchiveError, TarStream
+from pipeline.bundling import compression
+from pipeline.bundling.tar_stream import ArchiveError, Member, TarStream
 from pipeline.workflow.digests import dump_json, parse_json, sha256_file
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
 # Bytes that the members of a bundle may take together, unless the user says otherwise.
@@ -38,7 +41,7 @@ _HINT = "copy the bundle again from where it was made; a damaged one cannot be r
 def write(
     target: Path, folder: str, facts: Mapping[str, Any], members: Mapping[str, Path | bytes]
 ) -> None:
-    """Writes a bundle. Equal members and facts give equal bytes, with the same zlib.
+    """Writes a bundle. Equal members and facts give equal bytes, with the same libzstd.
 
     Args:
         target: The archive to write.
@@ -47,22 +50,27 @@ def write(
         members: The content of each member, or a file with it, by the member's path.
     """
     contents = dict(sorted(members.items()))
-    listed = {
+    listed: dict[str, dict[str, Any]] = {
         name: {"sha256": _sha256(source), "bytes": _size(source)}
         for name, source in contents.items()
     }
     manifest = dump_json({**facts, "schema": SCHEMA, "members": listed})
     digest = f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
+    first: dict[str, str] = {}  # the first member with a content, by digest
     with (
         target.open("wb") as raw,
-        # No name and no time in the header, so that equal contents give equal bytes.
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as packed,
+        compression.compressed(raw) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for name, source in {MANIFEST: manifest, MANIFEST_DIGEST: digest, **contents}.items():
             info = tarfile.TarInfo(f"{folder}/{name}")
-            info.size = _size(source)
             info.mode = 0o644
+            same = first.setdefault(listed[name]["sha256"], name) if name in listed else name
+            if same != name:
+                info.type, info.linkname = tarfile.LNKTYPE, f"{folder}/{same}"
+                archive.addfile(info)
+                continue
+            info.size = _size(source)
             with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
                 archive.addfile(info, file)
 
@@ -113,14 +121,21 @@ class _Reader:
         missing = dict(manifest["members"])
         self._check_size(sum(entry["bytes"] for entry in missing.values()), target)
         while member := self._next():
-            name, size = member
+            name = member.name
             entry = missing.pop(name, None)
             if entry is None:
                 twice = name in manifest["members"]
                 raise self._error(
                     f"member {name} " + ("occurs twice" if twice else "is not in the manifest")
                 )
-            self._copy(name, size, entry, target)
+            if not member.link:
+                self._copy(member, entry, target)
+            elif member.link in missing or manifest["members"].get(member.link) != entry:
+                raise self._error(
+                    f"member {name} links to {member.link!r}, which is not its content"
+                )
+            else:
+                self._link(member, target)
         if missing:
             raise self._error(f"member {min(missing)} is missing")
         return manifest
@@ -128,8 +143,8 @@ class _Reader:
     def _error(self, problem: str) -> DeployError:
         return DeployError(f"{self._bundle}: {problem}", _HINT)
 
-    def _next(self) -> tuple[str, int] | None:
-        """Returns the next member's path below the top folder, and its size."""
+    def _next(self) -> Member | None:
+        """Returns the next member, with paths below the top folder."""
         try:
             member = self._tar.next()
         except ArchiveError as error:
@@ -140,11 +155,11 @@ class _Reader:
             raise self._error(error.message) from error
         if member is None:
             return None
-        _, _, name = member[0].partition("/")
+        _, _, name = member.name.partition("/")
         if not name:
-            raise self._error(f"member {member[0]!r} is not below a folder")
+            raise self._error(f"member {member.name!r} is not below a folder")
         self.last = f"member {name}"
-        return name, member[1]
+        return Member(name, member.size, member.link.partition("/")[2] or member.link)
 
     def _read(self, name: str) -> bytes:
         try:
@@ -155,14 +170,14 @@ class _Reader:
     def _read_manifest(self) -> dict[str, Any]:
         contents = []
         for wanted, limit in ((MANIFEST, _MAX_MANIFEST), (MANIFEST_DIGEST, _CHUNK)):
-            name, size = self._next() or ("nothing", 0)
-            if name != wanted:
+            member = self._next() or Member("nothing", 0)
+            if member.name != wanted:
                 raise DeployError(
-                    f"{self._bundle} is not a bundle: {name} in place of {wanted}", _HINT
+                    f"{self._bundle} is not a bundle: {member.name} in place of {wanted}", _HINT
                 )
-            if size > limit:
-                raise self._error(f"member {name} is larger than {limit:,} bytes")
-            contents.append(b"".join(iter(lambda name=name: self._read(name), b"")))  # type: ignore[misc]
+            if member.size > limit:
+                raise self._error(f"member {wanted} is larger than {limit:,} bytes")
+            contents.append(b"".join(iter(lambda name=wanted: self._read(name), b"")))  # type: ignore[misc]
         manifest, digest = contents
         manifest_digest = hashlib.sha256(manifest).hexdigest()
         expected = digest.decode("ascii", "replace").split(" ")[0]
@@ -195,17 +210,35 @@ class _Reader:
             "free some space, or set TMPDIR to a folder that has more",
         )
 
-    def _copy(self, name: str, size: int, entry: dict[str, Any], target: Path) -> None:
+    def _copy(self, member: Member, entry: dict[str, Any], target: Path) -> None:
+        name, size = member.name, member.size
         expected = f"expected {entry['bytes']:,} bytes with sha256 {entry['sha256']}"
         if size != entry["bytes"]:
             raise self._error(f"member {name} is damaged: {expected}, found {size:,} bytes")
         digest, path = hashlib.sha256(), target / name
-        try:
+        with self._writing(name, target):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as out:
                 while chunk := self._read(name):
                     digest.update(chunk)
                     out.write(chunk)
+        if digest.hexdigest() != entry["sha256"]:
+            raise self._error(f"member {name} is damaged: {expected}, found {digest.hexdigest()}")
+
+    def _link(self, member: Member, target: Path) -> None:
+        path, source = target / member.name, target / member.link
+        with self._writing(member.name, target):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, path)
+            except OSError:  # not every file system has links
+                shutil.copyfile(source, path)
+
+    @contextmanager
+    def _writing(self, name: str, target: Path) -> Iterator[None]:
+        """Raises DeployError for an error of writing a member."""
+        try:
+            yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._disk_full(target) from error
@@ -214,8 +247,6 @@ class _Reader:
                 f" {error.strerror or error}",
                 "set TMPDIR to a folder where files of any name can be written",
             ) from error
-        if digest.hexdigest() != entry["sha256"]:
-            raise self._error(f"member {name} is damaged: {expected}, found {digest.hexdigest()}")
 
 
 def _check_manifest(content: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -148,6 +148,7 @@ def check(
     engine: str | None = None,
     digests_only: bool = False,
     max_bytes: int = archive.MAX_BYTES,
+    consent: Callable[[Sequence[str]], None] = lambda _lines: None,
 ) -> Checked:
     """Checks a bundle and judges its graph and every engine that this machine can run.
 
@@ -157,6 +158,8 @@ def check(
         engine: The only engine to judge besides the graph.
         digests_only: Open neither the graph nor an engine; there are no verdicts then.
         max_bytes: Bytes that all members together may take.
+        consent: Called before anything is opened, with a line for each file that will be; an
+            exception ends the check.
 
     Raises:
         DeployError: The bundle is damaged or its chain is broken.
@@ -174,7 +177,10 @@ def check(
             known = [name for name in unpacked.subjects if name != GRAPH_SUBJECT]
             raise UsageError(f"{bundle} has no engine {engine!r}", suggestion(engine, known))
         names = unpacked.subjects if engine is None else (GRAPH_SUBJECT, engine)
-        verdicts = [] if digests_only else _prove(bundle, root, unpacked, names, device, threads)
+        verdicts = []
+        if not digests_only:
+            consent(_opened(unpacked, names))
+            verdicts = _prove(bundle, root, unpacked, names, device, threads)
     if verdicts and all(verdict.status == "not run" for verdict in verdicts):
         reasons = "; ".join(f"{verdict.subject}: {verdict.reason}" for verdict in verdicts)
         raise NotAvailableError(
@@ -183,6 +189,20 @@ def check(
             "`pip install onnxruntime-gpu` runs at least the graph",
         )
     return Checked(unpacked.manifest, unpacked.links, verdicts)
+
+
+def _opened(unpacked: Unpacked, names: Iterable[str]) -> list[str]:
+    """Returns a line for each file that will be opened: what it is, and what opens it."""
+    lines = []
+    for name in names:
+        if name == GRAPH_SUBJECT:
+            lines.append(f"{unpacked.manifest['graph']}: a graph that ONNX Runtime runs")
+        elif name in engines.names() and engines.get(name).available().run:
+            engine = engines.get(name)
+            what = "a program, which runs with your rights," if engine.machine_code else "an engine"
+            path = unpacked.manifest["engines"][name]["path"]
+            lines.append(f"{path}: {what} that {engine.runtime_module()} opens")
+    return lines
 
 
 def _prove(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from engines.contract import TensorSpec
 
-def text(facts: dict[str, Any]) -> str:
-    """Returns Markdown that describes the bundle and how to verify it.
+
+def text(facts: dict[str, Any], inputs: Sequence[TensorSpec]) -> str:
+    """Returns Markdown that describes the bundle and how to verify and use it.
 
     Args:
         facts: The facts of the bundle's manifest.
+        inputs: The graph's inputs.
     """
     engines = "\n".join(
         f"| `{name}` | `{entry['path']}` | {entry['verdict']} | "
@@ -23,7 +27,7 @@ def text(facts: dict[str, Any]) -> str:
         for name, entry in facts["engines"].items()
         if "smaller_runtime" in entry
     )
-    inputs = "\n".join(f"- input `{spec}`" for spec in facts["inputs"])
+    input_lines = "\n".join(f"- input `{spec}`" for spec in facts["inputs"])
     outputs = "\n".join(f"- output `{spec}`" for spec in facts["outputs"])
     trained = facts["training"][0].upper() + facts["training"][1:]
     if facts["dataset"]:
@@ -33,7 +37,7 @@ def text(facts: dict[str, Any]) -> str:
 
 {trained}.
 
-{inputs}
+{input_lines}
 {outputs}
 - preprocessing inside the graph: {facts["preprocessing"]}
 {classes}
@@ -47,8 +51,37 @@ inputs with the float64 outputs of the PyTorch model.
 
 Verify it on this machine, every digest and every engine that can run here:
 
-    assay check BUNDLE.tar.gz
+    assay check BUNDLE.tar.zst
+
+Unpacked (`tar -xf BUNDLE.tar.zst`), the graph runs with `pip install onnxruntime` alone:
+
+```python
+{_example(facts, inputs)}
+```
+
+`assay.load("BUNDLE.tar.zst")` checks the bundle and runs its fastest engine.
 
 `manifest.json` lists the sha256 of every file. The `.json` file in each artifact's folder records
 its inputs, the tools and the time.
 """
+
+
+def _example(facts: dict[str, Any], inputs: Sequence[TensorSpec]) -> str:
+    """Returns Python that runs the graph on zeros, and prints the class or the outputs."""
+    feeds = ", ".join(
+        f'"{spec.name}": np.zeros({tuple(axis or 1 for axis in spec.shape)}, "{spec.dtype}")'
+        for spec in inputs
+    )
+    lines = [
+        "import json",
+        "import numpy as np",
+        "import onnxruntime",
+        "",
+        f'session = onnxruntime.InferenceSession("{facts["graph"]}")',
+        f"feeds = {{{feeds}}}  # your inputs",
+        "outputs = session.run(None, feeds)",
+    ]
+    if facts["labels"]:
+        lines.append('labels = json.load(open("manifest.json", encoding="utf-8"))["labels"]')
+        return "\n".join([*lines, "print([labels[row.argmax()] for row in outputs[0]])"])
+    return "\n".join([*lines[1:], "print([output.shape for output in outputs])"])

@@ -1,4 +1,4 @@
-"""Reads a tar.gz as a stream, and accepts only what `archive.write` writes.
+"""Reads a tar.zst as a stream, and accepts only what `archive.write` writes.
 
 tarfile is not used: a header may make it read gigabytes into memory, or work for minutes.
 """
@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import io
 import re
-import zlib
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from engines.errors import DeployError
+from pipeline.bundling import compression
 
 _BLOCK = 512
 # tarfile ends an archive with two blocks of zeros, and more up to a multiple of this.
 _RECORD = 10240
 _CHUNK = 1 << 18
 _MAGIC = b"ustar\x0000"
-_REGULAR, _EXTENDED = b"0", b"x"
-# An extended header has a path that is longer than 100 characters or not ASCII, and a size from
-# 8 GiB on.
+_REGULAR, _LINK, _EXTENDED = b"0", b"1", b"x"
+# An extended header has a path or link that is longer than 100 characters or not ASCII, and a size
+# from 8 GiB on.
 _MAX_EXTENDED = 8 << 10
-_KEYS = ("path", "size")
+_KEYS = ("path", "linkpath", "size")
 _MAX_DIGITS = 15
 
 
@@ -29,28 +30,43 @@ class ArchiveError(ValueError):
     """An archive that is damaged, or has a part that `archive.write` does not write."""
 
 
+@dataclass(frozen=True)
+class Member:
+    """A member of an archive.
+
+    Attributes:
+        name: Its path, with the top folder.
+        size: Bytes of its content.
+        link: The path of the earlier member that has its content; "" if it has its own.
+    """
+
+    name: str
+    size: int
+    link: str = ""
+
+
 class _Inflated(io.RawIOBase):
-    """The content of a gzip file that has exactly one member."""
+    """The content of a Zstandard file that has exactly one frame."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._inflate = zlib.decompressobj(wbits=31)  # gzip's header and checksum
+        self._inflate = compression.decompressor()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         while not self._inflate.eof:
-            packed = self._inflate.unconsumed_tail or self._file.read(_CHUNK)
+            packed = self._file.read(_CHUNK) if self._inflate.needs_input else b""
+            if self._inflate.needs_input and not packed:
+                raise ArchiveError("it ends too early")
             try:
                 content = self._inflate.decompress(packed, len(buffer))
-            except zlib.error as error:
+            except compression.Error as error:
                 raise ArchiveError(str(error)) from error
             if content:
                 buffer[: len(content)] = content
                 return len(content)
-            if not packed and not self._inflate.eof:
-                raise ArchiveError("it ends too early")
         if self._inflate.unused_data or self._file.read(1):
             raise ArchiveError("more data follows its end")
         return 0
@@ -63,12 +79,12 @@ class TarStream:
         self._content = io.BufferedReader(_Inflated(file), _CHUNK)
         self._left = self._padding = 0
 
-    def next(self) -> tuple[str, int] | None:
-        """Returns the name and size of the next member; None at the end of the archive.
+    def next(self) -> Member | None:
+        """Returns the next member; None at the end of the archive.
 
         Raises:
             ArchiveError: The archive is damaged or is not one of ours.
-            DeployError: A member is not a regular file.
+            DeployError: A member is neither a regular file nor a link to an earlier member.
         """
         while self.read(_CHUNK):
             pass
@@ -76,20 +92,25 @@ class TarStream:
         if not any(header):
             self._check_end()
             return None
-        kind, name, size = _parse(header)
+        kind, member = _parse(header)
         if kind == _EXTENDED:
-            if size > _MAX_EXTENDED:
-                raise ArchiveError(f"an extended header has {size:,} bytes")
-            body = self._exactly(size)
-            self._skip_padding(-size % _BLOCK)
-            kind, name, size = _parse(self._exactly(_BLOCK))
+            if member.size > _MAX_EXTENDED:
+                raise ArchiveError(f"an extended header has {member.size:,} bytes")
+            body = self._exactly(member.size)
+            self._skip_padding(-member.size % _BLOCK)
+            kind, member = _parse(self._exactly(_BLOCK))
             extended = _parse_extended(body)
-            name = extended.get("path", name)
-            size = _whole(extended["size"], 10) if "size" in extended else size
-        if kind != _REGULAR:
-            raise DeployError(f"member {name!r} is not a regular file")
-        self._left, self._padding = size, -size % _BLOCK
-        return name, size
+            member = Member(
+                extended.get("path", member.name),
+                _whole(extended["size"], 10) if "size" in extended else member.size,
+                extended.get("linkpath", member.link),
+            )
+        if kind not in (_REGULAR, _LINK):
+            raise DeployError(f"member {member.name!r} is not a regular file")
+        if (kind == _LINK) != bool(member.link) or (member.link and member.size):
+            raise ArchiveError(f"member {member.name!r} is neither a file nor a link")
+        self._left, self._padding = member.size, -member.size % _BLOCK
+        return member
 
     def read(self, limit: int) -> bytes:
         """Returns up to `limit` bytes of the current member; nothing at its end."""
@@ -117,8 +138,8 @@ class TarStream:
             raise ArchiveError("more data follows its last member")
 
 
-def _parse(header: bytes) -> tuple[bytes, str, int]:
-    """Returns the type, name and size in a header."""
+def _parse(header: bytes) -> tuple[bytes, Member]:
+    """Returns the type and the member in a header."""
     total = sum(header[:148]) + sum(b" " * 8) + sum(header[156:])
     if _whole(_text(header[148:156]), 8) != total:
         raise ArchiveError("a header's checksum is wrong")
@@ -126,7 +147,8 @@ def _parse(header: bytes) -> tuple[bytes, str, int]:
         raise ArchiveError("a header is not of the POSIX format")
     name, prefix = _text(header[:100]), _text(header[345:500])
     size = _whole(_text(header[124:136]), 8)
-    return header[156:157], f"{prefix}/{name}" if prefix else name, size
+    name = f"{prefix}/{name}" if prefix else name
+    return header[156:157], Member(name, size, _text(header[157:257]))
 
 
 def _text(field: bytes) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 import exporters
-from engines.errors import UsageError, suggestion
+from engines.errors import DeployError, UsageError, suggestion
 from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
 from pipeline.workflow import console
 
@@ -45,6 +47,7 @@ def report(model: str, precision: str, **values: Any) -> None:
 @click.option(
     "--digests-only", is_flag=True, help="Check digests and records only; open no engine."
 )
+@click.option("--trust", is_flag=True, help="Open engines without asking (for scripts).")
 @click.option(
     "--max-size",
     type=click.FloatRange(min=0, min_open=True, max=2**30),
@@ -60,6 +63,7 @@ def check(
     threads: int | None,
     engine: str | None,
     digests_only: bool,
+    trust: bool,
     max_size: float,
     **values: Any,
 ) -> None:
@@ -78,6 +82,7 @@ def check(
         engine=engine,
         digests_only=digests_only,
         max_bytes=int(max_size * 2**30),
+        consent=lambda lines: None if trust else _ask(bundle, lines),
     )
     members = len(checked.manifest["members"])
     console.result(f"{bundle}: {members} members and {checked.links} digests of the chain match")
@@ -88,6 +93,24 @@ def check(
     ran = [verdict for verdict in checked.verdicts if verdict.status != "not run"]
     require_pass(ran, str(checked.manifest["model"]))
     console.document(checked.document())
+
+
+def _ask(bundle: Path, lines: Sequence[str]) -> None:
+    """Asks whether to open what is in a bundle.
+
+    Raises:
+        UsageError: There is no terminal to ask on.
+        DeployError: The answer is no.
+    """
+    unsigned = f"every digest of {bundle} matches, but that does not tell who made it"
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty()):
+        raise UsageError(
+            f"{unsigned}; opening it runs native code, and there is no terminal to ask on",
+            "give --trust if you trust its source, or --digests-only to open nothing",
+        )
+    heading = f"{unsigned}. These files will be opened:"
+    if not console.confirm([heading, *(f"  {line}" for line in lines)], "Do you trust its source?"):
+        raise DeployError(f"nothing in {bundle} was opened", "--digests-only does not ask")
 
 
 @click.command()

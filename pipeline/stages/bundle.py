@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import engines
 from engines.errors import DeployError, ParityError
@@ -37,6 +38,9 @@ from pipeline.workflow.artifacts import (
 from pipeline.workflow.digests import read_json
 from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
+if TYPE_CHECKING:
+    from pipeline.golden.file import Golden
+
 
 @dataclass(frozen=True)
 class Params:
@@ -50,19 +54,29 @@ class Params:
         names=engines.names,
         role=OptionRole(expand_all=built_engines),
     )
+    include: tuple[str, ...] = option(
+        (),
+        text='Also include "checkpoint", the trained weights; and "source", the exported program or'
+        " graph that engines were built from.",
+        names=lambda: [*_PARTS],
+    )
     measurements: bool = option(
         True, text="Include the measurements.", role=OptionRole(in_run=False)
     )
 
 
 def resolve(params: Params) -> Params:
-    """Sorts the engines, since their order does not change the bundle."""
+    """Sorts the names, since their order does not change the bundle."""
     if not params.engine:
         raise DeployError(
             f"no engine of {params.model} is built",
             f"run `{hints.command('build', vars(params) | {'engine': None})}`",
         )
-    return dataclasses.replace(params, engine=tuple(sorted(set(params.engine))))
+    return dataclasses.replace(
+        params,
+        engine=tuple(sorted(set(params.engine))),
+        include=tuple(sorted(set(params.include))),
+    )
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
@@ -72,6 +86,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         ParityError: A verdict is neither "pass" nor "not run".
     """
     from pipeline.bundling import archive, provenance, readme
+    from pipeline.golden import file as goldens
 
     verdicts = {GRAPH_SUBJECT: read_json(inputs[GRAPH_VERDICT])}
     for name in params.engine:
@@ -91,14 +106,15 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     }
     records = provenance.record_paths(inputs.root, [part.record for part in inputs.declared])
     known_records = provenance.read_records(inputs.root, records)
-    facts = _facts(inputs, params, records, verdicts)
+    golden = goldens.load(inputs[GOLDEN])
+    facts = _facts(inputs, params, records, verdicts, golden)
     for name in params.engine:
         record = known_records[ENGINE.at(engine=name).at(**inputs.fields).record]
         entry = facts["engines"][name]
         entry["built_with"] = record.facts
         if install := engines.get(name).smaller_runtime(record.facts, record.params):
             entry["smaller_runtime"] = install
-    text = readme.text(facts)
+    text = readme.text(facts, golden.input_specs)
     content: dict[str, Path | bytes] = {
         **members,
         **{path: inputs.root / path for path in records},
@@ -109,13 +125,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
 
 def _facts(
-    inputs: Paths, params: Params, records: list[str], verdicts: dict[str, Any]
+    inputs: Paths, params: Params, records: list[str], verdicts: dict[str, Any], golden: Golden
 ) -> dict[str, Any]:
     import onnx
 
-    from pipeline.golden import file as goldens
-
-    golden = goldens.load(inputs[GOLDEN])
     graph = onnx.load(inputs[GRAPH], load_external_data=False)
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
     return {
@@ -141,17 +154,27 @@ def _facts(
     }
 
 
+def _sources(params: Params) -> list[Artifact]:
+    sources = dict.fromkeys(engine_source(name, params.precision) for name in params.engine)
+    return [source for source in sources if source != GRAPH]
+
+
+# What is included only if the user asks for it: no engine needs it on the target.
+_PARTS: dict[str, Callable[[Params], list[Artifact]]] = {
+    "checkpoint": lambda _params: [CHECKPOINT],
+    "source": _sources,
+}
+
+
 def _inputs(params: Params) -> tuple[Artifact, ...]:
     parts = (ENGINE, ENGINE_LAYERS, ENGINE_VERDICT)
-    sources = dict.fromkeys(engine_source(name, params.precision) for name in params.engine)
-    sources.pop(GRAPH, None)
+    more = [part for name in params.include for part in _PARTS[name](params)]
     return (
-        CHECKPOINT,
         TRAINING,
         GRAPH,
         GRAPH_DATA,
         DESCRIPTION,
-        *sources,
+        *more,
         GOLDEN,
         GRAPH_VERDICT,
         *(artifact.at(engine=name) for name in params.engine for artifact in parts),
@@ -173,7 +196,7 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=lambda _params: (BUNDLE,),
     run=run,
-    revision=2,
+    revision=3,
     resolve=resolve,
     show=show,
 )

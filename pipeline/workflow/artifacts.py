@@ -17,7 +17,7 @@ FOLDER_PREFIX = "folder-"
 ROOT, DIST = Path("artifacts"), Path("dist")
 # The name of the exported graph in commands and verdicts, where it stands among engines.
 GRAPH_SUBJECT = "graph"
-BUNDLE_SUFFIX = ".tar.gz"
+BUNDLE_SUFFIX = ".tar.zst"
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,15 @@ def error(message: str, hint: str = "") -> None:
         print(f"hint: {_plain(hint)}", file=sys.stderr)
 
 
+def confirm(lines: Sequence[str], question: str) -> bool:
+    """Prints lines to the terminal and asks a question; returns whether the answer is yes."""
+    import click
+
+    for line in lines:
+        print(_plain(line), file=sys.stderr)
+    return click.confirm(question, err=True)
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table; columns whose name starts with ">" are aligned to the right."""
     rows = list(rows)

@@ -88,7 +88,7 @@ def test_a_users_module_may_have_the_name_of_one_of_ours(folder: Path) -> None:
         (lambda: assay.train("gone.py:make"), assay.UsageError, "gone.py does not exist"),
         (lambda: assay.train("mine.py:gone"), assay.UsageError, "mine.py has no 'gone'"),
         (lambda: assay.export("mine.py:make", precision="fp99"), assay.UsageError, "fp99"),
-        (lambda: assay.load("gone.tar.gz"), assay.DeployError, "gone.tar.gz does not exist"),
+        (lambda: assay.load("gone.tar.zst"), assay.DeployError, "gone.tar.zst does not exist"),
         (lambda: assay.verify("mine.py:make"), assay.DeployError, "no graph here"),
     ],
 )
@@ -171,7 +171,7 @@ def test_a_bundle_predicts_without_torch(built: Store) -> None:
         sys.meta_path.insert(0, Blocked())
         import numpy as np
         import assay
-        predictor = assay.load({str(built.dist / "lenet-fp32.tar.gz")!r}, engine="onnxruntime")
+        predictor = assay.load({str(built.dist / "lenet-fp32.tar.zst")!r}, engine="onnxruntime")
         images = np.zeros((2, 1, 28, 28), np.uint8)
         print(predictor.predict(images).shape, predictor.classify(images), len(predictor.labels))
         """
@@ -187,7 +187,7 @@ def test_a_bundle_predicts_without_torch(built: Store) -> None:
 def test_predictions_match_the_model(built: Store) -> None:
     golden = goldens.load(built.root / "lenet/fp32/golden.npz")
     images = golden.inputs["image"][:8]
-    with assay.load(built.dist / "lenet-fp32.tar.gz") as predictor:
+    with assay.load(built.dist / "lenet-fp32.tar.zst") as predictor:
         assert predictor.device == choose_device(engines.get(predictor.engine), "auto")
         logits = predictor.predict(images)
         np.testing.assert_allclose(logits, golden.reference["logits"][:8], atol=1e-3)

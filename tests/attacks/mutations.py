@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.attacks.tars import BLOCK
-from tests.bundles import FOLDER, members, pack, resigned
+from tests.bundles import FOLDER, compress, decompress, members, pack, resigned
 
 _VALUES: tuple[Any, ...] = (
     *(None, True, [], {}, "", 0, -1, 1.5, 1 << 40, 1 << 70, "\0", "\ud800", "../x", "/etc/passwd"),
@@ -129,7 +128,7 @@ def mutate_bundle(source: Path) -> Mutate:
 
 def mutate_tar(source: Path) -> Mutate:
     """Changes the headers of a tar, or its bytes, or the bytes of the compressed file."""
-    plain = gzip.decompress(source.read_bytes())
+    plain = decompress(source.read_bytes())
 
     def mutate(chance: random.Random, path: Path) -> None:
         kind = chance.random()
@@ -151,7 +150,7 @@ def mutate_tar(source: Path) -> Mutate:
             content[start + 148 : start + 156] = b" " * 8
             total = sum(content[start : start + BLOCK])
             content[start + 148 : start + 156] = b"%06o\0 " % total
-        path.write_bytes(gzip.compress(bytes(content), 1))
+        path.write_bytes(compress(bytes(content)))
 
     return mutate
 

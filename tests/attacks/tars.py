@@ -1,11 +1,11 @@
 """Writes tar archives block by block, as an attacker may, and small bundles."""
 
-import gzip
 import hashlib
 import json
 from pathlib import Path
 
 from pipeline.bundling import archive
+from tests.bundles import compress
 
 BLOCK = 512
 FOLDER = "model-fp32"
@@ -75,5 +75,5 @@ def signed(text: bytes) -> bytes:
 
 
 def pack(path: Path, *blocks: bytes, end: bytes = END) -> Path:
-    path.write_bytes(gzip.compress(b"".join(blocks) + end, 1))
+    path.write_bytes(compress(b"".join(blocks) + end))
     return path

@@ -3,6 +3,7 @@
 import errno
 import gzip
 import json
+import os
 import shutil
 import tracemalloc
 from collections import namedtuple
@@ -26,6 +27,7 @@ from tests.attacks.tars import (
     pax_record,
     signed,
 )
+from tests.bundles import compress, decompress, opened
 
 CONTENTS = {"a/one": b"1" * 700, "two": b"2"}
 HEAD = manifest(listed(CONTENTS))
@@ -49,7 +51,7 @@ def refuse(path: Path, words: str, **options: int) -> str:
 
 
 def test_a_plain_archive_is_read(tmp_path: Path) -> None:
-    path = pack(tmp_path / "plain.tar.gz", HEAD, BODY)
+    path = pack(tmp_path / "plain.tar.zst", HEAD, BODY)
     archive.extract(path, tmp_path / "out")
     assert (tmp_path / "out/a/one").read_bytes() == CONTENTS["a/one"]
 
@@ -59,8 +61,8 @@ def test_a_plain_archive_is_read(tmp_path: Path) -> None:
 )
 def test_any_name_that_we_write_is_read(tmp_path: Path, name: str) -> None:
     contents = {name: b"content", "other": b"more"}
-    archive.write(tmp_path / "b.tar.gz", FOLDER, {"model": "m"}, contents)
-    unpacked = archive.extract(tmp_path / "b.tar.gz", tmp_path / "out")
+    archive.write(tmp_path / "b.tar.zst", FOLDER, {"model": "m"}, contents)
+    unpacked = archive.extract(tmp_path / "b.tar.zst", tmp_path / "out")
     assert set(unpacked["members"]) == set(contents)
     assert (tmp_path / "out" / name).read_bytes() == b"content"
 
@@ -79,7 +81,8 @@ FIRST_HEADERS = {
     "a PAX length with an underscore": pax(b"1_0 path=x\n"),
     "a sparse file of GNU": pax(pax_record("GNU.sparse.major", "1")),
     "a sparse map": pax(pax_record("GNU.sparse.map", "0,1")),
-    "a PAX link": pax(pax_record("linkpath", "/etc/passwd")),
+    "a PAX link": pax(pax_record("linkpath", "/etc/passwd")) + header("x", 0, b"1"),
+    "a PAX link of a file": pax(pax_record("linkpath", "a/one")) + header("x", 0),
     "a PAX size that is text": pax(pax_record("size", "many")) + header("x", 0),
     "a PAX size that is negative": pax(pax_record("size", "-1")) + header("x", 0),
     "a PAX size without bound": pax(pax_record("size", "9" * 40)) + header("x", 0),
@@ -108,46 +111,96 @@ FIRST_HEADERS = {
 @pytest.mark.parametrize("case", FIRST_HEADERS)
 def test_a_hostile_first_header_is_refused(tmp_path: Path, case: str) -> None:
     # 20 MB of zeros stand for any number: none may be read.
-    refuse(pack(tmp_path / "bad.tar.gz", FIRST_HEADERS[case], bytes(20 << 20)), "bad.tar.gz")
+    refuse(pack(tmp_path / "bad.tar.zst", FIRST_HEADERS[case], bytes(20 << 20)), "bad.tar.zst")
 
 
 @pytest.mark.parametrize("case", FIRST_HEADERS)
 def test_a_hostile_header_after_the_manifest_is_refused(tmp_path: Path, case: str) -> None:
-    refuse(pack(tmp_path / "bad.tar.gz", HEAD, FIRST_HEADERS[case], BODY), "bad.tar.gz")
+    refuse(pack(tmp_path / "bad.tar.zst", HEAD, FIRST_HEADERS[case], BODY), "bad.tar.zst")
 
 
-@pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"\0", b"V", b"M"])
+@pytest.mark.parametrize("kind", [b"2", b"3", b"4", b"5", b"6", b"7", b"\0", b"V", b"M"])
 def test_any_kind_but_a_regular_file_is_refused(tmp_path: Path, kind: bytes) -> None:
     evil = header(f"{FOLDER}/a/one", 0, kind, linkname=b"/etc/passwd")
-    refuse(pack(tmp_path / "bad.tar.gz", HEAD, evil, BODY), "is not a regular file")
+    refuse(pack(tmp_path / "bad.tar.zst", HEAD, evil, BODY), "is not a regular file")
+
+
+TWINS = {"one": b"1" * 700, "two": b"1" * 700, "three": b"3"}
+
+
+def linked(name: str, to: str, size: int = 0) -> bytes:
+    return header(f"{FOLDER}/{name}", size, b"1", linkname=to.encode())
+
+
+def test_members_with_equal_content_are_stored_once(tmp_path: Path) -> None:
+    archive.write(tmp_path / "b.tar.zst", FOLDER, {"model": "m"}, TWINS)
+    with opened(tmp_path / "b.tar.zst") as files:
+        links = {info.name: info.linkname for info in files if info.islnk()}
+    assert links == {f"{FOLDER}/two": f"{FOLDER}/one"}
+    archive.extract(tmp_path / "b.tar.zst", tmp_path / "out")
+    for name, content in TWINS.items():
+        assert (tmp_path / "out" / name).read_bytes() == content
+
+
+def test_links_are_copies_where_the_file_system_has_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(_source: Path, _target: Path) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    archive.write(tmp_path / "b.tar.zst", FOLDER, {"model": "m"}, TWINS)
+    archive.extract(tmp_path / "b.tar.zst", tmp_path / "out")
+    assert (tmp_path / "out/two").read_bytes() == TWINS["two"]
+
+
+LINKS = {
+    "to a file outside": linked("two", "/etc/passwd"),
+    "to a parent": linked("two", f"{FOLDER}/../../etc/passwd"),
+    "to another content": linked("two", f"{FOLDER}/three"),
+    "to a later member": linked("two", f"{FOLDER}/one"),
+    "to itself": linked("two", f"{FOLDER}/two"),
+    "to the manifest": linked("two", f"{FOLDER}/{archive.MANIFEST}"),
+    "to nothing": linked("two", ""),
+    "with a content": linked("two", f"{FOLDER}/one", 700),
+}
+
+
+@pytest.mark.parametrize("case", LINKS)
+def test_a_link_to_anything_but_its_content_is_refused(tmp_path: Path, case: str) -> None:
+    blocks = [manifest(listed(TWINS)), member("three", b"3")]
+    if case != "to a later member":
+        blocks.append(member("one", TWINS["one"]))
+    refuse(pack(tmp_path / "bad.tar.zst", *blocks, LINKS[case]), "member ")
 
 
 TRAILING: dict[str, Callable[[bytes], bytes]] = {
     "bytes": lambda good: good + b"x",
     "a zero byte": lambda good: good + b"\0",
-    "an empty gzip member": lambda good: good + gzip.compress(b""),
-    "a gzip member of zeros": lambda good: good + gzip.compress(bytes(1 << 20)),
+    "an empty frame": lambda good: good + compress(b""),
+    "a frame of zeros": lambda good: good + compress(bytes(1 << 20)),
     "the archive again": lambda good: good + good,
-    "a second archive in the same gzip member": lambda good: gzip.compress(
-        gzip.decompress(good) * 2
+    "a second archive in the same frame": lambda good: compress(decompress(good) * 2),
+    "bytes after the end of the tar": lambda good: compress(decompress(good) + b"x"),
+    "a member after the end of the tar": lambda good: compress(
+        decompress(good) + member("more", b"")
     ),
-    "bytes after the end of the tar": lambda good: gzip.compress(gzip.decompress(good) + b"x"),
-    "a member after the end of the tar": lambda good: gzip.compress(
-        gzip.decompress(good) + member("more", b"")
+    "20 MB of zeros": lambda good: compress(decompress(good) + bytes(20 << 20)),
+    "a member between the zeros": lambda good: compress(
+        decompress(good).removesuffix(END) + bytes(512) + member("more", b"") + END
     ),
-    "20 MB of zeros": lambda good: gzip.compress(gzip.decompress(good) + bytes(20 << 20)),
-    "a member between the zeros": lambda good: gzip.compress(
-        gzip.decompress(good).removesuffix(END) + bytes(512) + member("more", b"") + END
+    "data in the padding of a member": lambda good: compress(
+        decompress(good).removesuffix(END)[:-1] + b"x" + END
     ),
-    "data in the padding of a member": lambda good: gzip.compress(
-        gzip.decompress(good).removesuffix(END)[:-1] + b"x" + END
-    ),
-    "no end": lambda good: gzip.compress(gzip.decompress(good).removesuffix(END)),
-    "half an end": lambda good: gzip.compress(gzip.decompress(good).removesuffix(END) + bytes(512)),
-    "a wrong checksum": lambda good: good[:-8] + bytes(8),
-    "a wrong length": lambda good: good[:-4] + bytes(4),
-    "no gzip": gzip.decompress,
-    "gzip twice": gzip.compress,
+    "no end": lambda good: compress(decompress(good).removesuffix(END)),
+    "half an end": lambda good: compress(decompress(good).removesuffix(END) + bytes(512)),
+    "a skippable frame behind it": lambda good: good + b"\x50\x2a\x4d\x18\x01\0\0\0x",
+    "a skippable frame before it": lambda good: b"\x50\x2a\x4d\x18\x01\0\0\0x" + good,
+    "a wrong checksum": lambda good: good[:-4] + bytes(4),
+    "a window of 4 GiB": lambda good: good[:5] + b"\xb0" + good[6:],
+    "not compressed": decompress,
+    "compressed twice": compress,
+    "gzip": lambda good: gzip.compress(decompress(good)),
 }
 
 
@@ -155,9 +208,9 @@ TRAILING: dict[str, Callable[[bytes], bytes]] = {
 def test_an_archive_with_more_or_less_than_its_members_is_refused(
     tmp_path: Path, case: str
 ) -> None:
-    good = pack(tmp_path / "bad.tar.gz", HEAD, BODY).read_bytes()
-    (tmp_path / "bad.tar.gz").write_bytes(TRAILING[case](good))
-    refuse(tmp_path / "bad.tar.gz", "bad.tar.gz")
+    good = pack(tmp_path / "bad.tar.zst", HEAD, BODY).read_bytes()
+    (tmp_path / "bad.tar.zst").write_bytes(TRAILING[case](good))
+    refuse(tmp_path / "bad.tar.zst", "bad.tar.zst")
 
 
 MEMBER_LISTS = {
@@ -193,7 +246,7 @@ MEMBER_LISTS = {
 
 @pytest.mark.parametrize("case", MEMBER_LISTS)
 def test_a_list_of_members_that_is_not_valid_is_refused(tmp_path: Path, case: str) -> None:
-    path = pack(tmp_path / "bad.tar.gz", manifest(MEMBER_LISTS[case]))
+    path = pack(tmp_path / "bad.tar.zst", manifest(MEMBER_LISTS[case]))
     refuse(path, "member manifest.json is not valid")
 
 
@@ -219,11 +272,11 @@ MANIFESTS = {
 
 @pytest.mark.parametrize("case", MANIFESTS)
 def test_a_manifest_that_is_not_valid_is_refused(tmp_path: Path, case: str) -> None:
-    refuse(pack(tmp_path / "bad.tar.gz", signed(MANIFESTS[case])), "manifest.json is not valid")
+    refuse(pack(tmp_path / "bad.tar.zst", signed(MANIFESTS[case])), "manifest.json is not valid")
 
 
 def test_members_beyond_the_limit_are_refused_before_any_is_written(tmp_path: Path) -> None:
-    path = pack(tmp_path / "large.tar.gz", HEAD, BODY)
+    path = pack(tmp_path / "large.tar.zst", HEAD, BODY)
     message = refuse(path, "more than the 700 that are allowed", limit=700)
     assert "701 bytes" in message
     assert not (tmp_path / "deep").exists()
@@ -233,14 +286,14 @@ def test_members_beyond_the_limit_are_refused_before_any_is_written(tmp_path: Pa
 @pytest.mark.parametrize("size", [1 << 62, 10**30])
 def test_a_manifest_cannot_ask_for_any_amount_of_disk(tmp_path: Path, size: int) -> None:
     head = manifest({"a": {"sha256": "0" * 64, "bytes": size}})
-    refuse(pack(tmp_path / "large.tar.gz", head), "are allowed")
-    refuse(pack(tmp_path / "large.tar.gz", head), "is full", limit=size)
+    refuse(pack(tmp_path / "large.tar.zst", head), "are allowed")
+    refuse(pack(tmp_path / "large.tar.zst", head), "is full", limit=size)
 
 
 def test_a_full_disk_is_not_a_damaged_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = pack(tmp_path / "good.tar.gz", HEAD, BODY)
+    path = pack(tmp_path / "good.tar.zst", HEAD, BODY)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(700))
     assert "damaged" not in refuse(path, "the disk of .* is full")
@@ -259,14 +312,14 @@ def test_a_full_disk_is_not_a_damaged_bundle(
 
 def test_a_member_that_is_longer_than_listed_is_not_unpacked(tmp_path: Path) -> None:
     evil = header(f"{FOLDER}/two", 3 << 30) + bytes(10 << 20)
-    path = pack(tmp_path / "bad.tar.gz", HEAD, evil)
+    path = pack(tmp_path / "bad.tar.zst", HEAD, evil)
     refuse(path, "member two is damaged")
     assert not (tmp_path / "deep/out/two").exists()
 
 
 def test_a_manifest_reads_as_json_after_all(tmp_path: Path) -> None:
     facts = {"model": "größe", "labels": ["\U0001f600", "µ"], "number": 1.5}
-    path = pack(tmp_path / "good.tar.gz", manifest(listed(CONTENTS), **facts), BODY)
+    path = pack(tmp_path / "good.tar.zst", manifest(listed(CONTENTS), **facts), BODY)
     unpacked = archive.extract(path, tmp_path / "out")
     assert {key: unpacked[key] for key in facts} == facts
     assert json.dumps(unpacked)

@@ -92,12 +92,16 @@ BUNDLES: dict[str, tuple[bytes, ...]] = {
 def test_a_hostile_bundle_ends_the_command(
     tmp_path: Path, command: Callable[..., Ended], case: str
 ) -> None:
-    path = pack(tmp_path / "bad.tar.gz", *BUNDLES[case])
-    ended = command("check", path)
+    path = pack(tmp_path / "bad.tar.zst", *BUNDLES[case])
+    ended = command("check", "--trust", path)
     assert ended.code == 1
     assert ended.err.startswith(b"error: ")
     assert b"assay-check-" not in ended.err
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bad.tar.gz", "temporary", "work"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "bad.tar.zst",
+        "temporary",
+        "work",
+    ]
 
 
 @pytest.mark.parametrize("name", ["fifo", "folder", "/dev/zero", "/dev/tty", "missing"])

@@ -149,8 +149,8 @@ def _forge(built: Store, path: Path, **facts: object) -> Path:
 def test_a_manifest_with_a_wrong_field_is_refused(
     built: Store, tmp_path: Path, assay: Assay, facts: dict
 ) -> None:
-    path = _forge(built, tmp_path / "forged.tar.gz", **facts)
-    result = assay("check", path)
+    path = _forge(built, tmp_path / "forged.tar.zst", **facts)
+    result = assay("check", "--trust", path)
     assert result.code == 1
     assert str(path) in result.err
     assert "assay-check-" not in result.err
@@ -168,8 +168,8 @@ def test_an_unknown_engine_is_not_run_and_the_others_are_judged(
             ("_onnxruntime", "pytorch/engine.pt2"),
         )
     }
-    path = _forge(built, tmp_path / "forged.tar.gz", engines=engines)
-    result = assay("check", path, "--json")
+    path = _forge(built, tmp_path / "forged.tar.zst", engines=engines)
+    result = assay("check", "--trust", path, "--json")
     assert result.code == 0, result.err
     verdicts = {entry["subject"]: entry for entry in json.loads(result.out)["verdicts"]}
     assert {name for name in verdicts if verdicts[name]["status"] == "pass"} == {
@@ -181,16 +181,16 @@ def test_an_unknown_engine_is_not_run_and_the_others_are_judged(
 
 def test_check_judges_one_engine_or_none(built: Store, assay: Assay) -> None:
     bundle = bundle_of(built)
-    one = assay("check", bundle, "--engine", "openvino", "--json")
+    one = assay("check", "--trust", bundle, "--engine", "openvino", "--json")
     subjects = [entry["subject"] for entry in json.loads(one.out)["verdicts"]]
     assert (one.code, subjects) == (0, ["graph", "openvino"])
-    other = assay("check", bundle, "--engine", "openvin")
+    other = assay("check", "--trust", bundle, "--engine", "openvin")
     assert other.code == 2
     assert "did you mean 'openvino'" in other.err
-    none = assay("check", bundle, "--digests-only", "--json")
+    none = assay("check", "--trust", bundle, "--digests-only", "--json")
     assert (none.code, json.loads(none.out)["verdicts"]) == (0, [])
-    assert assay("check", bundle, "--digests-only", "--engine", "openvino").code == 2
-    small = assay("check", bundle, "--max-size", "0.0001")
+    assert assay("check", "--trust", bundle, "--digests-only", "--engine", "openvino").code == 2
+    small = assay("check", "--trust", bundle, "--max-size", "0.0001")
     assert small.code == 1
     assert "--max-size GIB" in small.err
 
@@ -210,8 +210,8 @@ def test_errors_of_a_check_name_the_bundle_and_the_member(
                     )
             contents[name] = dump_json(record)
     contents[f"{FOLDER}/{part}"] = b""
-    path = pack(tmp_path / "forged.tar.gz", list(resigned(contents).items()))
-    result = assay("check", path)
+    path = pack(tmp_path / "forged.tar.zst", list(resigned(contents).items()))
+    result = assay("check", "--trust", path)
     assert result.code == 1
     assert f"{path}: member {part} is not" in result.err
     assert "assay-check-" not in result.err

@@ -293,4 +293,4 @@ def test_a_new_backend_file_is_a_new_engine_everywhere(
     results = json.loads(bench.out)["outcomes"][0]["results"]["measurements"]["results"]
     assert {entry["name"] for entry in results} == {"dummy", *RUNNABLE}
     assert assay("bundle", "lenet", *where).code == 0
-    assert "dummy" in assay("check", store.dist / "lenet-fp32.tar.gz").out
+    assert "dummy" in assay("check", "--trust", store.dist / "lenet-fp32.tar.zst").out

@@ -2,7 +2,12 @@
 
 import gzip
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,8 +21,8 @@ Assay = Callable[..., Result]
 
 
 def test_a_bundle_that_fails_gives_one_document(store: Store, assay: Assay) -> None:
-    bundle = store.dist / "lenet-fp32.tar.gz"
-    good = assay("check", bundle, "--json")
+    bundle = store.dist / "lenet-fp32.tar.zst"
+    good = assay("check", "--trust", bundle, "--json")
     assert good.code == 0
     assert json.loads(good.out)
 
@@ -26,7 +31,7 @@ def test_a_bundle_that_fails_gives_one_document(store: Store, assay: Assay) -> N
 def test_an_undamaged_bundle_passes_with_every_engine(
     built: Store, assay: Callable[..., Result]
 ) -> None:
-    result = assay("check", bundle_of(built), "--json")
+    result = assay("check", "--trust", bundle_of(built), "--json")
     assert result.code == 0
     document = json.loads(result.out)
     status = {verdict["subject"]: verdict["status"] for verdict in document["verdicts"]}
@@ -42,8 +47,8 @@ def test_a_broken_chain_is_found_even_if_every_digest_matches(
     record = json.loads(contents[f"{FOLDER}/lenet/fp32/export.json"])
     record["inputs"]["lenet/checkpoint.safetensors"]["sha256"] = "0" * 64
     forged = {**contents, f"{FOLDER}/lenet/fp32/export.json": dump_json(record)}
-    path = pack(tmp_path / "forged.tar.gz", list(resigned(forged).items()))
-    result = assay("check", path)
+    path = pack(tmp_path / "forged.tar.zst", list(resigned(forged).items()))
+    result = assay("check", "--trust", path)
     assert result.code == 1
     assert "export.json was made from another lenet/checkpoint.safetensors" in result.err
 
@@ -54,7 +59,7 @@ def test_another_graph_under_the_same_records_is_found(
     contents = members(bundle_of(built))
     name = f"{FOLDER}/lenet/fp32/model.onnx"
     forged = resigned({**contents, name: contents[name] + b"\0"})
-    result = assay("check", pack(tmp_path / "forged.tar.gz", list(forged.items())))
+    result = assay("check", "--trust", pack(tmp_path / "forged.tar.zst", list(forged.items())))
     assert result.code == 1
     assert "lenet/fp32/model.onnx is not the file that lenet/fp32/export.json names" in result.err
 
@@ -77,19 +82,56 @@ def test_a_manifest_that_points_elsewhere_is_refused(
     name = f"{FOLDER}/manifest.json"
     manifest = {**json.loads(contents[name]), **change}
     forged = resigned({**contents, name: dump_json(manifest)})
-    result = assay("check", pack(tmp_path / "forged.tar.gz", list(forged.items())))
+    result = assay("check", "--trust", pack(tmp_path / "forged.tar.zst", list(forged.items())))
     assert result.code == 1
     assert words in result.err
+
+
+def test_nothing_is_opened_without_consent(built: Store, assay: Callable[..., Result]) -> None:
+    result = assay("check", bundle_of(built))
+    assert result.code == 2
+    assert "give --trust" in result.err
+    assert "graph" not in result.out
+    assert assay("check", bundle_of(built), "--digests-only").code == 0
+    # What is damaged is reported first.
+    assert assay("check", __file__).code == 1
+
+
+@pytest.mark.slow(5)
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1), ("", 1)])
+def test_a_terminal_is_asked_once_every_digest_matches(
+    built: Store, answer: str, code: int
+) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pipeline.cli", "check", str(bundle_of(built))]
+    command += ["--engine", "onnxruntime"]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, close_fds=True
+    ) as process:
+        os.close(theirs)
+        os.write(ours, f"{answer}\n".encode())
+        out = process.stdout.read().decode()
+        shown = b""
+        with suppress(OSError):  # the end of a terminal
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    text = shown.decode()
+    assert process.returncode == code, text
+    assert "lenet/fp32/model.onnx: a graph that ONNX Runtime runs" in text
+    assert "lenet/fp32/onnxruntime/engine.onnx: an engine that onnxruntime opens" in text
+    assert "openvino" not in text
+    assert ("pass" in out) == (code == 0)
 
 
 def test_a_file_that_is_not_a_bundle_is_an_error(
     tmp_path: Path, assay: Callable[..., Result]
 ) -> None:
-    path = tmp_path / "file.tar.gz"
-    assert f"{path} does not exist" in assay("check", path).err
+    path = tmp_path / "file.tar.zst"
+    assert f"{path} does not exist" in assay("check", "--trust", path).err
     for content in (b"text", gzip.compress(b"text"), gzip.compress(b"\0" * 10240)):
         path.write_bytes(content)
-        result = assay("check", path)
+        result = assay("check", "--trust", path)
         assert result.code == 1
         assert str(path) in result.err
 
@@ -105,7 +147,7 @@ def test_a_bundle_without_runnable_engines_is_not_available(
         monkeypatch.setattr(
             type(engines.get(name)), "available", lambda _: Availability(False, False, "gone")
         )
-    result = assay("check", bundle_of(built))
+    result = assay("check", "--trust", bundle_of(built))
     assert result.code == 4
     assert "nothing in it can be run on this machine" in result.err
 
@@ -123,6 +165,6 @@ def test_an_engine_that_fails_on_the_target_exits_3(
         return {name: array * 1.001 for name, array in run(self, feeds).items()}
 
     monkeypatch.setattr(OnnxRuntimeSession, "run", wrong)
-    result = assay("check", bundle_of(built))
+    result = assay("check", "--trust", bundle_of(built))
     assert result.code == 3
     assert "mismatch" in result.out

@@ -197,7 +197,9 @@ def test_the_zoo_trains_on_a_folder_and_later_stages_know_its_classes(
     assert assay("verify", "lenet", "--engine", "all").code == 0
     other = assay("export", "lenet", "--data", "fashion-mnist")
     assert other.code == 1  # its classes are not those it was trained on
-    manifest = json.loads(assay("check", "dist/lenet-fp32.tar.gz", "--json").out)["manifest"]
+    manifest = json.loads(assay("check", "--trust", "dist/lenet-fp32.tar.zst", "--json").out)[
+        "manifest"
+    ]
     assert manifest["labels"] == list(CLASSES)
     # It does not contain the path of the images.
     assert str(folder) not in json.dumps(manifest)

@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline import models
 from pipeline.golden import file as goldens
+from tests.bundles import opened
 from tests.conftest import Process, Result
 from tests.subset import ROOT, stages
 
@@ -227,8 +228,8 @@ def test_the_whole_chain_of_a_spec_with_named_outputs(folder: Path, assay: Assay
     verdicts = json.loads(result.out)["summary"]["verdicts"]
     assert [entry["name"] for entry in verdicts["graph"]["outputs"]] == ["sum", "rest"]
     assert verdicts["onnxruntime"]["status"] == verdicts["pytorch"]["status"] == "pass"
-    bundle = folder / "dist" / f"{name.replace(':', '-')}-fp32.tar.gz"
-    assert assay("check", bundle).code == 0
+    bundle = folder / "dist" / f"{name.replace(':', '-')}-fp32.tar.zst"
+    assert assay("check", "--trust", bundle).code == 0
     again = assay("run", name, "--batch", "1", "--budget", "0.1")
     assert (
         again.err.splitlines()[-1] == f"{stages(data=False)} stages, {stages(data=False)} skipped"
@@ -347,12 +348,10 @@ def test_a_changed_module_in_the_factorys_folder_exports_again(
 
 @pytest.mark.slow(3)
 def test_nothing_in_a_bundle_names_a_path_of_this_machine(folder: Path, assay: Assay) -> None:
-    import tarfile
-
     name = named(folder, "spec")
     assert assay("run", name, "--batch", "1", "--budget", "0.05").code == 0
-    bundle = folder / "dist" / f"{name.replace(':', '-')}-fp32.tar.gz"
-    with tarfile.open(bundle) as archive:
+    bundle = folder / "dist" / f"{name.replace(':', '-')}-fp32.tar.zst"
+    with opened(bundle) as archive:
         for member in archive:
             content = archive.extractfile(member).read()
             places = (folder, ROOT, Path.home(), Path(sys.prefix), Path(sys.base_prefix))

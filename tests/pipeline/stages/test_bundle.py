@@ -1,14 +1,18 @@
 """The bundle stage: the content of a bundle, and its reproducibility."""
 
+import ast
 import dataclasses
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.workflow.runner import Store
-from tests.bundles import FOLDER, bundle_of, members
+from tests.bundles import FOLDER, bundle_of, members, opened
 from tests.conftest import Process, Result
 
 
@@ -25,10 +29,13 @@ def test_two_folders_give_the_same_bytes(
 ) -> None:
     shutil.copytree(built.root, tmp_path / "artifacts")
     assert process("bundle", "lenet").run().code == 0
-    assert (tmp_path / f"dist/{FOLDER}.tar.gz").read_bytes() == bundle_of(built).read_bytes()
+    assert (tmp_path / f"dist/{FOLDER}.tar.zst").read_bytes() == bundle_of(built).read_bytes()
 
 
-def test_it_holds_every_artifact_and_its_record(built: Store) -> None:
+OPTIONAL = {"lenet/checkpoint.safetensors", "lenet/fp32/model.pt2"}
+
+
+def test_it_holds_every_artifact_that_the_target_needs_and_its_record(built: Store) -> None:
     names = {name.removeprefix(f"{FOLDER}/") for name in members(bundle_of(built))}
     artifacts = {
         str(path.relative_to(built.root))
@@ -40,7 +47,37 @@ def test_it_holds_every_artifact_and_its_record(built: Store) -> None:
     data = {name for name in artifacts if name.startswith("data/")} - {
         "data/fashion-mnist/data.json"
     }
-    assert names == artifacts - data | {"manifest.json", "manifest.sha256", "README.md"}
+    ours = {"manifest.json", "manifest.sha256", "README.md"}
+    assert names == artifacts - data - OPTIONAL | ours
+
+
+def test_the_checkpoint_and_the_program_are_included_on_request(
+    store: Store, assay: Callable[..., Result]
+) -> None:
+    words = ("bundle", "lenet", "--root", store.root, "--dist", store.dist)
+    assert assay(*words, "--include", "source,checkpoint").code == 0
+    path = bundle_of(store)
+    names = {name.removeprefix(f"{FOLDER}/") for name in members(path)}
+    assert names >= OPTIONAL
+    assert assay("check", "--digests-only", path).code == 0
+    wrong = assay(*words, "--include", "weights")
+    assert wrong.code == 2
+    assert "checkpoint, source" in wrong.err
+
+
+def test_the_python_of_the_readme_runs_where_the_bundle_is_unpacked(
+    built: Store, tmp_path: Path
+) -> None:
+    with opened(bundle_of(built)) as files:
+        files.extractall(tmp_path, filter="data")
+    folder = tmp_path / FOLDER
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 10
+    command = [sys.executable, "-I", "-c", code]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    labels = json.loads((folder / "manifest.json").read_text())["labels"]
+    assert ast.literal_eval(ran.stdout)[0] in labels
 
 
 def test_a_mismatched_engine_is_not_bundled(store: Store, assay: Callable[..., Result]) -> None:
