@@ -217,14 +217,14 @@ def _inner() -> int:
 FAULTY = ROOT / "tests" / "faulty_engines"
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(25)
 @pytest.mark.timeout(300)
 def test_engines_that_crash_are_rows_and_the_others_are_measured(
     process: Callable[..., Process], tmp_path: Path
 ) -> None:
     names = ("aborting", "hanging", "hungry", "segfaulting", "wrong", "onnxruntime", "openvino")
     engines = [word for name in names for word in ("--engine", name)]
-    limits = ("--time-limit", 8, "--memory-limit", 1.5)
+    limits = ("--time-limit", 12, "--memory-limit", 1.5)
     machine = {"PYTHONPATH": python_path(FAULTY)}
     result = process("run", "edge", *engines, *limits).run(machine=machine)
     assert result.code == 1, result.err
@@ -241,7 +241,7 @@ def test_engines_that_crash_are_rows_and_the_others_are_measured(
     }
     *_, error, _hint = result.err.splitlines()
     assert "signal 6 (SIGABRT) ended the process while building aborting" in error
-    assert "hanging crashed: stopped after 8 s while running hanging" in error
+    assert "hanging crashed: stopped after 12 s while running hanging" in error
     assert "hungry crashed: stopped while opening hungry: the process took" in error
     assert "segfaulting crashed: signal 11 (SIGSEGV) ended the process while opening" in error
     assert "wrong is not proved equal to the PyTorch model" in error
