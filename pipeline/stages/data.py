@@ -11,6 +11,7 @@ from pipeline.data import registry
 from pipeline.data.registry import FASHION_MNIST
 from pipeline.report import data as report
 from pipeline.stages import data_option
+from pipeline.workflow import console
 from pipeline.workflow.artifacts import (
     CONTENTS,
     DATA,
@@ -66,10 +67,12 @@ def resolve(params: Params) -> Params:
 
 def run(_inputs: Paths, outputs: Paths, params: Params) -> None:
     """Writes images and labels as IDX files, and their shape and class names as JSON."""
-    from pipeline.data import idx, imagefolder
+    from pipeline.data import folder_layout, idx, imagefolder
 
     if params.data.startswith(FOLDER_PREFIX) and params.data_dir is not None:
-        listing = imagefolder.scan(params.data_dir)
+        listing = folder_layout.scan(params.data_dir)
+        for note in listing.notes:
+            console.say(f"data: {note}")
         train, test = imagefolder.decode(listing, params.image_size, params.skip_bad)
         for images, labels, part in (
             (TRAIN_IMAGES, TRAIN_LABELS, train),
@@ -106,10 +109,13 @@ def _outputs(params: Params) -> tuple[Artifact, ...]:
 
 
 def show(runs: StageRuns[Params]) -> None:
-    """Prints the folder of the files, the image shape and the number of classes."""
+    """Prints the folder of the files, the image shape, and the images of each class."""
+    from pipeline.data import idx
+
     for outputs, params in runs:
         path = _at(outputs, CONTENTS)
-        report.show(params.data, path.parent, registry.read_contents(path))
+        parts = [idx.read_labels(_at(outputs, part)) for part in (TRAIN_LABELS, TEST_LABELS)]
+        report.show(params.data, path.parent, registry.read_contents(path), *parts)
 
 
 STAGE = Stage(

@@ -123,7 +123,7 @@ def complete(hint: str, place: Place) -> str:
         if place.dist != DIST and stage in ("bundle", "run", "report") and " --dist " not in words:
             words += f" --dist {shlex.quote(str(place.dist))}"
         if stage == "data" and f"--data {FOLDER_PREFIX}" in words:
-            words = re.sub(rf"--data {FOLDER_PREFIX}(\S+)", _folder(place), words)
+            words = re.sub(rf"--data {FOLDER_PREFIX}(\S+?)-[0-9a-f]{{6}}\b", _folder(place), words)
         return f"`{words}`"
 
     return _COMMAND.sub(with_folders, hint)

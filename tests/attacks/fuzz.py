@@ -67,9 +67,9 @@ def _read_program(path: Path) -> None:
 
 
 def _read_images(path: Path) -> None:
-    from pipeline.data import imagefolder
+    from pipeline.data import folder_layout, imagefolder
 
-    listing = imagefolder.scan(path)
+    listing = folder_layout.scan(path)
     imagefolder.digest(path)
     imagefolder.decode(listing, 16, skip_bad=False)
 
