@@ -20,13 +20,15 @@ class Preprocess(nn.Module):
     """Turns a raw uint8 image batch into the floats that a network was trained on.
 
     Divides by 255; resizes (bilinear, pixel centres aligned at half pixels, as Pillow does when
-    it enlarges); repeats a gray channel; subtracts the mean and divides by the deviation.
+    it enlarges); repeats a gray channel, or turns the order of the channels around; subtracts the
+    mean and divides by the deviation.
 
     Attributes:
         size: Height and width to resize to, or None.
         channels: Channels to repeat a single one to, or None.
         mean: The mean of each channel, on the scale 0 to 1; empty to skip normalization.
         std: The standard deviation of each channel, on the same scale.
+        bgr: Turn the order of the channels around, from red, green, blue to blue, green, red.
         dtype: The dtype to compute in.
     """
 
@@ -37,12 +39,14 @@ class Preprocess(nn.Module):
         channels: int | None = None,
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
+        bgr: bool = False,
     ) -> None:
         super().__init__()
         self.size = size
         self.channels = channels
         self.mean = mean
         self.std = std
+        self.bgr = bgr
         self.dtype = torch.float32
         # Non-persistent buffers move with the module but stay out of its checkpoints.
         self._buffer("shift", mean)
@@ -62,6 +66,8 @@ class Preprocess(nn.Module):
             x = functional.interpolate(x, self.size, mode="bilinear", align_corners=False)
         if self.channels is not None:
             x = x.expand(-1, self.channels, -1, -1)
+        if self.bgr:
+            x = x[:, [2, 1, 0]]
         if self.mean:
             x = (x - self.shift) / self.scale
         return x
@@ -74,6 +80,8 @@ class Preprocess(nn.Module):
             steps.append(f"resized to {self.size[0]}x{self.size[1]} (bilinear)")
         if self.channels is not None:
             steps.append(f"repeated to {self.channels} channels")
+        if self.bgr:
+            steps.append("channels in the order blue, green, red")
         if self.mean:
             steps.append(f"minus {list(self.mean)}, over {list(self.std)}")
         return ", ".join(steps)

@@ -134,6 +134,7 @@ def for_images(
     labels: tuple[str, ...],
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    bgr: bool = False,
     dataset: str | None = None,
     recipe: Recipe = Recipe(),
 ) -> Model:
@@ -145,6 +146,7 @@ def for_images(
         labels: The classes, in the order of the logits.
         mean: Mean of each channel, to subtract; see `exporters.module`.
         std: Standard deviation of each channel, to divide by.
+        bgr: The network takes channels in the order blue, green, red.
         dataset: See `Model`.
         recipe: See `Model`.
     """
@@ -157,6 +159,7 @@ def for_images(
             channels=wanted[0] if shape[0] != wanted[0] else None,
             mean=mean,
             std=std,
+            bgr=bgr,
         ),
         image=shape,
         outputs=(LOGITS,),

@@ -14,6 +14,7 @@ from engines.errors import DeployError, UsageError
 from exporters import PRECISIONS, QUANTIZED
 from pipeline import models
 from pipeline.data import registry
+from pipeline.models import data_fit
 from pipeline.report import export as report
 from pipeline.stages import (
     data_artifacts,
@@ -48,6 +49,7 @@ from pipeline.workflow.stage import Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from engines.contract import Array
+    from pipeline.data.registry import Contents
     from pipeline.exporting.calibration import Calibration
     from pipeline.golden.reference_cache import ReferenceCache
     from pipeline.golden.rows import Rows
@@ -136,8 +138,8 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             f"{params.model} was trained on {training['data']}, not on {params.data}",
             f"leave --data out, or run `{hints.command('train', _train_params(params))}`",
         )
-    model = _trained_model(inputs, params)
-    test = _test_set(inputs, training, params.data) if model.labels else None
+    model, contents = _trained_model(inputs, training, params)
+    test = _test_set(inputs, training, model, contents, params.data) if model.labels else None
     rows = _rows(model, test, params)
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
     names = output_names(model, [*rows.inputs], tensors)
@@ -173,7 +175,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         "assay.exporter": params.exporter,
     }
     source = Source(cast.module, cast.program, reference, metadata, params.opset)
-    exported = export(source, lambda: _calibration(inputs, model, params))
+    exported = export(source, lambda: _calibration(inputs, model, contents, params))
     write(exported.graph, outputs[GRAPH])
     if exported.cpu_graph is not None:
         write(exported.cpu_graph, outputs[CPU_GRAPH])
@@ -184,7 +186,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     write_json(outputs[DESCRIPTION], {**describe(exported.graph).document(), **exported.notes})
 
 
-def _trained_model(inputs: Paths, params: Params) -> Model:
+def _trained_model(
+    inputs: Paths, training: dict[str, Any], params: Params
+) -> tuple[Model, Contents | None]:
+    """Returns the trained model, and the data set's image shape and classes, if it has one."""
     import torch
 
     contents = None
@@ -192,9 +197,9 @@ def _trained_model(inputs: Paths, params: Params) -> Model:
         contents = registry.read_contents(inputs[CONTENTS.at(dataset=params.data)])
     # The default seed of training; the weights are then replaced by the checkpoint's.
     torch.manual_seed(0)
-    model = models.get(params.model).build(contents)
+    model = data_fit.build(models.get(params.model), contents, data_fit.of_training(training))
     load(model.network, inputs[CHECKPOINT], params.model)
-    return model
+    return model, contents
 
 
 def _train_params(params: Params) -> dict[str, Any]:
@@ -209,7 +214,9 @@ def _preprocessing(model: Model) -> str:
     return "none" if model.prepare is None else type(model.prepare).__name__
 
 
-def _calibration(inputs: Paths, model: Model, params: Params) -> Calibration:
+def _calibration(
+    inputs: Paths, model: Model, contents: Contents | None, params: Params
+) -> Calibration:
     """Returns calibration rows: from `--calibration`, the training images, or generated."""
     from pipeline.data import idx
     from pipeline.exporting import calibration
@@ -222,7 +229,7 @@ def _calibration(inputs: Paths, model: Model, params: Params) -> Calibration:
         return calibration.of_model(model)
     images = idx.read_images(inputs[TRAIN_IMAGES.at(dataset=params.data)])
     labels = idx.read_labels(inputs[TRAIN_LABELS.at(dataset=params.data)])
-    return calibration.of_training_set(images, labels)
+    return calibration.of_training_set(images, data_fit.targets(labels, contents, model))
 
 
 def _rows(model: Model, test: tuple[Array, Array] | None, params: Params) -> Rows:
@@ -257,7 +264,11 @@ def _reference_cache(
 
 
 def _test_set(
-    inputs: Paths, training: dict[str, Any], data: str | None
+    inputs: Paths,
+    training: dict[str, Any],
+    model: Model,
+    contents: Contents | None,
+    data: str | None,
 ) -> tuple[Array, Array] | None:
     """Returns the test images and labels that the training was evaluated on; None without data."""
     from pipeline.data import idx
@@ -266,7 +277,8 @@ def _test_set(
         return None
     part = slice(0, training["test_images"])
     images = idx.read_images(inputs[TEST_IMAGES.at(dataset=data)])
-    return images[part], idx.read_labels(inputs[TEST_LABELS.at(dataset=data)])[part]
+    classes = idx.read_labels(inputs[TEST_LABELS.at(dataset=data)])[part]
+    return images[part], data_fit.targets(classes, contents, model)
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:

@@ -17,6 +17,7 @@ from pipeline import models
 from pipeline.data import registry
 from pipeline.report import train as report
 from pipeline.stages import data_artifacts, data_option, model_option, need_torch
+from pipeline.training.optimization import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
 from pipeline.workflow import hints, runs
 from pipeline.workflow.artifacts import (
     CHECKPOINT,
@@ -71,6 +72,31 @@ class Params:
         text="Type of mixed precision, for GPUs; most CPUs are slower with it.",
         names=lambda: ["none", *REDUCED],
     )
+    optimizer: str = option("sgd", text="What takes the steps.", names=lambda: [*OPTIMIZERS])
+    momentum: float | None = option(None, text="Momentum of sgd [0].", low=0, high=1)
+    weight_decay: float | None = option(None, text="Weight decay [0].", low=0, high=10)
+    schedule: str = option(
+        "constant", text="Course of the learning rate.", names=lambda: [*SCHEDULES]
+    )
+    augment: str = option(
+        "none",
+        text="Random changes of training images: flips and crops, or one of many kinds.",
+        names=lambda: [*AUGMENTATIONS],
+    )
+    freeze: bool = option(False, text="Train the last layer only.")
+    replace_head: bool = option(
+        False, text="Put a new last layer with the data set's classes, after loading --weights."
+    )
+    mean: tuple[float, ...] = option(
+        (),
+        text="For a module of your own: mean of each channel, on the scale 0 to 1, to subtract.",
+        low=0,
+        high=1,
+    )
+    std: tuple[float, ...] = option(
+        (), text="For a module of your own: deviation of each channel, to divide by.", high=1
+    )
+    bgr: bool = option(False, text="For a module of your own: it takes blue, green, red.")
     resume: bool = option(
         False, text="Continue an interrupted training that had the same options.", key=False
     )
@@ -192,7 +218,8 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     accuracy = {}
     if params.data is not None and model.labels:
         images, labels = (_at(inputs, part, params) for part in (TEST_IMAGES, TEST_LABELS))
-        accuracy = evaluate(model, images, labels, params.test_limit, params.device)
+        contents = registry.read_contents(_at(inputs, CONTENTS, params))
+        accuracy = evaluate(model, contents, images, labels, params.test_limit, params.device)
     weights.save(model.network.state_dict(), outputs[CHECKPOINT], None)
     write_json(
         outputs[TRAINING],
@@ -228,11 +255,13 @@ def replacing(outputs: Paths) -> None:
 
 
 def _job(inputs: Paths, params: Params) -> Job:
+    from pipeline.models.data_fit import Fit
     from pipeline.training.job import Job
     from pipeline.training.settings import Settings
 
     with_data = params.data is not None
-    values = {**vars(params), "loss": models.get(params.model).recipe.loss}
+    given = {name: value for name, value in vars(params).items() if value is not None}
+    values = {**given, "loss": models.get(params.model).recipe.loss}
     names = [field.name for field in dataclasses.fields(Settings)]
     return Job(
         model=params.model,
@@ -241,7 +270,8 @@ def _job(inputs: Paths, params: Params) -> Job:
         labels=_at(inputs, TRAIN_LABELS, params) if with_data else None,
         limit=params.limit,
         weights=params.weights,
-        settings=Settings(**{name: values[name] for name in names}),
+        fit=Fit(params.mean, params.std, params.bgr, params.replace_head),
+        settings=Settings(**{name: values[name] for name in names if name in values}),
         state=training_state(inputs.root, params.model),
         depends={
             "facts": facts(params),

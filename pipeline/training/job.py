@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import cache, hardware
-from engines.errors import DeployError
+from engines.errors import DeployError, UsageError
 from pipeline import models
+from pipeline.models import data_fit
 from pipeline.workflow import console
 from pipeline.workflow.digests import sha256_json
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from engines.contract import Array
     from pipeline.data.registry import Contents
     from pipeline.models import Model
+    from pipeline.models.data_fit import Fit
     from pipeline.training.checkpoint import TrainingCheckpoint
     from pipeline.training.settings import Samples, Settings
 
@@ -32,6 +34,7 @@ class Job:
         labels: The IDX file of their classes.
         limit: Use only this many images, the first ones; None means all.
         weights: The file of the weights to start from.
+        fit: How the model takes the data set.
         state: The file that progress is saved in.
         depends: JSON value of what the weights depend on, besides the settings.
         resume: Continue from the progress in `state`.
@@ -43,6 +46,7 @@ class Job:
     labels: Path | None
     limit: int | None
     weights: Path | None
+    fit: Fit
     settings: Settings
     state: Path
     depends: dict[str, Any]
@@ -64,16 +68,21 @@ def fit(job: Job) -> tuple[Model, list[dict[str, float]], dict[str, Any]]:
     if job.settings.compile:
         cache.set_torch_cache()
     seed(job.settings)
-    model = models.get(job.model, job.settings.seed).build(job.contents)
-    if job.weights is not None:
-        weights.load(model.network, job.weights, job.model)
-    details: dict[str, Any] = {**dataclasses.asdict(job.settings)}
+    spec = models.get(job.model, job.settings.seed)
+    load = None
+    if (start := job.weights) is not None:
+        load = lambda network: weights.load(network, start, job.model)  # noqa: E731
+    model = data_fit.build(spec, job.contents, job.fit, load)
+    details: dict[str, Any] = {**dataclasses.asdict(job.settings), "fit": job.fit.document()}
     curve: list[dict[str, float]] = []
     if job.settings.epochs:
         samples, available = _samples(model, job)
         details |= {"images": len(samples.targets), "images_available": available}
         if job.contents is not None:
-            details["look"] = describe_dataset(samples, job.contents)
+            contents = dataclasses.replace(job.contents, labels=model.labels)
+            details["look"] = describe_dataset(samples, contents)
+        if job.settings.freeze:
+            _freeze(job.model, model)
         checkpoint = _progress_file(job, details)
         if checkpoint.path.exists() and not job.resume:
             console.say(
@@ -108,13 +117,27 @@ def _samples(model: Model, job: Job) -> tuple[Samples, int]:
 
     if job.images is not None and job.labels is not None:
         images = idx.read_images(job.images)
-        labels: Array = idx.read_labels(job.labels)
+        labels: Array = data_fit.targets(idx.read_labels(job.labels), job.contents, model)
     elif model.samples is not None:
         images, labels = model.samples
     else:
         raise DeployError(f"{job.model} has nothing to train on", "name a data set with --data")
     part = slice(0, job.limit)
     return Samples(torch.from_numpy(images[part]), torch.from_numpy(labels[part])), len(labels)
+
+
+def _freeze(name: str, model: Model) -> None:
+    """Leaves only the last layer of a classifier to be trained.
+
+    Raises:
+        UsageError: The model is no classifier.
+    """
+    from pipeline.training import optimization
+
+    if not model.labels:
+        raise UsageError(f"--freeze is for classifiers, and {name} has no classes", "leave it out")
+    _, _, layer = data_fit.last_layer(name, model.network, len(model.labels))
+    optimization.freeze(model.network, layer)
 
 
 def describe_dataset(samples: Samples, contents: Contents) -> dict[str, Any]:

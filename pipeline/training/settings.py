@@ -35,7 +35,7 @@ class Settings:
     """Everything that the trained weights depend on, besides the module and the data.
 
     Attributes:
-        lr: Learning rate of plain stochastic gradient descent.
+        lr: Learning rate, of the first step if there is a schedule.
         batch_size: Samples per step, over all processes.
         threads: CPU threads; their number changes the last digits of the weights.
         device: "cpu", "cuda" or "cuda:N".
@@ -44,6 +44,10 @@ class Settings:
         tf32: On a GPU, compute convolutions and matrix products in TF32 (10-bit mantissa), as
             torch does by default for convolutions.
         loss: See `pipeline.models.Recipe`.
+        optimizer, schedule, augment: See `pipeline.training.optimization`.
+        momentum: Of stochastic gradient descent.
+        weight_decay: Of either optimizer.
+        freeze: Train the last layer only.
     """
 
     epochs: int
@@ -56,6 +60,12 @@ class Settings:
     amp: str = "none"
     tf32: bool = False
     loss: Loss = "cross-entropy"
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    augment: str = "none"
+    freeze: bool = False
 
 
 def seed(settings: Settings) -> None:

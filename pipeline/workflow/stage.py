@@ -79,7 +79,7 @@ def option(
         names: Returns the values the option accepts; the error for another suggests the nearest.
         validate: Raises UsageError for a word that the option does not accept.
         key: Whether the value is part of the cache key: a change makes the stage run again.
-        low: The smallest integer accepted; a float must be above 0.
+        low: The smallest integer accepted; a float must be above 0, or at least 0 if this is 0.
         high: The largest number accepted.
         role: How the command line and the chain treat the option.
     """
@@ -129,9 +129,9 @@ class Option:
                 self.validator(item)
             if self.type not in (int, float) or item is None:
                 continue
-            fits = 0 < item <= self.high if self.type is float else self.low <= item <= self.high
-            if not fits:
-                range_ = "above 0 and up to" if self.type is float else f"from {self.low} to"
+            above = self.type is float and self.low > 0
+            if not (item > 0 if above else self.low <= item) or item > self.high:
+                range_ = "above 0 and up to" if above else f"from {self.low} to"
                 raise UsageError(
                     f"{self.flag} {item} is out of range",
                     f"give a number {range_} {self.high}",

@@ -1,0 +1,247 @@
+"""Fitting a model to a data set: its images, its classes and its last layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engines.errors import DeployError, UsageError
+from pipeline.data.registry import Contents
+from pipeline.models import LOGITS, Model, ModelSpec, for_images
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from engines.contract import Array
+
+_NAMED = 5  # classes in a message
+_COLOURS = 3
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the user says about how a model takes a data set.
+
+    Attributes:
+        mean: The mean of each channel on the scale 0 to 1, to subtract; empty to skip.
+        std: The standard deviation of each channel, to divide by.
+        bgr: The network takes channels in the order blue, green, red.
+        replace_head: Put a new last layer with the data set's classes.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    bgr: bool = False
+    replace_head: bool = False
+
+    def document(self) -> dict[str, Any]:
+        """Returns the JSON form, as in `training.json`."""
+        return {**dataclasses.asdict(self), "mean": [*self.mean], "std": [*self.std]}
+
+
+def of_training(training: Mapping[str, Any]) -> Fit:
+    """Returns how a model was trained to take its data set, by its `training.json`."""
+    fit = training["fit"]
+    return Fit(tuple(fit["mean"]), tuple(fit["std"]), fit["bgr"], fit["replace_head"])
+
+
+def build(
+    spec: ModelSpec,
+    contents: Contents | None,
+    fit: Fit,
+    load: Callable[[nn.Module], None] | None = None,
+) -> Model:
+    """Returns a newly initialised model that takes a data set's images and gives its classes.
+
+    A module of the user's own without preprocessing and example inputs gets a preprocessing: the
+    raw uint8 image, divided by 255, and normalized as `fit` says.
+
+    Args:
+        contents: Image shape and classes of the data set; None returns the model as it is.
+        load: Loads weights into the network, before its last layer is replaced; None keeps the new
+            ones.
+
+    Raises:
+        UsageError: `fit` does not suit the model.
+        DeployError: The model takes other images or gives other classes than the data set has.
+    """
+    if contents is None:
+        if fit != Fit():
+            raise UsageError(
+                f"{spec.name} has no data set, so --mean, --std, --bgr and --replace-head do not"
+                " apply",
+                "name a data set with --data",
+            )
+        model = spec.build(None)
+    else:
+        model = spec.build(_for_weights(spec, contents, fit))
+    if load is not None:
+        load(model.network)
+    if contents is None:
+        return model
+    model = _on_images(spec.name, model, contents, fit)
+    if model.recipe.loss != "cross-entropy":
+        return model
+    width = _width(spec.name, model, contents)
+    if fit.replace_head:
+        replace_head(spec.name, model.network, width, len(contents.labels))
+        model = dataclasses.replace(model, labels=contents.labels)
+        width = _width(spec.name, model, contents)
+    labels = model.labels or contents.labels
+    if sorted(labels) != sorted(contents.labels):
+        raise _other_classes(spec.name, labels, contents.labels)
+    if width != len(labels):
+        raise DeployError(
+            f"{spec.name} gives {width:,} classes, but the data set has {len(labels):,}"
+            f" ({_listed(labels)})",
+            "--replace-head puts a new last layer there, to be trained; or change the model",
+        )
+    return dataclasses.replace(model, labels=labels)
+
+
+def targets(classes: Array, contents: Contents | None, model: Model) -> Array:
+    """Returns a data set's classes as the model numbers them, which may be in another order.
+
+    Args:
+        classes: Numbers of the data set's classes, int64 `[count]`.
+    """
+    import numpy as np
+
+    if contents is None or model.labels in ((), contents.labels):
+        return classes
+    numbers = [model.labels.index(label) for label in contents.labels]
+    renumbered: Array = np.array(numbers, np.int64)[classes]
+    return renumbered
+
+
+def last_layer(name: str, network: nn.Module, width: int) -> tuple[nn.Module, str, nn.Module]:
+    """Returns the module that holds the layer which gives the classes, its name there, and it.
+
+    Raises:
+        DeployError: No linear layer or 1x1 convolution gives `width` numbers.
+    """
+    from torch import nn
+
+    for path, module in reversed([*network.named_modules()]):
+        linear = isinstance(module, nn.Linear) and module.out_features == width
+        pointwise = (
+            isinstance(module, nn.Conv2d)
+            and module.out_channels == width
+            and set(module.kernel_size) == {1}
+        )
+        if (linear or pointwise) and path:
+            parent, _, child = path.rpartition(".")
+            return network.get_submodule(parent), child, module
+    raise DeployError(
+        f"{name} has no linear layer or 1x1 convolution that gives its {width:,} classes",
+        "change the model so that its last layer does",
+    )
+
+
+def replace_head(name: str, network: nn.Module, width: int, classes: int) -> None:
+    """Puts a newly initialised layer with `classes` outputs for the one that has `width`."""
+    from torch import nn
+
+    parent, child, layer = last_layer(name, network, width)
+    bias = layer.bias is not None
+    if isinstance(layer, nn.Linear):
+        new: nn.Module = nn.Linear(layer.in_features, classes, bias=bias)
+    else:
+        assert isinstance(layer, nn.Conv2d)  # noqa: S101 - see last_layer
+        new = nn.Conv2d(layer.in_channels, classes, 1, layer.stride, bias=bias)  # type: ignore[arg-type]
+    setattr(parent, child, new)
+
+
+def _for_weights(spec: ModelSpec, contents: Contents, fit: Fit) -> Contents:
+    """Returns the contents to build for: with the published classes if the head is replaced."""
+    if not fit.replace_head:
+        return contents
+    published = spec.build(None).labels
+    return dataclasses.replace(contents, labels=published) if published else contents
+
+
+def _on_images(name: str, model: Model, contents: Contents, fit: Fit) -> Model:
+    """Returns a model that takes the data set's images."""
+    raw = model.image is None and model.prepare is None
+    if (fit.mean or fit.std or fit.bgr) and not raw:
+        raise UsageError(
+            f"{name} has a preprocessing of its own, so --mean, --std and --bgr do not apply",
+            "leave them out",
+        )
+    if model.image is not None and model.image != contents.shape:
+        wanted, has = ("x".join(map(str, shape)) for shape in (model.image, contents.shape))
+        raise DeployError(
+            f"{name} takes images {wanted}, but those of the data set are {has}",
+            f"decode them again with `assay data --image-size {model.image[1]}`"
+            if model.image[1] == model.image[2] and model.image[0] == contents.shape[0]
+            else "change the model's `image`, or the images",
+        )
+    if not raw:
+        return model
+    if len(model.inputs) > 1:
+        raise DeployError(
+            f"{name} has {len(model.inputs)} inputs ({', '.join(model.inputs)}), but a data set"
+            " gives it one image",
+            "leave --data out",
+        )
+    channels = contents.shape[0]
+    if len(fit.mean) != len(fit.std) or len(fit.mean) not in (0, channels):
+        raise UsageError(
+            f"--mean has {len(fit.mean)} values and --std {len(fit.std)}, but the images have"
+            f" {channels} channels",
+            "give both a value for each channel, or leave both out",
+        )
+    if fit.bgr and channels != _COLOURS:
+        raise UsageError(
+            f"--bgr is for images of three channels, but these have {channels}", "leave it out"
+        )
+    on_images = for_images(
+        model.network,
+        shape=contents.shape,
+        wanted=contents.shape,
+        labels=model.labels,
+        mean=fit.mean,
+        std=fit.std,
+        bgr=fit.bgr,
+        recipe=model.recipe,
+    )
+    return dataclasses.replace(on_images, outputs=model.outputs or (LOGITS,))
+
+
+def _width(name: str, model: Model, contents: Contents) -> int:
+    """Returns how many classes the model gives for an image of the data set."""
+    import torch
+
+    from exporters.module import Served
+    from pipeline.golden.reference import explained
+
+    shape = "x".join(map(str, contents.shape))
+    served = Served(model.network, model.prepare)
+    modes = {module: module.training for module in served.modules()}
+    served.eval()
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]), explained(f" of {shape}"):
+        output = served(torch.zeros(2, *contents.shape, dtype=torch.uint8))[0]
+    for module, mode in modes.items():
+        module.training = mode
+    if output.ndim != 2 or len(output) != 2:  # noqa: PLR2004
+        raise DeployError(
+            f"{name} gives {list(output.shape)} for two images; a classifier gives [2, classes]",
+            "return the logits as the first output",
+        )
+    return int(output.shape[1])
+
+
+def _other_classes(name: str, labels: tuple[str, ...], classes: tuple[str, ...]) -> DeployError:
+    return DeployError(
+        f"{name} has the labels {_listed(labels)}, but the classes of the data set are"
+        f" {_listed(classes)}",
+        "give both the same names in any order, leave `labels` out of the model, or train a new"
+        " last layer with --replace-head",
+    )
+
+
+def _listed(labels: tuple[str, ...]) -> str:
+    more = f", and {len(labels) - _NAMED:,} more" if len(labels) > _NAMED else ""
+    return ", ".join(labels[:_NAMED]) + more
