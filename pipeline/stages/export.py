@@ -14,7 +14,6 @@ from engines.errors import DeployError, UsageError
 from exporters import PRECISIONS, QUANTIZED
 from pipeline import models
 from pipeline.data import registry
-from pipeline.models import data_fit
 from pipeline.report import export as report
 from pipeline.stages import (
     data_artifacts,
@@ -23,6 +22,7 @@ from pipeline.stages import (
     need_torch,
     precision_option,
 )
+from pipeline.training import data_fit
 from pipeline.training.weights import load
 from pipeline.verification import limits
 from pipeline.workflow import hints

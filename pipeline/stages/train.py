@@ -255,7 +255,7 @@ def replacing(outputs: Paths) -> None:
 
 
 def _job(inputs: Paths, params: Params) -> Job:
-    from pipeline.models.data_fit import Fit
+    from pipeline.training.data_fit import Fit
     from pipeline.training.job import Job
     from pipeline.training.settings import Settings
 

@@ -11,7 +11,8 @@ import torch
 from exporters.module import Served
 from pipeline.data import idx
 from pipeline.golden.reference import output_names, run_all
-from pipeline.models import IMAGE, data_fit
+from pipeline.models import IMAGE
+from pipeline.training import data_fit
 
 if TYPE_CHECKING:
     from pipeline.data.registry import Contents

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engines import cache, hardware
 from engines.errors import DeployError, UsageError
 from pipeline import models
-from pipeline.models import data_fit
+from pipeline.training import data_fit
 from pipeline.workflow import console
 from pipeline.workflow.digests import sha256_json
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from engines.contract import Array
     from pipeline.data.registry import Contents
     from pipeline.models import Model
-    from pipeline.models.data_fit import Fit
     from pipeline.training.checkpoint import TrainingCheckpoint
+    from pipeline.training.data_fit import Fit
     from pipeline.training.settings import Samples, Settings
 
 

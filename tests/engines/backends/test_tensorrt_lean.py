@@ -59,12 +59,14 @@ def add_plan(store: Store, **params: object) -> Path:
     """Adds a plan of TensorRT to the store, with the record of such a build."""
     folder, other = (store.root / "lenet/fp32" / name for name in ("tensorrt", "onnxruntime"))
     shutil.copytree(other, folder, ignore=shutil.ignore_patterns("verify.json", "verdict.json"))
+    (folder / "engine.onnx").rename(folder / "engine.plan")
     text = (folder / "build.json").read_text().replace("fp32/onnxruntime/", "fp32/tensorrt/")
+    text = text.replace("engine.onnx", "engine.plan")
     content = json.loads(text)
     content["facts"] = BUILT_BY
     content["params"] |= {"engine": "tensorrt", **params}
     (folder / "build.json").write_text(json.dumps(content))
-    return folder / "engine"
+    return folder / "engine.plan"
 
 
 @pytest.mark.usefixtures("lean")

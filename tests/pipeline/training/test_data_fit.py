@@ -15,7 +15,7 @@ from engines.errors import DeployError
 from pipeline import models
 from pipeline.data import idx, imagefolder
 from pipeline.data.registry import Contents
-from pipeline.models import data_fit
+from pipeline.training import data_fit
 from tests.conftest import Result
 
 Assay = Callable[..., Result]

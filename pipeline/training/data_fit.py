@@ -43,6 +43,8 @@ class Fit:
 
 def of_training(training: Mapping[str, Any]) -> Fit:
     """Returns how a model was trained to take its data set, by its `training.json`."""
+    if "fit" not in training:  # by an earlier version
+        return Fit()
     fit = training["fit"]
     return Fit(tuple(fit["mean"]), tuple(fit["std"]), fit["bgr"], fit["replace_head"])
 
