@@ -180,7 +180,7 @@ def measure(name: str, precision: str, folder: Path, limit: float, seconds: floa
     model = [f"torchvision:{name}", "--precision", precision]
     more = ["--weights", str(folder / "weights.safetensors")]
     more += ["--inputs", str(folder / "golden.npz")]
-    if precision == "int8":
+    if PRECISIONS[precision].quantized:
         more += ["--calibration", str(folder / "calibration.npz")]
     export, case.peak, ended = command([*words, "export", *model, *more, *where], limit, seconds)
     if "outcomes" in export:

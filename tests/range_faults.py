@@ -170,6 +170,7 @@ def exported(network: nn.Module, precision: str, folder: Path, **inputs) -> tupl
         None,
         cache,
         noise_runs=4,
+        max_drop=0.01,
         beyond=cast.beyond,
     )
     source = Source(cast.module, cast.program, reference, {}, None)

@@ -20,7 +20,7 @@ from exporters import PRECISIONS
 from pipeline.golden import npz
 from pipeline.workflow.digests import parse_json
 
-SCHEMA = 4
+SCHEMA = 5
 # Images that no test set has. A quantized graph saturates on some of them, as it should.
 IMAGE_EDGES = ("all 0", "all 255", "one pixel", "checkerboard", "ramp", "uniform noise")
 # The same for inputs other than images: the first example at other magnitudes. Integers take their
@@ -67,6 +67,7 @@ class Reference:
             without a test set.
         test_labels: The class of each test image, `[count]`.
         precision: The graph's precision, such as "fp32".
+        max_drop: The accuracy that quantization may cost, as a fraction of the images.
     """
 
     inputs: dict[str, Array]
@@ -79,6 +80,7 @@ class Reference:
     test_reference: Array
     test_labels: Array
     precision: str
+    max_drop: float
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
@@ -164,6 +166,7 @@ class Golden(Reference):
             "cases": self.cases,
             "logits": self.logits,
             "precision": self.precision,
+            "max_drop": self.max_drop,
             "weights": dataclasses.asdict(self.weights),
         }
         arrays = {
@@ -203,6 +206,7 @@ def load(path: Path) -> Golden:
             test_reference=arrays["test_reference"],
             test_labels=arrays["test_labels"],
             precision=meta["precision"],
+            max_drop=_fraction(meta["max_drop"]),
             weights=_weights(meta["weights"]),
         )
         golden.check()
@@ -219,6 +223,12 @@ def _specs(arrays: dict[str, Array]) -> tuple[TensorSpec, ...]:
         TensorSpec(name, array.dtype.name, (None, *array.shape[1:]))
         for name, array in arrays.items()
     )
+
+
+def _fraction(value: Any) -> float:
+    if type(value) is not float or not 0 <= value <= 1:
+        raise ValueError(f"{value!r:.40} is not a fraction")
+    return value
 
 
 def _weights(meta: dict[str, Any]) -> Weights:

@@ -100,6 +100,7 @@ def make_reference(
     cache: ReferenceCache,
     *,
     noise_runs: int,
+    max_drop: float,
     beyond: Collection[int] = (),
 ) -> Reference:
     """Runs a model in float64 and at the precision.
@@ -112,6 +113,7 @@ def make_reference(
         cache: Where the outputs in float64 of this model and these inputs are kept. They are not
             taken if the first row is another now: a model may depend on what nobody knows of.
         noise_runs: Runs at the precision that are rounded at random, besides the plain one.
+        max_drop: See `Reference`.
         beyond: Numbers of edge cases whose values the precision cannot hold: they are left out.
 
     Raises:
@@ -178,6 +180,7 @@ def make_reference(
         test_reference=test_reference,
         test_labels=labels,
         precision=precision,
+        max_drop=max_drop,
     )
     try:
         complete.check()

@@ -43,10 +43,20 @@ def show(verdicts: Sequence[Verdict]) -> None:
                 console.result(
                     f"{verdict.subject}: {output.name} matches, but is the same for every input"
                 )
+        if PRECISIONS[verdict.precision].quantized and verdict.outputs and not _knows(verdict):
+            console.result(
+                f"{verdict.subject}: the verdict tells nothing about accuracy, since the classes of"
+                " the inputs are not known"
+            )
         if verdict.audit is not None and verdict.audit.gap:
             console.result(f"{verdict.subject}: {verdict.audit.gap}")
         if verdict.reason:
             console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
+
+
+def _knows(verdict: Verdict) -> bool:
+    """Whether the accuracy was judged."""
+    return verdict.flips is not None and verdict.flips.drop is not None
 
 
 def rows_not_compared(subject: str, precision: str, output: Mapping[str, Any]) -> list[str]:

@@ -84,6 +84,17 @@ class Params:
         text=f".npz file of inputs to calibrate on, for {', '.join(QUANTIZED)} [training images].",
         key=False,
     )
+    max_drop: float = option(
+        100 * limits.MAX_DROP,
+        text="Accuracy that quantization may cost, in percentage points.",
+        low=0,
+        high=100,
+    )
+    calibrate_on_noise: bool = option(
+        False,
+        text="Calibrate a model without data on generated inputs. Their ranges may be far from"
+        " those of real ones.",
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,29 @@ def resolve(params: Params) -> Params:
             f"--calibration is for {' and '.join(QUANTIZED)}, not for {params.precision}",
             f"leave it out, or give --precision {QUANTIZED[0]}",
         )
-    return dataclasses.replace(params, data=params.data or models.get(params.model).dataset)
+    spec = models.get(params.model)
+    _check_noise(params, has_data=params.data is not None or spec.trainable)
+    return dataclasses.replace(params, data=params.data or spec.dataset)
+
+
+def _check_noise(params: Params, *, has_data: bool) -> None:
+    """Checks that generated inputs are used for calibration if, and only if, there are no others.
+
+    Raises:
+        UsageError: `calibrate_on_noise` does not fit the model and the other options.
+    """
+    quantized = PRECISIONS[params.precision].quantized
+    others = has_data or params.calibration is not None
+    if quantized and not others and not params.calibrate_on_noise:
+        raise UsageError(
+            f"{params.precision} needs usual inputs to calibrate on, but {params.model} has no"
+            " data",
+            "give --calibration FILE.npz with an array of real rows for each input;"
+            " --calibrate-on-noise takes generated ones",
+        )
+    if params.calibrate_on_noise and (others or not quantized):
+        why = "there are real inputs" if quantized else f"{params.precision} is not calibrated"
+        raise UsageError(f"--calibrate-on-noise does not apply: {why}", "leave it out")
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
@@ -160,6 +193,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         test,
         cached,
         noise_runs=limits.NOISE_RUNS,
+        max_drop=params.max_drop / 100,
         beyond=cast.beyond,
     )
     check_rows_alone(exact, reference)

@@ -126,6 +126,8 @@ def inherit(params: Params, explicit: frozenset[str], record: Record) -> Params:
     if "weights" in explicit:  # without --epochs, they are used as they are
         kept -= {"epochs"}
     inherited = {name: record.params[name] for name in kept if name in record.params}
+    # JSON has no tuples.
+    inherited |= {name: tuple(v) for name, v in inherited.items() if isinstance(v, list)}
     return dataclasses.replace(params, **inherited)
 
 

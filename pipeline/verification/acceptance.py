@@ -59,6 +59,8 @@ def _sentence(verdict: Verdict) -> str:
 
 def _parity_hint(verdict: Verdict, model: str, file: Path | None) -> str:
     if verdict.status == "vacuous":
+        if not any(output.vacuous for output in verdict.outputs):
+            return "test on more images, or export with a larger --max-drop"
         return "such outputs cannot prove any engine; check the model's weights and inputs"
     if PRECISIONS[verdict.precision].quantized:
         return "calibrate on other data, or deploy another precision"

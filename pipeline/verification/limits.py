@@ -9,7 +9,8 @@ from __future__ import annotations
 MAX_RMS_IN_FLOORS = 4.0
 # The largest error of any row. The largest of many is further out than their mean.
 MAX_ERROR_IN_FLOORS = 6.0
-# The largest drop in accuracy of a quantized classifier, as a fraction of the test images, and the
+# The largest drop in accuracy of a quantized classifier, as a fraction of the test images, unless
+# the export says otherwise, and the
 # least signal to quantization noise ratio of any output, in dB: at 10 the noise is a third of the
 # signal.
 MAX_DROP = 0.01

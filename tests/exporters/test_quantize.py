@@ -30,7 +30,8 @@ def quantized(built: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("quantized")
     store = Store(folder / "artifacts", folder / "dist")
     shutil.copytree(built.root, store.root)
-    options = {"model": "lenet", "precision": "int8", "batch": (1,), "budget": 0.1}
+    # Of 300 test images, chance alone loses or gains more than 1 %.
+    options = {"model": "lenet", "precision": "int8", "batch": (1,), "budget": 0.1, "max_drop": 5.0}
     stage_runs.run_all(options, store)
     return store
 
@@ -172,7 +173,9 @@ def test_quantizing_in_two_folders_and_processes_gives_the_same_bytes(
 
     folder = tmp_path / "deep er"
     shutil.copytree(quantized.root, folder / "artifacts")
-    result = process("export", "lenet", "--precision", "int8", "--force", cwd=folder).run()
+    result = process(
+        "export", "lenet", "--precision", "int8", "--max-drop", 5, "--force", cwd=folder
+    ).run()
     assert result.code == 0, result.err
     for name in ("model.onnx", "model-cpu.onnx", "golden.npz", "graph.json"):
         again = (folder / "artifacts/lenet/int8" / name).read_bytes()

@@ -113,7 +113,9 @@ def graph(built: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fp8") / "artifacts"
     shutil.copytree(built.root, root)
     store = Store(root, root.parent / "dist")
-    stage_runs.run_stage("export", {"model": "lenet", "precision": "fp8"}, store)
+    # Of 300 test images, chance alone loses or gains more than 1 %.
+    chosen = {"model": "lenet", "precision": "fp8", "max_drop": 5.0}
+    stage_runs.run_stage("export", chosen, store)
     return root / "lenet/fp8/model.onnx"
 
 

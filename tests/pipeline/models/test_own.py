@@ -75,7 +75,7 @@ def classifier():
     image = np.random.default_rng(0).integers(0, 256, (4, 1, 28, 28), np.uint8)
     return Model(
         network=nn.Linear(1, 10), prepare=Scale(), inputs={"image": image},
-        labels=tuple("abcdefghij"), dataset="fashion-mnist",
+        dataset="fashion-mnist",
     )
 
 

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from exporters import PRECISIONS
 from pipeline import models
 from pipeline.golden import file as goldens
 from tests.conftest import Result
@@ -33,12 +34,17 @@ def artifact(factory: str, precision: str, name: str) -> Path:
     return Path("artifacts") / f"plain.py-{factory}" / precision / name
 
 
+def at(precision: str) -> tuple[str, ...]:
+    """Returns the options of a precision, for a model without data."""
+    quantized = PRECISIONS[precision].quantized
+    return ("--precision", precision, *(["--calibrate-on-noise"] if quantized else []))
+
+
 def proved(assay: Assay, factory: str, precision: str) -> dict[str, Any]:
     """Exports and verifies a model, and returns the description of its graph."""
-    words = (named(factory), "--precision", precision)
-    exported = assay("export", *words)
+    exported = assay("export", named(factory), *at(precision))
     assert exported.code == 0, exported.err
-    verified = assay("verify", *words)
+    verified = assay("verify", named(factory), "--precision", precision)
     assert verified.code == 0, verified.err + verified.out
     description: dict[str, Any] = json.loads(artifact(factory, precision, "graph.json").read_text())
     return description
@@ -135,7 +141,7 @@ def test_scores_that_overflow_keep_attention_in_float32(assay: Assay) -> None:
 )
 def test_group_norms_keep_their_type(assay: Assay, precision: str, opset: int | None) -> None:
     words = () if opset is None else ("--opset", opset)
-    result = assay("export", named("grouped"), "--precision", precision, *words)
+    result = assay("export", named("grouped"), *at(precision), *words)
     assert result.code == 0, result.err
     assert assay("verify", named("grouped"), "--precision", precision).code == 0
     operators = json.loads(artifact("grouped", precision, "graph.json").read_text())["operators"]
@@ -155,7 +161,7 @@ def test_group_norms_keep_their_type(assay: Assay, precision: str, opset: int | 
 def test_networks_of_other_types_are_exported_in_float32(
     assay: Assay, factory: str, precision: str, words: str
 ) -> None:
-    result = assay("export", named(factory), "--precision", precision)
+    result = assay("export", named(factory), *at(precision))
     assert result.code == 0, result.err
     assert result.err.count(words) == 1
     assert assay("verify", named(factory), "--precision", precision).code == 0
@@ -253,3 +259,30 @@ def test_a_model_is_refused_with_the_right_reason(
         assert message in result.err
     assert "bug" not in result.err
     assert not list(Path().rglob("*.onnx"))
+
+
+CALIBRATIONS = {
+    ("--precision", "int8"): "int8 needs usual inputs to calibrate on",
+    ("--precision", "fp8"): "--calibrate-on-noise takes generated ones",
+    ("--calibrate-on-noise",): "does not apply: fp32 is not calibrated",
+    ("--precision", "int8", "--calibrate-on-noise", "--calibration", "rows.npz"): (
+        "does not apply: there are real inputs"
+    ),
+}
+
+
+@pytest.mark.parametrize("words", CALIBRATIONS)
+def test_generated_inputs_calibrate_only_on_request(assay: Assay, words: tuple[str, ...]) -> None:
+    np.savez("rows.npz", x=np.ones((4, 8), np.float32))
+    result = assay("export", named("causal"), *words)
+    assert result.code == 2
+    assert CALIBRATIONS[words] in result.err
+
+
+@pytest.mark.slow(3)
+def test_a_quantized_verdict_without_classes_says_that_accuracy_is_unknown(assay: Assay) -> None:
+    proved(assay, "causal", "int8")
+    result = assay("verify", named("causal"), "--precision", "int8")
+    assert "graph: the verdict tells nothing about accuracy" in result.out
+    proved(assay, "causal", "fp32")
+    assert "accuracy" not in assay("verify", named("causal")).out.replace("accuracy lost", "")

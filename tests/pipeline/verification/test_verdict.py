@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from engines.contract import Array, Feeds, Outputs, TensorSpec
+from engines.errors import ParityError
 from pipeline.golden import file as goldens
 from pipeline.golden import noise
 from pipeline.golden.file import Golden, Weights
 from pipeline.report.verify import ratio_text
 from pipeline.verification import noise_floor
+from pipeline.verification.acceptance import require_pass
 from pipeline.verification.batches import rows_to_run, run_rows
 from pipeline.verification.limits import MAX_ERROR_IN_FLOORS, MAX_RMS_IN_FLOORS
 from pipeline.verification.verdict import Flips, from_json, judge
@@ -48,6 +50,7 @@ def golden() -> Golden:
         test_reference=reference,
         test_labels=reference.argmax(1).astype(np.uint8),
         precision="fp32",
+        max_drop=0.01,
         weights=Weights({}),
     )
 
@@ -442,3 +445,19 @@ def test_a_golden_file_whose_parts_do_not_fit_is_refused(
     dataclasses.replace(golden, **change).save(path)
     with pytest.raises(DeployError, match="is not a golden file"):
         goldens.load(path)
+
+
+def test_a_quantized_graph_is_not_proved_on_a_few_images(golden: Golden) -> None:
+    quantized = dataclasses.replace(golden, precision="int8")
+    test = {"image": golden.inputs["image"]}
+    few = judge("engine", Computed(), quantized, test)
+    assert few.status == "vacuous"
+    assert f"{ROWS} test images are too few to tell: accuracy falls by 0.00 pp (-" in few.reason
+    with pytest.raises(ParityError) as caught:
+        require_pass([few], "m")
+    assert "--max-drop" in caught.value.hint
+    # Without a test set, as on a target, the noise alone is judged.
+    assert judge("engine", Computed(), quantized).status == "pass"
+    loose = dataclasses.replace(quantized, max_drop=1.0)
+    assert judge("engine", Computed(), loose, test).status == "pass"
+    assert judge("engine", Computed(), golden, test).status == "pass"
