@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from engines import temporary
+
 
 def cache_folder() -> Path:
     """Returns the folder for files that can be made again, shared by all checkouts of a user.
@@ -52,14 +54,14 @@ def write_atomic(path: Path) -> Iterator[Path]:
     block raises, the old content stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident():x}")
-    try:
+    temporary.sweep_parts(path.parent.glob(f".*{temporary.PART}"))
+    name = f".{path.name}.{os.getpid()}-{threading.get_ident():x}{temporary.PART}"
+    part = path.with_name(name)
+    with temporary.part(part):
         yield part
         sync(part)
         part.replace(path)
         sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

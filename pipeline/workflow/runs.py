@@ -10,7 +10,7 @@ from typing import Any
 
 from engines.cache import sync, write_atomic
 from engines.errors import DeployError, UsageError, suggestion
-from pipeline.workflow import lock, records, signals
+from pipeline.workflow import leftovers, lock, records, signals
 from pipeline.workflow.artifacts import CHECKPOINT, TRAINING, lock_file
 from pipeline.workflow.digests import read_json, sha256_file
 
@@ -76,9 +76,11 @@ def keep(root: Path, model: str) -> str:
     name = _digest(checkpoint)
     folder = _kept_folder(root, model) / name
     if not folder.exists():
-        part = folder.with_name(f".tmp-{name}")
+        lock_name = lock_file(root, CHECKPOINT.at(model=model).record).name
+        part = root / f"{leftovers.prefix(root, lock_name)}{name}"
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        part.mkdir()
+        folder.parent.mkdir(exist_ok=True)
         for path in files:
             _link(path, part / path.name)
         sync(part)
