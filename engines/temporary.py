@@ -127,12 +127,14 @@ def full_disk_named(hints: dict[Path, str]) -> Iterator[None]:
 
 def full_disk(error: Exception, hints: dict[Path, str]) -> DeployError | None:
     """Returns an error that names the folder whose disk is full; None if that is not the cause."""
-    says_so = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     free = {path: _free(path) for path in hints}
     path = min(free, key=lambda path: free[path])
-    if not says_so and free[path] >= _FULL_BYTES:
+    detail = f": {error}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        detail = "" if error.filename is None else f": cannot write {error.filename}"
+    elif free[path] >= _FULL_BYTES:
         return None
-    return DeployError(f"the disk of {path} is full: {error}", hints[path])
+    return DeployError(f"the disk of {path} is full{detail}", hints[path])
 
 
 def _free(path: Path) -> int:

@@ -103,7 +103,7 @@ def gone(reference: Reference, step: Step, seconds: float, *, file: bool, path: 
     if file:
         place.root.write_text("not a folder")
     ended = place.end(process)
-    _require_error(ended, (1, 2) if file else (0, 1))
+    _require_error(ended, (0, 1, 2))
     place.wait_until_idle()
     if left := list((place.path / "tmp").glob("assay-*")):
         raise AttackError(f"left behind: {left}")
