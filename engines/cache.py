@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from engines import temporary
@@ -28,11 +29,27 @@ def cache_folder() -> Path:
 def set_torch_cache() -> Path:
     """Puts torch.compile's cache into the cache folder, unless TORCHINDUCTOR_CACHE_DIR is set.
 
+    Where the cache folder cannot be written, as for a user without a home, it is a temporary one:
+    torch makes its cache even if it compiles nothing.
+
     Returns:
         The folder, which torch reads from that variable.
     """
-    folder = str(cache_folder() / "torchinductor")
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder))
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        folder = cache_folder() / "torchinductor"
+        if not _can_be_made(folder):
+            files = ExitStack()
+            folder = files.enter_context(temporary.folder())
+            atexit.register(files.close)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+
+
+def _can_be_made(folder: Path) -> bool:
+    """Whether a folder exists and can be written in, or could be made."""
+    while not os.access(folder, os.F_OK) and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def slug(text: str) -> str:

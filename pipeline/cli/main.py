@@ -169,7 +169,8 @@ def _run(words: list[str]) -> int:
     console.settings.json, console.settings.quiet = "--json" in words, False
     try:
         _check_words(words)
-        cli.main(words, prog_name="assay", standalone_mode=False)
+        with signals.not_swallowed():
+            cli.main(words, prog_name="assay", standalone_mode=False)
     except DeployError as error:
         _fail(error.message, error.hint, error.exit_code, error.details)
         return error.exit_code
@@ -184,7 +185,7 @@ def _run(words: list[str]) -> int:
             hint = "check permissions and free space, and TMPDIR"
             _fail(f"cannot read or write: {error}", hint, 1)
         return 1
-    except click.Abort:  # an interruption
+    except click.Abort:  # what click makes of an interruption
         raise
     except MemoryError:
         _fail("out of memory", "use a smaller batch, or a machine with more memory", 1)

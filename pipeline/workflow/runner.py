@@ -209,7 +209,7 @@ class _Job:
         console.say(f"{self.title}: {reason}")
         started, clock = datetime.now(UTC), time.perf_counter()
         with self._scratch_paths() as scratch:
-            with self._reported():
+            with signals.not_swallowed(), self._reported():
                 self.stage.run(self.inputs, scratch, self.params)
             self._check_inputs(inputs)
             record = Record(

@@ -9,7 +9,8 @@ from types import FrameType
 
 import engines
 
-_state = {"deferred": 0, "pending": 0}
+# The number of blocks that defer signals, and the signals that are deferred and received, or 0.
+_state = {"deferred": 0, "pending": 0, "received": 0}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -27,6 +28,7 @@ class Interrupted(KeyboardInterrupt):
 def install() -> None:
     """Makes SIGINT and SIGTERM raise Interrupted in the main thread, but not during an import."""
     engines.import_guard = deferred
+    _state.update(pending=0, received=0)
     signal.signal(signal.SIGINT, _handle)
     signal.signal(signal.SIGTERM, _handle)
 
@@ -38,6 +40,7 @@ def uninstall() -> None:
 
 
 def _handle(number: int, _frame: FrameType | None) -> None:
+    _state["received"] = number
     if _state["deferred"]:
         _state["pending"] = number
     else:
@@ -55,3 +58,19 @@ def deferred() -> Iterator[None]:
         if _state["pending"] and not _state["deferred"]:
             number, _state["pending"] = _state["pending"], 0
             raise Interrupted(number)
+
+
+@contextmanager
+def not_swallowed() -> Iterator[None]:
+    """Raises Interrupted if a signal arrived, even if a library swallowed the exception.
+
+    Some do, such as those that try an import. Their results, and their errors, mean nothing then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _state["received"]:
+            raise Interrupted(_state["received"]) from error
+        raise
+    if _state["received"]:
+        raise Interrupted(_state["received"])

@@ -27,11 +27,13 @@ from pathlib import Path
 
 from tests.attacks import full_disks, odd_places
 from tests.attacks.places import (
+    COUNTING,
     READING,
     STEPS,
     AttackError,
     Ended,
     NotApplicableError,
+    Place,
     Reference,
     Step,
     references,
@@ -79,8 +81,21 @@ def interrupt(
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    ended = place.end(process)
-    check_ended(ended, number, step)
+    check_ended(place.end(process), number, step)
+    require_rerun(reference, step, place, turn)
+
+
+def kill_at(reference: Reference, step: Step, operation: int, path: Path) -> None:
+    """Kills a step just before an operation on its files; see `killed_at/sitecustomize.py`."""
+    place = reference.place(step, path)
+    ended = place.run(step.words, step.module, **COUNTING, ASSAY_TEST_KILL_AT=str(operation))
+    if ended.code != -signal.SIGKILL:
+        raise AttackError(f"not killed, but exit code {ended.code}:\n{ended.err}")
+    require_rerun(reference, step, place, operation)
+
+
+def require_rerun(reference: Reference, step: Step, place: Place, turn: int) -> None:
+    """Raises AttackError unless the place of an interrupted step is as good as before it."""
     place.wait_until_idle()
     place.artifacts()
     # Either any other command, or the step itself, removes what is left.
@@ -112,9 +127,24 @@ def signals(known: list[Reference], moments: int, seed: int) -> Iterator[Attack]
             )
 
 
+def operations(known: list[Reference], moments: int) -> Iterator[Attack]:
+    """Yields kills before up to `moments` operations of each step, the last ones: they publish."""
+    for back in range(moments):
+        for step in STEPS:
+            reference = known[back % len(known)]
+            number = reference.operations[step.name] - back
+            if number > 0 and not step.module[0].startswith("torch"):
+                yield Attack(
+                    ("operation", step.name, "SIGKILL", reference.user.name),
+                    f"before operation {number}",
+                    partial(kill_at, reference, step, number),
+                )
+
+
 def attacks(known: list[Reference], moments: int, levels: int, seed: int) -> Iterator[Attack]:
     """Yields all attacks."""
     yield from signals(known, moments, seed)
+    yield from operations(known, moments)
     for group, name, run in full_disks.attacks(known, levels):
         yield Attack(group, name, run)
     for group, name, run in odd_places.attacks(known):

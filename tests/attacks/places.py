@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 import os
@@ -29,6 +28,10 @@ FOLDERS = ("artifacts", "dist", "tmp", "cache")
 _TRAIN = ("lenet", "--data", "images", "--limit", "160", "--test-limit", "100", "--epochs", "2")
 _STARTS = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', '']))"
 _TIMES = ("seconds", "started", "images_per_second")
+
+
+# Environment of a command that counts its operations on files, or is killed at one of them.
+COUNTING = {"PYTHONPATH": python_path(Path(__file__).parent / "killed_at")}
 
 
 class AttackError(Exception):
@@ -275,6 +278,7 @@ class Reference:
     Attributes:
         seconds: How long each step took.
         digests: Digests of the artifacts after each step.
+        operations: How many operations on files of the artifacts each step makes.
         needs: Bytes that a step needs on the disk of each folder, once they are measured.
     """
 
@@ -283,6 +287,7 @@ class Reference:
     user: User
     seconds: dict[str, float] = field(default_factory=dict)
     digests: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    operations: dict[str, int] = field(default_factory=dict)
     needs: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def state(self, step: str) -> Path:
@@ -295,8 +300,12 @@ class Reference:
         for step in STEPS:
             place = self.place(step, self.state(step.name))
             clock = time.monotonic()
-            place.done(dataclasses.replace(step, again=()))
+            count = place.path / "tmp" / "count"
+            ended = place.run(step.words, step.module, **COUNTING, ASSAY_TEST_COUNT=str(count))
+            if ended.code:
+                raise AttackError(f"{step.name} ended with {ended.code}:\n{ended.err}")
             self.seconds[step.name] = time.monotonic() - clock
+            self.operations[step.name] = int(count.read_text(encoding="ascii"))
             self.digests[step.name] = place.artifacts()
             shutil.rmtree(place.path / "tmp")
             (place.path / "tmp").mkdir()
