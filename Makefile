@@ -8,6 +8,9 @@ ENGINE ?= all
 # How long `make fuzz` runs, and the seed of its mutations.
 SECONDS ?= 600
 SEED ?= 0
+# How often `make interruptions` interrupts each stage, and how full it makes each disk.
+MOMENTS ?= 60
+LEVELS ?= 20
 # More options for the command behind a target, as in: make train ARGS="--epochs 2"
 ARGS ?=
 
@@ -21,7 +24,7 @@ ASSAY := $(RUN) -m pipeline.cli
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-fast test-large test-long test-engines test-gpu fuzz gpu-report lint clean
+.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-fast test-large test-long test-engines test-gpu fuzz interruptions gpu-report lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +94,9 @@ test-gpu: ## run the tests that need an NVIDIA GPU
 
 fuzz: $(STAMP) ## mutate files for every reader, for SECONDS with seed SEED
 	$(RUN) -m tests.attacks.fuzz --seconds $(SECONDS) --seed $(SEED) $(ARGS)
+
+interruptions: $(STAMP) ## interrupt stages at MOMENTS moments each, and fill disks to LEVELS levels
+	$(RUN) -m tests.attacks.interruptions --moments $(MOMENTS) --levels $(LEVELS) --seed $(SEED) $(ARGS)
 
 gpu-report: ## measure LeNet, ResNet18 and VGG-11 on this machine's GPU with every engine it has
 	PYTHONPATH="$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))" $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) benchmarks/gpu_report.py $(ARGS)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
+import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines import temporary
 from engines.errors import DeployError, NotAvailableError, ParityError, UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Predictor:
         engine: str,
         session: Session,
         manifest: Mapping[str, Any],
-        folder: tempfile.TemporaryDirectory[str],
+        files: ExitStack,
     ) -> None:
         self.engine = engine
         self.device = session.device
@@ -48,7 +49,7 @@ class Predictor:
         self.outputs: tuple[TensorSpec, ...] = session.outputs
         self.manifest = manifest
         self._session = session
-        self._folder = folder
+        self._remove_files = weakref.finalize(self, files.close)
 
     def predict(self, *arrays: Array, **named: Array) -> Array | dict[str, Array]:
         """Runs the model on a batch.
@@ -96,7 +97,7 @@ class Predictor:
     def close(self) -> None:
         """Frees the engine and removes the unpacked files. May be called twice."""
         self._session.close()
-        self._folder.cleanup()
+        self._remove_files()
 
     def __enter__(self) -> Predictor:
         return self
@@ -138,16 +139,16 @@ def load(
             f"threads {threads!r} is out of range",
             f"give a whole number from 1 to {_MAX_THREADS}",
         )
-    folder = tempfile.TemporaryDirectory(prefix="assay-")
+    files = ExitStack()
     try:
         with console.redirected():
-            unpacked = checking.unpack(Path(bundle), Path(folder.name))
+            unpacked = checking.unpack(Path(bundle), files.enter_context(temporary.folder()))
             threads = threads or available_cpus()
             proved = _proved(unpacked, engine, device, threads)
             chosen, session = _fastest(proved, unpacked, device, threads)
-        return Predictor(chosen, session, unpacked.manifest, folder)
+        return Predictor(chosen, session, unpacked.manifest, files)
     except BaseException:
-        folder.cleanup()
+        files.close()
         raise
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from engines import temporary
 
 
 def cache_folder() -> Path:
@@ -26,11 +29,27 @@ def cache_folder() -> Path:
 def set_torch_cache() -> Path:
     """Puts torch.compile's cache into the cache folder, unless TORCHINDUCTOR_CACHE_DIR is set.
 
+    Where the cache folder cannot be written, as for a user without a home, it is a temporary one:
+    torch makes its cache even if it compiles nothing.
+
     Returns:
         The folder, which torch reads from that variable.
     """
-    folder = str(cache_folder() / "torchinductor")
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder))
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        folder = cache_folder() / "torchinductor"
+        if not _can_be_made(folder):
+            files = ExitStack()
+            folder = files.enter_context(temporary.folder())
+            atexit.register(files.close)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+
+
+def _can_be_made(folder: Path) -> bool:
+    """Whether a folder exists and can be written in, or could be made."""
+    while not os.access(folder, os.F_OK) and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def slug(text: str) -> str:
@@ -52,14 +71,14 @@ def write_atomic(path: Path) -> Iterator[Path]:
     block raises, the old content stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident():x}")
-    try:
+    temporary.sweep_parts(path.parent.glob(f".*{temporary.PART}"))
+    name = f".{path.name}.{os.getpid()}-{threading.get_ident():x}{temporary.PART}"
+    part = path.with_name(name)
+    with temporary.part(part):
         yield part
         sync(part)
         part.replace(path)
         sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

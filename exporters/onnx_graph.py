@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -19,6 +17,7 @@ from google.protobuf.message import Message
 from torch import nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]  # public, but not listed
 
+from engines import temporary
 from engines.contract import TensorSpec
 from engines.errors import DeployError
 from exporters import onnx_files, trace_errors
@@ -259,8 +258,8 @@ def check_graph(
     """
     try:
         # Checked as a file, since one message cannot hold a large graph.
-        with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-            path = Path(folder) / "model.onnx"
+        with temporary.folder() as folder:
+            path = folder / "model.onnx"
             onnx_files.write(model, path)
             onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from engines import temporary
 from engines.contract import Feeds
 from engines.errors import DeployError
 from exporters.kept_in_float import nodes_in_float
@@ -157,8 +157,8 @@ def _float_file(graph: onnx.ModelProto) -> Iterator[Path]:
     source.CopyFrom(graph)
     add_group_norm_types(source)  # ONNX Runtime quantizes only tensors whose type it infers
     onnx.helper.set_model_props(source, dict([_PREPROCESSED]))
-    with tempfile.TemporaryDirectory(prefix="assay-") as folder, _quietly():
-        path = Path(folder) / "float.onnx"
+    with temporary.folder() as folder, _quietly():
+        path = folder / "float.onnx"
         onnx.save(source, path)
         yield path
 

@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
-from engines import cache, hardware
+from engines import cache, hardware, temporary
 from engines.backends._torch_cuda import channels_last, gpu_problem
 from engines.backends.pytorch import (
     PyTorchSession,
@@ -94,8 +94,8 @@ class AOTInductorEngine(Engine):
             program = move_to_cuda(program, device)
             for tensor in program.state_dict.values():
                 channels_last(torch, tensor)
-        with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-            package = Path(folder) / "model.pt2"
+        with temporary.folder() as folder:
+            package = folder / "model.pt2"
             compiler = torch._inductor.config.patch({"cpp.cxx": (str(_compiler(torch)),)})
             try:
                 with quietly(), compiler:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from engines import hardware
+from engines import hardware, temporary
 from engines.checks import (
     FeedCheck,
     available_on_cpu,
@@ -84,14 +83,13 @@ class OpenVINOEngine(Engine):
             raise _rejected(source, error) from error
         _keep_names(model, source)
         compiled = _compile(openvino, model, 1, source)
-        with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-            paths = [Path(folder) / name for name in _FILES]
+        with temporary.folder() as folder:
+            paths = [folder / name for name in _FILES]
             try:
                 openvino.serialize(model, *map(str, paths))
             except RuntimeError as error:
                 raise DeployError(
-                    f"OpenVINO cannot write the engine to {folder}: {error}",
-                    "free some space there, or set TMPDIR to a folder that has more",
+                    f"OpenVINO cannot write the engine to {folder}: {error}", temporary.TMPDIR_HINT
                 ) from error
             with zipfile.ZipFile(target, "w") as archive:
                 for path in paths:

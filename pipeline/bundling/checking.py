@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import engines
+from engines import temporary
 from engines.checks import check_device
 from engines.errors import DeployError, NotAvailableError, UsageError, suggestion
 from pipeline.bundling import archive, provenance
@@ -170,8 +170,8 @@ def check(
     if digests_only and engine is not None:
         raise UsageError("--digests-only opens no engine", "leave out --engine")
     # Resolved, as engines do before they name a file.
-    with tempfile.TemporaryDirectory(prefix="assay-check-") as folder:
-        root = Path(folder).resolve()
+    with temporary.folder() as folder:
+        root = folder.resolve()
         unpacked = unpack(bundle, root, max_bytes)
         if engine is not None and engine not in unpacked.subjects:
             known = [name for name in unpacked.subjects if name != GRAPH_SUBJECT]

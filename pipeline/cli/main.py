@@ -29,7 +29,7 @@ from pipeline.workflow.digests import read_json
 from pipeline.workflow.runner import Outcome
 from pipeline.workflow.stage import Option, options
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # by SIGINT; see `signals.Interrupted`
 # What writing to the output raises if it is closed, full or gone.
 _PRINTING = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 
@@ -150,16 +150,27 @@ for _command in commands.COMMANDS:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    signals.install()
-    cache.set_torch_cache()  # before any use of torch, which would set it to a shared folder
     words = sys.argv[1:] if arguments is None else arguments
+    try:
+        signals.install()
+        return _run(words)
+    except (KeyboardInterrupt, click.Abort) as error:  # click raises the second from the first
+        cause = error if isinstance(error, KeyboardInterrupt) else error.__cause__
+        code = cause.exit_code if isinstance(cause, signals.Interrupted) else INTERRUPTED
+        _fail("interrupted", "", code)
+        return code
+
+
+def _run(words: list[str]) -> int:
+    cache.set_torch_cache()  # before any use of torch, which would set it to a shared folder
     if not _prepare_output():
         return 1
     # Set before the words are parsed, for errors in parsing them.
     console.settings.json, console.settings.quiet = "--json" in words, False
     try:
         _check_words(words)
-        cli.main(words, prog_name="assay", standalone_mode=False)
+        with signals.not_swallowed():
+            cli.main(words, prog_name="assay", standalone_mode=False)
     except DeployError as error:
         _fail(error.message, error.hint, error.exit_code, error.details)
         return error.exit_code
@@ -167,9 +178,6 @@ def main(arguments: list[str] | None = None) -> int:
         where = error.ctx.command_path if error.ctx is not None else "assay"
         _fail(error.format_message(), f"see `{where} --help`", error.exit_code)
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", "", INTERRUPTED)
-        return INTERRUPTED
     except OSError as error:  # stages raise DeployError instead
         if error.filename is None and error.errno in _PRINTING:
             console.error(f"cannot print: {error}")
@@ -177,6 +185,8 @@ def main(arguments: list[str] | None = None) -> int:
             hint = "check permissions and free space, and TMPDIR"
             _fail(f"cannot read or write: {error}", hint, 1)
         return 1
+    except click.Abort:  # what click makes of an interruption
+        raise
     except MemoryError:
         _fail("out of memory", "use a smaller batch, or a machine with more memory", 1)
         return 1

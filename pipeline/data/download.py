@@ -6,14 +6,13 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engines import cache
+from engines import cache, temporary
 from engines.cache import write_atomic
 from engines.errors import DeployError
 from pipeline.data.registry import DataFile, DataSet
@@ -149,10 +148,10 @@ def _unzip(content: bytes, place: str, file: DataFile) -> bytes:
 
 def _from_mirror(dataset: DataSet, mirror: str) -> dict[str, bytes]:
     content = {}
-    with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+    with temporary.folder() as folder:
         for file in dataset.files:
             url = f"{mirror}{file.name}.gz"
-            packed = _retrieve(url, file.md5_gz, Path(folder), _over_http()).read_bytes()
+            packed = _retrieve(url, file.md5_gz, folder, _over_http()).read_bytes()
             content[file.name] = _checked(file, packed, url)
     return content
 
@@ -213,9 +212,9 @@ def _over_http() -> Any:
 
 def _from_debian(dataset: DataSet, package: str, installed: Path) -> dict[str, bytes]:
     """Downloads and unpacks the package; needs no root and installs nothing."""
-    with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-        archive = _retrieve(f"debian:{package}", "", Path(folder), download_debian_package)
-        unpacked = Path(folder) / "unpacked"
+    with temporary.folder() as folder:
+        archive = _retrieve(f"debian:{package}", "", folder, download_debian_package)
+        unpacked = folder / "unpacked"
         _apt(["dpkg", "-x", str(archive), str(unpacked)], folder)
         return _from_folder(dataset, unpacked / installed.relative_to("/"))
 
@@ -228,19 +227,19 @@ def download_debian_package(url: str, output_file: str, _pooch: Any) -> None:
     """
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise DeployError("this is not a Debian system (no apt-get and dpkg)")
-    with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+    with temporary.folder() as folder:
         command = ["apt-get", "download", "--quiet", url.removeprefix("debian:")]
         answer = _apt(command, folder)
         if answer.returncode and os.access("/var/lib/apt/lists", os.W_OK):
             _apt(["apt-get", "update", "--quiet"], folder)
             answer = _apt(command, folder)
-        packages = sorted(Path(folder).glob("*.deb"))
+        packages = sorted(folder.glob("*.deb"))
         if answer.returncode or not packages:
             raise DeployError(f"apt-get download failed: {answer.stderr.strip()[-300:]}")
         shutil.move(packages[0], output_file)
 
 
-def _apt(command: list[str], folder: str) -> subprocess.CompletedProcess[str]:
+def _apt(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=600, check=False

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engines import temporary
 from engines.contract import Array, Feeds, OpenOptions, Outputs
 from engines.errors import DeployError
 from pipeline.golden import rows
@@ -157,8 +156,8 @@ def run(graph: onnx.ModelProto, feeds: Feeds) -> Outputs:
     from exporters.onnx_files import write
 
     parts: dict[str, list[Array]] = {}
-    with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-        path = Path(folder) / GRAPH.name
+    with temporary.folder() as folder:
+        path = folder / GRAPH.name
         write(graph, path)
         options = OpenOptions("cpu", threads=1, optimize=False)
         with closing(engines.get("onnxruntime").open(path, options)) as session:

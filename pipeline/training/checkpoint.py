@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engines.cache import write_atomic
 from engines.errors import DeployError
 from pipeline.training import weights
+from pipeline.workflow.digests import require_file
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +103,7 @@ class TrainingCheckpoint:
 def _read(path: Path) -> Progress:
     from safetensors import SafetensorError, safe_open
 
+    require_file(path, "remove it, and leave --resume out to start again")
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 
+from engines import temporary
 from engines.errors import DeployError
 from exporters import onnx_files, typed_graph
 from pipeline.workflow.artifacts import GRAPH
@@ -32,8 +32,8 @@ def as_it_says(model: onnx.ModelProto, path: Path | None = None) -> Iterator[Pat
     elif path is not None:
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-        file = Path(folder) / GRAPH.name
+    with temporary.folder() as folder:
+        file = folder / GRAPH.name
         onnx_files.write(model, file)
         try:
             yield file

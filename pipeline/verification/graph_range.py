@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import closing
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +10,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 import engines
+from engines import temporary
 from engines.contract import OpenOptions
 from exporters import name_of, onnx_files, typed_graph
 from pipeline.golden.file import EXTREMES, Reference
@@ -49,8 +48,8 @@ def out_of_range(model: onnx.ModelProto, golden: Reference) -> list[str]:
     rows = np.flatnonzero(~np.isin(golden.cases, EXTREMES))
     rows = rows[:: max(1, len(rows) // _ROWS)]
     feeds = {name: np.ascontiguousarray(array[rows]) for name, array in golden.inputs.items()}
-    with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-        path = Path(folder) / GRAPH.name
+    with temporary.folder() as folder:
+        path = folder / GRAPH.name
         onnx_files.write(typed, path)
         options = OpenOptions("cpu", threads=1, optimize=False)
         with closing(engines.get("onnxruntime").open(path, options)) as session:

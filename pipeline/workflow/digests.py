@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,22 @@ from engines.errors import DeployError
 _MAX_JSON_BYTES = 64 << 20
 
 
+def open_file(path: Path) -> BufferedReader:
+    """Opens a file for reading.
+
+    Raises:
+        DeployError: It is a folder, or something that reading might wait for, such as a pipe.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DeployError(f"{path} is not a file", "remove it and run the command again")
+    return os.fdopen(descriptor, "rb")
+
+
 def sha256_file(path: Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    """Returns the SHA-256 of a file, in hexadecimal; see `open_file`."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -79,10 +95,10 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        DeployError: The file is not valid JSON (see `parse_json`), or is larger than 64 MiB.
+        DeployError: It is not a file, not valid JSON (see `parse_json`), or larger than 64 MiB.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             content = file.read(_MAX_JSON_BYTES + 1)
         if len(content) > _MAX_JSON_BYTES:
             raise ValueError(f"it is larger than {_MAX_JSON_BYTES >> 20} MiB")

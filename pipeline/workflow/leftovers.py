@@ -1,17 +1,19 @@
-"""Removes the temporary folders of stages whose process was killed."""
+"""Removes what stages left behind whose process was killed."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
 from pathlib import Path
 
+from engines import temporary
 from pipeline.workflow.artifacts import LOCKS
+from pipeline.workflow.lock import open_lock
 
 _PREFIX = ".tmp-"
+_DEPTH = 5  # of files in the root folder, such as lenet/fp32/onnxruntime/build.json
 
 
 def prefix(root: Path, lock: str) -> str:
@@ -25,7 +27,11 @@ def prefix(root: Path, lock: str) -> str:
 
 
 def sweep(root: Path, dist: Path) -> None:
-    """Removes the temporary folders of stages that are not running."""
+    """Removes temporary files and folders of processes that have ended, and of their stages."""
+    temporary.sweep()
+    if (root / LOCKS).is_dir():  # not a search through a folder of other things
+        for depth in range(_DEPTH):
+            temporary.sweep_parts(root.glob("*/" * depth + f".*{temporary.PART}"))
     for folder in (root, dist):
         for path in folder.glob(f"{_PREFIX}*.{_digest(root)}.*"):
             lock = path.name.removeprefix(_PREFIX).rpartition(f".{_digest(root)}.")[0]
@@ -39,7 +45,14 @@ def _digest(root: Path) -> str:
 
 def _is_free(lock: Path) -> bool:
     """Whether no process holds a lock, or this one may not ask."""
-    with contextlib.suppress(OSError), lock.open("r+", encoding="utf-8") as file:
+    try:
+        file = open_lock(lock)
+    except OSError:
+        return not lock.exists()
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return not lock.exists()
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from engines.errors import DeployError
 from pipeline.workflow import console
@@ -34,17 +35,36 @@ def held(path: Path, name: str, patience: float) -> Iterator[None]:
         DeployError: Another process still holds the lock after `patience` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    file = open_lock(path, os.O_CREAT)
+    try:
         _acquire(file, path, name, patience)
-        file.seek(0)
-        file.truncate()
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": int(time.time())}
-        file.write(json.dumps(holder))
-        file.flush()
+        with contextlib.suppress(OSError):  # only for messages: a full disk does not matter
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(holder).encode(), 0)
         yield
+    finally:
+        os.close(file)
 
 
-def _acquire(file: IO[str], path: Path, name: str, patience: float) -> None:
+def open_lock(path: Path, flags: int = 0) -> int:
+    """Returns the descriptor of a lock file.
+
+    Args:
+        flags: More flags for opening it, such as O_CREAT.
+
+    Raises:
+        OSError: It cannot be opened, or is not a file.
+    """
+    flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "not a file; remove it", str(path))
+    return file
+
+
+def _acquire(file: int, path: Path, name: str, patience: float) -> None:
     deadline = time.monotonic() + patience
     told = False
     while True:

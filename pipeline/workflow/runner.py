@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engines import hardware
+from engines import hardware, temporary
 from engines.cache import sync
 from engines.errors import DeployError
 from pipeline import __version__
@@ -95,7 +95,7 @@ def run(
         job = _Job(
             stage, stage.resolve(_inherited(stage, params, store, explicit)), store, explicit
         )
-        with _disk_errors(), lock.held(job.lock, job.title, store.wait):
+        with _disk_errors(store), lock.held(job.lock, job.title, store.wait):
             return job.run()
 
 
@@ -127,14 +127,24 @@ def require(artifact: Artifact, params: Any, store: Store) -> Path:
     return paths.locate(filled)
 
 
+def _disk_hints(store: Store) -> dict[Path, str]:
+    """Returns what to do if a disk is full, by the folder on it."""
+    return {
+        store.root: "free some space there, or choose another folder with --root",
+        store.dist: "free some space there, or choose another folder with --dist",
+    }
+
+
 @contextmanager
-def _disk_errors() -> Iterator[None]:
+def _disk_errors(store: Store) -> Iterator[None]:
     """Turns an error of the file system into one the user can act on."""
     try:
         yield
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
+        if full := temporary.full_disk(error, _disk_hints(store)):
+            raise full from error
         place = f" {error.filename}" if error.filename is not None else " the outputs"
         raise DeployError(
             f"cannot write or read{place}: {error.strerror or error}",
@@ -199,7 +209,7 @@ class _Job:
         console.say(f"{self.title}: {reason}")
         started, clock = datetime.now(UTC), time.perf_counter()
         with self._scratch_paths() as scratch:
-            with self._reported():
+            with signals.not_swallowed(), self._reported():
                 self.stage.run(self.inputs, scratch, self.params)
             self._check_inputs(inputs)
             record = Record(
@@ -272,7 +282,8 @@ class _Job:
             scratch = dataclasses.replace(self.outputs, root=folders[0], dist=folders[1])
             for artifact in scratch.declared:
                 scratch.locate(artifact).parent.mkdir(parents=True, exist_ok=True)
-            yield scratch
+            with temporary.full_disk_named(_disk_hints(self.store)):
+                yield scratch
         finally:
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)

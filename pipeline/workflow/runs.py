@@ -10,7 +10,7 @@ from typing import Any
 
 from engines.cache import sync, write_atomic
 from engines.errors import DeployError, UsageError, suggestion
-from pipeline.workflow import lock, records, signals
+from pipeline.workflow import leftovers, lock, records, signals
 from pipeline.workflow.artifacts import CHECKPOINT, TRAINING, lock_file
 from pipeline.workflow.digests import read_json, sha256_file
 
@@ -76,15 +76,22 @@ def keep(root: Path, model: str) -> str:
     name = _digest(checkpoint)
     folder = _kept_folder(root, model) / name
     if not folder.exists():
-        part = folder.with_name(f".tmp-{name}")
+        part = _part(root, model, name)
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        part.mkdir()
+        folder.parent.mkdir(exist_ok=True)
         for path in files:
             _link(path, part / path.name)
         sync(part)
         part.rename(folder)
         sync(folder.parent)
     return name
+
+
+def _part(root: Path, model: str, name: str) -> Path:
+    """Returns a temporary folder that the next command removes if this one is killed."""
+    lock_name = lock_file(root, CHECKPOINT.at(model=model).record).name
+    return root / f"{leftovers.prefix(root, lock_name)}{name}"
 
 
 def _link(source: Path, target: Path) -> None:
@@ -120,7 +127,7 @@ def _run(folder: Path, name: str, *, current: bool) -> Run:
     checkpoint, training, record = (folder / file for file in _NAMES)
     try:
         known = records.load(record)
-        described = read_json(training)
+        described = read_json(training) if training.exists() else {}
     except DeployError:
         known, described = None, {}
     files = [path for path in (checkpoint, training, record) if path.exists()]
@@ -145,8 +152,10 @@ def use(root: Path, model: str, name: str, patience: float) -> None:
         if name not in known:
             raise UsageError(f"{model} has no run {name!r}", suggestion(name, [*known]))
         run = known[name]
-        if run.current:
+        if run.current and run.record is not None:
             return
+        if run.current:  # a command that was to take them back was killed
+            run = _run(_kept_folder(root, model) / name, name, current=False)
         sources = [run.folder / path.name for path in targets]
         if run.record is None or _digest(sources[0]) != name:
             raise DeployError(f"{run.folder} is damaged", "use another run, or train again")
@@ -163,7 +172,9 @@ def remove(root: Path, model: str, *, dry_run: bool = False) -> list[Run]:
     """Removes the kept weights that are not current; returns what was, or would be, removed."""
     kept = [run for run in of_model(root, model) if not run.current]
     for run in kept if not dry_run else ():
-        shutil.rmtree(run.folder)
+        part = _part(root, model, run.name)
+        run.folder.rename(part)  # at once, so that no half of it is listed
+        shutil.rmtree(part)
     return kept
 
 

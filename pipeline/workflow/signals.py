@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM both end a command with exit code 130 and no half-written file."""
+"""Ctrl-C ends a command with exit code 130, SIGTERM with 143, without a half-written file."""
 
 from __future__ import annotations
 
@@ -9,25 +9,42 @@ from types import FrameType
 
 import engines
 
-_state = {"deferred": 0, "pending": False}
+# The number of blocks that defer signals, and the signals that are deferred and received, or 0.
+_state = {"deferred": 0, "pending": 0, "received": 0}
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process received SIGINT or SIGTERM."""
+    """The process received SIGINT or SIGTERM.
+
+    Attributes:
+        exit_code: The process exit code this leads to, as shells number it.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
 
 
 def install() -> None:
     """Makes SIGINT and SIGTERM raise Interrupted in the main thread, but not during an import."""
     engines.import_guard = deferred
+    _state.update(pending=0, received=0)
     signal.signal(signal.SIGINT, _handle)
     signal.signal(signal.SIGTERM, _handle)
 
 
-def _handle(_number: int, _frame: FrameType | None) -> None:
+def uninstall() -> None:
+    """Makes SIGINT and SIGTERM end the process at once, when nothing is left to be cleaned up."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _handle(number: int, _frame: FrameType | None) -> None:
+    _state["received"] = number
     if _state["deferred"]:
-        _state["pending"] = True
+        _state["pending"] = number
     else:
-        raise Interrupted
+        raise Interrupted(number)
 
 
 @contextmanager
@@ -39,5 +56,21 @@ def deferred() -> Iterator[None]:
     finally:
         _state["deferred"] -= 1
         if _state["pending"] and not _state["deferred"]:
-            _state["pending"] = False
-            raise Interrupted
+            number, _state["pending"] = _state["pending"], 0
+            raise Interrupted(number)
+
+
+@contextmanager
+def not_swallowed() -> Iterator[None]:
+    """Raises Interrupted if a signal arrived, even if a library swallowed the exception.
+
+    Some do, such as those that try an import. Their results, and their errors, mean nothing then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _state["received"]:
+            raise Interrupted(_state["received"]) from error
+        raise
+    if _state["received"]:
+        raise Interrupted(_state["received"])

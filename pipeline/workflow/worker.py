@@ -11,11 +11,9 @@ import contextlib
 import json
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from engines import hardware
+from engines import hardware, temporary
 from engines.errors import CrashedError
 from pipeline.workflow import console
 from pipeline.workflow.worker_child import ALONE, ChildError, Message
@@ -32,7 +30,6 @@ from pipeline.workflow.worker_child import ALONE, ChildError, Message
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_PREFIX = "assay-worker-"  # of a child's folder for temporary files, before its parent's process ID
 _POLL_SECONDS = 0.25
 # A child that uses more than half of the memory is stopped when no more than this is left, before
 # the kernel chooses a process to kill.
@@ -116,13 +113,13 @@ class _Child:
         self._owner = os.getpid()
         self._environment = _environment()
         # What libraries leave in the folder for temporary files goes with the child.
-        _sweep()
-        self._folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
+        self._files = contextlib.ExitStack()
+        folder = self._files.enter_context(temporary.folder())
         from multiprocessing import connection  # which `assay --help` does not need
 
         ours, theirs = connection.Pipe()
         in_main = threading.current_thread() is threading.main_thread()
-        with contextlib.closing(theirs):
+        with contextlib.closing(theirs), _without_interrupts():
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(int(in_main))],
                 stdin=subprocess.DEVNULL,
@@ -131,7 +128,7 @@ class _Child:
                 env={
                     **os.environ,
                     "ASSAY_WORKER_PATH": json.dumps(sys.path),
-                    "TMPDIR": self._folder,
+                    "TMPDIR": str(folder),
                     ALONE: "1",
                 },
             )
@@ -201,7 +198,7 @@ class _Child:
         self._connection.close()
         self._process.kill()
         self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._files.close()
 
 
 def _environment() -> dict[str, str]:
@@ -217,23 +214,17 @@ def _terminal() -> int:
         return subprocess.DEVNULL
 
 
-def _sweep() -> None:
-    """Removes the temporary folders of processes that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        with contextlib.suppress(OSError):
-            if owner.isdigit() and folder.stat().st_uid == os.getuid() and not _runs(int(owner)):
-                shutil.rmtree(folder, ignore_errors=True)
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Blocks SIGINT in child processes that are started, which inherit that.
 
-
-def _runs(pid: int) -> bool:
+    They get those of the terminal, too, and Python would print a traceback before it runs `serve`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

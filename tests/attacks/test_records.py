@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 
 from engines.errors import DeployError
-from pipeline.workflow import records
-from pipeline.workflow.digests import dump_json, parse_json, read_json
+from pipeline.training.checkpoint import TrainingCheckpoint
+from pipeline.workflow import lock, records
+from pipeline.workflow.digests import dump_json, parse_json, read_json, sha256_file
 from pipeline.workflow.runner import Store
 from tests.bundles import FOLDER, bundle_of, members, pack, resigned
 from tests.conftest import Result
@@ -215,3 +217,22 @@ def test_errors_of_a_check_name_the_bundle_and_the_member(
     assert result.code == 1
     assert f"{path}: member {part} is not" in result.err
     assert "assay-check-" not in result.err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "folder"])
+def test_what_is_not_a_file_is_neither_read_nor_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "record.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "endless":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    for read in (read_json, sha256_file):
+        with pytest.raises(DeployError, match="is not a file"):
+            read(path)
+    with pytest.raises(DeployError, match="is not a file"):
+        TrainingCheckpoint(path, "").load()
+    if kind != "folder":
+        with pytest.raises(OSError, match=str(path)), lock.held(path, "a stage", 0):
+            pass

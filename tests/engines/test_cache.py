@@ -38,6 +38,20 @@ def test_assay_cache_moves_engines_data_sets_and_compiled_code(
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "torchinductor")
 
 
+def test_torch_gets_a_temporary_folder_where_there_is_no_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))
+    # Restored at the end of the test, since the function sets it.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    folder = cache.set_torch_cache()
+    assert folder.is_dir()
+    assert not folder.is_relative_to(tmp_path / "file")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
+
+
 def test_torchs_own_variable_takes_precedence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 
 import engines
+from engines import temporary
 from engines.checks import choose_device
 from engines.contract import Array, BuildOptions, OpenOptions
 from engines.errors import DeployError, NotAvailableError, UsageError
@@ -68,8 +67,8 @@ class Prober:
             watched.CopyFrom(model)
         del watched.graph.output[:]
         outputs = {name: self._output(watched, name) for name in names}
-        with tempfile.TemporaryDirectory(prefix="assay-") as folder:
-            path, built = Path(folder) / GRAPH.name, Path(folder) / "engine"
+        with temporary.folder() as folder:
+            path, built = folder / GRAPH.name, folder / "engine"
             onnx_files.write(watched, path)
             engine = engines.get(engine_proof.runner(self.subject))
             device = "cpu" if as_it_is else choose_device(engine, self.device)

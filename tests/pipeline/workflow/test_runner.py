@@ -182,7 +182,7 @@ def test_a_failing_stage_keeps_the_old_outputs(empty: Store) -> None:
 def test_an_interrupted_publish_ends_complete(
     empty: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "_state", {"deferred": 0, "pending": False})
+    monkeypatch.setattr(signals, "_state", dict(signals._state))
     replace = Path.replace
 
     def interrupt(self: Path, target: Path) -> Path:

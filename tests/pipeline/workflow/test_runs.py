@@ -230,3 +230,22 @@ def test_data_of_the_last_training_is_used_again(tmp_path: Path) -> None:
     assert again.skipped
     forced = dataclasses.replace(store, force=True)
     assert stage_runs.run_stage("train", {"model": "lenet"}, forced)[0].skipped
+
+
+def test_a_killed_change_of_weights_can_be_run_again(root: Path, assay: Assay) -> None:
+    record, before = root / "edge/train.json", (root / "edge/train.json").read_bytes()
+    name = digest(root)[:12]
+    assert assay("train", "edge", "--root", root, "--seed", 4, "--retrain").code == 0
+    runs.use(root, "edge", name, 0)
+    record.unlink()  # the last file that it writes
+    assert assay("runs", "edge", "--root", root).code == 0
+    runs.use(root, "edge", name, 0)
+    assert record.read_bytes() == before
+
+
+def test_weights_whose_publication_was_killed_are_listed(root: Path, assay: Assay) -> None:
+    (root / "edge/train.json").unlink()
+    (root / "edge/training.json").unlink()
+    result = assay("runs", "edge", "--root", root)
+    assert result.code == 0, result.err
+    assert digest(root)[:12] in result.out
