@@ -217,7 +217,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 def _style(cell: str) -> str:
     if cell.startswith("pass"):
         return "green"
-    if cell.startswith(("mismatch", "vacuous", "crashed")):
+    if cell.startswith(("mismatch", "vacuous", "crashed", "failed")):
         return "bold red"
     return "yellow" if cell.startswith(("not run", "unstable")) else ""
 
