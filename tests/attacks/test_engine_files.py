@@ -4,6 +4,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from engines.errors import DeployError
 from pipeline.workflow.runner import Store
 from tests.bundles import bundle_of, members, pack, rerecorded, with_digest
 from tests.conftest import Result, need_engine
+from tests.subset import python_path
 
 Assay = Callable[..., Result]
 
@@ -192,3 +195,31 @@ def test_an_endless_loop_in_an_openvino_model_is_stopped(store: Store, assay: As
     result = assay(*words)
     assert result.code == 1
     assert "openvino crashed: stopped after 3 s while" in result.err
+
+
+def test_digests_only_opens_no_graph_and_no_engine(built: Store) -> None:
+    code = """
+import json, sys
+events = []
+sys.addaudithook(lambda event, words: events.append([event, str(words[0]), str(words[-1])])
+                 if event in ("import", "open", "ctypes.dlopen") else None)
+from pipeline.cli.main import main
+assert main(["check", "--digests-only", sys.argv[1]]) == 0
+print(json.dumps(events))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code, bundle_of(built)],
+        env={**os.environ, "PYTHONPATH": python_path()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    events = json.loads(ended.stdout.splitlines()[-1])
+    imported = {name for event, name, _ in events if event == "import"}
+    assert imported.isdisjoint({engines.get(name).module for name in engines.names()})
+    assert {name for event, name, _ in events if event == "ctypes.dlopen"} <= {"None"}
+    unpacked = [entry for entry in events if entry[0] == "open" and "/assay-check-" in entry[1]]
+    written = {name for _, name, flags in unpacked if int(flags) & os.O_WRONLY}
+    read = {name for _, name, flags in unpacked if not int(flags) & os.O_WRONLY}
+    assert any(name.endswith("/engine") for name in written)
+    assert {Path(name).suffix for name in read & written} == {".json"}
