@@ -165,7 +165,7 @@ def _proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -
             )
         names = [engine]
     verdicts = [
-        engine_proof.prove(
+        engine_proof.prove_or_fail(
             name,
             unpacked.subjects[name],
             unpacked.golden,

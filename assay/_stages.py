@@ -224,6 +224,7 @@ def check(
     Raises:
         DeployError: The bundle is damaged or its chain of digests is broken.
         CrashedError: A verdict is "crashed".
+        FailedError: A verdict is "failed".
         ParityError: A verdict is "mismatch" or "vacuous".
         NotAvailableError: This machine can run nothing in the bundle.
     """

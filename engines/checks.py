@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import engines
-from engines import cache, hardware
+from engines import cache, hardware, telemetry
 from engines.contract import Array, Availability, Engine, Feeds, TensorSpec
 from engines.errors import DeployError, NotAvailableError, UsageError
 
@@ -157,11 +157,12 @@ def check_device(asked: str) -> None:
 
 
 def import_vendor(module: str, install: str) -> Any:
-    """Imports a vendor library.
+    """Imports a vendor library, which then reports nothing to its vendor.
 
     Raises:
         NotAvailableError: It is missing or does not load; the hint is the pip line.
     """
+    telemetry.disable()
     if module == "torch":
         cache.set_torch_cache()  # torch sets it itself once it is used
     try:

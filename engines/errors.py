@@ -52,6 +52,10 @@ class CrashedError(DeployError):
     """A vendor library that ended its process, or was stopped at a limit of time or memory."""
 
 
+class FailedError(DeployError):
+    """A graph or engine that its library cannot open or run, so that it was not judged."""
+
+
 class RefusedError(DeployError):
     """A graph or program that a backend cannot build; another one may."""
 

@@ -54,6 +54,33 @@ def pack(target: Path, contents: list[tuple[str | tarfile.TarInfo, bytes]]) -> P
     return target
 
 
+def rerecorded(contents: dict[str, bytes], changes: dict[str, bytes]) -> dict[str, bytes]:
+    """Changes members, and all records and the manifest to match, as an attacker would.
+
+    Args:
+        changes: New contents by the member's path in the bundle.
+    """
+    contents = {**contents, **{f"{FOLDER}/{name}": content for name, content in changes.items()}}
+    for name, content in changes.items():
+        for path, text in contents.items():
+            if path.endswith(".json") and f'"{name}"'.encode() in text:
+                contents[path] = with_digest(text, name, content)
+    return resigned(contents)
+
+
+def with_digest(text: bytes, name: str, content: bytes) -> bytes:
+    """Returns a record that names another content of a file; other JSON files stay as they are."""
+    record = json.loads(text)
+    if "stage" not in record:
+        return text
+    for field in ("inputs", "outputs"):
+        if name in record[field]:
+            record[field][name]["sha256"] = hashlib.sha256(content).hexdigest()
+    if name in record["outputs"]:
+        record["outputs"][name]["bytes"] = len(content)
+    return dump_json(record)
+
+
 def resigned(contents: dict[str, bytes]) -> dict[str, bytes]:
     """Updates the manifest to match changed members, as an attacker would."""
     manifest = json.loads(contents[f"{FOLDER}/{archive.MANIFEST}"])

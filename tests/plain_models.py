@@ -181,6 +181,16 @@ class Unread(Counter):
         return self.linear(x) * 1e6
 
 
+class Normed(nn.Module):
+    # A run rewrites the rows of the table that it reads.
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 8, max_norm=1.0)
+
+    def forward(self, x):
+        return self.table(x).mean(1)
+
+
 class InPlace(Zeros):
     def forward(self, x):
         x -= 1
@@ -300,6 +310,7 @@ double = lambda: Model(network=mlp().double(), inputs={"x": rows(8, dtype=np.flo
 counter = lambda: vector(Counter())
 steps = lambda: vector(Steps())
 unread = lambda: vector(Unread())
+normed = lambda: Model(network=Normed(), inputs={"x": np.arange(20).reshape(4, 5)})
 in_place = lambda: vector(InPlace())
 packed = lambda: Model(
     network=Packed(), inputs={"x": rows(5, 8), "lengths": np.array([5, 3, 2, 4])}

@@ -227,7 +227,7 @@ def _prove(
                 reason = f"this version of assay has no engine {name!r}"
                 verdict = not_run(name, unpacked.precision, reason)
             else:
-                verdict = engine_proof.prove(
+                verdict = engine_proof.prove_or_fail(
                     name,
                     unpacked.subjects[name],
                     unpacked.golden,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,16 @@ from pipeline.workflow.runner import Store
 
 
 def printing(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--json` and `--quiet`."""
-    command = click.option("--quiet", is_flag=True, help="Print results and errors only.")(command)
+    """Adds `--json` and `--quiet`, and keeps what libraries print off the terminal."""
+
+    @functools.wraps(command)
+    def run(**values: Any) -> Any:
+        with console.own_lines_only():
+            return command(**values)
+
+    run = click.option("--quiet", is_flag=True, help="Print results and errors only.")(run)
     return click.option("--json", "json_", is_flag=True, help="Print one JSON document on stdout.")(
-        command
+        run
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from engines import cache
+from engines import cache, telemetry
 from engines.errors import DeployError, UsageError, suggestion
 from exporters import DEFAULT_PRECISION
 from pipeline import __version__
@@ -162,6 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    telemetry.disable()
     cache.set_torch_cache()  # before any use of torch, which would set it to a shared folder
     if not _prepare_output():
         return 1
@@ -215,6 +216,11 @@ codecs.register_error("assay", _replace)
 
 def _prepare_output() -> bool:
     """Makes all texts printable; returns False if the output is closed."""
+    for descriptor in range(3):  # otherwise files that are opened later would get these numbers
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     if sys.stderr is None:  # closed: print would take stdout instead
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
     if sys.stdout is None:

@@ -9,6 +9,7 @@ from typing import Any
 from engines.errors import (
     CrashedError,
     DeployError,
+    FailedError,
     NotAvailableError,
     ParityError,
     RefusedError,
@@ -50,8 +51,8 @@ def run_stage(
     Args:
         arguments: The parameters that differ from their defaults, by name; `engine` is a list.
         tolerant: Do not fail if an engine cannot run on this machine, as with engine "all".
-        failures: Receives the errors of engines that crashed or are not proved; without it, they
-            are raised when all engines have had their turn.
+        failures: Receives the errors of engines that crashed, failed or are not proved; without
+            it, they are raised when all engines have had their turn.
 
     Raises:
         DeployError: The stage failed, or its result is a failure; see `Stage.show`.
@@ -85,7 +86,7 @@ def run_stage(
         # The stage has printed which engines could not be run.
         if not tolerant and ALL not in asked:
             raise
-    except (ParityError, CrashedError) as error:
+    except (ParityError, CrashedError, FailedError) as error:
         failed.append(error)
     if failures is not None:
         failures += failed
@@ -95,8 +96,8 @@ def run_stage(
 
 
 def joined(failed: list[DeployError]) -> DeployError:
-    """Returns one error that names all failures: a crash, if any of them is."""
-    worst = next((error for error in failed if isinstance(error, CrashedError)), failed[0])
+    """Returns one error that names all failures: a mismatch only if all are."""
+    worst = next((error for error in failed if not isinstance(error, ParityError)), failed[0])
     if len(failed) > 1:
         error = type(worst)("; ".join(error.message for error in failed), worst.hint)
         error.details = {key: value for one in failed for key, value in one.details.items()}

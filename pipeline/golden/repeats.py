@@ -20,25 +20,31 @@ _NAMED = 3  # how many of a network's changing values an error names
 
 
 def check_repeats(network: nn.Module, run: Callable[[], dict[str, Array]]) -> None:
-    """Raises DeployError if two runs give different outputs.
+    """Raises DeployError if two runs give different outputs, or one changes a parameter.
 
     Args:
         network: The network that is run. Its buffers and other values are compared, too.
         run: Runs it on some inputs, and returns the outputs by name.
     """
+    before = _copied(_state(network))
     once = run()
-    before = _state(network)
+    parameters = {name for name, _ in network.named_parameters()}
+    if rewritten := [name for name in _changed(before, network) if name in parameters]:
+        # Such as nn.Embedding(max_norm=…): what the network computes depends on what ran before.
+        raise DeployError(
+            f"each run changes parameters of the network: {_listed(rewritten)}",
+            "do it once, after training, and export a network whose forward only reads them; for"
+            " nn.Embedding, normalise the weights and leave out max_norm",
+        )
+    before = _copied(_state(network))
     again = run()
     for name, outputs in once.items():
         if np.array_equal(outputs, again[name], equal_nan=outputs.dtype.kind == "f"):
             continue
-        after = _state(network)
-        changed = [key for key in after if key not in before or _differ(before[key], after[key])]
-        if changed:
-            more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+        if changed := _changed(before, network):
             raise DeployError(
                 f"output {name!r} differs between two runs on the same inputs, since each run"
-                f" changes {', '.join(changed[:_NAMED])}{more} of the network",
+                f" changes {_listed(changed)} of the network",
                 "a graph keeps nothing between runs: do not assign it in forward in evaluation"
                 " mode, or make it an input and an output",
             )
@@ -49,17 +55,31 @@ def check_repeats(network: nn.Module, run: Callable[[], dict[str, Array]]) -> No
 
 
 def _state(network: nn.Module) -> dict[str, Any]:
-    """Returns copies of a network's parameters, buffers, and attributes that are numbers."""
+    """Returns a network's parameters, buffers, and attributes that are numbers or tensors."""
     state: dict[str, Any] = {}
     for path, module in network.named_modules():
-        values = {**vars(module), **module._parameters, **module._buffers}
-        for name, value in values.items():
-            key = f"{path}.{name}" if path else name
-            if isinstance(value, torch.Tensor):
-                state[key] = value.detach().clone()
-            elif isinstance(value, int | float):
-                state[key] = value
+        for name, value in {**vars(module), **module._parameters, **module._buffers}.items():
+            if isinstance(value, torch.Tensor | int | float):
+                state[f"{path}.{name}" if path else name] = value
     return state
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.detach().clone() if isinstance(value, torch.Tensor) else value
+        for name, value in state.items()
+    }
+
+
+def _changed(before: dict[str, Any], network: nn.Module) -> list[str]:
+    """Returns the names of the values that differ from `before`."""
+    after = _state(network)
+    return [name for name in after if name not in before or _differ(before[name], after[name])]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def _differ(before: Any, after: Any) -> bool:

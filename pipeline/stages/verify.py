@@ -90,14 +90,16 @@ def resolve(params: Params) -> Params:
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Judges the subject, or records why this machine cannot run it."""
     from pipeline.data.idx import read_images
-    from pipeline.verification.engine_proof import prove
+    from pipeline.verification.engine_proof import prove, prove_or_fail
     from pipeline.verification.verdict import COMPUTED_IN
 
     images = None
     if params.data is not None:
         images = partial(read_images, inputs[TEST_IMAGES.at(dataset=params.data)])
 
-    verdict = prove(
+    # A graph that does not open is the end of the command: nothing else is made without it.
+    judge = prove if _subject(params) == GRAPH else prove_or_fail
+    verdict = judge(
         params.engine,
         inputs[_subject(params)],
         inputs[GOLDEN],
@@ -137,8 +139,8 @@ def facts(params: Params) -> dict[str, str]:
 
 def run_again(outputs: Paths, params: Params) -> str:
     """Returns why a recorded verdict is not to be trusted."""
-    crashed = read_json(outputs[_verdict(params)])["status"] == "crashed"
-    return "it crashed last time" if crashed else ""
+    status = read_json(outputs[_verdict(params)])["status"]
+    return f"it {status} last time" if status in ("crashed", "failed") else ""
 
 
 def show(runs: StageRuns[Params]) -> None:

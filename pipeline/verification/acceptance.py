@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.errors import CrashedError, DeployError, NotAvailableError, ParityError
+from engines.errors import (
+    CrashedError,
+    DeployError,
+    FailedError,
+    NotAvailableError,
+    ParityError,
+)
 from exporters import PRECISIONS
 from pipeline.workflow import hints
 
@@ -17,6 +23,7 @@ if TYPE_CHECKING:
 
 # The verdicts with which an engine may be bundled; one that is not run here is proved elsewhere.
 ACCEPTED = ("pass", "not run")
+_FAILED_HINT = "build the engine again, or name the other engines with --engine"
 _CRASH_HINT = "name the other engines with --engine, or install another version of the library"
 
 
@@ -29,6 +36,7 @@ def require_pass(verdicts: Sequence[Verdict], model: str, file: Path | None = No
 
     Raises:
         CrashedError: A verdict is "crashed".
+        FailedError: A verdict is "failed".
         ParityError: A verdict is a mismatch, or vacuous.
         NotAvailableError: A verdict is "not run".
     """
@@ -36,9 +44,11 @@ def require_pass(verdicts: Sequence[Verdict], model: str, file: Path | None = No
     details = {"verdicts": [dataclasses.asdict(verdict) for verdict in verdicts]}
     if failed:
         message = "; ".join(map(_sentence, failed))
-        crashed = [verdict for verdict in failed if verdict.status == "crashed"]
-        if crashed:
+        statuses = {verdict.status for verdict in failed}
+        if "crashed" in statuses:
             error: DeployError = CrashedError(message, _CRASH_HINT)
+        elif "failed" in statuses:
+            error = FailedError(message, _FAILED_HINT)
         else:
             error = ParityError(message, _parity_hint(failed[0], model, file))
         error.details = details
@@ -54,6 +64,8 @@ def require_pass(verdicts: Sequence[Verdict], model: str, file: Path | None = No
 def _sentence(verdict: Verdict) -> str:
     if verdict.status == "crashed":
         return f"{verdict.subject} crashed: {verdict.reason}"
+    if verdict.status == "failed":
+        return f"{verdict.subject} cannot be judged: {verdict.reason}"
     return f"{verdict.subject} is not proved equal to the PyTorch model: {verdict.reason}"
 
 

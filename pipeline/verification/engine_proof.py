@@ -12,7 +12,7 @@ from pathlib import Path
 import engines
 from engines.checks import check_device, choose_device
 from engines.contract import Array, Engine, Feeds, OpenOptions, Outputs, Session
-from engines.errors import CrashedError, NotAvailableError, UsageError
+from engines.errors import CrashedError, DeployError, NotAvailableError, UsageError
 from exporters import PRECISIONS, onnx_files
 from pipeline.golden import file as goldens
 from pipeline.verification.batches import rows_to_run
@@ -77,6 +77,33 @@ def prove(
         )
     except CrashedError as error:
         return Verdict(subject=subject, status="crashed", precision=precision, reason=error.message)
+
+
+def prove_or_fail(
+    subject: str,
+    path: Path,
+    golden_path: Path,
+    precision: str,
+    *,
+    device: str,
+    threads: int,
+    images: Callable[[], Array] | None = None,
+) -> Verdict:
+    """Returns the verdict on a file as `prove` does, but "failed" if it cannot be opened or run.
+
+    The other engines are judged all the same then.
+
+    Raises:
+        UsageError: As `prove`.
+    """
+    try:
+        return prove(
+            subject, path, golden_path, precision, device=device, threads=threads, images=images
+        )
+    except (UsageError, NotAvailableError):
+        raise
+    except DeployError as error:
+        return Verdict(subject=subject, status="failed", precision=precision, reason=error.message)
 
 
 def prove_here(

@@ -28,7 +28,7 @@ from pipeline.verification.weight_audit import Audit
 # The fact of a verdict that names the types in which the engine's products compute.
 COMPUTED_IN = "computed in"
 
-Status = Literal["pass", "mismatch", "vacuous", "not run", "crashed"]
+Status = Literal["pass", "mismatch", "vacuous", "not run", "crashed", "failed"]
 
 
 @dataclass(frozen=True)

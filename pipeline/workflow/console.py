@@ -1,24 +1,33 @@
 """Terminal output: results on stdout, everything else on stderr, one JSON document on demand.
 
+What libraries print is discarded while a command runs; see `own_lines_only`.
+
 rich is imported only to draw a table or a bar, so that `assay --help` stays instant.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 # rich assumes 80 columns where there is no terminal, too few for our tables.
 _PLAIN_WIDTH = 140
 # All but tabs and line breaks, and what changes the direction of text.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+# If set, libraries print where they like.
+LIBRARY_OUTPUT = "ASSAY_LIBRARY_OUTPUT"
+_DESCRIPTORS = {"stdout": 1, "stderr": 2}
 
 
 @dataclass
@@ -30,16 +39,79 @@ class Output:
         quiet: Print errors and results only.
         listener: Receives the progress lines; nothing is printed.
         bar: Replaces `bar`, in a process that draws nothing itself.
+        streams: Where our own lines go instead of `sys.stdout` and `sys.stderr`, by these names.
     """
 
     json: bool = False
     quiet: bool = False
     listener: Callable[[str], None] | None = None
     bar: Callable[[str, float], AbstractContextManager[Bar]] | None = None
+    streams: dict[str, TextIO] = field(default_factory=dict)
 
 
 settings = Output()
 _held: list[Callable[[], None]] | None = None
+
+
+def _stdout() -> TextIO:
+    return settings.streams.get("stdout", sys.stdout)
+
+
+def _stderr() -> TextIO:
+    return settings.streams.get("stderr", sys.stderr)
+
+
+class _Log(logging.Handler):
+    """Prints what our own packages log as lines of progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@contextmanager
+def own_log() -> Iterator[None]:
+    """Prints what `engines` logs, whatever libraries do to the other loggers."""
+    logger, handler = logging.getLogger("engines"), _Log()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextmanager
+def own_lines_only() -> Iterator[None]:
+    """Discards what libraries print, from Python or native code, while the block runs.
+
+    They print where they like if LIBRARY_OUTPUT is set. A stream that is not the process's own, as
+    in a test, is left as it is.
+    """
+    with own_log(), ExitStack() as stack:
+        if LIBRARY_OUTPUT not in os.environ:
+            for name in _DESCRIPTORS:
+                stack.enter_context(_own_stream(name))
+        yield
+
+
+@contextmanager
+def _own_stream(name: str) -> Iterator[None]:
+    theirs = getattr(sys, name)
+    if theirs is None or theirs is not getattr(sys, f"__{name}__"):
+        yield
+        return
+    theirs.flush()
+    descriptor = _DESCRIPTORS[name]
+    kept = os.dup(descriptor)
+    ours = os.fdopen(kept, "w", encoding=theirs.encoding, errors=theirs.errors, buffering=1)
+    with ours, Path(os.devnull).open("wb") as discarded:
+        os.dup2(discarded.fileno(), descriptor)
+        settings.streams[name] = ours
+        try:
+            yield
+        finally:
+            del settings.streams[name]
+            theirs.flush()
+            os.dup2(kept, descriptor)
 
 
 def _plain(text: str) -> str:
@@ -55,14 +127,14 @@ def say(text: str) -> None:
     if settings.listener is not None:
         settings.listener(text)
     elif not settings.quiet:
-        print(_plain(text), file=sys.stderr, flush=True)
+        print(_plain(text), file=_stderr(), flush=True)
 
 
 def result(text: str) -> None:
     """Prints a line that is a result: to stdout, or to stderr if stdout is for JSON."""
     if settings.listener is not None or _hold(partial(result, text)):
         return
-    print(_plain(text), file=sys.stderr if settings.json else sys.stdout, flush=True)
+    print(_plain(text), file=_stderr() if settings.json else _stdout(), flush=True)
 
 
 def _hold(printing: Callable[[], None]) -> bool:
@@ -102,7 +174,7 @@ def document(content: Any) -> None:
     """Prints the JSON document if `--json` was given; NaN and infinities become null."""
     if settings.json:
         text = json.dumps(_finite(content), indent=2, sort_keys=True, allow_nan=False)
-        print(text, flush=True)
+        print(text, file=_stdout(), flush=True)
 
 
 def _finite(content: Any) -> Any:
@@ -117,9 +189,9 @@ def _finite(content: Any) -> Any:
 
 def error(message: str, hint: str = "") -> None:
     """Prints an error and what to do about it."""
-    print(f"error: {_plain(message)}", file=sys.stderr)
+    print(f"error: {_plain(message)}", file=_stderr())
     if hint:
-        print(f"hint: {_plain(hint)}", file=sys.stderr)
+        print(f"hint: {_plain(hint)}", file=_stderr())
 
 
 def confirm(lines: Sequence[str], question: str) -> bool:
@@ -141,7 +213,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     from rich.table import Table
     from rich.text import Text
 
-    stream = sys.stderr if settings.json else sys.stdout
+    stream = _stderr() if settings.json else _stdout()
     drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in columns:
         right = column.startswith(">")
@@ -154,7 +226,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 def _style(cell: str) -> str:
     if cell.startswith("pass"):
         return "green"
-    if cell.startswith(("mismatch", "vacuous", "crashed")):
+    if cell.startswith(("mismatch", "vacuous", "crashed", "failed")):
         return "bold red"
     return "yellow" if cell.startswith(("not run", "unstable")) else ""
 
@@ -186,7 +258,7 @@ def bar(description: str, total: float) -> Iterator[Bar]:
         with settings.bar(description, total) as elsewhere:
             yield elsewhere
         return
-    if settings.quiet or settings.listener is not None or not sys.stderr.isatty():
+    if settings.quiet or settings.listener is not None or not _stderr().isatty():
         yield Bar(None, None)
         return
     from rich.console import Console
@@ -199,5 +271,5 @@ def bar(description: str, total: float) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+    with Progress(*columns, console=Console(file=_stderr()), transient=True) as progress:
         yield Bar(progress, progress.add_task(description, total=total, text=""))

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ _POLL_SECONDS = 0.25
 # A child that uses more than half of the memory is stopped when no more than this is left, before
 # the kernel chooses a process to kill.
 _RESERVE_BYTES = 256 << 20
+# How much of what libraries print is kept, and how many lines of that are printed after a death.
+_PART_BYTES, _PRINTED_PARTS, _PRINTED_LINES = 1 << 12, 16, 20
 _BOOT = (
     "import json, os, sys; sys.path[:] = json.loads(os.environ.pop('ASSAY_WORKER_PATH'));"
     " from pipeline.workflow import worker_child; worker_child.serve(*map(int, sys.argv[1:]))"
@@ -120,10 +123,12 @@ class _Child:
         ours, theirs = connection.Pipe()
         in_main = threading.current_thread() is threading.main_thread()
         with contextlib.closing(theirs), _without_interrupts():
+            printing = console.LIBRARY_OUTPUT in os.environ
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(int(in_main))],
                 stdin=subprocess.DEVNULL,
-                stdout=_terminal(),  # never on stdout, which may hold a JSON document
+                stdout=_terminal() if printing else subprocess.PIPE,  # never on our stdout
+                stderr=None if printing else subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
                 env={
                     **os.environ,
@@ -133,6 +138,16 @@ class _Child:
                 },
             )
         self._connection = ours
+        self._printed = deque[bytes](maxlen=_PRINTED_PARTS)
+        self._reader = threading.Thread(target=self._read_printed, daemon=True)
+        self._reader.start()
+
+    def _read_printed(self) -> None:
+        """Keeps the end of what libraries print in the child, in case it dies."""
+        if self._process.stdout is not None:
+            with self._process.stdout as stream:
+                while part := os.read(stream.fileno(), _PART_BYTES):
+                    self._printed.append(part)
 
     def usable(self) -> bool:
         """Returns whether it still runs, in the environment of now."""
@@ -156,9 +171,11 @@ class _Child:
                     else:
                         bars(message)
         except (EOFError, ConnectionError):
+            death = self._death()
+            self._show_printed()
             raise CrashedError(
-                f"{self._death()} ended the process while {doing}",
-                "see the lines that the library printed; leave the engine out with --engine",
+                f"{death} ended the process while {doing}",
+                "the lines above, if any, are its library's; leave the engine out with --engine",
             ) from None
 
     def _wait(self, doing: str, deadline: float) -> None:
@@ -191,6 +208,13 @@ class _Child:
         except ValueError:
             name = ""
         return f"signal {number}{name}"
+
+    def _show_printed(self) -> None:
+        """Prints the last lines of the libraries of a child that has died."""
+        self._reader.join(timeout=1)  # a process that the child started may still hold the pipe
+        lines = b"".join(self._printed).decode(errors="replace").splitlines()
+        for line in lines[-_PRINTED_LINES:]:
+            console.say(line)
 
     def end(self) -> None:
         if self._owner != os.getpid():

@@ -71,7 +71,7 @@ def serve(descriptor: int, in_main: int) -> None:
     _parent = Connection(descriptor)
     console.settings.listener = lambda line: _send(Message("say", line))
     console.settings.bar = _bar
-    with contextlib.suppress(EOFError, ConnectionError):
+    with console.own_log(), contextlib.suppress(EOFError, ConnectionError):
         while True:
             folder, path, work = _parent.recv()
             os.chdir(folder)

@@ -10,6 +10,7 @@ from tests.faulty_engines.base import Faulty
 
 class Aborting(Faulty):
     def build(self, _source: Path, _target: Path, _options: BuildOptions) -> tuple[Layer, ...]:
+        os.write(2, b"last words of a library\n")
         os.abort()
 
 

@@ -218,6 +218,7 @@ def test_a_network_may_change_its_inputs_and_an_unread_buffer(assay: Assay, prec
         ("counter", (), ("each run changes count of the network", "an input and an output")),
         ("counter", ("--precision", "fp16"), ("each run changes count of the network",)),
         ("steps", (), ("each run changes steps of the network",)),
+        ("normed", (), ("each run changes parameters of the network: table.weight", "max_norm")),
         ("packed", (), ("it packs sequences", "at plain.py:", "padded sequences")),
         ("same_name", (), ("an output is named 'x', like an input", "assay.Model(outputs=")),
         ("twice", (), ("an output is named 'y', like another output",)),

@@ -161,9 +161,32 @@ def test_progress_is_shown_by_the_caller(capfd: pytest.CaptureFixture[str]) -> N
     assert err.splitlines() == ["a line", "a line above the bar"]
 
 
-def test_what_a_library_prints_is_not_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_a_library_prints_is_discarded(capfd: pytest.CaptureFixture[str]) -> None:
+    worker.call("printing", os.system, "echo a library; echo more >&2")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_library_prints_is_never_on_stdout(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(console.LIBRARY_OUTPUT, "1")
     worker.call("printing", os.system, "echo a library")
     assert capfd.readouterr() == ("", "a library\n")
+
+
+def print_and_die() -> None:
+    os.system("seq 100000")  # noqa: S605 - as native code prints: not through Python
+    os.abort()
+
+
+def test_the_last_lines_of_a_library_that_died_are_printed(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(CrashedError):
+        worker.call("dying", print_and_die)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [str(number) for number in range(100000 - len(lines) + 1, 100001)]
+    assert 10 < len(lines) < 50
 
 
 def test_the_child_leaves_no_temporary_files() -> None:
@@ -222,7 +245,8 @@ FAULTY = ROOT / "tests" / "faulty_engines"
 def test_engines_that_crash_are_rows_and_the_others_are_measured(
     process: Callable[..., Process], tmp_path: Path
 ) -> None:
-    names = ("aborting", "hanging", "hungry", "segfaulting", "wrong", "onnxruntime", "openvino")
+    failing = ("aborting", "hanging", "hungry", "segfaulting", "wrong")
+    names = (*failing, "noisy", "onnxruntime", "openvino")
     engines = [word for name in names for word in ("--engine", name)]
     limits = ("--time-limit", 12, "--memory-limit", 1.5)
     machine = {"PYTHONPATH": python_path(FAULTY)}
@@ -234,6 +258,7 @@ def test_engines_that_crash_are_rows_and_the_others_are_measured(
     assert verdicts == {
         "hanging": "crashed",
         "hungry": "crashed",
+        "noisy": "pass",
         "onnxruntime": "pass",
         "openvino": "pass",
         "segfaulting": "crashed",
@@ -247,6 +272,8 @@ def test_engines_that_crash_are_rows_and_the_others_are_measured(
     assert "wrong is not proved equal to the PyTorch model" in error
     assert (tmp_path / "dist/edge-fp32.tar.zst").exists()
     assert "Traceback" not in result.err
+    assert "last words of a library" in result.err
+    assert "clatter" not in result.out + result.err
 
     again = process("bench", "edge", "--engine", "hanging").run(machine=machine)
     assert again.code == 3
