@@ -32,13 +32,13 @@ _FILES = {
     "lenet/fp32/model.onnx": _BUILD,
     "lenet/fp32/golden.npz": _VERIFY,
     "lenet/fp32/export.json": _EXPORT,
-    "lenet/fp32/onnxruntime/engine": _VERIFY,
+    "lenet/fp32/onnxruntime/engine.onnx": _VERIFY,
     "lenet/fp32/onnxruntime/build.json": _BUILD,
     "lenet/fp32/onnxruntime/verdict.json": _VERIFY,
     "lenet/fp32/measurements.json": _BUNDLE,
     ".locks": _BUNDLE,
     ".locks/lenet-fp32-bundle": _BUNDLE,
-    "dist/lenet-fp32.tar.gz": _BUNDLE,
+    "dist/lenet-fp32.tar.zst": _BUNDLE,
 }
 _REPORT = ("report", "lenet")
 

@@ -17,6 +17,7 @@ import engines
 from engines.checks import import_vendor
 from engines.contract import OpenOptions
 from engines.errors import DeployError
+from pipeline.workflow.artifacts import ENGINE, is_engine
 from pipeline.workflow.runner import Store
 from tests.bundles import bundle_of, members, pack, rerecorded, with_digest
 from tests.conftest import Result, need_engine
@@ -32,7 +33,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 def path_of(engine: str) -> str:
-    return f"lenet/fp32/{engine}/engine"
+    return ENGINE.at(model="lenet", precision="fp32", engine=engine).path
 
 
 @pytest.mark.slow(8)
@@ -43,14 +44,14 @@ def test_damaged_engines_of_a_bundle_are_rows(
     built: Store, tmp_path: Path, assay: Assay, damage: str, good: str
 ) -> None:
     contents = members(bundle_of(built))
-    names = [name.split("/")[-2] for name in contents if name.endswith("/engine")]
+    names = [name.split("/")[-2] for name in contents if is_engine(name.partition("/")[2])]
     damaged = {
         path_of(name): DAMAGES[damage](contents[f"lenet-fp32/{path_of(name)}"])
         for name in names
         if name != good
     }
-    path = pack(tmp_path / "forged.tar.gz", list(rerecorded(contents, damaged).items()))
-    result = assay("check", path, "--json")
+    path = pack(tmp_path / "forged.tar.zst", list(rerecorded(contents, damaged).items()))
+    result = assay("check", "--trust", path, "--json")
     assert result.code == 1
     rows = {row["subject"]: row for row in json.loads(result.out)["verdicts"]}
     here = {name for name in names if engines.get(name).available().run}
@@ -157,10 +158,10 @@ def test_a_hostile_openvino_model_reads_nothing_else(
     os.mkfifo(canary)
     content = hostile(built, lambda xml: MODELS[case](xml).replace("{canary}", str(canary)))
     path = pack(
-        tmp_path / "forged.tar.gz",
+        tmp_path / "forged.tar.zst",
         list(rerecorded(members(bundle_of(built)), {path_of("openvino"): content}).items()),
     )
-    result = assay("check", path, "--engine", "openvino", "--time-limit", 20, "--json")
+    result = assay("check", "--trust", path, "--engine", "openvino", "--time-limit", 20, "--json")
     row = json.loads(result.out)["verdicts"][1]
     assert row["subject"] == "openvino"
     # Some of it is ignored, and the model is the old one then.

@@ -65,7 +65,7 @@ def traced(tmp_path: Path) -> Callable[..., None]:
 
 @pytest.mark.slow(8)
 def test_a_check_reports_to_nobody(built: Store, traced: Callable[..., None]) -> None:
-    traced("check", bundle_of(built))
+    traced("check", "--trust", bundle_of(built))
 
 
 @pytest.mark.long
