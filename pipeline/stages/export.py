@@ -45,7 +45,7 @@ from pipeline.workflow.artifacts import (
     reference_cache,
 )
 from pipeline.workflow.digests import read_json, require_file, sha256_file, write_json
-from pipeline.workflow.stage import Stage, StageRuns, option
+from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from engines.contract import Array
@@ -103,6 +103,11 @@ class CommandOptions:
 
     weights: Path | None = option(
         None, text="Take the model's weights from this safetensors or torch file first."
+    )
+    weights_key: str | None = option(
+        None,
+        text="Take the tensors of --weights whose names begin with this, such as model_ema.",
+        role=OptionRole(requires=("weights",), requires_hint="name the file with --weights"),
     )
 
 

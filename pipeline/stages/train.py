@@ -52,6 +52,10 @@ class Params:
         text="Start from this safetensors or torch file; without --epochs, use it unchanged.",
         key=False,
     )
+    weights_key: str | None = option(
+        None,
+        text="Take the tensors of --weights whose names begin with this, such as model_ema.",
+    )
     preset: str = option(
         "full",
         text="full is the model's recipe; quick takes minutes on a CPU, with a part of the data.",
@@ -124,7 +128,7 @@ def inherit(params: Params, explicit: frozenset[str], record: Record) -> Params:
     if "preset" in explicit and params.preset != record.params.get("preset"):
         kept -= _BY_PRESET
     if "weights" in explicit:  # without --epochs, they are used as they are
-        kept -= {"epochs"}
+        kept -= {"epochs", "weights_key"}
     inherited = {name: record.params[name] for name in kept if name in record.params}
     # JSON has no tuples.
     inherited |= {name: tuple(v) for name, v in inherited.items() if isinstance(v, list)}
@@ -272,6 +276,7 @@ def _job(inputs: Paths, params: Params) -> Job:
         labels=_at(inputs, TRAIN_LABELS, params) if with_data else None,
         limit=params.limit,
         weights=params.weights,
+        key=params.weights_key,
         fit=Fit(params.mean, params.std, params.bgr, params.replace_head),
         settings=Settings(**{name: values[name] for name in names if name in values}),
         state=training_state(inputs.root, params.model),

@@ -34,6 +34,7 @@ class Job:
         labels: The IDX file of their classes.
         limit: Use only this many images, the first ones; None means all.
         weights: The file of the weights to start from.
+        key: See `pipeline.training.weights.load`.
         fit: How the model takes the data set.
         state: The file that progress is saved in.
         depends: JSON value of what the weights depend on, besides the settings.
@@ -46,6 +47,7 @@ class Job:
     labels: Path | None
     limit: int | None
     weights: Path | None
+    key: str | None
     fit: Fit
     settings: Settings
     state: Path
@@ -71,7 +73,7 @@ def fit(job: Job) -> tuple[Model, list[dict[str, float]], dict[str, Any]]:
     spec = models.get(job.model, job.settings.seed)
     load = None
     if (start := job.weights) is not None:
-        load = lambda network: weights.load(network, start, job.model)  # noqa: E731
+        load = lambda network: weights.load(network, start, job.model, job.key)  # noqa: E731
     model = data_fit.build(spec, job.contents, job.fit, load)
     details: dict[str, Any] = {**dataclasses.asdict(job.settings), "fit": job.fit.document()}
     curve: list[dict[str, float]] = []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import DeployError
+from pipeline.training import weight_names
 from pipeline.workflow import console
 from pipeline.workflow.digests import require_file
 
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 _NAMED = 5  # how many mismatches an error names
-# Keys that training scripts commonly put the weights under, and DataParallel's prefix of names.
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIX = "module."
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """Reads the tensors of a safetensors file, or of a torch file that holds only tensors.
+    """Reads the tensors of a safetensors file, or of a torch file that holds them by name.
+
+    The dictionaries of a torch file may hold numbers, texts and dictionaries, too.
 
     Raises:
         DeployError: The file is neither, or loading it would run code.
@@ -51,24 +51,18 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # unpickling raises nearly anything
         # Not torch's own message, which advises to load the file unsafely.
         raise DeployError(
-            f"{path} is neither a safetensors file nor a torch file that holds only tensors; no"
-            " code in it was run",
+            f"{path} is neither a safetensors file nor a torch file that holds only"
+            f" tensors{_object(error)}; no code in it was run",
             "save it with safetensors.torch.save_file(model.state_dict(), FILE)",
         ) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(
-        isinstance(v, torch.Tensor) for v in content.values()
-    ):
+    try:
+        tensors = weight_names.flatten(content)
+    except ValueError as error:
+        raise DeployError(f"{path}: {error}", "save each tensor once") from error
+    if not tensors:
         raise DeployError(
             f"{path} holds a {type(content).__name__}, not tensors by name",
             "save the model's state_dict()",
-        )
-    tensors = {str(name).removeprefix(_PREFIX): tensor for name, tensor in content.items()}
-    if len(tensors) != len(content):
-        raise DeployError(
-            f"{path} holds two tensors of one name", f"save each once, without {_PREFIX!r}"
         )
     for name, tensor in tensors.items():
         if fault := _kind(tensor):
@@ -77,6 +71,12 @@ def read(path: Path) -> dict[str, torch.Tensor]:
                 "save the state_dict() of a model that is neither sparse nor quantized, on the CPU",
             )
     return tensors
+
+
+def _object(error: Exception) -> str:
+    """Returns the class that torch refused to load, in words."""
+    refused = re.search(r"GLOBAL ([\w.]+) was not an allowed", str(error))
+    return f" (it holds a {refused[1]})" if refused else ""
 
 
 def _check_archive(path: Path) -> None:
@@ -137,14 +137,20 @@ def untie(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n: tensor.detach().cpu().clone(memory_format=plain) for n, tensor in tensors.items()}
 
 
-def load(network: nn.Module, path: Path, model: str) -> None:
+def load(network: nn.Module, path: Path, model: str, key: str | None = None) -> None:
     """Loads the weights of a file into a network.
+
+    Args:
+        key: The first parts of the tensors' names in the file, if it holds several models.
 
     Raises:
         DeployError: The file cannot be read, or its tensors do not fit; the message counts all
             mismatches and names the first.
     """
-    fit(network, read(path), str(path), model)
+    tensors, note = weight_names.select(read(path), network, key, str(path))
+    if note:
+        console.say(f"weights: {note} of {path}")
+    fit(network, tensors, str(path), model)
 
 
 def fit(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, model: str) -> None:
@@ -174,7 +180,8 @@ def fit(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, model:
         more = f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
         raise DeployError(
             f"{where} does not hold the weights of {model}: {len(faults)} of"
-            f" {len({*wanted, *tensors})} tensors do not fit: {'; '.join(faults[:_NAMED])}{more}",
+            f" {len({*wanted, *tensors})} tensors do not fit: {'; '.join(faults[:_NAMED])}{more}."
+            f" It holds {weight_names.listed(tensors)}",
             "give weights of the same architecture, number of classes and kind of numbers",
         )
     broken = [n for n, tensor in tensors.items() if not _as_finite_as(wanted[n], tensor)]

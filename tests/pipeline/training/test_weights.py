@@ -100,3 +100,117 @@ def test_given_weights_are_used_unchanged(tmp_path: Path, assay: Assay) -> None:
     # A later export without the option keeps them.
     again = assay("export", "lenet", *where)
     assert "train" not in again.err
+
+
+class Tied(nn.Module):
+    """Two layers that share their weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3, bias=False)
+        self.second = nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+STATE = net(1).state_dict()
+OTHER = net(2).state_dict()
+
+
+def under(prefix: str, state: dict[str, torch.Tensor] = STATE) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+LAYOUTS: dict[str, object] = {
+    "the names as they are": STATE,
+    "DataParallel": under("module."),
+    "torch.compile": under("_orig_mod."),
+    "both": under("module._orig_mod."),
+    "compiled inside": {
+        f"{name[:2]}_orig_mod.{name[2:]}": tensor for name, tensor in STATE.items()
+    },
+    "an attribute of a wrapper": under("net."),
+    "Lightning": {
+        "epoch": 3,
+        "state_dict": {**under("model."), "loss.weight": torch.ones(2)},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(4, 3)}}}],
+    },
+    "a training script": {"model_state_dict": STATE, "optimizer": {"param_groups": [{"lr": 0.1}]}},
+    "a model and its exact average": {"model": STATE, "step": torch.tensor(4)},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_are_found_by_their_names(
+    tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(LAYOUTS[layout], tmp_path / "w.ckpt")
+    network = net()
+    weights.load(network, tmp_path / "w.ckpt", "net")
+    assert all(torch.equal(network.state_dict()[name], STATE[name]) for name in STATE)
+    renamed = layout in ("an attribute of a wrapper", "Lightning", "a training script")
+    assert ("took the 9 tensors under" in capsys.readouterr().err) >= renamed
+
+
+def test_a_network_in_a_wrapper_takes_names_without_its_prefix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrapped = nn.Module()
+    wrapped.backbone = net()
+    save_file(STATE, tmp_path / "w.safetensors")
+    weights.load(wrapped, tmp_path / "w.safetensors", "net")
+    assert torch.equal(wrapped.backbone[0].weight, STATE["0.weight"])
+    assert "put 'backbone.' before the names" in capsys.readouterr().err
+
+
+def test_of_several_models_in_a_file_the_user_chooses(tmp_path: Path) -> None:
+    torch.save({"model": STATE, "model_ema": OTHER}, tmp_path / "w.pt")
+    with pytest.raises(DeployError, match=r"2 times, under model, model_ema") as caught:
+        weights.load(net(), tmp_path / "w.pt", "net")
+    assert "--weights-key model" in caught.value.hint
+    network = net()
+    weights.load(network, tmp_path / "w.pt", "net", "model_ema")
+    assert torch.equal(network[0].weight, OTHER["0.weight"])
+    with pytest.raises(DeployError, match="no tensors under 'ema'"):
+        weights.load(net(), tmp_path / "w.pt", "net", "ema")
+
+
+def test_tied_weights_may_be_stored_once(tmp_path: Path) -> None:
+    state = {name: torch.rand(tensor.shape) for name, tensor in Tied().state_dict().items()}
+    del state["second.weight"]
+    save_file(state, tmp_path / "w.safetensors")
+    network = Tied()
+    weights.load(network, tmp_path / "w.safetensors", "tied")
+    assert torch.equal(network.second.weight, state["first.weight"])
+
+
+def test_a_mismatch_lists_what_the_file_holds(tmp_path: Path) -> None:
+    save_file({"encoder.weight": torch.ones(5, 2)}, tmp_path / "w.safetensors")
+    with pytest.raises(DeployError, match=r"It holds 1 tensors: encoder\.weight \[5, 2\]"):
+        weights.load(net(), tmp_path / "w.safetensors", "net")
+
+
+def test_the_class_that_is_not_loaded_is_named(tmp_path: Path) -> None:
+    torch.save({"state_dict": STATE, "path": tmp_path}, tmp_path / "w.ckpt")
+    with pytest.raises(DeployError, match=r"it holds a pathlib\.PosixPath"):
+        weights.load(net(), tmp_path / "w.ckpt", "net")
+
+
+@pytest.mark.slow(2)
+def test_a_key_is_an_option_of_train_and_export(tmp_path: Path, assay: Assay) -> None:
+    from pipeline import models
+
+    state = models.get("lenet").build(None).network.state_dict()
+    half = {name: tensor * 0.5 for name, tensor in state.items()}
+    torch.save({"model": state, "ema": half}, tmp_path / "w.pt")
+    where = ("lenet", "--root", tmp_path, "--weights", tmp_path / "w.pt", "--test-limit", 10)
+    assert assay("data", "--root", tmp_path).code == 0
+    assert assay("train", *where).code == 1
+    assert assay("train", *where, "--weights-key", "ema").code == 0
+    kept = weights.read(tmp_path / "lenet/checkpoint.safetensors")
+    assert all(torch.equal(kept[name], half[name]) for name in half)
+    assert assay("export", "lenet", "--root", tmp_path, "--weights-key", "ema").code == 2

@@ -1,0 +1,154 @@
+"""Finding a network's weights in a file whose names have other prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from engines.errors import DeployError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_DEEPEST = 4  # dictionaries in dictionaries
+# What torch.compile and DataParallel put into the names of the modules that they wrap.
+_WRAPPING = ("_orig_mod.", "module.")
+_NAMED = 5  # tensors in a message
+
+
+def flatten(content: Any, prefix: str = "", depth: int = _DEEPEST) -> dict[str, torch.Tensor]:
+    """Returns all tensors in nested dictionaries, by their keys joined by dots.
+
+    What is not a tensor, such as the number of an epoch, is left out.
+
+    Raises:
+        ValueError: Two tensors have the same name.
+    """
+    import torch
+
+    if not isinstance(content, Mapping) or not depth:
+        return {}
+    tensors: dict[str, torch.Tensor] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        found = {name: value} if isinstance(value, torch.Tensor) else {}
+        found = found or flatten(value, f"{name}.", depth - 1)
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise ValueError(f"two tensors are called {twice[0]}")
+        tensors |= found
+    return tensors
+
+
+def select(
+    held: Mapping[str, torch.Tensor], network: nn.Module, key: str | None, where: str
+) -> tuple[dict[str, torch.Tensor], str]:
+    """Returns the tensors of a file that have the names and shapes of a network's.
+
+    Their names may all have a prefix, such as `model.` or `state_dict.module.`, or lack one that
+    the network's have. Tensors outside of that prefix are left out.
+
+    Args:
+        held: All tensors of the file.
+        key: The prefix to take, without its last dot, if the user gave one.
+        where: The file, for messages.
+
+    Returns:
+        The tensors by the network's names, and what was done, for people; "" if nothing. If no
+        prefix fits, all tensors of the file by their own names.
+
+    Raises:
+        DeployError: Several prefixes fit, or the one given does not occur.
+    """
+    wanted = network.state_dict()
+    plain = _unwrapped(held)
+    if key is not None:
+        group = _under(plain, f"{key}.") or _under(dict(held), f"{key}.")
+        if not group:
+            raise DeployError(
+                f"{where} has no tensors under {key!r}; it holds {listed(held)}",
+                "give the first parts of their names with --weights-key",
+            )
+        return _tied(group, network), f"took the {len(group):,} tensors under {key!r}"
+    complete = [p for p in _prefixes(plain, wanted) if _fits(_under(plain, p), wanted, network)]
+    if "" in complete or not complete:
+        inner = _common_prefix(wanted) if not complete else ""
+        if inner and _fits({f"{inner}{n}": t for n, t in plain.items()}, wanted, network):
+            renamed = {f"{inner}{name}": tensor for name, tensor in plain.items()}
+            return _tied(renamed, network), f"put {inner!r} before the names"
+        return _tied(plain, network), ""
+    if len(complete) > 1:
+        names = ", ".join(prefix.rstrip(".") for prefix in complete)
+        raise DeployError(
+            f"{where} holds the model's weights {len(complete)} times, under {names}",
+            f"choose one, as with --weights-key {complete[0].rstrip('.')}",
+        )
+    (prefix,) = complete
+    group = _under(plain, prefix)
+    note = f"took the {len(group):,} tensors under {prefix.rstrip('.')!r}"
+    if others := len(plain) - len(group):
+        note += f" and left out {others:,} others"
+    return _tied(group, network), note
+
+
+def listed(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Returns how many tensors there are, with the names and shapes of the first."""
+    first = [f"{name} {list(tensor.shape)}" for name, tensor in tensors.items()][:_NAMED]
+    more = ", ..." if len(tensors) > _NAMED else ""
+    return f"{len(tensors):,} tensors: {', '.join(first)}{more}"
+
+
+def _unwrapped(held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Removes the parts of names that wrappers add, unless two tensors would have one name."""
+    renamed = {}
+    for name, tensor in held.items():
+        parts = name.split(".")
+        kept = [part for part in parts if f"{part}." not in _WRAPPING]
+        renamed[".".join(kept)] = tensor
+    return renamed if len(renamed) == len(held) else dict(held)
+
+
+def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _prefixes(held: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
+    """Returns the prefixes under which the file has the tensor with the longest name."""
+    if not wanted:
+        return [""]
+    anchor = max(wanted, key=len)
+    ends = [name.removesuffix(anchor) for name in held if name.endswith(anchor)]
+    return [prefix for prefix in ends if not prefix or prefix.endswith(".")]
+
+
+def _common_prefix(wanted: Mapping[str, torch.Tensor]) -> str:
+    first = {name.partition(".")[0] for name in wanted}
+    return f"{first.pop()}." if len(first) == 1 else ""
+
+
+def _fits(
+    group: Mapping[str, torch.Tensor],
+    wanted: Mapping[str, torch.Tensor],
+    network: nn.Module,
+) -> bool:
+    group = _tied(group, network)
+    return group.keys() >= wanted.keys() and all(
+        group[name].shape == tensor.shape for name, tensor in wanted.items()
+    )
+
+
+def _tied(group: Mapping[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+    """Adds tensors that the network shares with others, of which a file may hold one only."""
+    complete = dict(group)
+    shared: dict[int, list[str]] = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        shared.setdefault(id(tensor), []).append(name)
+    for names in shared.values():
+        known = next((name for name in names if name in group), None)
+        if known is not None:
+            complete |= {name: group[known] for name in names if name not in group}
+    return complete
