@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 from collections import Counter
@@ -79,14 +80,15 @@ def scan(folder: Path) -> Listing:
         if test_labels != labels:
             odd = sorted(set(labels) ^ set(test_labels))
             raise DeployError(
-                f"{folder}/train and {split} have different classes: {', '.join(odd)}",
+                f"{folder}/train and {split} have different classes: {', '.join(odd[:_NAMED])}"
+                f"{f' and {len(odd) - _NAMED} more' if len(odd) > _NAMED else ''}",
                 "give both the same subfolders",
             )
     else:
         labels, every = _classes(folder)
         train, test = [], []
-        for index in range(len(labels)):
-            of_class = [entry for entry in every if entry[1] == index]
+        for _, entries in itertools.groupby(every, key=lambda entry: entry[1]):
+            of_class = list(entries)
             shuffle.shuffle(of_class)
             count = max(1, len(of_class) // _TEST_SHARE)
             test += of_class[:count]
