@@ -87,8 +87,8 @@ def scan(folder: Path) -> Listing:
     else:
         labels, every = _classes(folder)
         train, test = [], []
-        for _, entries in itertools.groupby(every, key=lambda entry: entry[1]):
-            of_class = list(entries)
+        for _, group in itertools.groupby(every, key=lambda entry: entry[1]):
+            of_class = list(group)
             shuffle.shuffle(of_class)
             count = max(1, len(of_class) // _TEST_SHARE)
             test += of_class[:count]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import random
@@ -31,47 +32,15 @@ from pipeline.data import imagefolder
 SECONDS = 5  # a command that takes longer hangs
 FORGED = "error: forged by a name"
 PARTS = (
-    *(
-        "a",
-        "Z",
-        "0",
-        ".",
-        "..",
-        "-",
-        "--",
-        "-h",
-        " ",
-        "  ",
-        "~",
-        "$HOME",
-        "`id`",
-        "$(id)",
-        ";",
-        "|",
-    ),
-    *(
-        '"',
-        "'",
-        "\\",
-        "\\n",
-        "%",
-        "%s",
-        "%(a)s",
-        "{",
-        "}",
-        "{0}",
-        "{a!r}",
-        "[",
-        "]",
-        "[/]",
-        "[red]",
-    ),
+    *("a", "Z", "0", ".", "..", "-", "--", "-h", " ", "  ", "~", "$HOME", "`id`", "$(id)", ";"),
+    *('"', "'", "\\", "\\n", "%", "%s", "%(a)s", "{", "}", "{0}", "{a!r}", "[", "[/]", "[red]"),
     *("*", "?", "#", "&", "<", ">", ":", "::", "=", ",", "@", "/", "//", "../", "/etc/passwd"),
     *(f"\n{FORGED}", "\r", "\t", "\x1b[2J", "\x1b]0;title\x07", "\x7f", "\x80", "\x9b31m", "\x08"),
     *("\u202e", "\u2066", "\u200f", "\u061c", "\u200b", "\u2028", "\u2029", "\ufeff", "\u00ad"),
-    *("é", "e\u0301", "ß", "İ", "漢字", "😀", "👩\u200d👩", "\U000e0041", "\ufdfd", "\u0300" * 40),
-    *("\udcff", "\udc80", "\ud800", "con", "nul", "x" * 300, "y" * 5000, ".py", ".onnx", ".png"),
-    *("None", "nan", "inf", "1e999", "true", "__init__", "__main__", "fashion-mnist", "lenet"),
+    *("\u00e9", "e\u0301", "\u00df", "\u0130", "\u6f22", "\U0001f600", "\ufdfd", "\u0300" * 40),
+    *("\U0001f469\u200d\U0001f469", "\U000e0041", "\udcff", "\udc80", "\ud800", "con", "nul"),
+    *("x" * 300, "y" * 5000, ".py", ".onnx", ".png", "None", "nan", "inf", "1e999", "true"),
+    *("__init__", "__main__", "fashion-mnist", "lenet"),
 )
 
 
@@ -191,6 +160,7 @@ USES: dict[str, Callable[[str], None]] = {
 
 def attack(count: int, seed: int, folder: Path) -> Iterator[str]:
     """Uses `count` names in an empty folder; yields a report of each that fails."""
+    importlib.import_module("torch")  # takes seconds, which would count for a name
     for name in ("files", "images"):
         (folder / name).mkdir()
     (folder / "models.py").write_text("def make(): return None\n")
