@@ -22,7 +22,7 @@ def of_this_process() -> set[str]:
     folders |= {Path(sys.prefix), Path(sys.base_prefix)}
     names = {getpass.getuser(), socket.gethostname()} - {"localhost"}
     named = {name for name in names if len(name) >= _SHORTEST}
-    return {*map(str, folders), *named, "site-packages", "/usr/lib"}
+    return {*map(str, folders), *named, "site-packages"}
 
 
 def leaks_in(content: bytes, traces: set[str], name: str) -> Iterator[str]:
