@@ -18,6 +18,7 @@ _SPLITS = {
 }
 # Left behind by archives and file managers; so are all names that begin with a dot.
 _IGNORED = ("__MACOSX", "@eaDir", "lost+found")
+_NAMED = 5  # names in a message
 _DEEPEST = 8  # folders that hold nothing but one other folder
 
 Entry = tuple[Path, int]
@@ -72,7 +73,8 @@ def scan(folder: Path) -> Listing:
     if test_labels != labels:
         odd = sorted(set(labels) ^ set(test_labels))
         raise DeployError(
-            f"{splits['train']} and {held_out} have different classes: {', '.join(odd)}",
+            f"{splits['train']} and {held_out} have different classes: {', '.join(odd[:_NAMED])}"
+            f"{f' and {len(odd) - _NAMED} more' if len(odd) > _NAMED else ''}",
             "give both the same subfolders",
         )
     if len(splits) == len(_SPLITS):
@@ -127,10 +129,10 @@ def _splits(folder: Path) -> dict[str, Path]:
             splits[kind] = path
     if splits and others:
         split = next(iter(splits.values())).name
+        named = ", ".join(others[:_NAMED])
         raise DeployError(
-            f"{folder} has {split} beside {', '.join(others[:5])}: a folder holds either splits or"
-            " classes",
-            f"move {', '.join(others[:5])} away, or rename {split} if it is a class",
+            f"{folder} has {split} beside {named}: a folder holds either splits or classes",
+            f"move {named} away, or rename {split} if it is a class",
         )
     return splits
 

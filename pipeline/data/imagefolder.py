@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 from collections import Counter
@@ -146,8 +147,8 @@ def _split(listing: Listing, bad: dict[Path, str]) -> tuple[list[Entry], list[En
     test = [entry for entry in listing.test or () if entry[0] not in bad]
     if listing.test is None:
         every, train = train, []
-        for index in range(len(listing.labels)):
-            of_class = [entry for entry in every if entry[1] == index]
+        for _, group in itertools.groupby(every, key=lambda entry: entry[1]):
+            of_class = list(group)
             shuffle.shuffle(of_class)
             count = max(1, len(of_class) // _TEST_SHARE)
             test += of_class[:count]

@@ -22,8 +22,12 @@ from typing import Any, TextIO
 
 # rich assumes 80 columns where there is no terminal, too few for our tables.
 _PLAIN_WIDTH = 140
-# All but tabs and line breaks, and what changes the direction of text.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# All but tabs and line feeds: control characters, other line breaks, what is invisible or changes
+# the direction of text, and halves of surrogate pairs.
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+)
 
 # If set, libraries print where they like.
 LIBRARY_OUTPUT = "ASSAY_LIBRARY_OUTPUT"
@@ -118,8 +122,14 @@ def _plain(text: str) -> str:
     """Returns a text whose control characters are escaped.
 
     Names in files of others may hold any, which would change the terminal or hide what is printed.
+    Lines after the first are indented, so that none can look like a line of ours.
     """
-    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    escaped = _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return escaped.replace("\n", "\n  ")
+
+
+def _in_one_line(text: str) -> str:
+    return _plain(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 
 def say(text: str) -> None:
@@ -214,12 +224,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     from rich.text import Text
 
     stream = _stderr() if settings.json else _stdout()
-    drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    heading = Text(_in_one_line(title))
+    drawn = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in columns:
         right = column.startswith(">")
         drawn.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(_plain(cell), style=_style(cell)) for cell in row))
+        drawn.add_row(*(Text(_in_one_line(cell), style=_style(cell)) for cell in row))
     Console(file=stream, width=None if stream.isatty() else _PLAIN_WIDTH).print(drawn)
 
 
@@ -241,12 +252,12 @@ class Bar:
     def advance(self, amount: float, text: str = "") -> None:
         """Moves the bar on by `amount` and shows `text` after it."""
         if self._progress is not None:
-            self._progress.update(self._task, advance=amount, text=text)
+            self._progress.update(self._task, advance=amount, text=_in_one_line(text))
 
     def line(self, text: str) -> None:
         """Prints a line that stays, above the bar."""
         if self._progress is not None:
-            self._progress.console.print(text, highlight=False)
+            self._progress.console.print(_plain(text), highlight=False, markup=False)
         else:
             say(text)
 
@@ -265,11 +276,11 @@ def bar(description: str, total: float) -> Iterator[Bar]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
     )
     with Progress(*columns, console=Console(file=_stderr()), transient=True) as progress:
-        yield Bar(progress, progress.add_task(description, total=total, text=""))
+        yield Bar(progress, progress.add_task(_in_one_line(description), total=total, text=""))
