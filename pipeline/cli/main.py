@@ -11,7 +11,6 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from exporters import DEFAULT_PRECISION
 from pipeline import __version__
 from pipeline.cli import commands, stage_runs
 from pipeline.cli.flags import limiting, make_store, storing
-from pipeline.cli.options import click_parameters
+from pipeline.cli.options import SectionedCommand, click_parameter
 from pipeline.workflow import chain, console, signals
 from pipeline.workflow.digests import read_json
 from pipeline.workflow.runner import Outcome
@@ -94,14 +93,10 @@ def _add_stage(name: str) -> None:
             {"outcomes": _document(stage_runs.run_command(name, arguments, store, extra))}
         )
 
-    parameters = click_parameters((*options(stage.params), *own), with_defaults=True)
-    _add(name, stage.help, limiting(command) if stage.opens_engines else command, parameters)
-
-
-def _add(
-    name: str, text: str, command: Callable[..., Any], parameters: list[click.Parameter]
-) -> None:
-    decorated = click.command(name, help=text)(command)
+    parameters = [click_parameter(option) for option in (*options(stage.params), *own)]
+    if stage.opens_engines:
+        command = limiting(command)
+    decorated = click.command(name, help=stage.help)(command)
     decorated.params = parameters + decorated.params
     cli.add_command(decorated)
 
@@ -109,10 +104,13 @@ def _add(
 def _add_run() -> None:
     union: dict[str, Option] = {}
     stages: dict[str, list[str]] = {}
+    differing = set()  # options whose default depends on the stage
     for name in chain.STAGES:
         for option in options(chain.stage(name).params):
             if option.role.in_run:
                 stages.setdefault(option.name, []).append(name)
+                if union.get(option.name, option).default != option.default:
+                    differing.add(option.name)
                 if option.role.shown_by_run or option.name not in union:
                     union[option.name] = option
     ordered = sorted(union.values(), key=lambda option: not option.required)
@@ -136,7 +134,21 @@ def _add_run() -> None:
         console.document({"outcomes": _document(outcomes), "summary": results.document()})
 
     text = "Run the whole chain: data, train, export, verify, build, bench, bundle."
-    _add("run", text, limiting(run), click_parameters(ordered, False, stages))
+    decorated = click.command("run", SectionedCommand, help=text)(limiting(run))
+    decorated.params = [
+        click_parameter(
+            option,
+            with_default=option.name not in differing,
+            stages=stages[option.name] if len(stages[option.name]) > 1 else (),
+        )
+        for option in ordered
+    ] + decorated.params
+    alone = {name: users[0] for name, users in stages.items() if len(users) == 1}
+    sections = {"Several stages": [name for name in stages if name not in alone]}
+    for stage in chain.STAGES:
+        sections[stage.capitalize()] = [name for name, user in alone.items() if user == stage]
+    decorated.sections = sections
+    cli.add_command(decorated)
 
 
 for _name in chain.STAGES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,37 @@ from pipeline.workflow.stage import Option
 ALL = "all"
 
 
-def click_parameters(
-    declared: Iterable[Option],
-    with_defaults: bool,
-    stages: Mapping[str, Sequence[str]] | None = None,
-) -> list[click.Parameter]:
-    """Returns the click parameters of stages' options.
+class SectionedCommand(click.Command):
+    """A command whose help lists its options by section.
+
+    Attributes:
+        sections: The names of the options in each section, by its heading. Options in none of
+            them come last.
+    """
+
+    sections: Mapping[str, Sequence[str]]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the sections, each with its options in the order they are declared."""
+        parameters = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        records = {option.name: option.get_help_record(ctx) for option in parameters}
+        named = {name for names in self.sections.values() for name in names}
+        others = [name for name in records if name not in named]
+        for heading, names in {**self.sections, "All commands": others}.items():
+            if lines := [record for name in names if (record := records.get(name)) is not None]:
+                with formatter.section(heading):
+                    formatter.write_dl(lines)
+
+
+def click_parameter(
+    option: Option, *, with_default: bool = True, stages: Sequence[str] = ()
+) -> click.Parameter:
+    """Returns the click parameter of one option; required ones are positional arguments.
 
     Args:
-        with_defaults: Show the defaults in the help.
-        stages: The stages that each option is for, by its name; the help shows them.
+        with_default: Show the default in the help.
+        stages: The stages that the option is for, if the help is to name them.
     """
-    users = stages or {}
-    return [_parameter(option, with_defaults, users.get(option.name, ())) for option in declared]
-
-
-def _parameter(option: Option, with_defaults: bool, stages: Sequence[str]) -> click.Parameter:
-    """Returns the click parameter of one option; required ones are positional arguments."""
 
     def check(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
         if isinstance(value, tuple):  # a list may come in parts: --batch 1,8 --batch 64
@@ -39,13 +53,18 @@ def _parameter(option: Option, with_defaults: bool, stages: Sequence[str]) -> cl
         return None if value is None else _check(option, value)
 
     if option.required:
-        return click.Argument([option.name], callback=check, metavar=option.name.upper())
+        return click.Argument(
+            [option.name],
+            callback=check,
+            metavar=option.name.upper(),
+            shell_complete=_completing(option),
+        )
     flag = option.flag
     listed = is_list(option)
     help_text = option.text
     if option.names is not None:
         help_text += f" Known: {', '.join(option.names())}."
-    if with_defaults and option.default not in (None, ()):
+    if with_default and option.default not in (None, (), False):
         default = option.default
         text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
         help_text += f" [default: {text}]"
@@ -61,9 +80,30 @@ def _parameter(option: Option, with_defaults: bool, stages: Sequence[str]) -> cl
     if option.type is Path:
         kind = click.Path(path_type=Path)
     metavar = "LIST" if listed else None
+    # click itself completes paths.
+    complete = None if option.type is Path else _completing(option)
     return click.Option(
-        [flag], type=kind, help=help_text, callback=check, metavar=metavar, multiple=listed
+        [flag],
+        type=kind,
+        help=help_text,
+        callback=check,
+        metavar=metavar,
+        multiple=listed,
+        shell_complete=complete,
     )
+
+
+def _completing(option: Option) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Returns what completes a word, or the last word of a list, in a shell."""
+
+    def complete(_context: click.Context, _parameter: click.Parameter, word: str) -> list[str]:
+        known = models.names() if option.name == "model" else []
+        if option.names is not None:
+            known = [*option.names(), *([ALL] if option.role.expand_all is not None else [])]
+        first, comma, last = word.rpartition(",") if is_list(option) else ("", "", word)
+        return [f"{first}{comma}{name}" for name in known if name.startswith(last)]
+
+    return complete
 
 
 def is_list(option: Option) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,11 @@ def get(name: str) -> DataSet:
         UsageError: No data set has this name.
     """
     if name not in DATASETS:
+        if os.path.exists(name):  # noqa: PTH110 - any text is a name
+            raise UsageError(f"{name} is not a folder", "give a folder of images with --data")
         others = ", or a folder of images in ImageFolder layout"
+        if len(Path(name).parts) > 1:
+            others += f"; {name} does not exist"
         raise UsageError(f"unknown data set {name!r}", suggestion(name, names()) + others)
     return DATASETS[name]
 

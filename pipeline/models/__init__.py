@@ -239,11 +239,44 @@ def check_name(name: str) -> None:
     """Raises UsageError unless a name is in the zoo or has the form LIBRARY-OR-FILE:NAME."""
     if name in _zoo() or re.fullmatch(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_][\w.-]*", name):
         return
-    others = (
+    raise UsageError(f"unknown model {name!r}", _hint(name))
+
+
+def _hint(name: str) -> str:
+    """Returns what to give instead of a name that is not a model's."""
+    path = Path(name)
+    if path.suffix == ".py":
+        if not os.path.isfile(name):  # noqa: PTH113 - any text is a name
+            return f"{name} does not exist; give path/to/file.py:factory"
+        functions = re.findall(r"^def ([A-Za-z]\w*)\(\)", path.read_text("utf-8", "replace"), re.M)
+        return f"give the function that returns the model: {name}:{(functions or ['factory'])[0]}"
+    if path.suffix == ".onnx":
+        return (
+            f"a model is a PyTorch module; `assay inspect {name}` describes a graph, and"
+            f" `assay verify MODEL --file {name}` compares it with a model"
+        )
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors"):
+        return f"give the model's name, and the file of its weights with --weights {name}"
+    if os.path.isdir(name):  # noqa: PTH112
+        return f"give the model's name, and a folder of images with --data {name}"
+    in_libraries = [f"{library}:{name}" for library in LIBRARIES if name in _known_to(library)]
+    if in_libraries:
+        return f"did you mean {' or '.join(map(repr, in_libraries))}?"
+    return suggestion(name, names()) + (
         ", torchvision:NAME, timm:NAME, or of your own package.module:factory or"
         " path/to/file.py:factory"
     )
-    raise UsageError(f"unknown model {name!r}", suggestion(name, names()) + others)
+
+
+def _known_to(library: str) -> list[str]:
+    """Returns the names of a library's models; none if it is not installed."""
+    try:
+        if library == "timm":
+            return list(importlib.import_module("timm").list_models())
+        models = importlib.import_module("torchvision").models
+        return list(models.list_models(module=models))
+    except ImportError:
+        return []
 
 
 def relative(name: str) -> str:

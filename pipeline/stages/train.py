@@ -68,7 +68,7 @@ class Params:
     test_limit: int | None = option(None, text="Evaluate on the first N test images only.")
     seed: int = option(0, text="Seed of the initial weights and of the order of images.", low=0)
     threads: int = option(factory=hardware.available_cpus, text="CPU threads.", high=1024)
-    device: str = option("auto", text="Device to train on: auto, cpu, cuda or cuda:N.")
+    device: str = option("auto", text="Device to run on: auto, cpu, cuda or cuda:N.")
     compile: bool = option(False, text="Compile the network with torch.compile.")
     tf32: bool = option(True, text="On a GPU, train in TF32. Verification never uses it.")
     amp: str = option(

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 
 import engines
 from pipeline.bundling import archive
@@ -33,12 +34,56 @@ def where(store: Store) -> tuple[object, ...]:
     return ("--root", store.root, "--dist", store.dist)
 
 
+def test_a_file_of_models_is_named_with_its_function(tmp_path: Path, assay: Assay) -> None:
+    path = tmp_path / "nets.py"
+    path.write_text("import torch\n\ndef helper(x):\n    pass\n\ndef build():\n    pass\n")
+    assert f"{path}:build" in assay("run", path).err
+    assert f"--data {tmp_path}" in assay("run", tmp_path).err
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (("run", "le"), ["lenet"]),
+        (("build", "lenet", "--engine", "onnxruntime,open"), ["onnxruntime,openvino"]),
+        (("bench", "lenet", "--engine", "al"), ["all"]),
+        (("export", "lenet", "--precision", "fp"), ["fp32", "fp16", "fp8"]),
+        (("doc",), ["doctor"]),
+    ],
+)
+def test_a_shell_completes_names(words: tuple[str, ...], completed: list[str]) -> None:
+    *before, last = words
+    complete = ShellComplete(main.cli, {}, "assay", "_ASSAY_COMPLETE")
+    assert [item.value for item in complete.get_completions(before, last)] == completed
+
+
+def test_the_help_of_run_lists_options_by_stage(assay: Assay) -> None:
+    text = assay("run", "--help").out
+    sections = [line[:-1] for line in text.splitlines() if re.fullmatch(r"[A-Z][a-z ]+:", line)]
+    assert sections == ["Several stages", *(s.capitalize() for s in STAGES), "All commands"]
+    for stage in chain.STAGES:
+        for option in options(chain.stage(stage).params):
+            if option.role.in_run and not option.required:
+                assert text.count(f"  {option.flag} ") == 1, option.flag
+    assert "[default: fp32]" in text
+
+
+STAGES = ("data", "train", "export", "build", "bench", "bundle")  # verify has none of its own
+
+
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
         (("trian", "lenet"), "unknown command 'trian'", "did you mean 'train'?"),
         (("train", "lenett"), "unknown model 'lenett'", "did you mean 'lenet'?"),
-        (("run", "alexnet"), "unknown model 'alexnet'", "torchvision:NAME"),
+        (("run", "alexnet"), "unknown model 'alexnet'", "did you mean 'torchvision:alexnet'?"),
+        (("run", "resnet50"), "unknown model", "'torchvision:resnet50' or 'timm:resnet50'"),
+        (("run", "nolibrary"), "unknown model 'nolibrary'", "torchvision:NAME"),
+        (("run", "gone.py"), "unknown model 'gone.py'", "gone.py does not exist"),
+        (("run", "g.onnx"), "unknown model 'g.onnx'", "`assay verify MODEL --file g.onnx`"),
+        (("run", "w.safetensors"), "unknown model", "--weights w.safetensors"),
+        (("train", "lenet", "--data", "no/photos"), "unknown data set", "no/photos does not exist"),
+        (("train", "lenet", "--data", __file__), "is not a folder", "give a folder of images"),
         (("build", "lenet", "--engine", "tensort"), "unknown engine 'tensort'", "'tensorrt'"),
         (("bench", "lenet", "--engine", "pytorch,x"), "unknown engine 'x'", "available: "),
         (("export", "lenet", "--precision", "fp31"), "unknown precision 'fp31'", "'fp32'"),
@@ -404,7 +449,7 @@ def test_every_stage_is_a_command() -> None:
 def help_of(assay: Assay, command: str) -> dict[str, str]:
     """Returns the help of each option, by its flag."""
     out = assay(command, "--help").out
-    parts = re.split(r"\n  (?=-)", out.partition("Options:\n")[2])
+    parts = re.split(r"\n\n[A-Z][a-z ]+:(?=\n)|\n  (?=-)", out)
     words = (part.split() for part in parts)
     return {entry[0]: " ".join(entry[1:]) for entry in words if entry}
 
@@ -414,7 +459,7 @@ def test_the_help_of_run_names_the_stages_of_an_option(assay: Assay) -> None:
     assert texts["--precision"].endswith("For export, verify, build, bench, bundle.")
     assert texts["--engine"].endswith("For verify, build, bench, bundle.")
     assert "Engines to build" in texts["--engine"]
-    assert texts["--epochs"].endswith("For train.")
+    assert " For " not in texts["--epochs"]  # it stands below the heading of its stage
     assert not {"--measurements/--no-measurements", "--against", "--file", "--plot"} & texts.keys()
     assert " For " not in help_of(assay, "export")["--precision"]
 
