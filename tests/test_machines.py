@@ -51,7 +51,8 @@ def test_the_chain_runs_on_the_engines_that_are_installed(on: Run, tmp_path: Pat
         assert (state["build"], state["run"]) == (False, False)
         assert state["reason"].endswith("is not installed")
         assert state["fix"].startswith("pip install ")
-        assert f"{name} no no {state['reason']} {state['fix']}" in tables
+        assert f"{name} no no {state['reason']}" in tables
+        assert f"to get {name}: {state['fix']}" in tables
     result = on(machine, *CHAIN)
     assert result.code == 0, result.err
     assert "Traceback" not in result.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def _ask(bundle: Path, lines: Sequence[str]) -> None:
         DeployError: The answer is no.
     """
     unsigned = f"every digest of {bundle} matches, but that does not tell who made it"
-    if not (sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty()):
+    if not console.can_ask():
         raise UsageError(
             f"{unsigned}; opening it runs native code, and there is no terminal to ask on",
             "give --trust if you trust its source, or --digests-only to open nothing",

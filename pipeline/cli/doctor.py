@@ -69,10 +69,13 @@ def show(machine: dict[str, Any]) -> None:
     ]
     console.table("This machine", ("", ""), rows)
     states = [
-        (name, _yes(state["build"]), _yes(state["run"]), state["reason"], state["fix"])
+        (name, _yes(state["build"]), _yes(state["run"]), state["reason"])
         for name, state in machine["engines"].items()
     ]
-    console.table("Engines", ("engine", "builds", "runs", "details", "fix"), states)
+    console.table("Engines", ("engine", "builds", "runs", "details"), states)
+    for name, state in machine["engines"].items():
+        if state["fix"]:
+            console.result(f"to get {name}: {state['fix']}")
 
 
 def _yes(value: bool) -> str:

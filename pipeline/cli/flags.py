@@ -15,13 +15,16 @@ from pipeline.workflow.runner import Store
 
 
 def printing(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--json` and `--quiet`, and keeps what libraries print off the terminal."""
+    """Adds `--json`, `--quiet` and `--explain`, and keeps what libraries print off the terminal."""
 
     @functools.wraps(command)
     def run(**values: Any) -> Any:
         with console.own_lines_only():
             return command(**values)
 
+    run = click.option(
+        "--explain", is_flag=True, help="Print below each table what its terms mean."
+    )(run)
     run = click.option("--quiet", is_flag=True, help="Print results and errors only.")(run)
     return click.option("--json", "json_", is_flag=True, help="Print one JSON document on stdout.")(
         run
@@ -86,6 +89,7 @@ def print_as(values: dict[str, Any]) -> None:
     """Removes the options of `printing` from `values` and applies them."""
     console.settings.json = values.pop("json_")
     console.settings.quiet = values.pop("quiet")
+    console.settings.explain = values.pop("explain")
 
 
 def make_store(values: dict[str, Any]) -> Store:

@@ -5,30 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.report.units import duration
 from pipeline.workflow import console
 
-# One engine's result at one batch size and boundary, with its device.
+# One engine's results at one batch size, by boundary, with its device and baseline.
 _Row = dict[str, Any]
+
+DEVICE, WHOLE = "device", "end to end"
+# A ratio that may be three times as large as it may be small is not a result.
+_WIDEST = 3.0
 
 
 def show(measurements: dict[str, Any]) -> None:
-    """Prints one row for each engine, batch size and boundary."""
-    rows = [
-        {
-            # For files written before each kind of device had its own baseline.
-            "baseline": measurements["baseline"],
-            **result,
-            "device": measurements["devices"][result["name"]],
-        }
-        for result in measurements["results"]
-    ]
-    baselines = {row["device"].partition(":")[0]: row["baseline"] for row in rows}
+    """Prints one row for each engine and batch size."""
+    rows: dict[tuple[str, int], _Row] = {}
+    for entry in measurements["results"]:
+        row = rows.setdefault((entry["name"], entry["batch"]), {})
+        row[entry["boundary"]] = entry
+        row["device name"] = measurements["devices"][entry["name"]]
+        # For files written before each kind of device had its own baseline.
+        row["baseline"] = entry.get("baseline", measurements["baseline"])
+    baselines = {row["device name"].partition(":")[0]: row["baseline"] for row in rows.values()}
     names = [
         name if len(baselines) == 1 else f"{name} ({kind})" for kind, name in baselines.items()
     ]
     title = f"Latency, and speed against {', '.join(names)}"
-    cells = [[cell(row) for cell in _COLUMNS.values()] for row in rows]
-    console.table(title, tuple(_COLUMNS), cells)
+    cells = [[cell(row) for cell in _COLUMNS.values()] for row in rows.values()]
+    console.table(title, tuple(_COLUMNS), cells, _OPTIONAL)
     for sentence in bounds(measurements["results"]):
         console.result(sentence)
 
@@ -45,47 +48,59 @@ def bounds(results: list[dict[str, Any]]) -> list[str]:
     }
     sentences = []
     for entry in results:
-        if entry["boundary"] != "device" or "bound" not in entry:
+        if entry["boundary"] != DEVICE or "bound" not in entry:
             continue
-        name, batch, device = entry["name"], entry["batch"], _micro(entry["seconds"]["value"])
+        name, batch, device = entry["name"], entry["batch"], duration(entry["seconds"]["value"])
         if entry["bound"] == "launches":
             sentences.append(
                 f"{name} at batch {batch} is bound by launches: the CPU takes"
-                f" {_micro(entry['enqueue_seconds'])} µs to enqueue {device} µs of work;"
+                f" {duration(entry['enqueue_seconds'])} to enqueue {device} of work;"
                 " --cuda-graph replays them as one"
             )
         elif entry["bound"] == "transfers":
             sentences.append(
                 f"{name} at batch {batch} is bound by transfers: {device} of"
-                f" {_micro(seconds[name, batch, 'end to end'])} µs are on the device"
+                f" {duration(seconds[name, batch, WHOLE])} are on the device"
             )
     return sentences
 
 
-def _micro(seconds: float) -> str:
-    return f"{seconds * 1e6:,.1f}"
-
-
 def _interval(row: _Row) -> str:
-    return f"{_micro(row['seconds']['low'])} to {_micro(row['seconds']['high'])}"
+    seconds = row[WHOLE]["seconds"]
+    return f"{duration(seconds['low'])} to {duration(seconds['high'])}"
+
+
+def _p99(row: _Row) -> str:
+    known = row[WHOLE].get("percentiles", {})
+    return duration(known["p99"]) if "p99" in known else ""
 
 
 def _speed(row: _Row) -> str:
-    if row["name"] == row["baseline"]:
+    if row[WHOLE]["name"] == row["baseline"]:
         return ""
-    ratio = row["ratio"]
+    ratio = row[WHOLE]["ratio"]
+    if ratio["high"] > _WIDEST * ratio["low"]:
+        return "not known"
     return f"{ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def _state(row: _Row) -> str:
+    settled = all(row[boundary]["settled"] for boundary in (DEVICE, WHOLE) if boundary in row)
+    return "" if settled else "unstable"
 
 
 # Each column's cells by its title; ">" aligns a column to the right.
 _COLUMNS: dict[str, Callable[[_Row], str]] = {
-    "engine": lambda row: str(row["name"]),
-    "device": lambda row: str(row["device"]),
-    ">batch": lambda row: str(row["batch"]),
-    "boundary": lambda row: str(row["boundary"]),
-    ">µs": lambda row: _micro(row["seconds"]["value"]),
+    "engine": lambda row: str(row[WHOLE]["name"]),
+    "device": lambda row: str(row["device name"]),
+    ">batch": lambda row: str(row[WHOLE]["batch"]),
+    ">on device": lambda row: duration(row[DEVICE]["seconds"]["value"]) if DEVICE in row else "",
+    ">end to end": lambda row: duration(row[WHOLE]["seconds"]["value"]),
     ">95 % interval": _interval,
-    ">images/s": lambda row: f"{row['batch'] / row['seconds']['value']:,.0f}",
+    ">p99": _p99,
+    ">images/s": lambda row: f"{row[WHOLE]['batch'] / row[WHOLE]['seconds']['value']:,.0f}",
     ">speed": _speed,
-    "": lambda row: "settled" if row["settled"] else "unstable",
+    "": _state,
 }
+# Left out in this order where the terminal is narrow.
+_OPTIONAL = (">images/s", ">95 % interval", "device", ">on device")

@@ -24,12 +24,18 @@ def show(model: str, runs: Sequence[Run]) -> None:
                 describe(run.training) if run.training else "its records are damaged",
                 str(run.training.get("data") or ""),
                 str(run.training.get("seed", "")),
-                "" if run.record is None else run.record.started,
+                "" if run.record is None else _minute(run.record.started),
                 _mebibytes(run.size),
             )
             for run in runs
         ],
+        (">MiB", "seed"),
     )
+
+
+def _minute(started: str) -> str:
+    """Returns the date and time in an ISO 8601 text, to the minute, in UTC."""
+    return started[:16].replace("T", " ")
 
 
 def show_removed(runs: Sequence[Run], *, dry_run: bool) -> None:

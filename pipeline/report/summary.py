@@ -11,6 +11,7 @@ import engines
 from engines.errors import DeployError
 from exporters import DEFAULT_PRECISION
 from pipeline.report.train import describe
+from pipeline.report.units import duration
 from pipeline.report.verify import deviating_type, ratio_text, rows_not_compared
 from pipeline.workflow import console, hints
 from pipeline.workflow.artifacts import (
@@ -114,7 +115,7 @@ def show(summary: Summary) -> None:
     }
     if any(deviating.values()):
         columns.append("computed in")
-    columns += [f">batch {batch} (µs)" for batch in batches]
+    columns += [f">batch {batch}" for batch in batches]
     rows = [
         [
             name,
@@ -124,7 +125,10 @@ def show(summary: Summary) -> None:
         ]
         for name, verdict in summary.verdicts.items()
     ]
-    console.table(f"{summary.model}, {summary.precision}: end-to-end latency", columns, rows)
+    title = f"{summary.model}, {summary.precision}: end-to-end latency"
+    console.table(title, columns, rows, (">flips", ">error x floor"))
+    if not all(entry["settled"] for entry in _results(summary)):
+        console.result("* unstable: the time did not settle within --budget")
     for name, verdict in summary.verdicts.items():
         if verdict["status"] == "not run":
             console.result(f"{name}: not run on this machine: {verdict['reason']}")
@@ -157,6 +161,5 @@ def _results(summary: Summary) -> list[dict[str, Any]]:
 def _latency(summary: Summary, name: str, batch: int) -> str:
     for entry in _results(summary):
         if (entry["name"], entry["batch"], entry["boundary"]) == (name, batch, "end to end"):
-            mark = "" if entry["settled"] else " unstable"
-            return f"{entry['seconds']['value'] * 1e6:,.1f}{mark}"
+            return duration(entry["seconds"]["value"]) + ("" if entry["settled"] else "*")
     return ""

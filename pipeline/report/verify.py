@@ -32,7 +32,7 @@ def show(verdicts: Sequence[Verdict]) -> None:
         for output in verdict.outputs:
             rows.append([cell(verdict, output) for _, cell in columns.values()])
     titles = [title for title, _ in columns.values()]
-    console.table("Parity with PyTorch", titles, rows)
+    console.table("Parity with PyTorch", titles, rows, _OPTIONAL)
     for verdict in verdicts:
         for output in verdict.outputs:
             for sentence in rows_not_compared(
@@ -131,6 +131,8 @@ _COLUMNS: dict[str, _Column] = {
     "accuracy": (">top-1", _accuracy),
     "weights": (">weights", _weights),
 }
+# Left out in this order where the terminal is narrow.
+_OPTIONAL = (">rms error", ">max error", "output", ">top-1")
 _TYPE_COLUMNS: dict[str, _Column] = {
     "computed in": ("computed in", lambda verdict, _: verdict.facts.get("computed in", "")),
 }

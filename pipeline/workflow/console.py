@@ -18,7 +18,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # rich assumes 80 columns where there is no terminal, too few for our tables.
 _PLAIN_WIDTH = 140
@@ -41,6 +44,7 @@ class Output:
     Attributes:
         json: Print one JSON document on stdout, and results on stderr.
         quiet: Print errors and results only.
+        explain: Print below each table what its terms mean.
         listener: Receives the progress lines; nothing is printed.
         bar: Replaces `bar`, in a process that draws nothing itself.
         streams: Where our own lines go instead of `sys.stdout` and `sys.stderr`, by these names.
@@ -48,6 +52,7 @@ class Output:
 
     json: bool = False
     quiet: bool = False
+    explain: bool = False
     listener: Callable[[str], None] | None = None
     bar: Callable[[str, float], AbstractContextManager[Bar]] | None = None
     streams: dict[str, TextIO] = field(default_factory=dict)
@@ -204,34 +209,101 @@ def error(message: str, hint: str = "") -> None:
         print(f"hint: {_plain(hint)}", file=_stderr())
 
 
+def can_ask() -> bool:
+    """Whether there is a terminal to ask on."""
+    return sys.stdin is not None and sys.stdin.isatty() and _stderr().isatty()
+
+
 def confirm(lines: Sequence[str], question: str) -> bool:
     """Prints lines to the terminal and asks a question; returns whether the answer is yes."""
-    import click
-
     for line in lines:
-        print(_plain(line), file=sys.stderr)
-    return click.confirm(question, err=True)
+        print(_in_one_line(line), file=_stderr())
+    print(f"{question} [y/N]: ", end="", file=_stderr(), flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table; columns whose name starts with ">" are aligned to the right."""
-    rows = list(rows)
-    if settings.listener is not None or _hold(partial(table, title, columns, rows)):
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    optional: Sequence[str] = (),
+) -> None:
+    """Prints a table; columns whose name starts with ">" are aligned to the right.
+
+    If it is wider than the terminal, optional columns are left out; if it still is, each row is
+    printed as a block of lines.
+
+    Args:
+        optional: The columns that may be left out, in this order, by their names.
+    """
+    rows = [[_in_one_line(cell) for cell in row] for row in rows]
+    if settings.listener is not None or _hold(partial(table, title, columns, rows, optional)):
         return
-    from rich import box
     from rich.console import Console
+
+    stream = _stderr() if settings.json else _stdout()
+    console = Console(file=stream, width=None if stream.isatty() else _PLAIN_WIDTH)
+    kept = [*range(len(columns))]
+    for name in optional:
+        if _width(columns, rows, kept) > console.width:
+            kept = [index for index in kept if columns[index] != name]
+    chosen = [columns[index] for index in kept]
+    cells = [[row[index] for index in kept] for row in rows]
+    if _width(columns, rows, kept) > console.width:
+        for row in cells:
+            _print_block(stream, chosen, row)
+    else:
+        console.print(_drawn(title, chosen, cells))
+    left_out = [name.lstrip(">") for index, name in enumerate(columns) if index not in kept]
+    if left_out:
+        say(f"left out, as the terminal is narrow: {', '.join(left_out)}")
+    if settings.explain:
+        _explain([*chosen, *(word for row in cells for cell in row for word in cell.split())])
+
+
+def _width(columns: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[int]) -> int:
+    """Returns how many characters a table needs so that no word and no number is broken."""
+    needed = 4 + 3 * (len(kept) - 1)  # the space around and between columns
+    for index in kept:
+        cells = [columns[index].lstrip(">"), *(row[index] for row in rows)]
+        if not columns[index].startswith(">"):  # texts are broken between words
+            cells = [word for cell in cells for word in cell.split()]
+        needed += max((len(cell) for cell in cells), default=0)
+    return needed
+
+
+def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    stream = _stderr() if settings.json else _stdout()
     heading = Text(_in_one_line(title))
     drawn = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in columns:
         right = column.startswith(">")
-        drawn.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+        drawn.add_column(
+            column.lstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold"
+        )
     for row in rows:
-        drawn.add_row(*(Text(_in_one_line(cell), style=_style(cell)) for cell in row))
-    Console(file=stream, width=None if stream.isatty() else _PLAIN_WIDTH).print(drawn)
+        drawn.add_row(*(Text(cell, style=_style(cell)) for cell in row))
+    return drawn
+
+
+def _print_block(stream: TextIO, columns: Sequence[str], row: Sequence[str]) -> None:
+    for column, cell in zip(columns, row, strict=True):
+        if cell:
+            print(f"{column.lstrip('>') or '-'}: {cell}", file=stream)
+    print(file=stream, flush=True)
+
+
+def _explain(words: Sequence[str]) -> None:
+    """Prints what each term in a table means, if it is one that needs to be explained."""
+    from pipeline.workflow.terms import TERMS
+
+    seen = {word.lstrip(">").rstrip("*") for word in words}
+    for term, meaning in TERMS.items():
+        if term in seen:
+            result(f"{term}: {meaning}")
 
 
 def _style(cell: str) -> str:

@@ -3,28 +3,60 @@
 import pytest
 
 from pipeline.report import bench
+from pipeline.report.units import duration
 
 
-def test_each_row_names_its_engine_and_the_baseline_has_no_speed(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def measured(name: str, boundary: str, **more: object) -> dict[str, object]:
     seconds = {"value": 2e-6, "low": 1e-6, "high": 3e-6}
     ratio = {"value": 1.5, "low": 1.25, "high": 1.75}
-    common = {"batch": 4, "boundary": "device", "baseline": "a", "seconds": seconds, "ratio": ratio}
-    bench.show(
-        {
-            "baseline": "a",
-            "devices": {"a": "cpu", "b": "cuda:0"},
-            "results": [
-                {**common, "name": "a", "settled": True},
-                {**common, "name": "b", "settled": False},
-            ],
-        }
+    common = {"batch": 4, "baseline": "a", "seconds": seconds, "ratio": ratio, "settled": True}
+    percentiles = {"p50": 2e-6, "p99": 4e-3}
+    return {"name": name, "boundary": boundary, **common, "percentiles": percentiles, **more}
+
+
+def shown(*results: dict[str, object]) -> None:
+    devices = {"a": "cpu", "b": "cuda:0"}
+    bench.show({"baseline": "a", "devices": devices, "results": [*results]})
+
+
+def test_an_engine_at_a_batch_size_is_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    late = {"value": 0.05, "low": 0.04, "high": 0.06}
+    shown(
+        measured("a", "device"),
+        measured("b", "device", settled=False),
+        measured("a", "end to end"),
+        measured("b", "end to end", seconds=late),
     )
-    first, second = (line.split() for line in capsys.readouterr().out.splitlines()[-3:-1])
-    assert first == ["a", "cpu", "4", "device", "2.0", "1.0", "to", "3.0", "2,000,000", "settled"]
-    speed = ["1.50x", "(1.25", "to", "1.75)", "unstable"]
-    assert second == ["b", "cuda:0", *first[2:-1], *speed]
+    *_, first, second, _blank = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert first[:3] == ["a", "cpu", "4"]
+    assert " ".join(first[3:]) == "2.00 µs 2.00 µs 1.00 µs to 3.00 µs 4.00 ms 2,000,000"
+    words = "2.00 µs 50.0 ms 40.0 ms to 60.0 ms 4.00 ms 80 1.50x (1.25 to 1.75) unstable"
+    assert second == ["b", "cuda:0", "4", *words.split()]
+
+
+def test_a_ratio_that_is_hardly_known_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    wide = {"value": 1102.0, "low": 5.0, "high": 1752.0}
+    shown(measured("a", "end to end"), measured("b", "end to end", ratio=wide))
+    out = capsys.readouterr().out
+    assert "1102" not in out
+    assert "not known" in out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0.00 µs"),
+        (2.34e-7, "0.23 µs"),
+        (5.43e-5, "54.3 µs"),
+        (9.996e-4, "1,000 µs"),
+        (1.5e-3, "1.50 ms"),
+        (0.25, "250 ms"),
+        (12.0, "12.0 s"),
+        (5000.0, "5,000 s"),
+    ],
+)
+def test_a_time_has_the_unit_of_its_size(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_what_bounds_an_engine_on_a_gpu_is_printed_below_the_table() -> None:
@@ -50,7 +82,7 @@ def test_what_bounds_an_engine_on_a_gpu_is_printed_below_the_table() -> None:
         ]
     )
     assert sentences == [
-        "a at batch 8 is bound by launches: the CPU takes 283.0 µs to enqueue 280.0 µs of work;"
+        "a at batch 8 is bound by launches: the CPU takes 283 µs to enqueue 280 µs of work;"
         " --cuda-graph replays them as one",
-        "b at batch 8 is bound by transfers: 1,000.0 of 4,000.0 µs are on the device",
+        "b at batch 8 is bound by transfers: 1.00 ms of 4.00 ms are on the device",
     ]

@@ -1,7 +1,9 @@
 """Terminal output."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -42,3 +44,44 @@ print("after", file=sys.stderr)
     assert [line for line in ended.stderr.splitlines() if "clatter" not in line] == ours or shown
     assert ("clatter" in ended.stdout) == shown
     assert ("clatter" in ended.stderr) == shown
+
+
+COLUMNS = ("engine", "verdict", ">error x floor", ">batch 1")
+ROWS = [("onnxruntime_cuda", "pass", "0.68", "54.3 µs"), ("openvino", "not run", "", "1,511 µs*")]
+
+
+def drawn(width: int, monkeypatch: pytest.MonkeyPatch, **options: object) -> str:
+    out = io.StringIO()
+    out.isatty = lambda: True
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys, "stdout", out)
+    console.table("Title", COLUMNS, ROWS, **options)
+    return out.getvalue()
+
+
+def test_a_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = drawn(100, monkeypatch)
+    assert "error x floor" in wide
+    narrow = drawn(50, monkeypatch, optional=(">error x floor",))
+    assert "error x floor" not in narrow
+    for text in (wide, narrow):
+        for name, *_, time in ROWS:
+            (line,) = (line for line in text.splitlines() if name in line)
+            assert time in line
+    plain = re.sub("\x1b\\[[0-9;]*m", "", narrow)
+    assert max(map(len, plain.splitlines())) <= 50
+
+
+def test_rows_are_blocks_where_a_table_would_break_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = drawn(30, monkeypatch)
+    assert "engine: onnxruntime_cuda\nverdict: pass\nerror x floor: 0.68\n" in text
+    assert "batch 1: 1,511 µs*" in text
+
+
+def test_terms_are_explained_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "rounding noise" not in drawn(100, monkeypatch)
+    monkeypatch.setattr(console.settings, "explain", True)
+    text = drawn(100, monkeypatch)
+    assert "error x floor: root mean square error" in text
+    assert "verdict: pass: equal to PyTorch" in text
+    assert "SQNR" not in text

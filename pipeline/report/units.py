@@ -1,0 +1,14 @@
+"""Times in words."""
+
+from __future__ import annotations
+
+# Units by the number of seconds that they are.
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+
+
+def duration(seconds: float) -> str:
+    """Returns a time with four digits at most and a unit, such as "54.3 µs" or "1.51 ms"."""
+    unit, name = next((entry for entry in _UNITS if seconds >= entry[0]), _UNITS[-1])
+    value = seconds / unit
+    digits = 2 if value < 10 else 1 if value < 100 else 0  # noqa: PLR2004
+    return f"{value:,.{digits}f} {name}"

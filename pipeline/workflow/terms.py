@@ -1,0 +1,32 @@
+"""What the terms in tables mean, for `--explain`."""
+
+from __future__ import annotations
+
+TERMS = {
+    "95 % interval": "of the end-to-end median, by bootstrap over rounds.",
+    "accuracy lost": "top-1 of the float64 model minus the engine's, with Tango's 95 % interval.",
+    "batch": "rows in one inference; `assay bench --batch` chooses.",
+    "computed in": "the types that the engine's layers compute in, as its library reports them.",
+    "end to end": "median time of one inference from arrays on the host to arrays on the host.",
+    "error x floor": "root mean square error, in units of the model's own rounding noise: how far"
+    " rounding at this precision moves PyTorch's outputs away from float64.",
+    "flips": "test images that get another class than in float64; N+M: N that rounding does not"
+    " explain, and M between classes that are closer than the allowed error.",
+    "images/s": "batch size over the end-to-end median; one inference at a time.",
+    "max error": "largest difference to float64 of any value in any row.",
+    "multiply-adds": "products of matrices and convolutions, for one row.",
+    "on device": "median time of one inference from launch to completion, with the inputs and"
+    " outputs in the device's memory.",
+    "p99": "99 of 100 inferences took at most this long end to end.",
+    "rms error": "root mean square difference to float64 over all values.",
+    "speed": "time of the baseline over the engine's, in the same rounds, with a 95 % interval;"
+    " none is given if the interval spans more than a factor of 3.",
+    "SQNR (dB)": "signal to quantization noise ratio; at 10 dB the noise is a third of the signal.",
+    "top-1": "part of the test images whose largest logit is that of the right class.",
+    "unstable": "the time did not settle within `--budget`: other processes, or too few rounds.",
+    "verdict": "pass: equal to PyTorch but for rounding; mismatch: it computes something else;"
+    " vacuous: the outputs cannot tell; not run: this machine cannot run it; crashed, failed: its"
+    " process ended, or the engine could not be opened.",
+    "weights": "weights of the checkpoint that are in the graph, of those that were looked for.",
+    "x floor": "the error to the left, in units of the model's own rounding noise.",
+}
