@@ -14,6 +14,8 @@ _Row = dict[str, Any]
 DEVICE, WHOLE = "device", "end to end"
 # A ratio that may be three times as large as it may be small is not a result.
 _WIDEST = 3.0
+UNSETTLED = "*"
+UNSETTLED_NOTE = "* unstable: other processes, or too few rounds; a larger --budget may help"
 
 
 def show(measurements: dict[str, Any]) -> None:
@@ -32,6 +34,8 @@ def show(measurements: dict[str, Any]) -> None:
     title = f"Latency, and speed against {', '.join(names)}"
     cells = [[cell(row) for cell in _COLUMNS.values()] for row in rows.values()]
     console.table(title, tuple(_COLUMNS), cells, _OPTIONAL)
+    if not all(entry["settled"] for entry in measurements["results"]):
+        console.result(UNSETTLED_NOTE)
     for sentence in bounds(measurements["results"]):
         console.result(sentence)
 
@@ -81,12 +85,14 @@ def _speed(row: _Row) -> str:
     ratio = row[WHOLE]["ratio"]
     if ratio["high"] > _WIDEST * ratio["low"]:
         return "not known"
-    return f"{ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    return f"{ratio['value']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})"
 
 
-def _state(row: _Row) -> str:
-    settled = all(row[boundary]["settled"] for boundary in (DEVICE, WHOLE) if boundary in row)
-    return "" if settled else "unstable"
+def _time(row: _Row, boundary: str) -> str:
+    if boundary not in row:
+        return ""
+    entry = row[boundary]
+    return duration(entry["seconds"]["value"]) + ("" if entry["settled"] else UNSETTLED)
 
 
 # Each column's cells by its title; ">" aligns a column to the right.
@@ -94,13 +100,12 @@ _COLUMNS: dict[str, Callable[[_Row], str]] = {
     "engine": lambda row: str(row[WHOLE]["name"]),
     "device": lambda row: str(row["device name"]),
     ">batch": lambda row: str(row[WHOLE]["batch"]),
-    ">on device": lambda row: duration(row[DEVICE]["seconds"]["value"]) if DEVICE in row else "",
-    ">end to end": lambda row: duration(row[WHOLE]["seconds"]["value"]),
+    ">on device": lambda row: _time(row, DEVICE),
+    ">end to end": lambda row: _time(row, WHOLE),
     ">95 % interval": _interval,
     ">p99": _p99,
     ">images/s": lambda row: f"{row[WHOLE]['batch'] / row[WHOLE]['seconds']['value']:,.0f}",
     ">speed": _speed,
-    "": _state,
 }
 # Left out in this order where the terminal is narrow.
 _OPTIONAL = (">images/s", ">95 % interval", "device", ">on device")

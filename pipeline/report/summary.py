@@ -10,6 +10,7 @@ from typing import Any
 import engines
 from engines.errors import DeployError
 from exporters import DEFAULT_PRECISION
+from pipeline.report.bench import UNSETTLED, UNSETTLED_NOTE
 from pipeline.report.train import describe
 from pipeline.report.units import duration
 from pipeline.report.verify import deviating_type, ratio_text, rows_not_compared
@@ -128,7 +129,7 @@ def show(summary: Summary) -> None:
     title = f"{summary.model}, {summary.precision}: end-to-end latency"
     console.table(title, columns, rows, (">flips", ">error x floor"))
     if not all(entry["settled"] for entry in _results(summary)):
-        console.result("* unstable: the time did not settle within --budget")
+        console.result(UNSETTLED_NOTE)
     for name, verdict in summary.verdicts.items():
         if verdict["status"] == "not run":
             console.result(f"{name}: not run on this machine: {verdict['reason']}")
@@ -161,5 +162,5 @@ def _results(summary: Summary) -> list[dict[str, Any]]:
 def _latency(summary: Summary, name: str, batch: int) -> str:
     for entry in _results(summary):
         if (entry["name"], entry["batch"], entry["boundary"]) == (name, batch, "end to end"):
-            return duration(entry["seconds"]["value"]) + ("" if entry["settled"] else "*")
+            return duration(entry["seconds"]["value"]) + ("" if entry["settled"] else UNSETTLED)
     return ""

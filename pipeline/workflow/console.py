@@ -250,10 +250,12 @@ def table(
     chosen = [columns[index] for index in kept]
     cells = [[row[index] for index in kept] for row in rows]
     if _width(columns, rows, kept) > console.width:
-        for row in cells:
+        kept, chosen = [*range(len(columns))], [*columns]
+        for row in rows:
             _print_block(stream, chosen, row)
     else:
-        console.print(_drawn(title, chosen, cells))
+        spare = console.width - _width(columns, rows, kept)
+        console.print(_drawn(title, chosen, cells, spare))
     left_out = [name.lstrip(">") for index, name in enumerate(columns) if index not in kept]
     if left_out:
         say(f"left out, as the terminal is narrow: {', '.join(left_out)}")
@@ -265,25 +267,33 @@ def _width(columns: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence
     """Returns how many characters a table needs so that no word and no number is broken."""
     needed = 4 + 3 * (len(kept) - 1)  # the space around and between columns
     for index in kept:
-        cells = [columns[index].lstrip(">"), *(row[index] for row in rows)]
-        if not columns[index].startswith(">"):  # texts are broken between words
-            cells = [word for cell in cells for word in cell.split()]
-        needed += max((len(cell) for cell in cells), default=0)
+        needed += _least_width(columns[index], [row[index] for row in rows])
     return needed
 
 
-def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def _least_width(column: str, cells: Sequence[str]) -> int:
+    parts = [column.lstrip(">"), *cells]
+    if not column.startswith(">"):  # texts may be broken between words
+        parts = [word for part in parts for word in part.split()]
+    return max((len(part) for part in parts), default=0)
+
+
+def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], spare: int) -> Table:
+    """Returns a table whose columns share the characters that are not needed."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     heading = Text(_in_one_line(title))
     drawn = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for column in columns:
-        right = column.startswith(">")
-        drawn.add_column(
-            column.lstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold"
-        )
+    for index, column in enumerate(columns):
+        cells = [row[index] for row in rows]
+        least = _least_width(column, cells)
+        wanted = max([len(column.lstrip(">")), *map(len, cells)])
+        more = min(spare, wanted - least)
+        spare -= more
+        justify: Any = "right" if column.startswith(">") else "left"
+        drawn.add_column(column.lstrip(">"), justify=justify, width=least + more, overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(cell, style=_style(cell)) for cell in row))
     return drawn

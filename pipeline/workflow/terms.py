@@ -14,19 +14,20 @@ TERMS = {
     " explain, and M between classes that are closer than the allowed error.",
     "images/s": "batch size over the end-to-end median; one inference at a time.",
     "max error": "largest difference to float64 of any value in any row.",
+    "max x floor": "the largest error of a row, in units of that row's rounding noise.",
     "multiply-adds": "products of matrices and convolutions, for one row.",
     "on device": "median time of one inference from launch to completion, with the inputs and"
     " outputs in the device's memory.",
     "p99": "99 of 100 inferences took at most this long end to end.",
     "rms error": "root mean square difference to float64 over all values.",
+    "rms x floor": "root mean square over the rows of their errors, each in units of its own"
+    " rounding noise.",
     "speed": "time of the baseline over the engine's, in the same rounds, with a 95 % interval;"
     " none is given if the interval spans more than a factor of 3.",
     "SQNR (dB)": "signal to quantization noise ratio; at 10 dB the noise is a third of the signal.",
     "top-1": "part of the test images whose largest logit is that of the right class.",
-    "unstable": "the time did not settle within `--budget`: other processes, or too few rounds.",
     "verdict": "pass: equal to PyTorch but for rounding; mismatch: it computes something else;"
     " vacuous: the outputs cannot tell; not run: this machine cannot run it; crashed, failed: its"
     " process ended, or the engine could not be opened.",
     "weights": "weights of the checkpoint that are in the graph, of those that were looked for.",
-    "x floor": "the error to the left, in units of the model's own rounding noise.",
 }

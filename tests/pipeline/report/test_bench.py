@@ -27,10 +27,12 @@ def test_an_engine_at_a_batch_size_is_one_row(capsys: pytest.CaptureFixture[str]
         measured("a", "end to end"),
         measured("b", "end to end", seconds=late),
     )
-    *_, first, second, _blank = (line.split() for line in capsys.readouterr().out.splitlines())
+    out = capsys.readouterr().out
+    assert "\n* unstable: " in out
+    first, second = (line.split() for line in out.splitlines()[-4:-2])
     assert first[:3] == ["a", "cpu", "4"]
     assert " ".join(first[3:]) == "2.00 µs 2.00 µs 1.00 µs to 3.00 µs 4.00 ms 2,000,000"
-    words = "2.00 µs 50.0 ms 40.0 ms to 60.0 ms 4.00 ms 80 1.50x (1.25 to 1.75) unstable"
+    words = "2.00 µs* 50.0 ms 40.0 ms to 60.0 ms 4.00 ms 80 1.50x (1.25-1.75)"
     assert second == ["b", "cuda:0", "4", *words.split()]
 
 
