@@ -65,7 +65,9 @@ def run_stage(
     unavailable: DeployError | None = None
     failed: list[DeployError] = []
     explicit = frozenset(arguments)
-    for params in _expand(chosen, arguments, store):
+    runs = _expand(chosen, arguments, store)
+    chosen.check_given(explicit, runs)
+    for params in runs:
         try:
             outcomes.append((runner.run(chosen, params, store, explicit), params))
         except (NotAvailableError, RefusedError, CrashedError) as error:

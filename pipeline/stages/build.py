@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
+from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option, options
 
 if TYPE_CHECKING:
     from engines.contract import BuildOptions
@@ -95,6 +95,31 @@ def resolve(params: Params) -> Params:
             f"engine {params.engine!r} has no kernels for {precision.name}", "build another engine"
         )
     return params
+
+
+# The options that only some engines use, by the names that `Engine.build_options` has. Training has
+# --tf32, too, and `assay run` cannot tell which one is meant.
+_FOR_SOME = {
+    option.name: "workspace_mib" if option.name == "workspace" else option.name
+    for option in options(Params)
+    if option.name not in ("model", "precision", "engine", "tf32")
+}
+
+
+def check_given(given: frozenset[str], runs: Sequence[Params]) -> None:
+    """Checks that each option is one that an engine to be built uses.
+
+    Raises:
+        UsageError: No engine uses it.
+    """
+    for name in sorted(given & _FOR_SOME.keys()):
+        users = [e for e in engines.names() if _FOR_SOME[name] in engines.get(e).build_options]
+        if runs and not {params.engine for params in runs} & {*users}:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{flag} does not apply to {', '.join(params.engine for params in runs)}",
+                f"leave it out; it is for {', '.join(users)}",
+            )
 
 
 def _options(params: Params) -> BuildOptions:
@@ -176,6 +201,7 @@ STAGE = Stage(
     revision=3,
     facts=facts,
     resolve=resolve,
+    check_given=check_given,
     opens_engines=True,
     show=show,
 )

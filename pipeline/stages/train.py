@@ -127,6 +127,8 @@ def inherit(params: Params, explicit: frozenset[str], record: Record) -> Params:
     kept = keys - explicit - _BY_MACHINE - {"model"}
     if "preset" in explicit and params.preset != record.params.get("preset"):
         kept -= _BY_PRESET
+    if "optimizer" in explicit:
+        kept -= {"momentum"}
     if "weights" in explicit:  # without --epochs, they are used as they are
         kept -= {"epochs", "weights_key"}
     inherited = {name: record.params[name] for name in kept if name in record.params}
@@ -178,6 +180,10 @@ def resolve(params: Params) -> Params:
         registry.check_name(params.data)
     if params.weights is not None:
         require_file(params.weights, "give the path of the weights")
+    if params.momentum is not None and params.optimizer != OPTIMIZERS[0]:
+        raise UsageError(
+            f"--momentum is for {OPTIMIZERS[0]}, not for {params.optimizer}", "leave it out"
+        )
     data = params.data or spec.dataset
     chosen: dict[str, Any] = {"epochs": spec.recipe.epochs, "lr": spec.recipe.lr}
     chosen["batch_size"] = spec.recipe.batch_size

@@ -94,6 +94,12 @@ STAGES = ("data", "train", "export", "build", "bench", "bundle")  # verify has n
         (("bench", "lenet", "--budget", "inf"), "--budget inf is out", "above 0"),
         (("build", "lenet", "--workspace", "99999999999"), "--workspace", "from 1 to 1048576"),
         (("build", "lenet", "--batch-opt", "512"), "not in rising order", "--batch-min"),
+        (("build", "lenet", "--engine", "onnxruntime", "--refit"), "not apply to", "tensorrt"),
+        (
+            ("build", "lenet", "--engine", "openvino,pytorch", "--workspace", "8"),
+            "--workspace",
+            "it",
+        ),
         (("train",), "Missing argument", "assay train --help"),
         (("train", "lenet", "--epochs", "many"), "'many' is not a valid integer", "--help"),
         (("verify", "lenet", "--golden", "x"), "--golden without --file", "name the file"),

@@ -172,6 +172,7 @@ WRONG_OPTIONS = {
     ("plain", "--mean", "0.5,0.5,5", "--std", "1,1,1"): "--mean 5.0 is out of range",
     ("named", "--bgr"): "has a preprocessing of its own",
     ("plain", "--optimizer", "adam"): "did you mean 'adamw'",
+    ("plain", "--optimizer", "adamw", "--momentum", "0.9"): "--momentum is for sgd",
 }
 
 
