@@ -242,14 +242,14 @@ class Place:
 
     def running(self) -> list[int]:
         """Returns the IDs of the processes that work in this place."""
-        found = []
+        numbers = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 if (entry / "cwd").readlink() == self.path:
-                    found.append(int(entry.name))
+                    numbers.append(int(entry.name))
             except OSError:  # it has ended, or is another user's
                 continue
-        return found
+        return numbers
 
     def wait_until_idle(self) -> None:
         """Waits for child processes to end; AttackError if one goes on."""
@@ -264,13 +264,13 @@ class Place:
     def leftovers(self) -> list[str]:
         """Returns the paths of files and folders that are neither artifacts nor caches."""
         kept = (".locks", ".resume", ".reference")
-        found = [
+        paths = [
             str(path.relative_to(self.path))
             for name in ("artifacts", "dist", "cache")
             for path in (self.path / name).rglob(".*")
             if path.name not in kept
         ]
-        return found + [f"tmp/{path.name}" for path in (self.path / "tmp").glob("assay-*")]
+        return paths + [f"tmp/{path.name}" for path in (self.path / "tmp").glob("assay-*")]
 
     def artifacts(self) -> dict[str, str]:
         """Returns the digests of all recorded outputs, without times, and checks the records.
