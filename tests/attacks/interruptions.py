@@ -200,6 +200,8 @@ def run(
                 print(f"FAILED {report}", flush=True)
             if number % 20 == 0:
                 print(f"{number} of {len(chosen)} attacks, {len(failures)} failed", flush=True)
+    except KeyboardInterrupt:
+        print("stopped, once the attacks that run have ended", flush=True)
     finally:
         executor.shutdown(cancel_futures=True)
         print(table(counts, failed), flush=True)
