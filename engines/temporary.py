@@ -38,46 +38,54 @@ def folder() -> Iterator[Path]:
     """
     sweep()
     base = Path(tempfile.gettempdir())
-    path, lock = _locked(lambda: _new_folder(base))
-    try:
+
+    def create() -> Path:
         with full_disk_named({base: TMPDIR_HINT}):
-            yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
+            return Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
 
-
-def _new_folder(base: Path) -> tuple[Path, int]:
-    with full_disk_named({base: TMPDIR_HINT}):
-        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-    return path, os.open(path, os.O_RDONLY)
+    with _locked(create) as path:
+        try:
+            with full_disk_named({base: TMPDIR_HINT}):  # while the block's files are there
+                yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
 def part(path: Path) -> Iterator[None]:
     """Makes an empty file, which is removed when the block ends, unless it was renamed."""
 
-    def create() -> tuple[Path, int]:
-        return path, os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    def create() -> Path:
+        path.touch()
+        return path
 
-    _, lock = _locked(create)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(lock)
+    with _locked(create):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
-def _locked(create: Callable[[], tuple[Path, int]]) -> tuple[Path, int]:
-    """Makes something and locks it, again if another process has removed it before the lock."""
+@contextmanager
+def _locked(create: Callable[[], Path]) -> Iterator[Path]:
+    """Yields what `create` makes, locked; makes it again if it was removed before the lock."""
+    if sys.platform == "win32":
+        yield create()
+        return
     while True:
-        path, lock = create()
-        if sys.platform != "win32":
+        path = create()
+        try:
+            lock = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():
-            return path, lock
-        os.close(lock)
+            if path.exists():
+                yield path
+                return
+        finally:
+            os.close(lock)
 
 
 def sweep() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +17,9 @@ from engines.backends.pytorch import SIGNATURE, load_program
 from engines.contract import TensorSpec
 from engines.errors import DeployError
 from exporters.trace_errors import guarded
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 
 def export_program(
@@ -45,10 +49,34 @@ def export_program(
     )
 
 
+class _Writer(io.BufferedWriter):
+    """Writes a file, and keeps an error of `write` instead of raising it.
+
+    After an error, torch's writer would write again when it is destroyed, and end the process.
+
+    Attributes:
+        error: The first error; nothing is written after it.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Buffer) -> int:
+        if self.error is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+
 def save_program(
     program: Any, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
 ) -> None:
-    """Saves a program together with the names, dtypes and shapes of its inputs and outputs."""
+    """Saves a program together with the names, dtypes and shapes of its inputs and outputs.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     signature = {
         "inputs": [vars(spec) for spec in inputs],
         "outputs": [vars(spec) for spec in outputs],
@@ -60,11 +88,13 @@ def save_program(
     kept = program.example_inputs, program._guards_code
     program.example_inputs, program._guards_code = None, []
     try:
-        with path.open("wb") as file, warnings.catch_warnings():
+        with _Writer(io.FileIO(path, "wb")) as file, warnings.catch_warnings():
             # A buffer may be a view, as the window of a Fourier transform is. On CPUs that is fine.
             warnings.filterwarnings("ignore", "No complete tensor found in the group")
             # An open file, since a path would have to end in .pt2.
             torch.export.save(program, file, extra_files={SIGNATURE: json.dumps(signature)})
+            if file.error is not None:
+                raise file.error
     finally:
         program.example_inputs, program._guards_code = kept
 

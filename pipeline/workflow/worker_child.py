@@ -66,7 +66,7 @@ def serve(descriptor: int, in_main: int) -> None:
     global _parent  # noqa: PLW0603 - a child has one parent
     # The parent gets the terminal's signals as well, and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent(in_main)
+    end_with_parent(bool(in_main))
     _be_killed_first()
     _parent = Connection(descriptor)
     console.settings.listener = lambda line: _send(Message("say", line))
@@ -119,8 +119,12 @@ def _bar(description: str, total: float) -> Iterator[console.Bar]:
         _send(Message("end of bar"))
 
 
-def _end_with_parent(in_main: int) -> None:
-    """Makes this process end when its parent dies, however it dies."""
+def end_with_parent(in_main: bool = True) -> None:
+    """Makes this process end when its parent dies, however it dies.
+
+    Args:
+        in_main: The parent's main thread has started this process.
+    """
     if in_main and sys.platform == "linux":
         # By the kernel: when the thread ends that has started this process.
         ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)

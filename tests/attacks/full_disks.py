@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,6 +16,7 @@ from tests.attacks.places import (
     FOLDERS,
     READING,
     STEPS,
+    Attack,
     AttackError,
     NotApplicableError,
     Place,
@@ -25,10 +26,7 @@ from tests.attacks.places import (
 
 _LARGE = "64m"
 _PAGE = 4096
-_FULL = re.compile(r"No space left|is full|no space")
 _measuring = threading.Lock()
-
-Group = tuple[str, str, str, str]
 
 
 def _mount(folder: Path, place: Place, size: str) -> None:
@@ -136,7 +134,7 @@ def _check(name: str, code: int, err: str, step: Step) -> None:
         for problem, wrong in (
             (f"exit code {code}", code != 1),
             ("a traceback", "Traceback" in err or "this is a bug" in err),
-            ("it does not say that the disk is full", not _FULL.search(err)),
+            ("it does not say that the disk is full", "is full" not in err),
             ("it does not name the folder", name not in err),
             ("it does not say what to do", "free" not in err),
             ("it blames a file", "damaged" in err or "not valid" in err),
@@ -147,11 +145,20 @@ def _check(name: str, code: int, err: str, step: Step) -> None:
         raise AttackError(f"{'; '.join(problems)}:\n{err}")
 
 
-def attacks(
-    known: list[Reference], levels: int
-) -> Iterator[tuple[Group, str, Callable[[Path], None]]]:
+def _can_mount() -> bool:
+    """Whether this process may mount file systems; root may not in most containers."""
+    with tempfile.TemporaryDirectory() as folder:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "none", folder], capture_output=True, check=False
+        )
+        if mounted.returncode == 0:
+            _unmount(Path(folder))
+    return mounted.returncode == 0
+
+
+def attacks(known: list[Reference], levels: int) -> Iterator[Attack]:
     """Yields each step on each of its disks at `levels` fill levels, users in turn."""
-    if os.getuid():
+    if not _can_mount():
         print("without full disks: mounting them needs root", flush=True)
         return
     for turn in range(levels):
@@ -159,7 +166,7 @@ def attacks(
             for name in FOLDERS:
                 reference = known[turn % len(known)]
                 share = turn / max(1, levels - 1)
-                yield (
+                yield Attack(
                     ("full disk", step.name, name, reference.user.name),
                     f"with {share:.0%} of the space",
                     partial(fill, reference, step, name, share, turn),

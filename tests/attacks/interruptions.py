@@ -21,7 +21,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from tests.attacks.places import (
     COUNTING,
     READING,
     STEPS,
+    Attack,
     AttackError,
     Ended,
     NotApplicableError,
@@ -40,21 +40,6 @@ from tests.attacks.places import (
 )
 
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
-
-
-@dataclass(frozen=True)
-class Attack:
-    """One interruption.
-
-    Attributes:
-        group: What it is counted under: kind, step, and signal or folder.
-        name: What tells it from the others of its group.
-        run: Does it in a new folder; raises AttackError if it ends badly.
-    """
-
-    group: tuple[str, str, str, str]
-    name: str
-    run: Callable[[Path], None]
 
 
 def check_ended(ended: Ended, number: int, step: Step) -> None:
@@ -74,14 +59,13 @@ def interrupt(
 ) -> None:
     """Sends a signal to a step, then runs a command that reads, and the step again."""
     place = reference.place(step, path)
-    process = place.start(step.words, step.module)
+    running = place.start(step.words, step.module)
     time.sleep(seconds)
-    # The terminal sends SIGINT to all processes; torchrun that is killed leaves its own behind.
-    if number == signal.SIGINT or step.module[0].startswith("torch"):
-        os.killpg(process.pid, number)
+    if number == signal.SIGINT:  # the terminal sends it to all processes
+        os.killpg(running.process.pid, number)
     else:
-        process.send_signal(number)
-    check_ended(place.end(process), number, step)
+        running.process.send_signal(number)
+    check_ended(place.end(running), number, step)
     require_rerun(reference, step, place, turn)
 
 
@@ -145,10 +129,8 @@ def attacks(known: list[Reference], moments: int, levels: int, seed: int) -> Ite
     """Yields all attacks."""
     yield from signals(known, moments, seed)
     yield from operations(known, moments)
-    for group, name, run in full_disks.attacks(known, levels):
-        yield Attack(group, name, run)
-    for group, name, run in odd_places.attacks(known):
-        yield Attack(group, name, run)
+    yield from full_disks.attacks(known, levels)
+    yield from odd_places.attacks(known, seed)
 
 
 def attempt(attack: Attack, work: Path) -> str | None:
@@ -202,11 +184,11 @@ def run(
     counts: Counter[tuple[str, ...]] = Counter()
     failed: Counter[tuple[str, ...]] = Counter()
     failures = []
-    with ThreadPoolExecutor(jobs) as executor:
-        known = references(work, executor)
+    executor = ThreadPoolExecutor(jobs)
+    try:
         chosen = [
             attack
-            for attack in attacks(known, moments, levels, seed)
+            for attack in attacks(references(work, executor), moments, levels, seed)
             if re.search(pattern, " ".join(attack.group))
         ]
         reports = executor.map(lambda attack: attempt(attack, work), chosen)
@@ -218,7 +200,11 @@ def run(
                 print(f"FAILED {report}", flush=True)
             if number % 20 == 0:
                 print(f"{number} of {len(chosen)} attacks, {len(failures)} failed", flush=True)
-    print(table(counts, failed))
+    except KeyboardInterrupt:
+        print("stopped, once the attacks that run have ended", flush=True)
+    finally:
+        executor.shutdown(cancel_futures=True)
+        print(table(counts, failed), flush=True)
     return counts, failures
 
 
@@ -232,6 +218,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only groups that match this expression")
     parser.add_argument("--work", type=Path, help="an empty folder for all files [a temporary one]")
     words = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     work = words.work or Path(tempfile.mkdtemp(prefix="assay-interruptions-"))
     work.chmod(0o755)
     counts, failures = run(

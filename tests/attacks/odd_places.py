@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from tests.attacks.places import STEPS, AttackError, Ended, Reference, Step
+from tests.attacks.places import STEPS, Attack, AttackError, Ended, Reference, Step
 
 _BY_NAME = {step.name: step for step in STEPS}
 _WHILE_RUNNING = ("train", "export", "build")
@@ -93,16 +93,16 @@ def unreadable(reference: Reference, name: str, path: Path) -> None:
         file.chmod(mode)
 
 
-def gone(reference: Reference, step: Step, seconds: float, *, file: bool, path: Path) -> None:
+def gone(reference: Reference, step: Step, seconds: float, file: bool, path: Path) -> None:
     """The folder of artifacts is removed, or replaced by a file, while a stage runs."""
     place = reference.place(step, path)
-    process = place.start(step.words)
+    running = place.start(step.words)
     time.sleep(seconds)
     place.root.rename(place.path / "renamed")
     shutil.rmtree(place.path / "renamed", ignore_errors=True)
     if file:
         place.root.write_text("not a folder")
-    ended = place.end(process)
+    ended = place.end(running)
     _require_error(ended, (0, 1, 2))
     place.wait_until_idle()
     if left := list((place.path / "tmp").glob("assay-*")):
@@ -163,12 +163,7 @@ def other_kind(reference: Reference, name: str, make: Callable[[Path], None], pa
         _require_error(place.run(words), (0, 1, 2))
 
 
-Group = tuple[str, str, str, str]
-
-
-def attacks(
-    known: list[Reference], seed: int = 0
-) -> Iterator[tuple[Group, str, Callable[[Path], None]]]:
+def attacks(known: list[Reference], seed: int) -> Iterator[Attack]:
     """Yields all odd places; those of permissions only for a user that is not root."""
     source = random.Random(seed)  # noqa: S311 - moments, not secrets
     for reference in known:
@@ -176,24 +171,23 @@ def attacks(
         for name in _WHILE_RUNNING:
             for turn in range(6):
                 seconds = source.uniform(0.3, reference.seconds[name])
-                attack = partial(gone, reference, _BY_NAME[name], seconds, file=bool(turn % 2))
-                kind = "replaced" if turn % 2 else "removed"
-                yield (
-                    ("root is gone", name, kind, user),
+                yield Attack(
+                    ("root is gone", name, "replaced" if turn % 2 else "removed", user),
                     f"after {seconds:.3f} s",
-                    lambda path, attack=attack: attack(path=path),
+                    partial(gone, reference, _BY_NAME[name], seconds, bool(turn % 2)),
                 )
         for make in _KINDS:
             for name in _FILES:
                 group = ("not a file", make.__name__.strip("_"), "", user)
-                yield group, f"at {name}", partial(other_kind, reference, name, make)
-        if reference.user.uid:
-            for step in STEPS:
-                if not step.module[0].startswith("torch"):
-                    group = ("no permission", step.name, "root", user)
-                    yield group, "", partial(read_only_root, reference, step)
-                    group = ("no permission", step.name, "home", user)
-                    yield group, "", partial(no_home, reference, step)
-            for name in _FILES:
-                group = ("no permission", "file", "", user)
-                yield group, f"to read {name}", partial(unreadable, reference, name)
+                yield Attack(group, f"at {name}", partial(other_kind, reference, name, make))
+        if not reference.user.uid:
+            continue
+        for step in STEPS:
+            if not step.module[0].startswith("torch"):
+                group = ("no permission", step.name, "root", user)
+                yield Attack(group, "", partial(read_only_root, reference, step))
+                group = ("no permission", step.name, "home", user)
+                yield Attack(group, "", partial(no_home, reference, step))
+        for name in _FILES:
+            group = ("no permission", "file", "", user)
+            yield Attack(group, f"to read {name}", partial(unreadable, reference, name))

@@ -7,14 +7,16 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.workflow.digests import sha256_file
 from tests.subset import FOLDER, python_path
@@ -123,12 +125,39 @@ def users() -> list[User]:
     return known
 
 
+@dataclass(frozen=True)
+class Attack:
+    """One interruption.
+
+    Attributes:
+        group: What it is counted under: kind, step, signal or folder, and user.
+        name: What tells it from the others of its group.
+        run: Does it in a new folder; raises AttackError if it ends badly.
+    """
+
+    group: tuple[str, str, str, str]
+    name: str
+    run: Callable[[Path], None]
+
+
 @dataclass
 class Ended:
     """How a command ended."""
 
     code: int
     err: str
+
+
+@dataclass
+class Running:
+    """A command that runs.
+
+    Attributes:
+        err: The file of what it prints to stderr. A pipe would stay open as long as any child.
+    """
+
+    process: subprocess.Popen[str]
+    err: IO[str]
 
 
 @dataclass(frozen=True)
@@ -153,7 +182,7 @@ class Place:
 
     def start(
         self, words: tuple[str, ...], module: tuple[str, ...] = ("pipeline.cli",), **more: str
-    ) -> subprocess.Popen[str]:
+    ) -> Running:
         """Starts a command in a process group of its own.
 
         Args:
@@ -169,27 +198,34 @@ class Place:
             "OPENBLAS_NUM_THREADS": "1",
             **more,
         }
-        return subprocess.Popen(
+        err = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - `end` closes it
+        process = subprocess.Popen(
             [*self.user.command, sys.executable, "-m", *module, *words],
             cwd=self.path,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=err,
             text=True,
-            errors="replace",
             start_new_session=True,
         )
+        return Running(process, err)
 
-    def end(self, process: subprocess.Popen[str]) -> Ended:
+    def end(self, running: Running) -> Ended:
         """Waits for a command; AttackError if it hangs."""
-        try:
-            _, err = process.communicate(timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            _, err = process.communicate()
-            raise AttackError(f"no end within {SECONDS} s: {process.args}\n{err}") from None
-        return Ended(process.returncode, err)
+        hangs = False
+        with running.err:
+            try:
+                running.process.wait(SECONDS)
+            except subprocess.TimeoutExpired:
+                hangs = True
+                running.process.kill()
+                running.process.wait()
+            running.err.seek(0)
+            err = running.err.read()
+        if hangs:
+            raise AttackError(f"no end within {SECONDS} s: {running.process.args}\n{err}")
+        return Ended(running.process.returncode, err)
 
     def run(
         self, words: tuple[str, ...], module: tuple[str, ...] = ("pipeline.cli",), **more: str
@@ -206,33 +242,35 @@ class Place:
 
     def running(self) -> list[int]:
         """Returns the IDs of the processes that work in this place."""
-        found = []
+        numbers = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 if (entry / "cwd").readlink() == self.path:
-                    found.append(int(entry.name))
+                    numbers.append(int(entry.name))
             except OSError:  # it has ended, or is another user's
                 continue
-        return found
+        return numbers
 
     def wait_until_idle(self) -> None:
         """Waits for child processes to end; AttackError if one goes on."""
         end = time.monotonic() + 10
         while running := self.running():
             if time.monotonic() > end:
+                for number in running:
+                    os.kill(number, signal.SIGKILL)
                 raise AttackError(f"processes {running} go on")
             time.sleep(0.05)
 
     def leftovers(self) -> list[str]:
         """Returns the paths of files and folders that are neither artifacts nor caches."""
         kept = (".locks", ".resume", ".reference")
-        found = [
+        paths = [
             str(path.relative_to(self.path))
             for name in ("artifacts", "dist", "cache")
             for path in (self.path / name).rglob(".*")
             if path.name not in kept
         ]
-        return found + [f"tmp/{path.name}" for path in (self.path / "tmp").glob("assay-*")]
+        return paths + [f"tmp/{path.name}" for path in (self.path / "tmp").glob("assay-*")]
 
     def artifacts(self) -> dict[str, str]:
         """Returns the digests of all recorded outputs, without times, and checks the records.

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +20,7 @@ from engines.contract import OpenOptions, TensorSpec
 from engines.errors import DeployError
 from exporters.program import export_program, save_program
 from pipeline.workflow.runner import Store
+from tests.subset import python_path
 
 FOLDER = "archive/"
 MODEL = "models/model.json"
@@ -243,3 +247,29 @@ def test_unusual_names_of_modules_and_options_in_words_are_accepted(tmp_path: Pa
 
 def test_the_chains_program_is_accepted(built: Store) -> None:
     load_program(torch, built.root / "lenet/fp32/model.pt2")
+
+
+_SAVE = """
+import sys
+from pathlib import Path
+import exporters.program as programs
+program = programs.read_program(Path(sys.argv[1]))
+try:
+    programs.save_program(program, Path("/dev/full"), (), ())
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.slow(4)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_an_error_and_does_not_end_the_process(saved: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _SAVE, saved],
+        env={**os.environ, "PYTHONPATH": python_path()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "No space left on device\n"

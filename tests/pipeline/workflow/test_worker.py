@@ -198,7 +198,12 @@ def test_the_child_leaves_no_temporary_files() -> None:
 
 
 @pytest.mark.parametrize("thread", ["main", "other"])
-def test_a_killed_parent_leaves_no_process_and_the_next_one_no_folder(thread: str) -> None:
+def test_a_killed_parent_leaves_no_process_and_the_next_one_no_folder(
+    thread: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A folder of its own: processes of other tests remove what is left in the common one.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     source = """
 import os, sys, tempfile, threading, time
 from pipeline.workflow import worker
