@@ -9,7 +9,7 @@ from types import FrameType
 
 import engines
 
-_state = {"deferred": 0, "pending": False}
+_state = {"deferred": 0, "pending": False, "received": False}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -19,11 +19,18 @@ class Interrupted(KeyboardInterrupt):
 def install() -> None:
     """Makes SIGINT and SIGTERM raise Interrupted in the main thread, but not during an import."""
     engines.import_guard = deferred
+    _state["received"] = False
     signal.signal(signal.SIGINT, _handle)
     signal.signal(signal.SIGTERM, _handle)
 
 
+def received() -> bool:
+    """Whether SIGINT or SIGTERM arrived: errors from then on may be a library's answer to it."""
+    return bool(_state["received"])
+
+
 def _handle(_number: int, _frame: FrameType | None) -> None:
+    _state["received"] = True
     if _state["deferred"]:
         _state["pending"] = True
     else:
