@@ -465,3 +465,16 @@ def test_what_a_library_makes_of_an_interruption_is_an_interruption(
     assert (result.code, result.err) == (130, "error: interrupted\n")
     monkeypatch.undo()
     assert assay("report", "lenet", "--root", "nowhere").code != 130
+
+
+def test_a_current_folder_that_was_removed_is_named(
+    assay: Assay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for words in (["models"], ["summary", "edge"], ["export", "edge"]):
+        result = assay(*words)
+        assert result.code == 2
+        assert "the current folder has been removed" in result.err
