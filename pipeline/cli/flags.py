@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from engines.errors import UsageError
 from pipeline.workflow import console, leftovers, worker
 from pipeline.workflow.artifacts import DIST, ROOT
 from pipeline.workflow.runner import Store
@@ -19,6 +20,7 @@ def printing(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def run(**values: Any) -> Any:
+        _require_current_folder()
         with console.own_lines_only():
             return command(**values)
 
@@ -29,6 +31,16 @@ def printing(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "json_", is_flag=True, help="Print one JSON document on stdout.")(
         run
     )
+
+
+def _require_current_folder() -> None:
+    """Raises UsageError if the current folder is gone; importing torch would end the process."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UsageError(
+            "the current folder has been removed", "run the command in another folder"
+        ) from error
 
 
 def storing(command: Callable[..., Any]) -> Callable[..., Any]:

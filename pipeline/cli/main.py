@@ -184,30 +184,36 @@ def _run(words: list[str]) -> int:
         _check_words(words)
         with signals.not_swallowed():
             cli.main(words, prog_name="assay", standalone_mode=False)
-    except DeployError as error:
+    except click.Abort:  # what click makes of an interruption
+        raise
+    except Exception as error:
+        return _explain(error)
+    return 0
+
+
+def _explain(error: Exception) -> int:
+    """Prints an error and returns its exit code."""
+    if isinstance(error, DeployError):
         _fail(error.message, error.hint, error.exit_code, error.details)
         return error.exit_code
-    except click.UsageError as error:
+    if isinstance(error, click.UsageError):
         where = error.ctx.command_path if error.ctx is not None else "assay"
         _fail(error.format_message(), f"see `{where} --help`", error.exit_code)
         return error.exit_code
-    except OSError as error:  # stages raise DeployError instead
+    if isinstance(error, OSError):  # stages raise DeployError instead
         if error.filename is None and error.errno in _PRINTING:
             console.error(f"cannot print: {error}")
         else:
             hint = "check permissions and free space, and TMPDIR"
             _fail(f"cannot read or write: {error}", hint, 1)
         return 1
-    except click.Abort:  # what click makes of an interruption
-        raise
-    except MemoryError:
+    if isinstance(error, MemoryError):
         _fail("out of memory", "use a smaller batch, or a machine with more memory", 1)
         return 1
-    except Exception as error:  # a bug of ours: show the traceback
-        traceback.print_exc()
-        _fail(f"this is a bug in assay: {error!r}", "please report it with the lines above", 1)
-        return 1
-    return 0
+    # A bug of ours.
+    traceback.print_exception(error)
+    _fail(f"this is a bug in assay: {error!r}", "please report it with the lines above", 1)
+    return 1
 
 
 # What ASCII has instead of the characters that tables and messages use most.

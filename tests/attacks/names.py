@@ -172,7 +172,7 @@ def attack(count: int, seed: int, folder: Path) -> Iterator[str]:
             start = time.monotonic()
             try:
                 USES[use](name)
-            except BaseException as error:
+            except (Exception, SystemExit) as error:
                 yield f"name {number}, {name[:80]!a}, as {use}: {type(error).__name__}: {error!a}"
             if time.monotonic() - start > SECONDS:
                 yield f"name {number}, {name[:80]!a}, as {use}: {time.monotonic() - start:.0f} s"

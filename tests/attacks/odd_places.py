@@ -22,8 +22,8 @@ _BUILD, _VERIFY = ("build", "lenet", *_ONE), ("verify", "lenet", *_ONE)
 _BUNDLE = ("bundle", "lenet", *_ONE)
 # Commands that use a file, besides `report`.
 _FILES = {
-    "data/folder-images/train-images.idx": _TRAIN,
-    "data/folder-images/data.json": ("data", "--data", "images", "--force"),
+    "data/images/train-images.idx": _TRAIN,
+    "data/images/data.json": ("data", "--data", "images", "--force"),
     ".resume/lenet.safetensors": (*_TRAIN, "--resume"),
     "lenet/checkpoint.safetensors": _TRAIN,
     "lenet/train.json": ("runs", "lenet"),
@@ -76,10 +76,18 @@ def no_home(reference: Reference, step: Step, path: Path) -> None:
     reference.compare(place, step)
 
 
+def _file(place: Place, name: str) -> Path:
+    """Returns the file that one of _FILES names; `data/images` is its data set."""
+    if name.startswith("dist"):
+        return place.path / name
+    (folder,) = (place.root / "data").glob("folder-images-*")
+    return place.root / name.replace("data/images", f"data/{folder.name}")
+
+
 def unreadable(reference: Reference, name: str, path: Path) -> None:
     """A file that the user may not read."""
     place = reference.place(Step("", (), STEPS[-1].name), path)
-    file = place.path / name if name.startswith("dist") else place.root / name
+    file = _file(place, name)
     file.parent.mkdir(exist_ok=True)
     if not file.exists():
         file.touch()
@@ -151,7 +159,7 @@ _KINDS = (_fifo, _socket, _endless, _full, _loop, _folder)
 def other_kind(reference: Reference, name: str, make: Callable[[Path], None], path: Path) -> None:
     """Something that is not a file in the place of one: no command waits for it or follows it."""
     place = reference.place(Step("", (), STEPS[-1].name), path)
-    file = place.path / name if name.startswith("dist") else place.root / name
+    file = _file(place, name)
     if file.is_dir():
         shutil.rmtree(file)
     file.unlink(missing_ok=True)

@@ -500,3 +500,34 @@ def test_the_command_line_names_no_option_of_a_stage() -> None:
         source = (ROOT / "pipeline" / "cli" / f"{module}.py").read_text()
         constants = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)]
         assert not named & {value for value in constants if isinstance(value, str)}
+
+
+def test_what_a_library_makes_of_an_interruption_is_an_interruption(
+    assay: Assay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.report import summary
+
+    def collect(*_words: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise AttributeError("a module was left half imported") from None
+
+    monkeypatch.setattr(summary, "collect", collect)
+    result = assay("report", "lenet")
+    assert (result.code, result.err) == (130, "error: interrupted\n")
+    monkeypatch.undo()
+    assert assay("report", "lenet", "--root", "nowhere").code != 130
+
+
+def test_a_current_folder_that_was_removed_is_named(
+    assay: Assay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for words in (["models"], ["summary", "edge"], ["export", "edge"]):
+        result = assay(*words)
+        assert result.code == 2
+        assert "the current folder has been removed" in result.err
