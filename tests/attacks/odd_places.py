@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from tests.attacks.places import STEPS, Attack, AttackError, Ended, Reference, Step
+from tests.attacks.places import STEPS, Attack, AttackError, Ended, Place, Reference, Step
 
 _BY_NAME = {step.name: step for step in STEPS}
 _WHILE_RUNNING = ("train", "export", "build")
