@@ -346,29 +346,26 @@ def output_names(
     return names
 
 
+_USUAL_HINT = (
+    "it has to run at any batch size, such as 2; check names, dtypes and shapes of the inputs"
+)
+_FLOAT64_HINT = "the reference is a float64 run: keep constant tensors in buffers, which are cast"
+
+
 @contextmanager
-def explained(how: str) -> Iterator[None]:
+def explained(how: str, hint: str = "") -> Iterator[None]:
     """Turns any exception of a user's model into an error that says how the model was run."""
     try:
         yield
     except DeployError:
         raise
     except Exception as error:  # the user's code may raise anything
-        hint = (
-            "it has to run at any batch size, such as 2; check names, dtypes and shapes of the"
-            " inputs"
-        )
-        if known := trace_errors.cause_of(str(error)):
-            hint = known[1]
-        if how:
-            hint = (
-                "the reference is a float64 run: keep constant tensors in buffers, which are cast"
-            )
+        known = trace_errors.cause_of(str(error))
         line = trace_errors.place(traceback.extract_tb(error.__traceback__))
         raise DeployError(
             f"the model cannot be run on its inputs{how}{trace_errors.at_line(line)}:"
             f" {type(error).__name__}: {error}",
-            hint,
+            hint or (known[1] if known else _USUAL_HINT),
         ) from error
 
 
@@ -384,7 +381,7 @@ def run_all(
     size = batch_for(served.pixels, inputs)
     tensors = (*served.parameters(), *served.buffers())
     device = tensors[0].device if tensors else inputs[0].device
-    with torch.inference_mode(), explained(how):
+    with torch.inference_mode(), explained(how, _FLOAT64_HINT if how else ""):
         for start in range(0, rows, size):
             # Copied, since a network may change its inputs in place.
             batch = [tensor[start : start + size].to(device, copy=True) for tensor in inputs]

@@ -223,7 +223,9 @@ def _width(name: str, model: Model, contents: Contents) -> int:
     served = Served(model.network, model.prepare)
     modes = {module: module.training for module in served.modules()}
     served.eval()
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]), explained(f" of {shape}"):
+    hint = "change the model, or decode the images at another size with `assay data --image-size`"
+    inputs = explained(f" of {shape}", hint)
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]), inputs:
         output = served(torch.zeros(2, *contents.shape, dtype=torch.uint8))[0]
     for module, mode in modes.items():
         module.training = mode

@@ -71,6 +71,30 @@ def drop(images: int, lost: int, gained: int) -> Drop:
     return Drop(value, root(-1.0), root(1.0))
 
 
+def faults(lost: Drop, max_drop: float) -> list[str]:
+    """Returns in words that too much accuracy is lost, if it is.
+
+    Args:
+        max_drop: The accuracy that may be lost, as a fraction of the images.
+    """
+    if lost.value <= max_drop:
+        return []
+    return [
+        f"accuracy falls by {lost}, {100 * max_drop:g} pp allowed; calibrate on images like those"
+        " to be served"
+    ]
+
+
+def doubts(images: int, lost: Drop, max_drop: float) -> list[str]:
+    """Returns in words that the images are too few to show that the accuracy is kept, if so."""
+    if lost.high <= max_drop:
+        return []
+    return [
+        f"{images:,} test images are too few to tell: accuracy falls by {lost}, and"
+        f" {100 * max_drop:g} pp are allowed"
+    ]
+
+
 def sqnr(scale: float, error: float) -> float:
     """Returns the signal to quantization noise ratio in dB, clipped to -200 to 200.
 

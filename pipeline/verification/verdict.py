@@ -166,7 +166,12 @@ def judge(
         vacuous = [output for output in vacuous if not output.constant]
     unproved = [f"{output.name} {output.vacuous}" for output in vacuous]
     if test is not None and PRECISIONS[golden.precision].quantized:
-        unproved += _too_few_images(flips, golden.max_drop)
+        lost = None if flips is None else flips.drop
+        unproved += (
+            []
+            if flips is None or lost is None
+            else accuracy.doubts(flips.images, lost, golden.max_drop)
+        )
     if not faults and unproved:
         status = "vacuous"
         faults = unproved
@@ -356,23 +361,7 @@ def _quantization_faults(
         if output.sqnr is not None and output.sqnr < limits.MIN_SQNR and not output.vacuous
     ]
     lost = None if flips is None else flips.drop
-    if lost is not None and lost.value > max_drop:
-        faults.append(
-            f"accuracy falls by {lost}, {100 * max_drop:g} pp allowed; calibrate on"
-            " images like those to be served"
-        )
-    return faults
-
-
-def _too_few_images(flips: Flips | None, max_drop: float) -> list[str]:
-    """Returns why the test set cannot show that the accuracy is kept, if it is too small."""
-    lost = None if flips is None else flips.drop
-    if flips is None or lost is None or lost.high <= max_drop:
-        return []
-    return [
-        f"{flips.images:,} test images are too few to tell: accuracy falls by {lost}, and"
-        f" {100 * max_drop:g} pp are allowed"
-    ]
+    return faults + ([] if lost is None else accuracy.faults(lost, max_drop))
 
 
 def not_run(subject: str, precision: str, reason: str) -> Verdict:

@@ -219,7 +219,7 @@ print(json.dumps(events))
     imported = {name for event, name, _ in events if event == "import"}
     assert imported.isdisjoint({engines.get(name).module for name in engines.names()})
     assert {name for event, name, _ in events if event == "ctypes.dlopen"} <= {"None"}
-    unpacked = [entry for entry in events if entry[0] == "open" and "/assay-check-" in entry[1]]
+    unpacked = [entry for entry in events if entry[0] == "open" and "/assay-" in entry[1]]
     written = {name for _, name, flags in unpacked if int(flags) & os.O_WRONLY}
     read = {name for _, name, flags in unpacked if not int(flags) & os.O_WRONLY}
     assert any(Path(name).stem == "engine" for name in written)
