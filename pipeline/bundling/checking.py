@@ -103,7 +103,7 @@ def unpack(bundle: Path, root: Path, limit: int = archive.MAX_BYTES) -> Unpacked
     Raises:
         DeployError: The bundle is damaged or its chain is broken.
     """
-    require_file(bundle, "make a bundle with `assay bundle MODEL`")
+    require_file(bundle, "give the path of a file that `assay bundle` wrote")
     manifest = archive.extract(bundle, root, limit)
     try:
         _check_listed(bundle, manifest)

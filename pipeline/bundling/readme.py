@@ -33,6 +33,9 @@ def text(facts: dict[str, Any], inputs: Sequence[TensorSpec]) -> str:
     if facts["dataset"]:
         trained += f" ({facts['dataset']})"
     classes = f"- classes, in order: {', '.join(facts['labels'])}\n" if facts["labels"] else ""
+    before = (
+        f"- to be done to each image before that: {facts['before']}\n" if facts["before"] else ""
+    )
     return f"""# {facts["model"]}, {facts["precision"]}
 
 {trained}.
@@ -40,7 +43,7 @@ def text(facts: dict[str, Any], inputs: Sequence[TensorSpec]) -> str:
 {input_lines}
 {outputs}
 - preprocessing inside the graph: {facts["preprocessing"]}
-{classes}
+{before}{classes}
 
 | engine | file | verdict where it was built | built with |
 |---|---|---|---|
@@ -53,7 +56,8 @@ Verify it on this machine, every digest and every engine that can run here:
 
     assay check BUNDLE.tar.zst
 
-Unpacked (`tar -xf BUNDLE.tar.zst`), the graph runs with `pip install onnxruntime` alone:
+In the unpacked folder (`tar -xf BUNDLE.tar.zst`), the graph runs with `pip install onnxruntime`
+alone:
 
 ```python
 {_example(facts, inputs)}
@@ -64,6 +68,14 @@ Unpacked (`tar -xf BUNDLE.tar.zst`), the graph runs with `pip install onnxruntim
 `manifest.json` lists the sha256 of every file. The `.json` file in each artifact's folder records
 its inputs, the tools and the time.
 """
+
+
+def _order(inputs: Sequence[TensorSpec]) -> str:
+    """Returns what the axes of the inputs are."""
+    if [spec.dtype for spec in inputs] == ["uint8"] and len(inputs[0].shape) == 4:  # noqa: PLR2004
+        colours = " (red, green, blue)" if inputs[0].shape[1] == 3 else ""  # noqa: PLR2004
+        return f"your images: batch, channel{colours}, row, column"
+    return "your inputs"
 
 
 def _example(facts: dict[str, Any], inputs: Sequence[TensorSpec]) -> str:
@@ -78,7 +90,7 @@ def _example(facts: dict[str, Any], inputs: Sequence[TensorSpec]) -> str:
         "import onnxruntime",
         "",
         f'session = onnxruntime.InferenceSession("{facts["graph"]}")',
-        f"feeds = {{{feeds}}}  # your inputs",
+        f"feeds = {{{feeds}}}  # {_order(inputs)}",
         "outputs = session.run(None, feeds)",
     ]
     if facts["labels"]:

@@ -101,7 +101,10 @@ def _completing(option: Option) -> Callable[[click.Context, click.Parameter, str
         if option.names is not None:
             known = [*option.names(), *([ALL] if option.role.expand_all is not None else [])]
         first, comma, last = word.rpartition(",") if is_list(option) else ("", "", word)
-        return [f"{first}{comma}{name}" for name in known if name.startswith(last)]
+        taken = first.split(",")
+        return [
+            f"{first}{comma}{name}" for name in known if name.startswith(last) and name not in taken
+        ]
 
     return complete
 

@@ -19,16 +19,21 @@ class Contents:
     Attributes:
         shape: Channels, height and width of an image.
         labels: The name of each class.
+        image_size: The side of the squares that images of a folder were cut to when they were
+            decoded; None if they were not.
     """
 
     shape: tuple[int, int, int]
     labels: tuple[str, ...]
+    image_size: int | None = None
 
 
 def read_contents(path: Path) -> Contents:
     """Reads a data set's `contents.json`, which the data stage writes."""
     description = read_json(path)
-    return Contents(tuple(description["shape"]), tuple(description["labels"]))
+    return Contents(
+        tuple(description["shape"]), tuple(description["labels"]), description.get("image_size")
+    )
 
 
 @dataclass(frozen=True)

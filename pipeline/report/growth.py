@@ -36,7 +36,7 @@ def show(search: Bisection, subject: str) -> None:
         numbers = (f"{step.error:.1e}", ratio_text(step.ratio))
         rows.append((step.node, step.operator, step.module, *numbers, bar))
     columns = ("node", "operator", "module", ">total error", ">own error / limit", "")
-    console.table("Error along the graph", columns, rows)
+    console.table("Error along the graph", columns, rows, ("", "module"))
     if len(search.steps) > last:
         console.result(f"{len(search.steps) - last} more values follow")
     if search.translation:

@@ -13,7 +13,7 @@ from exporters import DEFAULT_PRECISION
 from pipeline.report.bench import UNSETTLED, UNSETTLED_NOTE
 from pipeline.report.train import describe
 from pipeline.report.units import duration
-from pipeline.report.verify import deviating_type, ratio_text, rows_not_compared
+from pipeline.report.verify import deviating_type, limits_of, ratio_text, rows_not_compared
 from pipeline.workflow import console, hints
 from pipeline.workflow.artifacts import (
     BUNDLE,
@@ -135,6 +135,8 @@ def show(summary: Summary) -> None:
             console.result(f"{name}: not run on this machine: {verdict['reason']}")
         elif verdict["reason"]:
             console.result(f"{name}: {verdict['status']}: {verdict['reason']}")
+        for sentence in limits_of(verdict):
+            console.result(sentence)
         for output in verdict["outputs"]:
             for sentence in rows_not_compared(name, summary.precision, output):
                 console.result(sentence)

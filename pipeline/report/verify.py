@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from exporters import PRECISIONS
+from pipeline.verification import limits
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
@@ -43,20 +44,34 @@ def show(verdicts: Sequence[Verdict]) -> None:
                 console.result(
                     f"{verdict.subject}: {output.name} matches, but is the same for every input"
                 )
-        if PRECISIONS[verdict.precision].quantized and verdict.outputs and not _knows(verdict):
-            console.result(
-                f"{verdict.subject}: the verdict tells nothing about accuracy, since the classes of"
-                " the inputs are not known"
-            )
+        for sentence in limits_of(dataclasses.asdict(verdict)):
+            console.result(sentence)
         if verdict.audit is not None and verdict.audit.gap:
             console.result(f"{verdict.subject}: {verdict.audit.gap}")
         if verdict.reason:
             console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
 
 
-def _knows(verdict: Verdict) -> bool:
-    """Whether the accuracy was judged."""
-    return verdict.flips is not None and verdict.flips.drop is not None
+def limits_of(verdict: Mapping[str, Any]) -> list[str]:
+    """Returns what a verdict on a quantized graph or engine does not tell.
+
+    Args:
+        verdict: The JSON form of a `Verdict`.
+    """
+    if not PRECISIONS[verdict["precision"]].quantized or not verdict["outputs"]:
+        return []
+    flips, allowed = verdict["flips"], verdict.get("max_drop")
+    if flips is None or flips["correct"] is None:
+        return [
+            f"{verdict['subject']}: the verdict tells nothing about accuracy, since the classes of"
+            " the inputs are not known"
+        ]
+    if allowed is not None and allowed > limits.MAX_DROP:
+        return [
+            f"{verdict['subject']}: judged with a looser limit than usual: accuracy may fall by"
+            f" {100 * allowed:g} pp (--max-drop), not {100 * limits.MAX_DROP:g}"
+        ]
+    return []
 
 
 def rows_not_compared(subject: str, precision: str, output: Mapping[str, Any]) -> list[str]:
@@ -132,7 +147,11 @@ _COLUMNS: dict[str, _Column] = {
     "weights": (">weights", _weights),
 }
 # Left out in this order where the terminal is narrow.
-_OPTIONAL = (">rms error", ">max error", "output", ">top-1")
+_OPTIONAL = (
+    *(">rms error", ">max error", "output", ">top-1"),
+    # Of a quantized graph, the errors are those of quantization.
+    *(">rms x floor", ">max x floor", ">weights", ">flips"),
+)
 _TYPE_COLUMNS: dict[str, _Column] = {
     "computed in": ("computed in", lambda verdict, _: verdict.facts.get("computed in", "")),
 }

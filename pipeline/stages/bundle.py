@@ -137,6 +137,7 @@ def _facts(
         "training": describe(read_json(inputs[TRAINING])),
         "labels": json.loads(metadata["assay.labels"]),
         "preprocessing": metadata["assay.preprocessing"],
+        "before": metadata.get("assay.before", ""),
         "inputs": [str(spec) for spec in golden.input_specs],
         "outputs": [str(spec) for spec in golden.output_specs],
         "graph": GRAPH.at(**inputs.fields).label,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engines.errors import UsageError
 from pipeline.data import download as datasets
@@ -88,7 +89,10 @@ def run(_inputs: Paths, outputs: Paths, params: Params) -> None:
         for artifact, file in zip(order, dataset.files, strict=True):
             _at(outputs, artifact).write_bytes(content[file.name])
         shape, names = dataset.contents.shape, dataset.contents.labels
-    write_json(_at(outputs, CONTENTS), {"shape": list(shape), "labels": list(names)})
+    contents: dict[str, Any] = {"shape": list(shape), "labels": list(names)}
+    if params.image_size is not None:
+        contents["image_size"] = params.image_size
+    write_json(_at(outputs, CONTENTS), contents)
 
 
 def _at(paths: Paths, artifact: Artifact) -> Path:

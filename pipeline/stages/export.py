@@ -209,6 +209,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         "assay.kept_in_fp32": json.dumps([*dict.fromkeys(value.name for value in cast.kept)]),
         "assay.labels": json.dumps(model.labels),
         "assay.preprocessing": _preprocessing(model),
+        "assay.before": "" if contents is None else _before(contents),
         "assay.checkpoint": checkpoint,
         "assay.dataset": params.data or "",
         "assay.exporter": params.exporter,
@@ -243,6 +244,16 @@ def _trained_model(
 
 def _train_params(params: Params) -> dict[str, Any]:
     return {"model": params.model, "data": params.data}
+
+
+def _before(contents: Contents) -> str:
+    """Returns what has to be done to images before the graph takes them, in words."""
+    size = contents.image_size
+    if size is None:
+        return ""
+    return (
+        f"the shorter side resized to {size} (Pillow, bilinear), the middle {size}x{size} cut out"
+    )
 
 
 def _preprocessing(model: Model) -> str:

@@ -196,6 +196,11 @@ def resolve(params: Params) -> Params:
         chosen["epochs"] = 0
     asked = {name: getattr(params, name) for name in chosen}
     chosen |= {name: value for name, value in asked.items() if value is not None}
+    if params.replace_head and not chosen["epochs"]:
+        raise UsageError(
+            "--replace-head puts a new last layer there, which has to be trained",
+            "give --epochs, at least 1",
+        )
     if chosen["epochs"] and not (spec.trainable or data):
         raise UsageError(
             f"{params.model} cannot be trained: it has no data set",

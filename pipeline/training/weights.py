@@ -182,7 +182,8 @@ def fit(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, model:
             f"{where} does not hold the weights of {model}: {len(faults)} of"
             f" {len({*wanted, *tensors})} tensors do not fit: {'; '.join(faults[:_NAMED])}{more}."
             f" It holds {weight_names.listed(tensors)}",
-            "give weights of the same architecture, number of classes and kind of numbers",
+            "give weights of the same architecture and kind of numbers; if only the number of"
+            " classes differs, --replace-head trains a new last layer",
         )
     broken = [n for n, tensor in tensors.items() if not _as_finite_as(wanted[n], tensor)]
     if broken:

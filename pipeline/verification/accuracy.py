@@ -72,12 +72,12 @@ def drop(images: int, lost: int, gained: int) -> Drop:
 
 
 def faults(lost: Drop, max_drop: float) -> list[str]:
-    """Returns in words that too much accuracy is lost, if it is.
+    """Returns in words that too much accuracy is lost, if it is, and not by chance.
 
     Args:
         max_drop: The accuracy that may be lost, as a fraction of the images.
     """
-    if lost.value <= max_drop:
+    if lost.value <= max_drop or lost.low <= 0:
         return []
     return [
         f"accuracy falls by {lost}, {100 * max_drop:g} pp allowed; calibrate on images like those"

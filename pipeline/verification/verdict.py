@@ -108,6 +108,7 @@ class Verdict:
         audit: The weight audit; None unless the subject is an ONNX graph.
         reason: Why it was not run, crashed or failed; empty on a pass.
         facts: The engine's fingerprint and the device it ran on.
+        max_drop: The accuracy that quantization might cost, as a fraction of the images.
     """
 
     subject: str
@@ -122,6 +123,7 @@ class Verdict:
     audit: Audit | None = None
     reason: str = ""
     facts: dict[str, str] = field(default_factory=dict)
+    max_drop: float | None = None
 
 
 def _rms(array: Array) -> float:
@@ -183,6 +185,7 @@ def judge(
         outputs=outputs,
         flips=flips,
         reason="; ".join(faults),
+        max_drop=golden.max_drop if PRECISIONS[golden.precision].quantized else None,
     )
 
 

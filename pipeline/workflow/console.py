@@ -242,8 +242,11 @@ def table(
     from rich.console import Console
 
     stream = _stderr() if settings.json else _stdout()
-    console = Console(file=stream, width=None if stream.isatty() else _PLAIN_WIDTH)
-    kept = [*range(len(columns))]
+    # A column that says nothing is not printed.
+    kept = [index for index in range(len(columns)) if not rows or any(row[index] for row in rows)]
+    # A file gets all columns, however wide.
+    width = None if stream.isatty() else max(_PLAIN_WIDTH, _width(columns, rows, kept))
+    console = Console(file=stream, width=width)
     for name in optional:
         if _width(columns, rows, kept) > console.width:
             kept = [index for index in kept if columns[index] != name]
@@ -251,12 +254,17 @@ def table(
     cells = [[row[index] for index in kept] for row in rows]
     if _width(columns, rows, kept) > console.width:
         kept, chosen = [*range(len(columns))], [*columns]
+        print(_in_one_line(title), file=stream)
         for row in rows:
             _print_block(stream, chosen, row)
     else:
         spare = console.width - _width(columns, rows, kept)
         console.print(_drawn(title, chosen, cells, spare))
-    left_out = [name.lstrip(">") for index, name in enumerate(columns) if index not in kept]
+    left_out = [
+        name.lstrip(">")
+        for index, name in enumerate(columns)
+        if index not in kept and any(row[index] for row in rows)
+    ]
     if left_out:
         say(f"left out, as the terminal is narrow: {', '.join(left_out)}")
     if settings.explain:
@@ -302,7 +310,8 @@ def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], sp
 def _print_block(stream: TextIO, columns: Sequence[str], row: Sequence[str]) -> None:
     for column, cell in zip(columns, row, strict=True):
         if cell:
-            print(f"{column.lstrip('>') or '-'}: {cell}", file=stream)
+            name = column.lstrip(">")
+            print(f"{name}: {cell}" if name else cell, file=stream)
     print(file=stream, flush=True)
 
 

@@ -16,6 +16,7 @@ from pipeline import models
 from pipeline.data import idx, imagefolder
 from pipeline.data.registry import Contents
 from pipeline.training import data_fit
+from tests.bundles import members
 from tests.conftest import Result
 
 Assay = Callable[..., Result]
@@ -171,6 +172,7 @@ WRONG_OPTIONS = {
     ("plain", "--mean", "0.5,0.5,0.5"): "--mean has 3 values and --std 0",
     ("plain", "--mean", "0.5,0.5,5", "--std", "1,1,1"): "--mean 5.0 is out of range",
     ("named", "--bgr"): "has a preprocessing of its own",
+    ("large", "--replace-head", "--epochs", "0"): "which has to be trained",
     ("plain", "--optimizer", "adam"): "did you mean 'adamw'",
     ("plain", "--optimizer", "adamw", "--momentum", "0.9"): "--momentum is for sgd",
 }
@@ -213,6 +215,7 @@ def test_a_library_model_with_its_weights_gets_a_new_head(folder: Path, assay: A
     words = ("--data", folder, "--weights", weights, "--batch-size", 8)
     result = assay("train", name, *words, "--epochs", 1)
     assert result.code == 1  # the file has 1,000 classes
+    assert "--replace-head trains a new last layer" in result.err
     words = (*words, "--replace-head", "--freeze", "--epochs", 1)
     result = assay("train", name, *words)
     assert result.code == 0, result.err
@@ -222,6 +225,18 @@ def test_a_library_model_with_its_weights_gets_a_new_head(folder: Path, assay: A
     kept = [key for key in before if not key.startswith("classifier")]
     assert kept
     assert all(before[key].equal(trained[key]) for key in kept)
+
+
+@pytest.mark.slow(4)
+def test_a_bundle_says_what_is_done_to_images_before_the_graph(folder: Path, assay: Assay) -> None:
+    words = ("--image-size", 4, "--epochs", 1, "--batch-size", 8)
+    chosen = ("--engine", "onnxruntime", "--batch", 1, "--budget", 0.05)
+    result = assay("run", "networks.py:plain", "--data", folder, *words, *chosen)
+    assert result.code == 0, result.err
+    (bundle,) = Path("dist").iterdir()
+    (readme,) = (c.decode() for n, c in members(bundle).items() if n.endswith("/README.md"))
+    assert "- before that, each image: the shorter side resized to 4 (Pillow" in readme
+    assert "# your images: batch, channel (red, green, blue), row, column" in readme
 
 
 def test_channels_are_turned_around_for_a_network_that_takes_bgr(

@@ -57,3 +57,21 @@ def test_signal_to_noise_is_in_decibels() -> None:
     assert accuracy.sqnr(1.0, 0.0) == accuracy.sqnr(1.0, 1e-300) == 200
     assert accuracy.sqnr(0.0, 1.0) == -200
     assert math.isfinite(accuracy.sqnr(0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("images", "lost", "gained", "verdict"),
+    [
+        (10_000, 30, 20, "kept"),
+        (10_000, 300, 100, "lost"),
+        (60, 1, 0, "doubted"),  # 1.7 points, but one image may be chance
+        (60, 0, 0, "doubted"),
+        (256, 20, 2, "lost"),
+    ],
+)
+def test_a_drop_is_a_fault_only_if_it_is_not_chance(
+    images: int, lost: int, gained: int, verdict: str
+) -> None:
+    drop = accuracy.drop(images, lost, gained)
+    assert bool(accuracy.faults(drop, 0.01)) == (verdict == "lost")
+    assert bool(accuracy.doubts(images, drop, 0.01)) == (verdict != "kept")

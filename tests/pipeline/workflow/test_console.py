@@ -85,3 +85,14 @@ def test_terms_are_explained_on_request(monkeypatch: pytest.MonkeyPatch) -> None
     assert "error x floor: root mean square error" in text
     assert "verdict: pass: equal to PyTorch" in text
     assert "SQNR" not in text
+
+
+def test_an_empty_column_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROWS", [(a, b, "", d) for a, b, _, d in ROWS])
+    assert "error x floor" not in drawn(100, monkeypatch)
+
+
+def test_a_file_gets_all_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f">column {number}" for number in range(40)]
+    console.table("Title", names, [["12345"] * 40], names)
+    assert "column 39" in capsys.readouterr().out
