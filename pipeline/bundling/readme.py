@@ -33,9 +33,7 @@ def text(facts: dict[str, Any], inputs: Sequence[TensorSpec]) -> str:
     if facts["dataset"]:
         trained += f" ({facts['dataset']})"
     classes = f"- classes, in order: {', '.join(facts['labels'])}\n" if facts["labels"] else ""
-    before = (
-        f"- to be done to each image before that: {facts['before']}\n" if facts["before"] else ""
-    )
+    before = f"- before that, each image: {facts['before']}\n" if facts["before"] else ""
     return f"""# {facts["model"]}, {facts["precision"]}
 
 {trained}.

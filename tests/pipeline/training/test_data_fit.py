@@ -190,7 +190,7 @@ def test_options_that_do_not_fit_are_refused(
 
 @pytest.mark.usefixtures("folder")
 def test_options_for_images_need_a_data_set(assay: Assay) -> None:
-    result = assay("train", "networks.py:plain", "--replace-head")
+    result = assay("train", "networks.py:plain", "--bgr")
     assert result.code == 2
     assert "--replace-head do not apply" in result.err
 
