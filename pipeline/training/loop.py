@@ -100,7 +100,7 @@ class _Run:
         self.memory = memory.check(network, prepare, samples, settings)
         # Convolutions are faster in channels_last: on two cores by a quarter to a half.
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
-        optimization.set_training(self.network)
+        optimization.set_training(self.network, frozen=settings.freeze)
         self.prepare = None if prepare is None else prepare.to(self.device)
         self.inputs = samples.inputs.to(self.device)
         self.targets = samples.targets.to(self.device)
