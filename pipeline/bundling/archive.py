@@ -114,6 +114,7 @@ class _Reader:
     def __init__(self, bundle: Path, file: BinaryIO, limit: int) -> None:
         self._bundle, self._limit = bundle, limit
         self._tar = TarStream(file)
+        self._folder: str | None = None  # the top folder
         self.last = "its start"
 
     def extract(self, target: Path) -> dict[str, Any]:
@@ -130,7 +131,7 @@ class _Reader:
                 )
             if not member.link:
                 self._copy(member, entry, target)
-            elif member.link in missing or manifest["members"].get(member.link) != entry:
+            elif member.link in (name, *missing) or manifest["members"].get(member.link) != entry:
                 raise self._error(
                     f"member {name} links to {member.link!r}, which is not its content"
                 )
@@ -155,11 +156,21 @@ class _Reader:
             raise self._error(error.message) from error
         if member is None:
             return None
-        _, _, name = member.name.partition("/")
+        folder, _, name = member.name.partition("/")
         if not name:
             raise self._error(f"member {member.name!r} is not below a folder")
+        if self._folder is None and _safe(folder):
+            self._folder = folder
+        # Other readers, such as tar, would find something else there.
+        if folder != self._folder:
+            raise self._error(f"member {member.name!r} is not in the top folder")
         self.last = f"member {name}"
-        return Member(name, member.size, member.link.partition("/")[2] or member.link)
+        if not member.link:
+            return Member(name, member.size)
+        folder, _, link = member.link.partition("/")
+        if folder != self._folder or not link:
+            raise self._error(f"member {name} links to {member.link!r}, outside the top folder")
+        return Member(name, member.size, link)
 
     def _read(self, name: str) -> bytes:
         try:
@@ -258,6 +269,8 @@ def _check_manifest(content: Any) -> None:
         raise ValueError(f"{len(members):,} members, more than {_MAX_MEMBERS:,}")
     for name, entry in members.items():
         size, digest = entry["bytes"], entry["sha256"]
+        if name.partition("/")[0] in (MANIFEST, MANIFEST_DIGEST):
+            raise ValueError(f"bad member {name[:80]!r}: it would replace the manifest")
         if not (_safe(name) and type(size) is int and size >= 0 and _SHA256.fullmatch(digest)):
             raise ValueError(f"bad member {name[:80]!r}")
         folder = name.rpartition("/")[0]
@@ -273,6 +286,6 @@ def _safe(name: str) -> bool:
     return (
         len(name.encode()) <= _MAX_NAME
         and name.isprintable()
-        and "\\" not in name
+        and not {"\\", ":"} & {*name}
         and all(part not in ("", ".", "..") and len(part.encode()) <= _MAX_PART for part in parts)
     )

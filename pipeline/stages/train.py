@@ -171,6 +171,36 @@ def protect(
     )
 
 
+# Options that nothing but a training uses.
+_FOR_TRAINING = (
+    "lr",
+    "optimizer",
+    "momentum",
+    "weight_decay",
+    "schedule",
+    "augment",
+    "freeze",
+)
+
+
+def check_given(given: frozenset[str], runs: Sequence[Params]) -> None:
+    """Checks that the options are used.
+
+    Raises:
+        UsageError: The key is that of no weights, or the weights are not to be trained.
+    """
+    if "weights_key" in given and "weights" not in given:
+        raise UsageError("--weights-key is for --weights, which is not given", "leave it out")
+    unused = [name for name in _FOR_TRAINING if name in given]
+    # Weights from a file are trained only if the epochs are given.
+    untrained = [
+        run for run in runs if run.epochs == 0 or (run.epochs is None and "weights" in given)
+    ]
+    if unused and runs and len(untrained) == len(runs):
+        flag = f"--{unused[0].replace('_', '-')}"
+        raise UsageError(f"{flag} is for training, but no epochs are given", "give --epochs")
+
+
 def resolve(params: Params) -> Params:
     """Fills in the preset's values, the data set, and the device that "auto" stands for."""
     from engines.checks import pick_device
@@ -332,6 +362,7 @@ STAGE = Stage(
     replacing=replacing,
     published=published,
     resolve=resolve,
+    check_given=check_given,
     run_again=run_again,
     show=show,
 )

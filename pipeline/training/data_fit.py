@@ -12,6 +12,7 @@ from pipeline.data.registry import Contents
 from pipeline.models import LOGITS, Model, ModelSpec, for_images
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from engines.contract import Array
@@ -88,7 +89,7 @@ def build(
         return model
     width = _width(spec.name, model, contents)
     if fit.replace_head:
-        replace_head(spec.name, model.network, width, len(contents.labels))
+        replace_head(spec.name, model, width, len(contents.labels), _blank(contents))
         model = dataclasses.replace(model, labels=contents.labels)
         width = _width(spec.name, model, contents)
     labels = model.labels or contents.labels
@@ -118,42 +119,65 @@ def targets(classes: Array, contents: Contents | None, model: Model) -> Array:
     return renumbered
 
 
-def last_layer(name: str, network: nn.Module, width: int) -> tuple[nn.Module, str, nn.Module]:
-    """Returns the module that holds the layer which gives the classes, its name there, and it.
+def last_layer(name: str, model: Model, width: int, inputs: torch.Tensor) -> nn.Module:
+    """Returns the layer that gives the classes: of those with `width` outputs, the last to run.
+
+    Args:
+        inputs: Some inputs of the model.
 
     Raises:
         DeployError: No linear layer or 1x1 convolution gives `width` numbers.
     """
-    from torch import nn
-
-    for path, module in reversed([*network.named_modules()]):
-        linear = isinstance(module, nn.Linear) and module.out_features == width
-        pointwise = (
-            isinstance(module, nn.Conv2d)
-            and module.out_channels == width
-            and set(module.kernel_size) == {1}
-        )
-        if (linear or pointwise) and path:
-            parent, _, child = path.rpartition(".")
-            return network.get_submodule(parent), child, module
+    candidates = [
+        module for path, module in model.network.named_modules() if path and _gives(module, width)
+    ]
+    ran: list[nn.Module] = []
+    hooks = [
+        module.register_forward_hook(lambda module, _inputs, _output: ran.append(module))
+        for module in candidates
+    ]
+    try:
+        _output(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for module in (ran or candidates)[::-1]:
+        return module
     raise DeployError(
         f"{name} has no linear layer or 1x1 convolution that gives its {width:,} classes",
         "change the model so that its last layer does",
     )
 
 
-def replace_head(name: str, network: nn.Module, width: int, classes: int) -> None:
+def replace_head(name: str, model: Model, width: int, classes: int, inputs: torch.Tensor) -> None:
     """Puts a newly initialised layer with `classes` outputs for the one that has `width`."""
     from torch import nn
 
-    parent, child, layer = last_layer(name, network, width)
+    layer = last_layer(name, model, width, inputs)
     bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
         new: nn.Module = nn.Linear(layer.in_features, classes, bias=bias)
     else:
         assert isinstance(layer, nn.Conv2d)  # noqa: S101 - see last_layer
         new = nn.Conv2d(layer.in_channels, classes, 1, layer.stride, bias=bias)  # type: ignore[arg-type]
-    setattr(parent, child, new)
+    # A layer may have several names.
+    for path, module in [*model.network.named_modules(remove_duplicate=False)]:
+        if module is layer:
+            parent, _, child = path.rpartition(".")
+            setattr(model.network.get_submodule(parent), child, new)
+
+
+def _gives(module: nn.Module, width: int) -> bool:
+    """Whether a module is a linear layer or a 1x1 convolution with `width` outputs."""
+    from torch import nn
+
+    if isinstance(module, nn.Linear):
+        return module.out_features == width
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.out_channels == width
+        and set(module.kernel_size) == {1}
+    )
 
 
 def _for_weights(spec: ModelSpec, contents: Contents, fit: Fit) -> Contents:
@@ -214,27 +238,41 @@ def _on_images(name: str, model: Model, contents: Contents, fit: Fit) -> Model:
 
 def _width(name: str, model: Model, contents: Contents) -> int:
     """Returns how many classes the model gives for an image of the data set."""
-    import torch
-
-    from exporters.module import Served
     from pipeline.golden.reference import explained
 
     shape = "x".join(map(str, contents.shape))
-    served = Served(model.network, model.prepare)
-    modes = {module: module.training for module in served.modules()}
-    served.eval()
     hint = "change the model, or decode the images at another size with `assay data --image-size`"
-    inputs = explained(f" of {shape}", hint)
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]), inputs:
-        output = served(torch.zeros(2, *contents.shape, dtype=torch.uint8))[0]
-    for module, mode in modes.items():
-        module.training = mode
+    with explained(f" of {shape}", hint):
+        output = _output(model, _blank(contents))
     if output.ndim != 2 or len(output) != 2:  # noqa: PLR2004
         raise DeployError(
             f"{name} gives {list(output.shape)} for two images; a classifier gives [2, classes]",
             "return the logits as the first output",
         )
     return int(output.shape[1])
+
+
+def _blank(contents: Contents) -> torch.Tensor:
+    """Returns two black images."""
+    import torch
+
+    return torch.zeros(2, *contents.shape, dtype=torch.uint8)
+
+
+def _output(model: Model, inputs: torch.Tensor) -> torch.Tensor:
+    """Returns the first output of a model, in evaluation mode."""
+    import torch
+
+    from exporters.module import Served
+
+    served = Served(model.network, model.prepare)
+    modes = {module: module.training for module in served.modules()}
+    served.eval()
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        output: torch.Tensor = served(inputs)[0]
+    for module, mode in modes.items():
+        module.training = mode
+    return output
 
 
 def _other_classes(name: str, labels: tuple[str, ...], classes: tuple[str, ...]) -> DeployError:

@@ -84,7 +84,7 @@ def fit(job: Job) -> tuple[Model, list[dict[str, float]], dict[str, Any]]:
             contents = dataclasses.replace(job.contents, labels=model.labels)
             details["look"] = describe_dataset(samples, contents)
         if job.settings.freeze:
-            _freeze(job.model, model)
+            _freeze(job.model, model, samples)
         checkpoint = _progress_file(job, details)
         if checkpoint.path.exists() and not job.resume:
             console.say(
@@ -128,7 +128,7 @@ def _samples(model: Model, job: Job) -> tuple[Samples, int]:
     return Samples(torch.from_numpy(images[part]), torch.from_numpy(labels[part])), len(labels)
 
 
-def _freeze(name: str, model: Model) -> None:
+def _freeze(name: str, model: Model, samples: Samples) -> None:
     """Leaves only the last layer of a classifier to be trained.
 
     Raises:
@@ -138,7 +138,7 @@ def _freeze(name: str, model: Model) -> None:
 
     if not model.labels:
         raise UsageError(f"--freeze is for classifiers, and {name} has no classes", "leave it out")
-    _, _, layer = data_fit.last_layer(name, model.network, len(model.labels))
+    layer = data_fit.last_layer(name, model, len(model.labels), samples.inputs[:2])
     optimization.freeze(model.network, layer)
 
 

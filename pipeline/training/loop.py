@@ -100,7 +100,7 @@ class _Run:
         self.memory = memory.check(network, prepare, samples, settings)
         # Convolutions are faster in channels_last: on two cores by a quarter to a half.
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
-        optimization.set_training(self.network)
+        optimization.set_training(self.network, frozen=settings.freeze)
         self.prepare = None if prepare is None else prepare.to(self.device)
         self.inputs = samples.inputs.to(self.device)
         self.targets = samples.targets.to(self.device)
@@ -315,9 +315,15 @@ class _Run:
             return
         console.say(f"resuming at epoch {progress.epoch}, step {progress.step}")
         self.network.load_state_dict(progress.tensors["model"])
+        parameters = [p for among in self.optimizer.param_groups for p in among["params"]]
         state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, tensor in progress.tensors["optimizer"].items():
+        for key, saved in progress.tensors["optimizer"].items():
             index, _, name = key.partition("/")
+            own = parameters[int(index)]
+            # The file has no layouts. Fused optimizers go through memory, so that a buffer must
+            # have the layout of its parameter.
+            like = own if saved.shape == own.shape else saved
+            tensor = torch.empty_like(like, dtype=saved.dtype, device=saved.device).copy_(saved)
             state.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.scaler.load_state_dict(progress.scaler)

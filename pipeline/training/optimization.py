@@ -59,15 +59,18 @@ def freeze(network: nn.Module, trained: nn.Module) -> None:
     trained.requires_grad_(True)
 
 
-def set_training(network: nn.Module) -> None:
+def set_training(network: nn.Module, *, frozen: bool = False) -> None:
     """Puts a network into training mode, except modules of which nothing is trained.
 
     Batch norm in training mode would change its statistics, though its weights are frozen.
+
+    Args:
+        frozen: `freeze` was called, so that batch norm without weights is frozen, too.
     """
     network.train()
     for module in network.modules():
-        parameters = [*module.parameters()]
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
+        state = [*module.parameters(), *(module.buffers() if frozen else ())]
+        if state and not any(tensor.requires_grad for tensor in state):
             module.eval()
 
 

@@ -61,7 +61,8 @@ def select(
         DeployError: Several prefixes fit, or the one given does not occur.
     """
     wanted = network.state_dict()
-    plain = _unwrapped(held)
+    # A network may call a module of its own `module`.
+    plain = _unwrapped(held) if _unwrapped(wanted).keys() == wanted.keys() else dict(held)
     if key is not None:
         group = _under(plain, f"{key}.") or _under(dict(held), f"{key}.")
         if not group:
@@ -89,6 +90,14 @@ def select(
     if others := len(plain) - len(group):
         note += f" and left out {others:,} others"
     return _tied(group, network), note
+
+
+def shared(network: nn.Module) -> list[list[str]]:
+    """Returns the names of each tensor of a network; tied weights have several."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return [*names.values()]
 
 
 def listed(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -144,10 +153,7 @@ def _fits(
 def _tied(group: Mapping[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
     """Adds tensors that the network shares with others, of which a file may hold one only."""
     complete = dict(group)
-    shared: dict[int, list[str]] = {}
-    for name, tensor in network.state_dict(keep_vars=True).items():
-        shared.setdefault(id(tensor), []).append(name)
-    for names in shared.values():
+    for names in shared(network):
         known = next((name for name in names if name in group), None)
         if known is not None:
             complete |= {name: group[known] for name in names if name not in group}

@@ -161,8 +161,11 @@ def fit(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, model:
         model: Name of the model, for the error message.
 
     Raises:
-        DeployError: Names, shapes or types do not fit, or a tensor has NaN or infinities.
+        DeployError: Names, shapes or types do not fit, a tensor has NaN or infinities, or tied
+            weights differ.
     """
+    import torch
+
     wanted = network.state_dict()
     faults = [f"{name} is missing" for name in wanted if name not in tensors]
     faults += [f"{name} is not one of the model's" for name in tensors if name not in wanted]
@@ -191,6 +194,14 @@ def fit(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, model:
             f"{where}: {len(broken)} tensors have NaN or Inf, such as {broken[0]}",
             "use an earlier checkpoint",
         )
+    for first, *others in weight_names.shared(network):
+        for other in others:
+            values = [tensors[name].to(wanted[name].dtype) for name in (first, other)]
+            if not torch.equal(*values):
+                raise DeployError(
+                    f"{where}: {first} and {other} differ, but are one tensor of {model}",
+                    "give weights of a model that ties them, too; or untie the model's",
+                )
     converted = Counter(
         f"{_dtype(tensor)} to {_dtype(wanted[name])}"
         for name, tensor in tensors.items()

@@ -280,15 +280,18 @@ def _width(columns: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence
 
 
 def _least_width(column: str, cells: Sequence[str]) -> int:
+    from rich.cells import cell_len  # a Chinese character takes the width of two
+
     parts = [column.lstrip(">"), *cells]
     if not column.startswith(">"):  # texts may be broken between words
         parts = [word for part in parts for word in part.split()]
-    return max((len(part) for part in parts), default=0)
+    return max(map(cell_len, parts), default=0)
 
 
 def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], spare: int) -> Table:
     """Returns a table whose columns share the characters that are not needed."""
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
@@ -297,7 +300,7 @@ def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], sp
     for index, column in enumerate(columns):
         cells = [row[index] for row in rows]
         least = _least_width(column, cells)
-        wanted = max([len(column.lstrip(">")), *map(len, cells)])
+        wanted = max(map(cell_len, [column.lstrip(">"), *cells]))
         more = min(spare, wanted - least)
         spare -= more
         justify: Any = "right" if column.startswith(">") else "left"

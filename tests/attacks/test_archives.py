@@ -162,6 +162,8 @@ LINKS = {
     "to itself": linked("two", f"{FOLDER}/two"),
     "to the manifest": linked("two", f"{FOLDER}/{archive.MANIFEST}"),
     "to nothing": linked("two", ""),
+    "to another top folder": linked("two", "other/one"),
+    "to no folder": linked("two", "one"),
     "with a content": linked("two", f"{FOLDER}/one", 700),
 }
 
@@ -240,6 +242,10 @@ MEMBER_LISTS = {
     "a parent": {"a/../../evil": PLAIN},
     "an empty name": {"": PLAIN},
     "a folder": {"a/": PLAIN},
+    "a drive": {"C:evil": PLAIN},
+    "the manifest": {archive.MANIFEST: PLAIN},
+    "the manifest's digest": {archive.MANIFEST_DIGEST: PLAIN},
+    "a file below the manifest": {f"{archive.MANIFEST}/a": PLAIN},
     "too many": {f"{number:x}": {"sha256": "0" * 64, "bytes": 0} for number in range(10_001)},
 }
 

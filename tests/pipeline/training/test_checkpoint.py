@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +83,44 @@ def test_a_resumed_training_gives_the_same_weights(tmp_path: Path, step: int, am
     resumed, resumed_curve = trained(settings, Prepare(), checkpoint(tmp_path), resume=True)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert resumed_curve == curve
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"momentum": 0.9, "weight_decay": 0.01},
+        {"optimizer": "adamw", "lr": 0.01},
+        {"optimizer": "adamw", "lr": 0.01, "schedule": "cosine", "augment": "flip-crop"},
+    ],
+)
+@pytest.mark.parametrize("steps", [3, 8, 13])
+def test_a_resumed_training_of_convolutions_keeps_the_state_of_its_optimizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, options: dict[str, Any]
+) -> None:
+    settings = dataclasses.replace(SETTINGS, **options)
+    original = loop._Run._train_on
+
+    def run(state: TrainingCheckpoint, **more: bool) -> dict[str, torch.Tensor]:
+        seed(settings)
+        # In channels_last, several channels and pixels are in another order than in a file.
+        net = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 2), nn.Flatten(), nn.Linear(3, 3)
+        )
+        loop.train(net, Prepare(), samples(), settings, state, **more)
+        return net.state_dict()
+
+    def stopping(run: loop._Run, batch: torch.Tensor) -> None:
+        if len(run.curve) * 8 + run.step == steps:
+            raise KeyboardInterrupt
+        original(run, batch)
+
+    whole = run(checkpoint(tmp_path / "other"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_train_on", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(checkpoint(tmp_path))
+    resumed = run(checkpoint(tmp_path), resume=True)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_without_resume_it_starts_again(tmp_path: Path) -> None:

@@ -8,14 +8,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from engines.errors import DeployError
 from pipeline import models
 from pipeline.data import idx, imagefolder
 from pipeline.data.registry import Contents
-from pipeline.training import data_fit
+from pipeline.training import data_fit, optimization
 from tests.bundles import members
 from tests.conftest import Result
 
@@ -175,6 +177,8 @@ WRONG_OPTIONS = {
     ("large", "--replace-head", "--epochs", "0"): "which has to be trained",
     ("plain", "--optimizer", "adam"): "did you mean 'adamw'",
     ("plain", "--optimizer", "adamw", "--momentum", "0.9"): "--momentum is for sgd",
+    ("plain", "--weights-key", "ema"): "--weights-key is for --weights",
+    ("plain", "--epochs", "0", "--augment", "trivial"): "--augment is for training",
 }
 
 
@@ -189,10 +193,18 @@ def test_options_that_do_not_fit_are_refused(
 
 
 @pytest.mark.usefixtures("folder")
+def test_weights_without_epochs_are_not_trained(assay: Assay) -> None:
+    save_file({"a": torch.ones(1)}, "w.safetensors")
+    result = assay("train", "networks.py:plain", "--weights", "w.safetensors", "--freeze")
+    assert result.code == 2
+    assert "--freeze is for training" in result.err
+
+
+@pytest.mark.usefixtures("folder")
 def test_options_for_images_need_a_data_set(assay: Assay) -> None:
     result = assay("train", "networks.py:plain", "--bgr")
     assert result.code == 2
-    assert "--replace-head do not apply" in result.err
+    assert "--bgr and --replace-head do not apply" in result.err
 
 
 @pytest.mark.parametrize("name", ["large", "other_labels"])
@@ -276,11 +288,55 @@ def test_classes_are_renumbered_by_name() -> None:
     assert data_fit.targets(np.array([2, 0]), None, model).tolist() == [2, 0]
 
 
-def test_a_network_without_a_last_layer_cannot_get_a_new_head() -> None:
-    from torch import nn
+IMAGES = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
 
+
+def test_a_network_without_a_last_layer_cannot_get_a_new_head() -> None:
+    model = models.Model(network=nn.Sequential(nn.Conv2d(3, 4, 3)), prepare=Scaled())
     with pytest.raises(DeployError, match="no linear layer or 1x1 convolution"):
-        data_fit.last_layer("m", nn.Sequential(nn.Conv2d(3, 4, 3)), 4)
+        data_fit.last_layer("m", model, 4, IMAGES)
+
+
+class Scaled(nn.Module):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.float() / 255
+
+
+class Unordered(nn.Module):
+    """Its last layer is made first, and has two names; another one is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+        self.body = nn.Linear(48, 4)
+        self.unused = nn.Linear(4, 4)
+        self.classifier = self.head
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.body(image.flatten(1)).relu())
+
+
+def test_the_last_layer_is_the_last_to_run() -> None:
+    network = Unordered()
+    model = models.Model(network=network, prepare=Scaled())
+    assert data_fit.last_layer("m", model, 4, IMAGES) is network.head
+    data_fit.replace_head("m", model, 4, 7, IMAGES)
+    assert network.head is network.classifier
+    assert network.head.out_features == 7
+    assert network.body.out_features == network.unused.out_features == 4
+    assert network.training
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_frozen_batch_norm_without_weights_keeps_its_statistics() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.Dropout(), nn.Linear(4, 2)
+    )
+    optimization.set_training(network)
+    assert network[1].training
+    optimization.freeze(network, network[3])
+    optimization.set_training(network, frozen=True)
+    assert [module.training for module in network] == [False, False, True, True]
 
 
 def test_the_decoded_images_are_those_of_the_folder(folder: Path, assay: Assay) -> None:

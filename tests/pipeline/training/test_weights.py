@@ -188,6 +188,22 @@ def test_tied_weights_may_be_stored_once(tmp_path: Path) -> None:
     assert torch.equal(network.second.weight, state["first.weight"])
 
 
+def test_tied_weights_that_differ_are_refused(tmp_path: Path) -> None:
+    state = {name: torch.rand(tensor.shape) for name, tensor in Tied().state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(DeployError, match=r"first\.weight and second\.weight differ"):
+        weights.load(Tied(), tmp_path / "w.safetensors", "tied")
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_network_may_have_a_module_of_that_name(tmp_path: Path, prefix: str) -> None:
+    network, other = (nn.ModuleDict({"module": net(), "head": nn.Linear(2, 2)}) for _ in range(2))
+    state = network.state_dict()
+    save_file({f"{prefix}{name}": tensor for name, tensor in state.items()}, tmp_path / "w")
+    weights.load(other, tmp_path / "w", "net")
+    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in state.items())
+
+
 def test_a_mismatch_lists_what_the_file_holds(tmp_path: Path) -> None:
     save_file({"encoder.weight": torch.ones(5, 2)}, tmp_path / "w.safetensors")
     with pytest.raises(DeployError, match=r"It holds 1 tensors: encoder\.weight \[5, 2\]"):

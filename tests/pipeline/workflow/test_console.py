@@ -72,6 +72,15 @@ def test_a_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, plain.splitlines())) <= 50
 
 
+def test_a_wide_character_takes_two_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "COLUMNS", ("模型", ">类别"))
+    monkeypatch.setattr(sys.modules[__name__], "ROWS", [("日本語の名前", "花")])
+    text = re.sub("\x1b\\[[0-9;]*m", "", drawn(40, monkeypatch))
+    assert "日本語の名前" in text
+    assert "模型" in text
+    assert "类别" in text
+
+
 def test_rows_are_blocks_where_a_table_would_break_words(monkeypatch: pytest.MonkeyPatch) -> None:
     text = drawn(30, monkeypatch)
     assert "engine: onnxruntime_cuda\nverdict: pass\nerror x floor: 0.68\n" in text
