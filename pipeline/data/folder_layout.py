@@ -58,6 +58,7 @@ def scan(folder: Path) -> Listing:
     splits = _splits(place)
     if not splits:
         labels, entries, notes = _classes(place)
+        _check_apart(entries, [])
         return Listing(folder, entries, None, tuple(labels), notes)
     if "train" not in splits:
         named = ", ".join(path.name for path in splits.values())
@@ -68,6 +69,7 @@ def scan(folder: Path) -> Listing:
     labels, train, notes = _classes(_inner(splits["train"]))
     held_out = splits.get("test") or splits.get("validation")
     if held_out is None:
+        _check_apart(train, [])
         return Listing(folder, train, None, tuple(labels), notes)
     test_labels, test, more = _classes(_inner(held_out))
     if test_labels != labels:
@@ -77,6 +79,7 @@ def scan(folder: Path) -> Listing:
             f"{f' and {len(odd) - _NAMED} more' if len(odd) > _NAMED else ''}",
             "give both the same subfolders",
         )
+    _check_apart(train, test)
     if len(splits) == len(_SPLITS):
         more += (f"{splits['validation']} is not used: {held_out.name} is the test set",)
     return Listing(folder, train, test, tuple(labels), notes + more)
@@ -165,6 +168,23 @@ def _classes(folder: Path) -> tuple[list[str], list[Entry], tuple[str, ...]]:
     loose = _images(folder)
     notes = (f"left out {loose} images in {folder} that are in no class",) if loose else ()
     return labels, entries, notes
+
+
+def _check_apart(train: list[Entry], test: list[Entry]) -> None:
+    """Raises DeployError if a file is in two classes, or in the training and the test set.
+
+    Links make that possible; the accuracy would be measured on training images.
+    """
+    places: dict[tuple[int, int], tuple[bool, int, Path]] = {}
+    for tested, entries in ((False, train), (True, test)):
+        for path, index in entries:
+            status = path.stat() if path.exists() else path.lstat()
+            first = places.setdefault((status.st_dev, status.st_ino), (tested, index, path))
+            if first[:2] != (tested, index):
+                raise DeployError(
+                    f"{first[2]} and {path} are the same file",
+                    "an image must be in one class, and either for training or for testing",
+                )
 
 
 def _is_text(name: str) -> bool:

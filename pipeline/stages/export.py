@@ -131,15 +131,17 @@ def resolve(params: Params) -> Params:
             f"leave it out, or give --precision {QUANTIZED[0]}",
         )
     spec = models.get(params.model)
-    _check_noise(params, has_data=params.data is not None or spec.trainable)
+    _check_quantization(params, has_data=params.data is not None or spec.trainable)
     return dataclasses.replace(params, data=params.data or spec.dataset)
 
 
-def _check_noise(params: Params, *, has_data: bool) -> None:
-    """Checks that generated inputs are used for calibration if, and only if, there are no others.
+def _check_quantization(params: Params, *, has_data: bool) -> None:
+    """Checks the options of quantization.
+
+    Generated inputs are used for calibration if, and only if, there are no others.
 
     Raises:
-        UsageError: `calibrate_on_noise` does not fit the model and the other options.
+        UsageError: An option does not fit the model or the other options.
     """
     quantized = PRECISIONS[params.precision].quantized
     others = has_data or params.calibration is not None
@@ -149,6 +151,11 @@ def _check_noise(params: Params, *, has_data: bool) -> None:
             " data",
             "give --calibration FILE.npz with an array of real rows for each input;"
             " --calibrate-on-noise takes generated ones",
+        )
+    if not quantized and params.max_drop != 100 * limits.MAX_DROP:
+        raise UsageError(
+            f"--max-drop is for {' and '.join(QUANTIZED)}, not for {params.precision}",
+            "leave it out",
         )
     if params.calibrate_on_noise and (others or not quantized):
         why = "there are real inputs" if quantized else f"{params.precision} is not calibrated"

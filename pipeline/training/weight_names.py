@@ -64,6 +64,7 @@ def select(
     # A network may call a module of its own `module`.
     plain = _unwrapped(held) if _unwrapped(wanted).keys() == wanted.keys() else dict(held)
     if key is not None:
+        key = key.rstrip(".")
         group = _under(plain, f"{key}.") or _under(dict(held), f"{key}.")
         if not group:
             raise DeployError(
@@ -71,7 +72,9 @@ def select(
                 "give the first parts of their names with --weights-key",
             )
         return _tied(group, network), f"took the {len(group):,} tensors under {key!r}"
-    complete = [p for p in _prefixes(plain, wanted) if _fits(_under(plain, p), wanted, network)]
+    complete = [
+        p for p in _prefixes(plain, wanted, network) if _fits(_under(plain, p), wanted, network)
+    ]
     if "" in complete or not complete:
         inner = _common_prefix(wanted) if not complete else ""
         if inner and _fits({f"{inner}{n}": t for n, t in plain.items()}, wanted, network):
@@ -125,13 +128,17 @@ def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.
     }
 
 
-def _prefixes(held: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
+def _prefixes(
+    held: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], network: nn.Module
+) -> list[str]:
     """Returns the prefixes under which the file has the tensor with the longest name."""
     if not wanted:
         return [""]
-    anchor = max(wanted, key=len)
-    ends = [name.removesuffix(anchor) for name in held if name.endswith(anchor)]
-    return [prefix for prefix in ends if not prefix or prefix.endswith(".")]
+    # Of tied weights, a file may lack one.
+    longest = max(wanted, key=len)
+    anchors = next((names for names in shared(network) if longest in names), [longest])
+    ends = [name.removesuffix(a) for a in anchors for name in held if name.endswith(a)]
+    return [prefix for prefix in dict.fromkeys(ends) if not prefix or prefix.endswith(".")]
 
 
 def _common_prefix(wanted: Mapping[str, torch.Tensor]) -> str:

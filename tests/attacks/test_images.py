@@ -90,8 +90,11 @@ def test_a_file_that_is_no_image_is_named_or_left_out(
 def test_links_between_folders_end(images: Path, target: str) -> None:
     for number in range(8):
         (images / "cat" / f"again{number}").symlink_to(target)
-    listing = folder_layout.scan(images)
-    assert len(listing.train) in (12, 18)
+    if target != ".":  # the images of other classes
+        with pytest.raises(DeployError, match="are the same file"):
+            folder_layout.scan(images)
+        return
+    assert len(folder_layout.scan(images).train) == 12
     imagefolder.digest(images)
 
 

@@ -1,6 +1,7 @@
 """A folder of images as a data set: layout, errors, and training on it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -234,6 +235,15 @@ def test_a_folder_that_could_be_read_in_two_ways_is_refused(tmp_path: Path, case
         image(1).save(tmp_path / "pets" / name / "0.png")
     with pytest.raises(DeployError, match=words):
         folder_layout.scan(tmp_path / "pets")
+
+
+def test_a_test_set_that_is_the_training_set_is_refused(folder: Path, assay: Assay) -> None:
+    shutil.rmtree(folder / "test")
+    (folder / "test").symlink_to("train")
+    result = assay("data", "--data", folder)
+    assert result.code == 1
+    assert "are the same file" in result.err
+    assert "either for training or for testing" in result.err
 
 
 def test_classes_and_counts_are_printed(folder: Path, assay: Assay) -> None:

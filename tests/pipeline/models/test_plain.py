@@ -265,6 +265,7 @@ def test_a_model_is_refused_with_the_right_reason(
 CALIBRATIONS = {
     ("--precision", "int8"): "int8 needs usual inputs to calibrate on",
     ("--precision", "fp8"): "--calibrate-on-noise takes generated ones",
+    ("--max-drop", "3"): "--max-drop is for int8 and fp8, not for fp32",
     ("--calibrate-on-noise",): "does not apply: fp32 is not calibrated",
     ("--precision", "int8", "--calibrate-on-noise", "--calibration", "rows.npz"): (
         "does not apply: there are real inputs"

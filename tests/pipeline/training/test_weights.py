@@ -204,6 +204,16 @@ def test_a_network_may_have_a_module_of_that_name(tmp_path: Path, prefix: str) -
     assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in state.items())
 
 
+@pytest.mark.parametrize("kept", ["first.weight", "second.weight"])
+def test_tied_weights_may_be_stored_once_under_a_prefix(tmp_path: Path, kept: str) -> None:
+    shapes = {name: tensor.shape for name, tensor in Tied().state_dict().items()}
+    state = {f"model.{n}": torch.rand(s) for n, s in shapes.items() if n in (kept, "second.bias")}
+    save_file(state, tmp_path / "w.safetensors")
+    network = Tied()
+    weights.load(network, tmp_path / "w.safetensors", "tied", None if kept > "g" else "model.")
+    assert torch.equal(network.second.weight, state[f"model.{kept}"])
+
+
 def test_a_mismatch_lists_what_the_file_holds(tmp_path: Path) -> None:
     save_file({"encoder.weight": torch.ones(5, 2)}, tmp_path / "w.safetensors")
     with pytest.raises(DeployError, match=r"It holds 1 tensors: encoder\.weight \[5, 2\]"):
