@@ -1,7 +1,7 @@
 """Size of a model's bundle, and the time and memory of writing and checking it.
 
     assay run MODEL …            (first, with the same --root)
-    PYTHONPATH=. python benchmarks/bundles.py [--root artifacts] MODEL … > results/bundles.md
+    PYTHONPATH=. python benchmarks/bundles.py [--root artifacts] MODEL …
 
 Three archives of the same engines side by side: everything as tar.gz, everything as `assay bundle
 --include checkpoint,source` writes it, and what it writes by default. Memory is the peak of the
