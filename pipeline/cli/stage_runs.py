@@ -66,7 +66,7 @@ def run_stage(
     failed: list[DeployError] = []
     explicit = frozenset(arguments)
     runs = _expand(chosen, arguments, store)
-    chosen.check_given(explicit, runs)
+    chosen.check_options(explicit, runs)
     for params in runs:
         try:
             outcomes.append((runner.run(chosen, params, store, explicit), params))

@@ -106,13 +106,13 @@ _FOR_SOME = {
 }
 
 
-def check_given(given: frozenset[str], runs: Sequence[Params]) -> None:
+def check_options(explicit: frozenset[str], runs: Sequence[Params]) -> None:
     """Checks that each option is one that an engine to be built uses.
 
     Raises:
         UsageError: No engine uses it.
     """
-    for name in sorted(given & _FOR_SOME.keys()):
+    for name in sorted(explicit & _FOR_SOME.keys()):
         users = [e for e in engines.names() if _FOR_SOME[name] in engines.get(e).build_options]
         if runs and not {params.engine for params in runs} & {*users}:
             flag = f"--{name.replace('_', '-')}"
@@ -201,7 +201,7 @@ STAGE = Stage(
     revision=3,
     facts=facts,
     resolve=resolve,
-    check_given=check_given,
+    check_options=check_options,
     opens_engines=True,
     show=show,
 )

@@ -183,18 +183,18 @@ _FOR_TRAINING = (
 )
 
 
-def check_given(given: frozenset[str], runs: Sequence[Params]) -> None:
+def check_options(explicit: frozenset[str], runs: Sequence[Params]) -> None:
     """Checks that the options are used.
 
     Raises:
         UsageError: The key is that of no weights, or the weights are not to be trained.
     """
-    if "weights_key" in given and "weights" not in given:
+    if "weights_key" in explicit and "weights" not in explicit:
         raise UsageError("--weights-key is for --weights, which is not given", "leave it out")
-    unused = [name for name in _FOR_TRAINING if name in given]
+    unused = [name for name in _FOR_TRAINING if name in explicit]
     # Weights from a file are trained only if the epochs are given.
     untrained = [
-        run for run in runs if run.epochs == 0 or (run.epochs is None and "weights" in given)
+        run for run in runs if run.epochs == 0 or (run.epochs is None and "weights" in explicit)
     ]
     if unused and runs and len(untrained) == len(runs):
         flag = f"--{unused[0].replace('_', '-')}"
@@ -307,8 +307,8 @@ def _job(inputs: Paths, params: Params) -> Job:
     from pipeline.training.settings import Settings
 
     with_data = params.data is not None
-    given = {name: value for name, value in vars(params).items() if value is not None}
-    values = {**given, "loss": models.get(params.model).recipe.loss}
+    chosen = {name: value for name, value in vars(params).items() if value is not None}
+    values = {**chosen, "loss": models.get(params.model).recipe.loss}
     names = [field.name for field in dataclasses.fields(Settings)]
     return Job(
         model=params.model,
@@ -362,7 +362,7 @@ STAGE = Stage(
     replacing=replacing,
     published=published,
     resolve=resolve,
-    check_given=check_given,
+    check_options=check_options,
     run_again=run_again,
     show=show,
 )

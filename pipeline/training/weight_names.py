@@ -32,11 +32,13 @@ def flatten(content: Any, prefix: str = "", depth: int = _DEEPEST) -> dict[str, 
     tensors: dict[str, torch.Tensor] = {}
     for key, value in content.items():
         name = f"{prefix}{key}"
-        found = {name: value} if isinstance(value, torch.Tensor) else {}
-        found = found or flatten(value, f"{name}.", depth - 1)
-        if twice := sorted(tensors.keys() & found.keys()):
+        if isinstance(value, torch.Tensor):
+            inside = {name: value}
+        else:
+            inside = flatten(value, f"{name}.", depth - 1)
+        if twice := sorted(tensors.keys() & inside.keys()):
             raise ValueError(f"two tensors are called {twice[0]}")
-        tensors |= found
+        tensors |= inside
     return tensors
 
 

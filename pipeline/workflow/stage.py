@@ -200,7 +200,7 @@ def _never_again(_outputs: Paths, _params: Any) -> str:
     return ""
 
 
-def _all_used(_given: frozenset[str], _runs: Sequence[Any]) -> None:
+def _all_used(_explicit: frozenset[str], _runs: Sequence[Any]) -> None:
     pass
 
 
@@ -230,7 +230,7 @@ class Stage(Generic[P]):
         resolve: Checks parameters and fills in the defaults that depend on other parameters.
         command_options: A dataclass of options that only the command has, made with `option` as
             well; none of them changes the outputs.
-        check_given: Checks the names of the options that the user gave against the parameters of
+        check_options: Checks the names of the options that the user gave against the parameters of
             all runs; raises UsageError for one that no run uses.
         prerequisite: Returns the name of the stage that the command runs first, or "", given the
             options and the root. That stage gets the options that it shares.
@@ -260,7 +260,7 @@ class Stage(Generic[P]):
     facts: Callable[[P], Mapping[str, str]] = _no_facts
     resolve: Callable[[P], P] = _unchanged
     command_options: type | None = None
-    check_given: Callable[[frozenset[str], Sequence[P]], None] = _all_used
+    check_options: Callable[[frozenset[str], Sequence[P]], None] = _all_used
     prerequisite: Callable[[Mapping[str, Any], Path], str] = _no_prerequisite
     opens_engines: bool = False
     inherit: Callable[[P, frozenset[str], Record], P] = _unchanged
