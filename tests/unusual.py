@@ -21,8 +21,8 @@ class Truth(nn.Module):
         self.linear = nn.Linear(8, 4)
 
     def forward(self, x):
-        made = self.linear(x)
-        return made, made > 0
+        features = self.linear(x)
+        return features, features > 0
 
 
 class Spectrum(nn.Module):
@@ -41,8 +41,8 @@ class Einsum(nn.Module):
         self.linear = nn.Linear(8, 8)
 
     def forward(self, x):
-        made = self.linear(x).reshape(-1, 2, 4)
-        return torch.einsum("b i d, b j d -> b i j", made, made)
+        features = self.linear(x).reshape(-1, 2, 4)
+        return torch.einsum("b i d, b j d -> b i j", features, features)
 
 
 class Repeated(nn.Module):
@@ -51,8 +51,8 @@ class Repeated(nn.Module):
         self.linear = nn.Linear(8, 4)
 
     def forward(self, x):
-        made = self.linear(x)
-        return {"given": x, "first": made, "second": made}
+        features = self.linear(x)
+        return {"given": x, "first": features, "second": features}
 
 
 def numbers(dtype, size=1):

@@ -98,13 +98,13 @@ def _ask(bundle: Path, lines: Sequence[str]) -> None:
     """Asks whether to open what is in a bundle.
 
     Raises:
-        UsageError: There is no terminal to ask on.
+        UsageError: The command does not run in a terminal.
         DeployError: The answer is no.
     """
     unsigned = f"every digest of {bundle} matches, but that does not tell who made it"
     if not console.can_ask():
         raise UsageError(
-            f"{unsigned}; opening it runs native code, and there is no terminal to ask on",
+            f"{unsigned}; opening it runs native code, and without a terminal nobody can be asked",
             "give --trust if you trust its source, or --digests-only to open nothing",
         )
     heading = f"{unsigned}. These files will be opened:"

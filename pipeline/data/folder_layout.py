@@ -29,8 +29,8 @@ class Listing:
     """The images of a folder, sorted by path.
 
     Attributes:
-        train: Path and class of each training image; of every image if there is no split.
-        test: Path and class of each test image; None if the folder is not split.
+        train: Path and class of each training image. If the folder is not split, of every image.
+        test: Path and class of each test image. None if the folder is not split.
         labels: The names of the classes, which are those of the subfolders, sorted.
         notes: What was left out, for people.
     """
@@ -46,8 +46,8 @@ def scan(folder: Path) -> Listing:
     """Lists a folder whose subfolders are the classes, or the splits with the classes inside.
 
     Splits are `train` or `training`; `test` or `testing`; and `val`, `valid`, `validation` or
-    `dev`, which is the test set where there is no other. Capitals do not matter. A folder that
-    holds nothing but another folder stands for that one.
+    `dev`. Without `test`, the validation images are the test set. Capitals do not matter. If a
+    folder contains only another folder, that one is scanned.
 
     Raises:
         DeployError: The folder does not exist, has no classes, or has something beside its splits.
@@ -90,7 +90,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def ignored(name: str) -> bool:
-    """Whether a file or folder is none of the user's images or classes."""
+    """Whether a file or folder is left out: hidden, or added by an archiver or file manager."""
     return name.startswith(".") or name in _IGNORED
 
 

@@ -206,8 +206,8 @@ def _rows_to_keep(
         exactly = np.logical_and(exactly, _finite_rows(array))
         finite = np.logical_and(exactly, np.logical_and(finite, _finite_rows(native[name])))
     edges = np.isin(cases, EDGES)
-    made = np.array([case.startswith(MADE_ROW) for case in cases])
-    mask: Array = np.where(edges, finite, exactly | ~made)
+    generated = np.array([case.startswith(MADE_ROW) for case in cases])
+    mask: Array = np.where(edges, finite, exactly | ~generated)
     return mask
 
 

@@ -132,7 +132,7 @@ def _freeze(name: str, model: Model, samples: Samples) -> None:
     """Leaves only the last layer of a classifier to be trained.
 
     Raises:
-        UsageError: The model is no classifier.
+        UsageError: The model is not a classifier.
     """
     from pipeline.training import optimization
 

@@ -80,7 +80,7 @@ def _object(error: Exception) -> str:
 
 
 def _check_archive(path: Path) -> None:
-    """Raises ValueError if torch would decompress parts of the file: it writes none such."""
+    """Raises ValueError if parts of the file are compressed, which torch.save never does."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:

@@ -51,7 +51,7 @@ def odd_name(generator: random.Random) -> str:
 
 def _in_arguments(words: Callable[[str], list[str]]) -> Callable[[str], None]:
     def use(name: str) -> None:
-        # The shell hands over bytes: what is no UTF-8 arrives as halves of surrogate pairs.
+        # Arguments are bytes. Python decodes those that are not UTF-8 to surrogate characters.
         encoded = name.encode("utf-8", "surrogatepass")
         with contextlib.suppress(UnicodeEncodeError):
             encoded = os.fsencode(name)

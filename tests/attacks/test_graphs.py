@@ -58,28 +58,28 @@ def _in_subgraph(bad: TensorProto) -> onnx.ModelProto:
 
 
 def _in_function(bad: TensorProto) -> onnx.ModelProto:
-    made = model()
-    made.functions.add(name="f", domain="d").node.append(constant(value=bad))
-    return made
+    hostile = model()
+    hostile.functions.add(name="f", domain="d").node.append(constant(value=bad))
+    return hostile
 
 
 def _in_default(bad: TensorProto) -> onnx.ModelProto:
-    made = model()
-    function = made.functions.add(name="f", domain="d")
+    hostile = model()
+    function = hostile.functions.add(name="f", domain="d")
     function.attribute_proto.append(helper.make_attribute("a", bad))
-    return made
+    return hostile
 
 
 def _in_training(bad: TensorProto) -> onnx.ModelProto:
-    made = model()
-    made.training_info.add().algorithm.CopyFrom(graph(initializer=[bad]))
-    return made
+    hostile = model()
+    hostile.training_info.add().algorithm.CopyFrom(graph(initializer=[bad]))
+    return hostile
 
 
 def _with(bad: TensorProto) -> onnx.SparseTensorProto:
-    made = sparse()
-    made.values.CopyFrom(bad)
-    return made
+    tensor = sparse()
+    tensor.values.CopyFrom(bad)
+    return tensor
 
 
 PLACES: dict[str, Callable[[TensorProto], onnx.ModelProto]] = {
@@ -175,13 +175,13 @@ def test_external_data_given_twice_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("word", ["relu", "Relu", "x", "y", "g", "n", "producer", "key", "value"])
 def test_a_text_that_is_not_utf8_is_refused(tmp_path: Path, word: str, assay: Assay) -> None:
-    made = model()
-    made.producer_name = "producer"
-    made.metadata_props.add(key="key", value="value")
-    made.doc_string = "doc"
+    hostile = model()
+    hostile.producer_name = "producer"
+    hostile.metadata_props.add(key="key", value="value")
+    hostile.doc_string = "doc"
     path = tmp_path / "bad.onnx"
     raw = word.encode()
-    content = made.SerializeToString().replace(
+    content = hostile.SerializeToString().replace(
         bytes([len(raw)]) + raw, bytes([len(raw)]) + b"\xff" + raw[1:]
     )
     path.write_bytes(content)
@@ -241,9 +241,9 @@ def test_a_graph_within_graphs_without_end_is_refused(tmp_path: Path, assay: Ass
     inner = graph()
     for _ in range(30):  # three messages each, of 100 that protobuf allows
         inner = graph(helper.make_node("If", ["x"], ["z"], then_branch=inner))
-    made = model()
-    made.graph.CopyFrom(inner)
-    content = made.SerializeToString()
+    hostile = model()
+    hostile.graph.CopyFrom(inner)
+    content = hostile.SerializeToString()
     for _ in range(100):
         content = b"\x3a" + _length(len(content)) + content
     path = tmp_path / "bad.onnx"

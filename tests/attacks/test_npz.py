@@ -144,7 +144,7 @@ ARCHIVES: dict[str, Callable[[Path], Path]] = {
     "a wrong checksum": lambda path: _patched(
         path, npy(GOOD)[-8:], b"\x7f" * 8, zipfile.ZIP_STORED
     ),
-    "a member that is no array": lambda path: zipped(path, [("x.txt", b"text")]),
+    "a member that is not an array": lambda path: zipped(path, [("x.txt", b"text")]),
     "a member that is a folder": lambda path: zipped(path, [("x/", b"")]),
     "a pickle": lambda path: _single(path, b"cposix\nsystem\n(S'touch canary'\ntR."),
     "a plain .npy": lambda path: _single(path, npy(GOOD)),

@@ -10,10 +10,10 @@ Assay = Callable[..., Result]
 
 
 def folder(base: Path, root: Path, name: str) -> Path:
-    made = base / f"{leftovers.prefix(root, name)}abcd"
-    made.mkdir(parents=True)
-    (made / "part").write_text("half")
-    return made
+    leftover = base / f"{leftovers.prefix(root, name)}abcd"
+    leftover.mkdir(parents=True)
+    (leftover / "part").write_text("half")
+    return leftover
 
 
 def test_only_those_of_stages_that_do_not_run_are_removed(tmp_path: Path) -> None:
