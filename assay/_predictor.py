@@ -154,7 +154,6 @@ def load(
 
 def _proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -> list[str]:
     """Returns the names of the engines that pass verification on this machine."""
-    from pipeline.verification import engine_proof
     from pipeline.workflow.artifacts import GRAPH_SUBJECT
 
     names = [name for name in unpacked.subjects if name != GRAPH_SUBJECT]
@@ -164,17 +163,7 @@ def _proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -
                 f"the bundle has no engine {engine!r}", f"available: {', '.join(names)}"
             )
         names = [engine]
-    verdicts = [
-        engine_proof.prove_or_fail(
-            name,
-            unpacked.subjects[name],
-            unpacked.golden,
-            unpacked.precision,
-            device=device,
-            threads=threads,
-        )
-        for name in names
-    ]
+    verdicts = [unpacked.prove(name, device, threads) for name in names]
     proved = [verdict.subject for verdict in verdicts if verdict.status == "pass"]
     if proved:
         return proved

@@ -19,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,19 +65,24 @@ def measure(model: str, root: Path) -> None:
             members = archive.extract(bundle, content)["members"]
             size = sum(entry["bytes"] for entry in members.values())
             if what == "everything":
-                start = time.perf_counter()
                 packed = Path(folder) / "everything.tar.gz"
-                with tarfile.open(packed, "w:gz", compresslevel=6, dereference=True) as target:
-                    for name in members:  # as files: the content that links share counts each time
-                        info = tarfile.TarInfo(name)
-                        info.size = (content / name).stat().st_size
-                        with (content / name).open("rb") as file:
-                            target.addfile(info, file)
-                seconds = time.perf_counter() - start
-                row(model, "everything, tar.gz", members, size, packed, "tarfile", Cost(seconds, 0))
+                cost = pack_as_gzip(packed, content, members)
+                row(model, "everything, tar.gz", members, size, packed, "tarfile", cost)
             row(model, what, members, size, bundle, "bundle", written)
             for flag in ("--digests-only", "--trust"):
                 row(model, what, members, size, bundle, f"check {flag}", run("check", flag, bundle))
+
+
+def pack_as_gzip(target: Path, folder: Path, members: Iterable[str]) -> Cost:
+    """Writes members as files to a tar.gz, so that content that links share counts each time."""
+    start = time.perf_counter()
+    with tarfile.open(target, "w:gz", compresslevel=6) as archive_file:
+        for name in members:
+            info = tarfile.TarInfo(name)
+            info.size = (folder / name).stat().st_size
+            with (folder / name).open("rb") as file:
+                archive_file.addfile(info, file)
+    return Cost(time.perf_counter() - start, 0)
 
 
 def row(

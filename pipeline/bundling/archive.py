@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from engines.errors import DeployError
+from engines.temporary import TMPDIR_HINT
 from pipeline.bundling import compression
 from pipeline.bundling.tar_stream import ArchiveError, Member, TarStream
 from pipeline.workflow.digests import dump_json, parse_json, sha256_file
@@ -218,7 +219,7 @@ class _Reader:
     def _disk_full(self, target: Path) -> DeployError:
         return DeployError(
             f"the disk of {target.parent} is full: {self._bundle} cannot be unpacked there",
-            "free some space, or set TMPDIR to a folder that has more",
+            TMPDIR_HINT,
         )
 
     def _copy(self, member: Member, entry: dict[str, Any], target: Path) -> None:

@@ -93,6 +93,25 @@ class Unpacked:
     golden: Path
     precision: str
 
+    def prove(self, name: str, device: str, threads: int) -> Verdict:
+        """Returns the verdict on the graph or on an engine, on this machine.
+
+        Raises:
+            UsageError: The device does not exist.
+        """
+        if name != GRAPH_SUBJECT and name not in engines.names():
+            reason = f"this version of assay has no engine {name!r}"
+            return not_run(name, self.precision, reason)
+        return engine_proof.prove(
+            name,
+            self.subjects[name],
+            self.golden,
+            self.precision,
+            device=device,
+            threads=threads,
+            or_failed=True,
+        )
+
 
 def unpack(bundle: Path, root: Path, limit: int = archive.MAX_BYTES) -> Unpacked:
     """Unpacks a bundle into an empty folder and checks its digests; opens no engine.
@@ -223,18 +242,7 @@ def _prove(
             )
         del golden  # the process that judges reads it again
         for name in names:
-            if name != GRAPH_SUBJECT and name not in engines.names():
-                reason = f"this version of assay has no engine {name!r}"
-                verdict = not_run(name, unpacked.precision, reason)
-            else:
-                verdict = engine_proof.prove_or_fail(
-                    name,
-                    unpacked.subjects[name],
-                    unpacked.golden,
-                    unpacked.precision,
-                    device=device,
-                    threads=threads,
-                )
+            verdict = unpacked.prove(name, device, threads)
             reason = _renamed(verdict.reason, bundle, root)
             verdicts.append(dataclasses.replace(verdict, reason=reason))
     return verdicts

@@ -50,15 +50,22 @@ def scan(folder: Path) -> Listing:
     folder contains only another folder, that one is scanned.
 
     Raises:
-        DeployError: The folder does not exist, has no classes, or has something beside its splits.
+        DeployError: The folder does not exist, has no classes, has something beside its splits, or
+            an image in two classes or in both the training and the test set.
     """
+    listing = _layout(folder)
+    _check_apart(listing)
+    return listing
+
+
+def _layout(folder: Path) -> Listing:
+    """Returns the listing of a folder; see `scan`."""
     if not folder.is_dir():
         raise DeployError(f"--data {folder} is not a folder", "give the folder of the images")
     place = _inner(folder)
     splits = _splits(place)
     if not splits:
         labels, entries, notes = _classes(place)
-        _check_apart(entries, [])
         return Listing(folder, entries, None, tuple(labels), notes)
     if "train" not in splits:
         named = ", ".join(path.name for path in splits.values())
@@ -69,7 +76,6 @@ def scan(folder: Path) -> Listing:
     labels, train, notes = _classes(_inner(splits["train"]))
     held_out = splits.get("test") or splits.get("validation")
     if held_out is None:
-        _check_apart(train, [])
         return Listing(folder, train, None, tuple(labels), notes)
     test_labels, test, more = _classes(_inner(held_out))
     if test_labels != labels:
@@ -79,7 +85,6 @@ def scan(folder: Path) -> Listing:
             f"{f' and {len(odd) - _NAMED} more' if len(odd) > _NAMED else ''}",
             "give both the same subfolders",
         )
-    _check_apart(train, test)
     if len(splits) == len(_SPLITS):
         more += (f"{splits['validation']} is not used: {held_out.name} is the test set",)
     return Listing(folder, train, test, tuple(labels), notes + more)
@@ -170,15 +175,18 @@ def _classes(folder: Path) -> tuple[list[str], list[Entry], tuple[str, ...]]:
     return labels, entries, notes
 
 
-def _check_apart(train: list[Entry], test: list[Entry]) -> None:
+def _check_apart(listing: Listing) -> None:
     """Raises DeployError if a file is in two classes, or in the training and the test set.
 
     Links make that possible; the accuracy would be measured on training images.
     """
     places: dict[tuple[int, int], tuple[bool, int, Path]] = {}
-    for tested, entries in ((False, train), (True, test)):
+    for tested, entries in ((False, listing.train), (True, listing.test or [])):
         for path, index in entries:
-            status = path.stat() if path.exists() else path.lstat()
+            try:
+                status = path.stat()
+            except OSError:  # a link without a target, which is refused when it is decoded
+                status = path.lstat()
             first = places.setdefault((status.st_dev, status.st_ino), (tested, index, path))
             if first[:2] != (tested, index):
                 raise DeployError(

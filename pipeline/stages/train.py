@@ -263,10 +263,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         distributed.call_helpers(job)
     model, curve, details = fit(job)
     accuracy = {}
-    if params.data is not None and model.labels:
+    if job.contents is not None and model.labels:
         images, labels = (_at(inputs, part, params) for part in (TEST_IMAGES, TEST_LABELS))
-        contents = registry.read_contents(_at(inputs, CONTENTS, params))
-        accuracy = evaluate(model, contents, images, labels, params.test_limit, params.device)
+        accuracy = evaluate(model, job.contents, images, labels, params.test_limit, params.device)
     weights.save(model.network.state_dict(), outputs[CHECKPOINT], None)
     write_json(
         outputs[TRAINING],

@@ -90,16 +90,14 @@ def resolve(params: Params) -> Params:
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Judges the subject, or records why this machine cannot run it."""
     from pipeline.data.idx import read_images
-    from pipeline.verification.engine_proof import prove, prove_or_fail
+    from pipeline.verification.engine_proof import prove
     from pipeline.verification.verdict import COMPUTED_IN
 
     images = None
     if params.data is not None:
         images = partial(read_images, inputs[TEST_IMAGES.at(dataset=params.data)])
 
-    # A graph that does not open is the end of the command: nothing else is made without it.
-    judge = prove if _subject(params) == GRAPH else prove_or_fail
-    verdict = judge(
+    verdict = prove(
         params.engine,
         inputs[_subject(params)],
         inputs[GOLDEN],
@@ -107,6 +105,8 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         device=params.device,
         threads=params.threads,
         images=images,
+        # A graph that does not open is the end of the command: nothing else is made without it.
+        or_failed=_subject(params) == ENGINE,
     )
     if _subject(params) == ENGINE:
         layers = [Layer(**entry) for entry in read_json(inputs[ENGINE_LAYERS])["layers"]]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _DEEPEST = 4  # dictionaries in dictionaries
 # What torch.compile and DataParallel put into the names of the modules that they wrap.
-_WRAPPING = ("_orig_mod.", "module.")
+_WRAPPING = ("_orig_mod", "module")
 _NAMED = 5  # tensors in a message
 
 
@@ -116,9 +116,7 @@ def _unwrapped(held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Removes the parts of names that wrappers add, unless two tensors would have one name."""
     renamed = {}
     for name, tensor in held.items():
-        parts = name.split(".")
-        kept = [part for part in parts if f"{part}." not in _WRAPPING]
-        renamed[".".join(kept)] = tensor
+        renamed[".".join(part for part in name.split(".") if part not in _WRAPPING)] = tensor
     return renamed if len(renamed) == len(held) else dict(held)
 
 

@@ -18,7 +18,14 @@ from pipeline.golden import file as goldens
 from pipeline.verification.batches import rows_to_run
 from pipeline.verification.graph_file import as_it_says
 from pipeline.verification.graph_range import out_of_range
-from pipeline.verification.verdict import COMPUTED_IN, Verdict, judge, not_run, with_audit
+from pipeline.verification.verdict import (
+    COMPUTED_IN,
+    Status,
+    Verdict,
+    judge,
+    not_run,
+    with_audit,
+)
 from pipeline.verification.weight_audit import audit_model, program_beside
 from pipeline.workflow import console, hints, records, worker, worker_child
 from pipeline.workflow.artifacts import GRAPH_SUBJECT, graph_of, is_engine, record_beside
@@ -44,6 +51,7 @@ def prove(
     threads: int,
     images: Callable[[], Array] | None = None,
     elsewhere: bool = False,
+    or_failed: bool = False,
 ) -> Verdict:
     """Returns the verdict on a file, which a child process opens and runs.
 
@@ -57,11 +65,14 @@ def prove(
             compared on the golden file's own images. Only the first images are used, as many as
             the golden file has labels for.
         elsewhere: The graph may be another tool's, so its weights may have another form.
+        or_failed: Return the verdict "failed" if the file cannot be opened or run, so that other
+            engines are judged all the same.
 
     Raises:
         UsageError: The golden file is for another precision, or the device does not exist.
-        DeployError: A file cannot be read.
+        DeployError: A file cannot be read, unless `or_failed`.
     """
+    status: Status
     try:
         return worker.call(
             f"opening {subject}",
@@ -75,35 +86,13 @@ def prove(
             images=images,
             elsewhere=elsewhere,
         )
-    except CrashedError as error:
-        return Verdict(subject=subject, status="crashed", precision=precision, reason=error.message)
-
-
-def prove_or_fail(
-    subject: str,
-    path: Path,
-    golden_path: Path,
-    precision: str,
-    *,
-    device: str,
-    threads: int,
-    images: Callable[[], Array] | None = None,
-) -> Verdict:
-    """Returns the verdict on a file as `prove` does, but "failed" if it cannot be opened or run.
-
-    The other engines are judged all the same then.
-
-    Raises:
-        UsageError: As `prove`.
-    """
-    try:
-        return prove(
-            subject, path, golden_path, precision, device=device, threads=threads, images=images
-        )
     except (UsageError, NotAvailableError):
         raise
     except DeployError as error:
-        return Verdict(subject=subject, status="failed", precision=precision, reason=error.message)
+        if not isinstance(error, CrashedError) and not or_failed:
+            raise
+        status = "crashed" if isinstance(error, CrashedError) else "failed"
+        return Verdict(subject=subject, status=status, precision=precision, reason=error.message)
 
 
 def prove_here(
