@@ -182,16 +182,13 @@ def _fastest(
     names: list[str], unpacked: Unpacked, device: str, threads: int
 ) -> tuple[str, Session]:
     """Opens engines, times them on a few golden rows, and returns the fastest one."""
-    import numpy as np
-
     import engines
     from engines.contract import OpenOptions
     from pipeline.golden import file as goldens
     from pipeline.verification.engine_proof import open_built
 
     options = OpenOptions(device=device, threads=threads)
-    rows = goldens.load(unpacked.golden).inputs
-    feeds = {name: np.ascontiguousarray(array[:_TIMING_ROWS]) for name, array in rows.items()}
+    feeds = goldens.load(unpacked.golden).feeds(_TIMING_ROWS)
     with ExitStack() as stack:
         sessions = {
             name: stack.enter_context(

@@ -6,7 +6,7 @@ import functools
 import importlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,10 +26,13 @@ class FeedCheck:
 
     Attributes:
         batch: Smallest and largest batch accepted, or None for any.
+        sizes: By input, the least and the largest size of each axis; an input that is not in it
+            takes any.
     """
 
     inputs: tuple[TensorSpec, ...]
     batch: tuple[int, int] | None = None
+    sizes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     _names: list[str] = field(init=False)
     # Shapes that were accepted before. A server sends the same few shapes over and over, and a full
     # check each time shows in the latency of a small model.
@@ -86,19 +89,30 @@ class FeedCheck:
         )
         if not fits:
             raise DeployError(f"input {spec.name!r} has shape {array.shape}, expected {spec}")
-        for wanted, got in zip(spec.shape, array.shape, strict=True):
-            if wanted is not None:
-                continue
-            if got == 0:
+        if None in spec.shape and 0 in array.shape:
+            raise DeployError(
+                f"input {spec.name!r} is an empty batch, of shape {array.shape}",
+                "give at least one sample",
+            )
+        if None in spec.shape[:1] and self.batch:
+            low, high = self.batch
+            if not low <= len(array) <= high:
                 raise DeployError(
-                    f"input {spec.name!r} is an empty batch", "give at least one sample"
-                )
-            if self.batch and not self.batch[0] <= got <= self.batch[1]:
-                raise DeployError(
-                    f"input {spec.name!r} has batch {got}, outside the engine's range"
-                    f" {self.batch[0]} to {self.batch[1]}",
+                    f"input {spec.name!r} has batch {len(array)}, outside the engine's range"
+                    f" {low} to {high}",
                     "send smaller batches, or build with a larger --batch-max",
                 )
+        least, largest = self.sizes.get(spec.name, (array.shape, array.shape))
+        if any(not a <= b <= c for a, b, c in zip(least, array.shape, largest, strict=True)):
+            raise DeployError(
+                f"input {spec.name!r} has shape {array.shape}, but the engine takes"
+                f" {_times(least)} to {_times(largest)}",
+                "build it for larger sizes, or resize the input",
+            )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def choose_device(engine: Engine, asked: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -24,15 +24,30 @@ class TensorSpec:
     Attributes:
         dtype: A numpy dtype name, such as "uint8" or "float32".
         shape: One entry for each axis; None for a dynamic axis.
+        axes: The names of the axes, as far as they have any; "" for the others. Not compared.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    axes: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
-        axes = ", ".join("batch" if axis is None else str(axis) for axis in self.shape)
-        return f"{self.name}: {self.dtype}[{axes}]"
+        names = self.axes or ("batch", *("?" for _ in self.shape[1:]))
+        shown = (
+            (name or "?") if axis is None else str(axis)
+            for axis, name in zip(self.shape, names, strict=False)
+        )
+        return f"{self.name}: {self.dtype}[{', '.join(shown)}]"
+
+    def accepts(self, other: TensorSpec) -> bool:
+        """Whether name and dtype are those of `other`, and each axis is as large or dynamic."""
+        return (
+            (self.name, self.dtype, len(self.shape)) == (other.name, other.dtype, len(other.shape))
+        ) and all(
+            axis is None or axis == wanted
+            for axis, wanted in zip(self.shape, other.shape, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,8 @@ class BuildOptions:
         batch_min: Smallest batch the engine has to accept.
         batch_opt: Batch to optimise for, in backends that can choose.
         batch_max: Largest batch the engine has to accept.
+        sizes: By input, the least, the usual and the largest size of each axis, for inputs of
+            which another axis than the batch is dynamic; None for the batch.
         workspace_mib: Scratch memory that TensorRT may use while it runs, in MiB.
         tf32: Let TensorRT compute fp32 matrix products in TF32 (10-bit mantissa).
         optimization_level: TensorRT's, 0 (builds fast) to 5 (runs fast); None means its default.
@@ -79,6 +96,7 @@ class BuildOptions:
     batch_min: int = 1
     batch_opt: int = 8
     batch_max: int = 256
+    sizes: Mapping[str, Sequence[Sequence[int] | None]] = field(default_factory=dict)
     workspace_mib: int = 1024
     tf32: bool = False
     optimization_level: int | None = None

@@ -30,5 +30,15 @@ def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     untyped = tensor.elem_type == onnx.TensorProto.UNDEFINED
     dtype = "" if untyped else onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-    return TensorSpec(value.name, dtype, shape)
+    # Some exporters write -1 for an axis of any size.
+    shape = tuple(
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
+        for dim in tensor.shape.dim
+    )
+    return TensorSpec(value.name, dtype, shape, tuple(dim.dim_param for dim in tensor.shape.dim))
+
+
+def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Returns the inputs that have to be given: old graphs list their constants as inputs, too."""
+    constants = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in constants]

@@ -376,5 +376,7 @@ def _failed(error: Exception) -> DeployError:
 
 
 def _spec(value: Any) -> TensorSpec:
-    shape = tuple(axis if isinstance(axis, int) else None for axis in value.shape)
-    return TensorSpec(value.name, _DTYPES.get(value.type, value.type), shape)
+    # Some exporters write -1 for an axis of any size.
+    shape = tuple(axis if isinstance(axis, int) and axis >= 0 else None for axis in value.shape)
+    axes = tuple(axis if isinstance(axis, str) else "" for axis in value.shape)
+    return TensorSpec(value.name, _DTYPES.get(value.type, value.type), shape, axes)

@@ -43,19 +43,31 @@ def _cause(error: Any) -> str:
 
 
 def profile_of(builder: Any, network: Any, options: BuildOptions) -> Any:
-    """Returns the optimization profile for the batches of the options."""
+    """Returns the optimization profile for the batches and sizes of the options.
+
+    Raises:
+        DeployError: An axis other than the first is dynamic, and the options have no sizes for it.
+    """
     profile = builder.create_optimization_profile()
+    batches = (options.batch_min, options.batch_opt, options.batch_max)
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         shape = tuple(tensor.shape)
-        if -1 in shape[1:]:
+        if -1 not in shape:
+            continue
+        sizes = options.sizes.get(tensor.name)
+        if -1 in shape[1:] and (sizes is None or len(sizes) != len(shape)):
             raise DeployError(
                 f"input {tensor.name!r} has shape {shape}: an axis other than the batch is dynamic",
-                "export with only the batch dynamic",
+                "say its sizes when the model is exported: assay.Model(dynamic=...), or --shape for"
+                " an ONNX file",
             )
-        if -1 in shape:
-            sizes = (options.batch_min, options.batch_opt, options.batch_max)
-            profile.set_shape(tensor.name, *((size, *shape[1:]) for size in sizes))
+        wanted = sizes or [None] * len(shape)
+        ranges = [
+            (axis,) * 3 if axis != -1 else size or batches
+            for axis, size in zip(shape, wanted, strict=True)
+        ]
+        profile.set_shape(tensor.name, *zip(*ranges, strict=True))
     return profile
 
 

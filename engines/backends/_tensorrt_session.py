@@ -87,11 +87,14 @@ class TensorRTSession:
         self.inputs = tuple(spec for spec in specs if self._is_input(spec.name))
         self.outputs = tuple(spec for spec in specs if not self._is_input(spec.name))
         self.batch: tuple[int, int] | None = None
+        sizes = {}
         for spec in self.inputs:
+            low, _, high = self._engine.get_tensor_profile_shape(spec.name, 0)
             if None in spec.shape[:1]:
-                low, _, high = self._engine.get_tensor_profile_shape(spec.name, 0)
                 self.batch = (low[0], high[0])
-        self._check = FeedCheck(self.inputs, self.batch)
+            if None in spec.shape[1:]:
+                sizes[spec.name] = tuple(low), tuple(high)
+        self._check = FeedCheck(self.inputs, self.batch, sizes)
         self._start()
 
     def _start(self) -> None:

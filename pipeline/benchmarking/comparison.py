@@ -6,57 +6,65 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from engines.contract import Array, Feeds, Session
+from engines.contract import Feeds, Session
 from pipeline.benchmarking import clock
 from pipeline.benchmarking.bottleneck import bottleneck, enqueue_seconds
 from pipeline.workflow import console
 
 
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What the sessions are timed on.
+
+    Attributes:
+        size: The sizes of the inputs' axes, where several are measured; else "".
+    """
+
+    batch: int
+    feeds: Feeds
+    size: str = ""
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}" + (f" at {self.size}" if self.size else "")
+
+
 def compare(
-    sessions: Mapping[str, Session],
-    inputs: Mapping[str, Array],
-    batches: Sequence[int],
-    *,
-    budget: float,
-    seed: int,
+    sessions: Mapping[str, Session], loads: Sequence[Load], *, budget: float, seed: int
 ) -> list[dict[str, Any]]:
     """Returns the timings of sessions in their JSON form; see `clock.Timing`.
 
-    Each also has its "batch" and the name of its "baseline"; on a GPU, what it is "bound" by and
-    "enqueue_seconds", as in `bottleneck`.
+    Each also has its "batch", its "size" if there is one, and the name of its "baseline"; on a GPU,
+    what it is "bound" by and "enqueue_seconds", as in `bottleneck`.
 
     Args:
         sessions: Open sessions by name; the first on each kind of device is its baseline.
-        inputs: Rows by input name, `[rows, …]`, repeated to fill each batch.
-        batches: Batch sizes.
-        budget: Seconds for each batch size.
+        loads: What they are timed on, one after the other.
+        budget: Seconds for each load.
         seed: Seed of the order within rounds and of the bootstrap.
     """
     results = []
-    with console.bar("bench", len(batches) * budget) as bar:
-        for batch in batches:
-            feeds = {name: _repeat(array, batch) for name, array in inputs.items()}
+    with console.bar("bench", len(loads) * budget) as bar:
+        for load in loads:
             left = budget
 
-            def progress(seconds: float, batch: int = batch) -> None:
+            def progress(seconds: float, load: Load = load) -> None:
                 nonlocal left
-                bar.advance(min(seconds, max(left, 0)), f"batch {batch}")
+                bar.advance(min(seconds, max(left, 0)), str(load))
                 left -= seconds
 
             for group in _by_device(sessions):
-                candidates = [clock.Candidate(name, sessions[name], feeds) for name in group]
+                candidates = [clock.Candidate(name, sessions[name], load.feeds) for name in group]
                 timings = clock.measure(
                     candidates,
                     budget=budget * len(group) / len(sessions),
                     seed=seed,
                     progress=progress,
                 )
-                bounds = {name: _bound(sessions[name], feeds, name, timings) for name in group}
+                bounds = {name: _bound(sessions[name], load.feeds, name, timings) for name in group}
                 results += [
                     {
-                        "batch": batch,
+                        "batch": load.batch,
+                        **({"size": load.size} if load.size else {}),
                         "baseline": group[0],
                         **dataclasses.asdict(entry),
                         **bounds[entry.name],
@@ -91,7 +99,3 @@ def _by_device(sessions: Mapping[str, Session]) -> list[list[str]]:
     for name, session in sessions.items():
         kinds.setdefault(session.device.partition(":")[0], []).append(name)
     return list(kinds.values())
-
-
-def _repeat(array: Array, batch: int) -> Array:
-    return np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engines.contract import TensorSpec
+from engines.contract import Feeds, TensorSpec
 
 
-def text(facts: dict[str, Any], inputs: Sequence[TensorSpec]) -> str:
+def text(facts: dict[str, Any], inputs: Sequence[TensorSpec], feeds: Feeds) -> str:
     """Returns Markdown that describes the bundle and how to verify and use it.
 
     Args:
         facts: The facts of the bundle's manifest.
         inputs: The graph's inputs.
+        feeds: Inputs of a batch of one.
     """
     engines = "\n".join(
         f"| `{name}` | `{entry['path']}` | {entry['verdict']} | "
@@ -58,7 +59,7 @@ In the unpacked folder (`tar -xf BUNDLE.tar.zst`), the graph runs with `pip inst
 alone:
 
 ```python
-{_example(facts, inputs)}
+{_example(facts, inputs, feeds)}
 ```
 
 `assay.load("BUNDLE.tar.zst")` checks the bundle and runs its fastest engine.
@@ -76,11 +77,10 @@ def _order(inputs: Sequence[TensorSpec]) -> str:
     return "your inputs"
 
 
-def _example(facts: dict[str, Any], inputs: Sequence[TensorSpec]) -> str:
+def _example(facts: dict[str, Any], inputs: Sequence[TensorSpec], shown: Feeds) -> str:
     """Returns Python that runs the graph on zeros, and prints the class or the outputs."""
     feeds = ", ".join(
-        f'"{spec.name}": np.zeros({tuple(axis or 1 for axis in spec.shape)}, "{spec.dtype}")'
-        for spec in inputs
+        f'"{spec.name}": np.zeros({shown[spec.name].shape}, "{spec.dtype}")' for spec in inputs
     )
     lines = [
         "import json",

@@ -18,7 +18,9 @@ from engines.contract import Array, OpenOptions
 from engines.errors import DeployError, NotAvailableError
 from exporters import PRECISIONS, attention, weight_map, weight_quantized
 from exporters.module import Served
+from exporters.onnx_describe import describe
 from exporters.onnx_graph import export_graph, finished, trace_graph
+from exporters.onnx_nodes import inputs_of, spec_of
 from exporters.quantize import Quantized, check_rows
 from pipeline.exporting import calibration
 from pipeline.golden import noise
@@ -71,6 +73,15 @@ class Exported:
     golden: Golden
     cpu_graph: onnx.ModelProto | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def description(self) -> dict[str, Any]:
+        """Returns what is known of the graph, in its JSON form."""
+        inputs = [spec_of(value) for value in inputs_of(self.graph.graph)]
+        return {
+            **describe(self.graph).document(),
+            **self.notes,
+            "sizes": self.golden.sizes(inputs),
+        }
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from exporters import PRECISIONS
 from pipeline.golden import npz
 from pipeline.workflow.digests import parse_json
 
-SCHEMA = 5
+SCHEMA = 6
 # Images that no test set has. A quantized graph saturates on some of them, as it should.
 IMAGE_EDGES = ("all 0", "all 255", "one pixel", "checkerboard", "ramp", "uniform noise")
 # The same for inputs other than images: the first example at other magnitudes. Integers take their
@@ -29,6 +29,9 @@ EXTREMES = ("nothing", "a thousandth", "a thousandfold")
 EDGES = IMAGE_EDGES + EXTREMES
 # How the names of generated rows begin, for inputs other than images.
 MADE_ROW = "made row"
+# The arrays of a reference, by input or output.
+_PARTS = ("inputs", "reference", "native", "noise")
+_T = TypeVar("_T")
 # What the content of a file that is damaged or of another kind raises.
 _CONTENT_ERRORS = (ValueError, KeyError, TypeError, AttributeError)
 
@@ -68,6 +71,10 @@ class Reference:
         test_labels: The class of each test image, `[count]`.
         precision: The graph's precision, such as "fp32".
         max_drop: The accuracy that quantization may cost, as a fraction of the images.
+        batched: The first axis of every input and output of the graph is the batch. Otherwise each
+            row is one run of the graph, whose inputs and outputs have the axes of a row.
+        others: What it has to reproduce at other sizes of its dynamic axes, with the same names and
+            numbers of axes, and without classes or a test set.
     """
 
     inputs: dict[str, Array]
@@ -81,16 +88,73 @@ class Reference:
     test_labels: Array
     precision: str
     max_drop: float
+    batched: bool = True
+    others: tuple[Reference, ...] = ()
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
-        """The inputs the graph was exported with; the first axis is the batch."""
-        return _specs(self.inputs)
+        """The graph's inputs. An axis is dynamic if it is the batch, or has several sizes here."""
+        return self._specs([other.inputs for other in (self, *self.others)])
 
     @property
     def output_specs(self) -> tuple[TensorSpec, ...]:
-        """The outputs the graph was exported with; the first axis is the batch."""
-        return _specs(self.native)
+        """The graph's outputs, as `input_specs`."""
+        return self._specs([other.native for other in (self, *self.others)])
+
+    @property
+    def size(self) -> str:
+        """The sizes of a row's inputs, such as "3x320x320"."""
+        shapes = ("x".join(map(str, array.shape[1:])) for array in self.inputs.values())
+        return ", ".join(shape or "1" for shape in shapes)
+
+    def feeds(self, batch: int) -> dict[str, Array]:
+        """Returns inputs for the graph: a batch of rows, repeated where there are fewer.
+
+        A graph without a batch axis gets the first row.
+        """
+        if not self.batched:
+            return {name: np.array(array[0], order="C") for name, array in self.inputs.items()}
+        return {
+            name: np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
+            for name, array in self.inputs.items()
+        }
+
+    def sizes(self, inputs: Sequence[TensorSpec]) -> dict[str, list[list[int] | None]]:
+        """Returns the least, the usual and the largest size of the axes of a graph's inputs.
+
+        Args:
+            inputs: The graph's inputs. Those with another dynamic axis than the batch are returned.
+
+        Returns:
+            By input, an entry for each axis; None for the batch.
+        """
+        batch: list[list[int] | None] = [None] if self.batched else []
+        known = {}
+        for spec in inputs:
+            if None in spec.shape[len(batch) :]:
+                rows = [other.inputs[spec.name].shape[1:] for other in (self, *self.others)]
+                axes = [[min(sizes), sizes[0], max(sizes)] for sizes in zip(*rows, strict=True)]
+                known[spec.name] = [*batch, *axes]
+        return known
+
+    def _specs(self, parts: Sequence[dict[str, Array]]) -> tuple[TensorSpec, ...]:
+        batch = (None,) if self.batched else ()
+        return tuple(
+            TensorSpec(
+                name,
+                array.dtype.name,
+                (
+                    *batch,
+                    *(
+                        size if all(other == size for other in sizes) else None
+                        for size, *sizes in zip(
+                            *(part[name].shape[1:] for part in parts), strict=True
+                        )
+                    ),
+                ),
+            )
+            for name, array in parts[0].items()
+        )
 
     @property
     def common(self) -> Array:
@@ -139,6 +203,39 @@ class Reference:
             raise ValueError(
                 "the test set's outputs have NaN or Inf, or there are more labels than rows"
             )
+        self._check_others()
+
+    def _check_others(self) -> None:
+        for other in self.others:
+            other.check()
+            for part, known in ((other.inputs, self.inputs), (other.native, self.native)):
+                kinds = {name: (array.dtype, array.ndim) for name, array in known.items()}
+                if kinds != {name: (array.dtype, array.ndim) for name, array in part.items()}:
+                    raise ValueError(f"it has other inputs or outputs at {other.size}")
+
+    def at_size(
+        self,
+        cases: tuple[str, ...],
+        inputs: dict[str, Array],
+        reference: dict[str, Array],
+        native: dict[str, Array],
+        noise: dict[str, Array],
+    ) -> Reference:
+        """Returns what the same graph has to reproduce at another size of its inputs."""
+        return Reference(
+            inputs=inputs,
+            reference=reference,
+            native=native,
+            noise=noise,
+            cases=cases,
+            logits="",
+            labels=np.zeros(0, np.int64),
+            test_reference=np.zeros((0, 0)),
+            test_labels=np.zeros(0, np.int64),
+            precision=self.precision,
+            max_drop=self.max_drop,
+            batched=self.batched,
+        )
 
     def with_weights(self, weights: Weights) -> Golden:
         """Returns the golden file of a graph with these weights."""
@@ -146,7 +243,7 @@ class Reference:
         return Golden(**parts, weights=weights)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Golden(Reference):
     """A reference, and the weights of the graph exported with it: the golden file.
 
@@ -167,6 +264,8 @@ class Golden(Reference):
             "logits": self.logits,
             "precision": self.precision,
             "max_drop": self.max_drop,
+            "batched": self.batched,
+            "others": [other.cases for other in self.others],
             "weights": dataclasses.asdict(self.weights),
         }
         arrays = {
@@ -175,8 +274,12 @@ class Golden(Reference):
             "test_reference": self.test_reference,
             "test_labels": self.test_labels,
         }
-        for part in ("inputs", "reference", "native", "noise"):
-            arrays |= {f"{part}/{name}": array for name, array in getattr(self, part).items()}
+        for prefix, reference in _prefixed([self, *self.others]):
+            for part in _PARTS:
+                arrays |= {
+                    f"{prefix}{part}/{name}": array
+                    for name, array in getattr(reference, part).items()
+                }
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub is too narrow
         if not npz.compressible(path):
@@ -195,11 +298,14 @@ def load(path: Path) -> Golden:
         meta: dict[str, Any] = parse_json(arrays["meta"].tobytes())
         if meta["schema"] != SCHEMA:
             raise ValueError(f"schema {meta['schema']}, this version reads {SCHEMA}")
+        if type(meta["batched"]) is not bool:
+            raise ValueError(f"batched is {meta['batched']!r:.40}")
+        inputs, reference, native, noise = _parts(arrays, "")
         golden = Golden(
-            inputs=_part(arrays, "inputs"),
-            reference=_part(arrays, "reference"),
-            native=_part(arrays, "native"),
-            noise=_part(arrays, "noise"),
+            inputs=inputs,
+            reference=reference,
+            native=native,
+            noise=noise,
             cases=tuple(meta["cases"]),
             logits=meta["logits"],
             labels=arrays["labels"],
@@ -207,8 +313,14 @@ def load(path: Path) -> Golden:
             test_labels=arrays["test_labels"],
             precision=meta["precision"],
             max_drop=_fraction(meta["max_drop"]),
+            batched=meta["batched"],
             weights=_weights(meta["weights"]),
         )
+        others = tuple(
+            golden.at_size(tuple(cases), *_parts(arrays, prefix))
+            for prefix, cases in _prefixed([(), *meta["others"]])[1:]
+        )
+        golden = dataclasses.replace(golden, others=others)
         golden.check()
     except _CONTENT_ERRORS as error:
         raise DeployError(
@@ -218,11 +330,9 @@ def load(path: Path) -> Golden:
     return golden
 
 
-def _specs(arrays: dict[str, Array]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(name, array.dtype.name, (None, *array.shape[1:]))
-        for name, array in arrays.items()
-    )
+def _prefixed(of_sizes: Iterable[_T]) -> list[tuple[str, _T]]:
+    """Returns what belongs to each size with the prefix of its names in the file."""
+    return [(f"size {index}/" if index else "", part) for index, part in enumerate(of_sizes)]
 
 
 def _fraction(value: Any) -> float:
@@ -234,6 +344,13 @@ def _fraction(value: Any) -> float:
 def _weights(meta: dict[str, Any]) -> Weights:
     named = {name: tuple(meta[name]) for name in ("uncarried", "constants")}
     return Weights(dict(meta["carried"]), **named)
+
+
+def _parts(
+    arrays: dict[str, Array], prefix: str
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array], dict[str, Array]]:
+    inputs, reference, native, noise = (_part(arrays, f"{prefix}{part}") for part in _PARTS)
+    return inputs, reference, native, noise
 
 
 def _part(arrays: dict[str, Array], part: str) -> dict[str, Array]:

@@ -20,9 +20,9 @@ UNSETTLED_NOTE = "* unstable: other processes, or too few rounds; a larger --bud
 
 def show(measurements: dict[str, Any]) -> None:
     """Prints one row for each engine and batch size."""
-    rows: dict[tuple[str, int], _Row] = {}
+    rows: dict[tuple[str, int, str], _Row] = {}
     for entry in measurements["results"]:
-        row = rows.setdefault((entry["name"], entry["batch"]), {})
+        row = rows.setdefault((entry["name"], entry["batch"], entry.get("size", "")), {})
         row[entry["boundary"]] = entry
         row["device name"] = measurements["devices"][entry["name"]]
         # For files written before each kind of device had its own baseline.
@@ -32,8 +32,11 @@ def show(measurements: dict[str, Any]) -> None:
         name if len(baselines) == 1 else f"{name} ({kind})" for kind, name in baselines.items()
     ]
     title = f"Latency, and speed against {', '.join(names)}"
-    cells = [[cell(row) for cell in _COLUMNS.values()] for row in rows.values()]
-    console.table(title, tuple(_COLUMNS), cells, _OPTIONAL)
+    columns = dict(_COLUMNS)
+    if not any(size for _, _, size in rows):
+        del columns[_SIZE]
+    cells = [[cell(row) for cell in columns.values()] for row in rows.values()]
+    console.table(title, tuple(columns), cells, _OPTIONAL)
     if not all(entry["settled"] for entry in measurements["results"]):
         console.result(UNSETTLED_NOTE)
     for sentence in bounds(measurements["results"]):
@@ -46,15 +49,13 @@ def bounds(results: list[dict[str, Any]]) -> list[str]:
     Args:
         results: As `pipeline.benchmarking.comparison.compare` returns them.
     """
-    seconds = {
-        (entry["name"], entry["batch"], entry["boundary"]): entry["seconds"]["value"]
-        for entry in results
-    }
+    seconds = {(*_load(entry), entry["boundary"]): entry["seconds"]["value"] for entry in results}
     sentences = []
     for entry in results:
         if entry["boundary"] != DEVICE or "bound" not in entry:
             continue
-        name, batch, device = entry["name"], entry["batch"], duration(entry["seconds"]["value"])
+        name, device = entry["name"], duration(entry["seconds"]["value"])
+        batch = f"{entry['batch']}" + (f" of {entry['size']}" if "size" in entry else "")
         if entry["bound"] == "launches":
             sentences.append(
                 f"{name} at batch {batch} is bound by launches: the CPU takes"
@@ -64,9 +65,13 @@ def bounds(results: list[dict[str, Any]]) -> list[str]:
         elif entry["bound"] == "transfers":
             sentences.append(
                 f"{name} at batch {batch} is bound by transfers: {device} of"
-                f" {duration(seconds[name, batch, WHOLE])} are on the device"
+                f" {duration(seconds[*_load(entry), WHOLE])} are on the device"
             )
     return sentences
+
+
+def _load(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return entry["name"], entry["batch"], entry.get("size", "")
 
 
 def _interval(row: _Row) -> str:
@@ -95,10 +100,12 @@ def _time(row: _Row, boundary: str) -> str:
     return duration(entry["seconds"]["value"]) + ("" if entry["settled"] else UNSETTLED)
 
 
+_SIZE = "size"
 # Each column's cells by its title; ">" aligns a column to the right.
 _COLUMNS: dict[str, Callable[[_Row], str]] = {
     "engine": lambda row: str(row[WHOLE]["name"]),
     "device": lambda row: str(row["device name"]),
+    _SIZE: lambda row: row[WHOLE].get("size", ""),
     ">batch": lambda row: str(row[WHOLE]["batch"]),
     ">on device": lambda row: _time(row, DEVICE),
     ">end to end": lambda row: _time(row, WHOLE),

@@ -108,7 +108,7 @@ def show(summary: Summary) -> None:
     """Prints the accuracy, a row for each engine, and the bundle's path."""
     if summary.training is not None:
         console.result(f"{summary.model}: {describe(summary.training)}")
-    batches = sorted({entry["batch"] for entry in _results(summary)})
+    batches = sorted({_load(entry) for entry in _results(summary)})
     columns = ["engine", "verdict", ">error x floor", ">flips", ">top-1"]
     deviating = {
         name: deviating_type(verdict["facts"], summary.precision)
@@ -116,13 +116,13 @@ def show(summary: Summary) -> None:
     }
     if any(deviating.values()):
         columns.append("computed in")
-    columns += [f">batch {batch}" for batch in batches]
+    columns += [f">batch {batch}{size and f' at {size}'}" for batch, size in batches]
     rows = [
         [
             name,
             *_verdict_cells(verdict),
             *([verdict["facts"].get("computed in", "")] if any(deviating.values()) else []),
-            *(_latency(summary, name, batch) for batch in batches),
+            *(_latency(summary, name, load) for load in batches),
         ]
         for name, verdict in summary.verdicts.items()
     ]
@@ -161,8 +161,12 @@ def _results(summary: Summary) -> list[dict[str, Any]]:
     return summary.measurements["results"] if summary.measurements else []
 
 
-def _latency(summary: Summary, name: str, batch: int) -> str:
+def _load(entry: dict[str, Any]) -> tuple[int, str]:
+    return entry["batch"], entry.get("size", "")
+
+
+def _latency(summary: Summary, name: str, load: tuple[int, str]) -> str:
     for entry in _results(summary):
-        if (entry["name"], entry["batch"], entry["boundary"]) == (name, batch, "end to end"):
+        if (entry["name"], _load(entry), entry["boundary"]) == (name, load, "end to end"):
             return duration(entry["seconds"]["value"]) + ("" if entry["settled"] else UNSETTLED)
     return ""

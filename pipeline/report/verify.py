@@ -42,7 +42,7 @@ def show(verdicts: Sequence[Verdict]) -> None:
                 console.result(sentence)
             if output.constant and verdict.status == "pass":
                 console.result(
-                    f"{verdict.subject}: {output.name} matches, but is the same for every input"
+                    f"{verdict.subject}: {output.label} matches, but is the same for every input"
                 )
         for sentence in limits_of(dataclasses.asdict(verdict)):
             console.result(sentence)
@@ -137,7 +137,7 @@ _Column = tuple[str, Callable[["Verdict", "OutputVerdict"], str]]
 _COLUMNS: dict[str, _Column] = {
     "subject": ("subject", lambda verdict, _: verdict.subject),
     "verdict": ("verdict", lambda verdict, _: verdict.status),
-    "output": ("output", lambda _, output: output.name),
+    "output": ("output", lambda _, output: output.label),
     "rms": (">rms error", lambda _, output: f"{output.rms:.2e}"),
     "rms ratio": (">rms x floor", lambda _, output: ratio_text(output.rms_ratio)),
     "max": (">max error", lambda _, output: f"{output.max:.2e}"),

@@ -151,7 +151,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     Raises:
         ParityError: An engine is not proved, so its speed means nothing.
     """
-    from pipeline.benchmarking.comparison import compare
+    from pipeline.benchmarking.comparison import Load, compare
     from pipeline.golden import file as goldens
 
     for subject in _subjects(params).values():
@@ -168,8 +168,12 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         before = hardware.gpu_states()
         results = compare(
             sessions,
-            golden.inputs,
-            params.batch,
+            [
+                Load(batch, part.feeds(batch), part.size if golden.others else "")
+                for part in (golden, *golden.others)
+                # A graph without a batch axis takes one row.
+                for batch in (params.batch if golden.batched else (1,))
+            ],
             budget=params.budget or 0.0,  # `resolve` has filled it in
             seed=params.seed,
         )

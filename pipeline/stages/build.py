@@ -15,6 +15,7 @@ from pipeline.report import build as report
 from pipeline.stages import engine_source, model_option, precision_option
 from pipeline.workflow import console, worker
 from pipeline.workflow.artifacts import (
+    DESCRIPTION,
     ENGINE,
     ENGINE_LAYERS,
     GRAPH,
@@ -150,11 +151,16 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             f"engine {params.engine!r} cannot be built here: {state.reason}", state.install
         )
     source = inputs[engine_source(params.engine, params.precision)]
-    content = worker.call(f"building {params.engine}", _build, params, source, outputs[ENGINE])
+    sizes = read_json(inputs[DESCRIPTION])["sizes"]
+    content = worker.call(
+        f"building {params.engine}", _build, params, source, outputs[ENGINE], sizes
+    )
     write_json(outputs[ENGINE_LAYERS], content)
 
 
-def _build(params: Params, source: Path, target: Path) -> dict[str, Any]:
+def _build(
+    params: Params, source: Path, target: Path, sizes: dict[str, list[list[int] | None]]
+) -> dict[str, Any]:
     """Builds one engine in this process; returns its layers and notes."""
     done, notes = 0.0, dict[str, object]()
 
@@ -165,7 +171,9 @@ def _build(params: Params, source: Path, target: Path) -> dict[str, Any]:
 
     try:
         with console.bar(f"build {params.engine}", 1) as bar:
-            options = dataclasses.replace(_options(params), progress=tell, note=notes.__setitem__)
+            options = dataclasses.replace(
+                _options(params), sizes=sizes, progress=tell, note=notes.__setitem__
+            )
             layers = engines.get(params.engine).build(source, target, options)
     except (NotAvailableError, UsageError):
         raise
@@ -176,7 +184,7 @@ def _build(params: Params, source: Path, target: Path) -> dict[str, Any]:
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
     source = engine_source(params.engine, params.precision)
-    return (source, GRAPH_DATA) if source == GRAPH else (source,)
+    return (source, DESCRIPTION, *((GRAPH_DATA,) if source == GRAPH else ()))
 
 
 def facts(params: Params) -> dict[str, str]:
@@ -198,7 +206,7 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=lambda _params: (ENGINE, ENGINE_LAYERS),
     run=run,
-    revision=3,
+    revision=4,
     facts=facts,
     resolve=resolve,
     check_options=check_options,

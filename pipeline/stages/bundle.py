@@ -114,7 +114,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         entry["built_with"] = record.facts
         if install := engines.get(name).smaller_runtime(record.facts, record.params):
             entry["smaller_runtime"] = install
-    text = readme.text(facts, golden.input_specs)
+    text = readme.text(facts, golden.input_specs, golden.feeds(1))
     content: dict[str, Path | bytes] = {
         **members,
         **{path: inputs.root / path for path in records},

@@ -167,7 +167,6 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     need_torch("onnxscript")
     import torch
 
-    from exporters.onnx_describe import describe
     from exporters.onnx_files import write
     from exporters.program import save_program
     from pipeline.exporting.batch_independence import check_rows_alone
@@ -230,7 +229,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         specs = reference.input_specs, reference.output_specs
         save_program(exported.program, outputs[PROGRAM], *specs)
     exported.golden.save(outputs[GOLDEN])
-    write_json(outputs[DESCRIPTION], {**describe(exported.graph).document(), **exported.notes})
+    write_json(outputs[DESCRIPTION], exported.description())
 
 
 def _trained_model(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engines.contract import Array, Outputs, Session
+from engines.contract import Array, Feeds, Outputs, Session
 from pipeline.golden.file import Reference
 from pipeline.verification import limits
 
@@ -30,11 +30,14 @@ def rows_to_run(golden: Reference, accepted: tuple[int, int] | None, tested: int
         tested: Images of the test set; 0 means that golden rows are classified instead.
     """
     rows = len(golden.cases)
+    others = sum(rows_to_run(other, accepted, 0) for other in golden.others)
+    if not golden.batched:
+        return rows + others
     at_sizes = [min(rows, limits.BATCHES_OF_A_SIZE * size) for size in batch_sizes(rows, accepted)]
     classified = tested
     if not tested and at_sizes[-1] < rows:  # otherwise all rows run at the largest size
         classified = len(golden.labels) or rows
-    return sum(at_sizes) + (classified if golden.logits else 0)
+    return sum(at_sizes) + (classified if golden.logits else 0) + others
 
 
 def run_rows(session: Session, golden: Reference, size: int) -> tuple[Array, Outputs]:
@@ -49,7 +52,7 @@ def run_rows(session: Session, golden: Reference, size: int) -> tuple[Array, Out
     rows = len(golden.cases)
     wanted = np.arange(rows)
     most = limits.BATCHES_OF_A_SIZE * size
-    if rows > most:
+    if golden.batched and rows > most:
         first = most // 2
         wanted = np.concatenate([np.arange(first), np.arange(rows - (most - first), rows)])
     parts: dict[str, list[Array]] = {}
@@ -59,6 +62,26 @@ def run_rows(session: Session, golden: Reference, size: int) -> tuple[Array, Out
         for name, array in run_padded(session, feeds, len(chunk)).items():
             parts.setdefault(name, []).append(array)
     return wanted, {name: _join(arrays) for name, arrays in parts.items()}
+
+
+class Calls:
+    """A session of a graph without a batch axis, run as if it took batches of one row.
+
+    See `engines.contract.Session`; only `run` is of use here.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.device, self.stream = session.device, session.stream
+        self.batch: tuple[int, int] | None = (1, 1)
+        self.bind, self.launch = session.bind, session.launch
+        self.synchronize, self.close = session.synchronize, session.close
+        self._session = session
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """Takes and returns arrays with a first axis of size 1 that the graph does not have."""
+        outputs = self._session.run({n: np.array(a[0], order="C") for n, a in feeds.items()})
+        return {name: array[np.newaxis] for name, array in outputs.items()}
 
 
 def run_padded(session: Session, feeds: dict[str, Array], count: int) -> Outputs:

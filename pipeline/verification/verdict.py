@@ -20,7 +20,8 @@ from exporters import PRECISIONS
 from pipeline.golden import noise
 from pipeline.golden.file import Reference
 from pipeline.verification import accuracy, limits, noise_floor
-from pipeline.verification.batches import batch_sizes, run_padded, run_rows
+from pipeline.verification.batches import Calls, batch_sizes, run_rows
+from pipeline.verification.flips import Flips, count_flips, flip_faults
 from pipeline.verification.noise_floor import in_floors
 from pipeline.verification.vacuous import is_constant, why_vacuous
 from pipeline.verification.weight_audit import Audit
@@ -44,6 +45,7 @@ class OutputVerdict:
         scale: Root mean square of r.
         worst: The case with the largest error in units of its floor.
         faults: What is wrong, in words; empty if nothing is.
+        size: The sizes of the inputs, where the output is compared at several; else "".
         vacuous: Why comparing the output proves nothing, in words; empty if it proves something.
         constant: It is the same for every input: it has to match, but alone it proves nothing.
         incomparable: How many golden rows rounding alone moves too far to compare.
@@ -61,40 +63,17 @@ class OutputVerdict:
     scale: float
     worst: str
     faults: tuple[str, ...] = ()
+    size: str = ""
     vacuous: str = ""
     constant: bool = False
     incomparable: int = 0
     overflowing: int = 0
     sqnr: float | None = None
 
-
-@dataclass(frozen=True)
-class Flips:
-    """Test images to which float64 and the engine give different classes.
-
-    Attributes:
-        images: How many were classified.
-        explained: Flips where float64's own top two logits are closer than the allowed error.
-        unexplained: The others; one of them is a mismatch.
-        correct: How many the engine classified right; None if the classes are not known.
-        reference_correct: How many float64 classified right.
-        lost: How many float64 alone classified right.
-    """
-
-    images: int
-    explained: int
-    unexplained: int
-    correct: int | None
-    reference_correct: int | None
-    lost: int | None = None
-
     @property
-    def drop(self) -> accuracy.Drop | None:
-        """The accuracy lost against float64; None if the classes are not known."""
-        if self.correct is None or self.reference_correct is None or self.lost is None:
-            return None
-        gained = self.correct - (self.reference_correct - self.lost)
-        return accuracy.drop(self.images, self.lost, gained)
+    def label(self) -> str:
+        """Its name, and the size at which it is compared."""
+        return f"{self.name} at {self.size}" if self.size else self.name
 
 
 @dataclass(frozen=True)
@@ -146,27 +125,31 @@ def judge(
             the golden file's own images.
         sizes: The batch sizes to run the golden rows at; by default those of `batch_sizes`.
     """
-    sizes = sizes or batch_sizes(len(golden.cases), session.batch)
     faults = signature_faults(session.inputs, session.outputs, golden)
-    wanted = golden.output_specs
+    if not golden.batched:
+        session = Calls(session)
+    sizes = sizes or batch_sizes(len(golden.cases), session.batch)
     outputs: tuple[OutputVerdict, ...] = ()
     flips = None
     if not faults:
         runs = [run_rows(session, golden, size) for size in sizes]
-        outputs = tuple(_judge_output(spec, golden, runs) for spec in wanted)
-        faults = [f"{output.name}: {fault}" for output in outputs for fault in output.faults]
+        outputs = _judge_outputs(golden, runs, golden.size if golden.others else "")
+        for other in golden.others:
+            at = batch_sizes(len(other.cases), session.batch)
+            outputs += _judge_outputs(other, [run_rows(session, other, n) for n in at], other.size)
+        faults = [f"{output.label}: {fault}" for output in outputs for fault in output.faults]
         if not faults and golden.logits:
-            flips = _count_flips(session, golden, sizes[-1], test, runs[-1])
+            flips = count_flips(session, golden, sizes[-1], test, runs[-1])
         if not faults and PRECISIONS[golden.precision].quantized:
             faults = _quantization_faults(outputs, flips, golden.max_drop)
         elif flips is not None:
-            faults = _flip_faults(flips)
+            faults = flip_faults(flips)
     status: Status = "mismatch" if faults else "pass"
     vacuous = [output for output in outputs if output.vacuous]
     # A constant output beside others was compared, and it matches.
     if len(vacuous) < len(outputs):
         vacuous = [output for output in vacuous if not output.constant]
-    unproved = [f"{output.name} {output.vacuous}" for output in vacuous]
+    unproved = [f"{output.label} {output.vacuous}" for output in vacuous]
     if test is not None and PRECISIONS[golden.precision].quantized:
         lost = None if flips is None else flips.drop
         unproved += (
@@ -192,7 +175,10 @@ def judge(
 def signature_faults(
     inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], golden: Reference
 ) -> list[str]:
-    """Returns how inputs and outputs differ from the golden file's, in words."""
+    """Returns how inputs and outputs differ from the golden file's, in words.
+
+    An axis may be dynamic that has one size in the golden file.
+    """
     sides = (
         ("inputs", inputs, golden.input_specs),
         ("outputs", outputs, golden.output_specs),
@@ -200,24 +186,32 @@ def signature_faults(
     return [
         f"{side} are {', '.join(map(str, specs))}; expected {', '.join(map(str, wanted))}"
         for side, specs, wanted in sides
-        if set(specs) != set(wanted)
+        if len(specs) != len(wanted)
+        or not all(any(spec.accepts(other) for spec in specs) for other in wanted)
     ]
 
 
+def _judge_outputs(
+    golden: Reference, runs: Sequence[tuple[Array, Outputs]], size: str
+) -> tuple[OutputVerdict, ...]:
+    return tuple(replace(_judge_output(name, golden, runs), size=size) for name in golden.reference)
+
+
 def _judge_output(
-    spec: TensorSpec, golden: Reference, runs: Sequence[tuple[Array, Outputs]]
+    name: str, golden: Reference, runs: Sequence[tuple[Array, Outputs]]
 ) -> OutputVerdict:
-    reference = golden.reference[spec.name]
-    floor = noise_floor.floor(reference, golden.noise[spec.name], golden.precision)
+    wanted = golden.native[name].dtype.name
+    reference = golden.reference[name]
+    floor = noise_floor.floor(reference, golden.noise[name], golden.precision)
     faults: list[str] = []
     errors: list[Array] = []
     rms_ratio, max_ratio, worst = 0.0, 0.0, ""
     for rows, outputs in runs:
-        actual, expected = outputs[spec.name], reference[rows]
-        if actual.shape != expected.shape or actual.dtype.name != spec.dtype:
+        actual, expected = outputs[name], reference[rows]
+        if actual.shape != expected.shape or actual.dtype.name != wanted:
             faults.append(
                 f"gives {actual.dtype.name}{list(actual.shape)} where"
-                f" {spec.dtype}{list(expected.shape)} was expected"
+                f" {wanted}{list(expected.shape)} was expected"
             )
             continue
         bad = ~np.isfinite(noise.by_row(actual)).all(axis=1)
@@ -251,10 +245,10 @@ def _judge_output(
                 f" {limits.MAX_ERROR_IN_FLOORS:g} allowed (on {worst})"
             )
     quantized = PRECISIONS[golden.precision].quantized
-    overflowing = noise.overflowed(golden.noise[spec.name])
+    overflowing = noise.overflowed(golden.noise[name])
     every = np.concatenate([error.ravel() for error in errors]) if errors else np.zeros(1)
     return OutputVerdict(
-        name=spec.name,
+        name=name,
         rms=_rms(every),
         rms_ratio=rms_ratio,
         max=float(np.abs(every).max()),
@@ -266,99 +260,25 @@ def _judge_output(
         constant=is_constant(reference),
         incomparable=int((~floor.comparable).sum()),
         overflowing=int((~floor.comparable & overflowing).sum()),
-        sqnr=_sqnr(spec, golden, runs) if quantized and not faults else None,
+        sqnr=_sqnr(name, golden, runs) if quantized and not faults else None,
     )
 
 
-def _sqnr(spec: TensorSpec, golden: Reference, runs: Sequence[tuple[Array, Outputs]]) -> float:
+def _sqnr(name: str, golden: Reference, runs: Sequence[tuple[Array, Outputs]]) -> float:
     signal, noise = [], []
     for rows, outputs in runs:
         common = golden.common[rows]
-        reference = golden.reference[spec.name][rows][common]
+        reference = golden.reference[name][rows][common]
         signal.append(reference.ravel())
-        noise.append((outputs[spec.name][common].astype(np.float64) - reference).ravel())
+        noise.append((outputs[name][common].astype(np.float64) - reference).ravel())
     return accuracy.sqnr(_rms(np.concatenate(signal)), _rms(np.concatenate(noise)))
-
-
-def _count_flips(
-    session: Session,
-    golden: Reference,
-    size: int,
-    test: dict[str, Array] | None,
-    run: tuple[Array, Outputs],
-) -> Flips:
-    """Compares the session's classes with those of float64.
-
-    Args:
-        run: Golden rows that were run at `size`, and their outputs.
-    """
-    labels: Array | None
-    output = golden.logits
-    if test is not None:
-        inputs, reference, labels = test, golden.test_reference, golden.test_labels
-    elif len(golden.labels):
-        inputs = {key: array[: len(golden.labels)] for key, array in golden.inputs.items()}
-        reference, labels = golden.reference[output][: len(golden.labels)], golden.labels
-    else:
-        inputs, reference, labels = golden.inputs, golden.reference[output], None
-    images = len(reference)
-    rows, outputs = run
-    if test is None and len(rows) == len(golden.cases):
-        logits = outputs[output][:images]
-    else:
-        parts = []
-        for start in range(0, images, size):
-            feeds = {key: array[start : start + size] for key, array in inputs.items()}
-            parts.append(run_padded(session, feeds, min(size, images - start))[output])
-        logits = np.concatenate(parts)
-    chosen = logits.argmax(axis=1)
-    ranked = np.sort(reference, axis=1)
-    margin = ranked[:, -1] - ranked[:, -2]
-    best = reference.argmax(axis=1)
-    flipped = chosen != best
-    # Each of the two logits may be off by the allowed error.
-    close = margin < 2 * limits.MAX_ERROR_IN_FLOORS * _allowed(
-        golden, images, tested=test is not None
-    )
-    return Flips(
-        images=images,
-        explained=int((flipped & close).sum()),
-        unexplained=int((flipped & ~close).sum()),
-        correct=None if labels is None else int((chosen == labels).sum()),
-        reference_correct=None if labels is None else int((best == labels).sum()),
-        lost=None if labels is None else int(((best == labels) & (chosen != labels)).sum()),
-    )
-
-
-def _allowed(golden: Reference, images: int, *, tested: bool) -> Array:
-    """Returns the noise floor of each image's logits, `[images]`.
-
-    Images outside the golden set get the largest floor of the ordinary golden images.
-    """
-    floor = noise_floor.floor(
-        golden.reference[golden.logits], golden.noise[golden.logits], golden.precision
-    )
-    largest = np.where(floor.comparable, floor.max, np.inf)
-    if not tested:
-        return largest[:images]
-    judged = largest[golden.common & floor.comparable]
-    return np.full(images, judged.max(initial=0.0))
-
-
-def _flip_faults(flips: Flips) -> list[str]:
-    if not flips.unexplained:
-        return []
-    return [
-        f"{flips.unexplained} of {flips.images} test images change class where float64's margin"
-        " is wider than rounding can explain"
-    ]
 
 
 def _quantization_faults(
     outputs: Sequence[OutputVerdict], flips: Flips | None, max_drop: float
 ) -> list[str]:
     faults = [
-        f"{output.name}: signal to quantization noise is {output.sqnr:.1f} dB,"
+        f"{output.label}: signal to quantization noise is {output.sqnr:.1f} dB,"
         f" at least {limits.MIN_SQNR:g} wanted"
         for output in outputs
         if output.sqnr is not None and output.sqnr < limits.MIN_SQNR and not output.vacuous

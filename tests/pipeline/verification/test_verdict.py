@@ -18,8 +18,9 @@ from pipeline.report.verify import ratio_text
 from pipeline.verification import noise_floor
 from pipeline.verification.acceptance import require_pass
 from pipeline.verification.batches import rows_to_run, run_rows
+from pipeline.verification.flips import Flips
 from pipeline.verification.limits import MAX_ERROR_IN_FLOORS, MAX_RMS_IN_FLOORS
-from pipeline.verification.verdict import Flips, from_json, judge
+from pipeline.verification.verdict import from_json, judge
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
