@@ -89,7 +89,7 @@ def export_graph(
                 raise trace_errors.untranslated(error, report, program) from error
 
     def graphs(simplified: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
-        slim = _slimmed(simplified)
+        slim = slimmed(simplified)
         if slim is not None:
             with contextlib.suppress(DeployError):
                 yield finished(slim, inputs, outputs, metadata)
@@ -124,7 +124,7 @@ def _pool(x: torch.Tensor, size: Sequence[int]) -> Any:
     return x.mean((-1, -2), keepdim=True) if list(size) == [1, 1] else NotImplemented
 
 
-def _slimmed(model: onnx.ModelProto) -> onnx.ModelProto | None:
+def slimmed(model: onnx.ModelProto) -> onnx.ModelProto | None:
     """Returns a graph with fewer nodes, by onnxslim; None if it removes none.
 
     onnxslim follows shapes through attention, where onnxscript's optimizer gives up: it reduces

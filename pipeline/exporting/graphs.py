@@ -85,7 +85,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class _Draft:
+class Draft:
     """An exported graph before its weights are recorded in the golden file.
 
     Attributes:
@@ -113,8 +113,18 @@ def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> 
             "give a later --opset, or leave it out",
         )
     draft = _traced(source) if source.program is None else _translated(source)
+    specs = source.reference.input_specs, source.reference.output_specs
+
+    def finish(graph: onnx.ModelProto) -> onnx.ModelProto:
+        return finished(graph, *specs, source.metadata)
+
     if PRECISIONS[source.reference.precision].quantized:
-        draft = _quantized(draft, source, calibrate())
+        draft = quantized(draft, source.reference.precision, calibrate(), finish)
+    return with_weights(draft)
+
+
+def with_weights(draft: Draft) -> Exported:
+    """Returns a graph with its golden file, which has the digests of its weights."""
     golden = draft.reference.with_weights(weights_of(draft.weights, draft.graph))
     return Exported(draft.graph, draft.program, golden, draft.cpu_graph, draft.notes)
 
@@ -127,7 +137,7 @@ def _examples(source: Source) -> list[torch.Tensor]:
     return [torch.from_numpy(array[:2].copy()) for array in source.reference.inputs.values()]
 
 
-def _translated(source: Source) -> _Draft:
+def _translated(source: Source) -> Draft:
     """Translates a program to a graph; in another way, if the usual one does not give the model."""
     draft = failure = None
     try:
@@ -152,7 +162,7 @@ def _translated(source: Source) -> _Draft:
     return draft
 
 
-def _other_ways(source: Source) -> Iterator[tuple[str, Callable[[], tuple[_Draft, bool]]]]:
+def _other_ways(source: Source) -> Iterator[tuple[str, Callable[[], tuple[Draft, bool]]]]:
     """Yields other translations, in words, with a function that returns what `_translate` does."""
     opset = _opset(source)
     if attention.has_attention(source.program):
@@ -166,14 +176,14 @@ def _other_ways(source: Source) -> Iterator[tuple[str, Callable[[], tuple[_Draft
             lambda: _translate(source, source.program, _NEWEST_OPSET),
         )
 
-    def trace() -> tuple[_Draft, bool]:
+    def trace() -> tuple[Draft, bool]:
         draft = _traced(source)
         return draft, _verdict(draft.graph, source) != "mismatch"
 
     yield "by TorchScript", trace
 
 
-def _translate(source: Source, program: Any, opset: int | None) -> tuple[_Draft, bool]:
+def _translate(source: Source, program: Any, opset: int | None) -> tuple[Draft, bool]:
     """Translates a program to the simplest graph that is still the model.
 
     Returns:
@@ -185,7 +195,7 @@ def _translate(source: Source, program: Any, opset: int | None) -> tuple[_Draft,
     chosen, matches = _simplest(translated.graphs, source)
     weights = weight_map.trace_weights(program, chosen, limits.WEIGHT_ROUNDINGS)
     notes: dict[str, Any] = {"warnings": [], "removed": _removed(translated.nodes, chosen)}
-    return _Draft(chosen, source.program, source.reference, weights, notes=notes), matches
+    return Draft(chosen, source.program, source.reference, weights, notes=notes), matches
 
 
 def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> tuple[onnx.ModelProto, bool]:
@@ -208,7 +218,7 @@ def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> tuple[onnx.M
     return candidate, True
 
 
-def _traced(source: Source) -> _Draft:
+def _traced(source: Source) -> Draft:
     specs = source.reference.input_specs, source.reference.output_specs
     graph, warned = trace_graph(
         source.served, _examples(source), *specs, source.metadata, source.opset
@@ -221,26 +231,35 @@ def _traced(source: Source) -> _Draft:
         )
     state = weight_map.state_of(source.served)
     notes = {"warnings": list(warned), "removed": {}}
-    return _Draft(graph, None, source.reference, state, notes=notes)
+    return Draft(graph, None, source.reference, state, notes=notes)
 
 
-def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _Draft:
+def quantized(
+    draft: Draft,
+    precision: str,
+    by: calibration.Calibration,
+    finish: Callable[[onnx.ModelProto], onnx.ModelProto],
+) -> Draft:
+    """Quantizes a graph in float32.
+
+    Args:
+        by: The rows to calibrate on.
+        finish: Puts a graph into the form in which it is written.
+    """
     console.say(f"export: calibrating on {by.source}")
     check_rows(draft.graph, by.rows)
     by, wanted = calibration.with_finite_outputs(draft.graph, by)
-    quantizer = importlib.import_module(PRECISIONS[source.reference.precision].quantizer)
+    quantizer = importlib.import_module(PRECISIONS[precision].quantizer)
     result: Quantized = quantizer.quantize(
         draft.graph, by.rows, lambda graph: calibration.judge(graph, wanted, by)
     )
-    specs = source.reference.input_specs, source.reference.output_specs
-    graph = finished(result.graph, *specs, source.metadata)
+    graph = finish(result.graph)
     cpu_graph = None
     if result.cpu_graph is not None:
-        cpu_graph = finished(result.cpu_graph, *specs, source.metadata)
-    native = calibration.run(graph, source.reference.inputs)
-    reference = source.reference.reference
-    yardstick = {n: noise_floor.pooled(noise.measure(reference[n], [native[n]])) for n in native}
-    judged_by = dataclasses.replace(source.reference, native=native, noise=yardstick)
+        cpu_graph = finish(result.cpu_graph)
+    judged_by = _by_quantized(draft.reference, graph)
+    others = tuple(_by_quantized(other, graph) for other in draft.reference.others)
+    judged_by = dataclasses.replace(judged_by, others=others)
     notes = {
         **draft.notes,
         "calibration": {
@@ -255,9 +274,17 @@ def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _D
             "in_float": result.in_float,
         },
     }
-    return _Draft(
+    return Draft(
         graph, None, judged_by, weight_quantized.quantized(draft.weights, graph), cpu_graph, notes
     )
+
+
+def _by_quantized(reference: Reference, graph: onnx.ModelProto) -> Reference:
+    """Returns a reference whose noise is that of a quantized graph."""
+    native = calibration.run(graph, reference.inputs)
+    exact = reference.reference
+    yardstick = {n: noise_floor.pooled(noise.measure(exact[n], [native[n]])) for n in native}
+    return dataclasses.replace(reference, native=native, noise=yardstick)
 
 
 def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:

@@ -74,7 +74,7 @@ def without_test_set(model: Model, examples: Mapping[str, Array] | None) -> Rows
             "give --inputs FILE.npz with one array for each argument, or return a"
             " assay.Model with `inputs` from the factory",
         )
-    _check_rows(inputs)
+    check_rows(inputs)
     count = len(next(iter(inputs.values()))) if inputs else 0
     parts = [(inputs, tuple(f"example {index}" for index in range(count)))] if inputs else []
     if model.image is not None:
@@ -86,7 +86,7 @@ def without_test_set(model: Model, examples: Mapping[str, Array] | None) -> Rows
         parts.append(({IMAGE: np.stack(list(edges.values()))}, tuple(edges)))
     else:
         names = tuple(f"{MADE_ROW} {index}" for index in range(_MADE_ROWS))
-        parts += [(_made_like(inputs), names), (_extremes(inputs), EXTREMES)]
+        parts += [(made_like(inputs), names), (extremes(inputs), EXTREMES)]
     joined = {
         name: np.ascontiguousarray(np.concatenate([part[name] for part, _ in parts]))
         for name in parts[0][0]
@@ -177,7 +177,8 @@ def _arguments(module: nn.Module, examples: Mapping[str, Array]) -> list[str]:
     ]
 
 
-def _check_rows(inputs: Mapping[str, Array]) -> None:
+def check_rows(inputs: Mapping[str, Array]) -> None:
+    """Raises DeployError unless the inputs are finite and have the same number of rows."""
     counts = {name: len(array) if array.ndim else 0 for name, array in inputs.items()}
     if inputs and (len(set(counts.values())) != 1 or 0 in counts.values()):
         sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -190,7 +191,7 @@ def _check_rows(inputs: Mapping[str, Array]) -> None:
             raise DeployError(f"input {name} has NaN or Inf", "remove those rows")
 
 
-def _made_like(
+def made_like(
     inputs: Mapping[str, Array], count: int = _MADE_ROWS, seed: int = 0
 ) -> dict[str, Array]:
     """Returns random rows with the examples' mean and deviation.
@@ -215,7 +216,7 @@ def _made_like(
     return columns
 
 
-def _extremes(inputs: Mapping[str, Array]) -> dict[str, Array]:
+def extremes(inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Returns one row for each case of EXTREMES, by input name."""
     columns = {}
     for name, array in inputs.items():
@@ -236,7 +237,7 @@ def made_rows(model: Model, count: int, seed: int) -> dict[str, Array]:
     """Returns random inputs of a model, `[count, …]`, by name."""
     if model.image is not None:
         return {IMAGE: made_images(model.image, count, seed)}
-    return _made_like(model.inputs, count, seed)
+    return made_like(model.inputs, count, seed)
 
 
 def made_images(shape: tuple[int, int, int], count: int, seed: int = 0) -> Array:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from engines.contract import Array
     from pipeline.data.registry import Contents
     from pipeline.exporting.calibration import Calibration
+    from pipeline.exporting.graphs import Exported
     from pipeline.golden.reference_cache import ReferenceCache
     from pipeline.golden.rows import Rows
     from pipeline.models import Model
@@ -72,6 +73,11 @@ class Params:
     )
     opset: int | None = option(
         None, text="ONNX opset, 18 to 23 [the exporter's own].", low=18, high=23
+    )
+    shape: tuple[str, ...] = option(
+        (),
+        text="Sizes of the inputs of an ONNX file, as in images=1x3x320x320; a size may be a range,"
+        " LEAST:USUAL:LARGEST.",
     )
     data: str | None = data_option(None, as_trained=True)
     inputs: Path | None = option(
@@ -114,6 +120,8 @@ class CommandOptions:
 def prerequisite(params: Mapping[str, Any], root: Path) -> str:
     """Returns "train" if weights are given, or the model has no checkpoint and no training data."""
     model = params["model"]
+    if models.graph_file(model) is not None:
+        return ""
     has_checkpoint = (root / CHECKPOINT.at(model=model).path).exists()
     if params.get("weights") is not None or not (has_checkpoint or models.get(model).trainable):
         return CHECKPOINT.stage
@@ -131,8 +139,30 @@ def resolve(params: Params) -> Params:
             f"leave it out, or give --precision {QUANTIZED[0]}",
         )
     spec = models.get(params.model)
+    _check_graph_options(params)
     _check_quantization(params, has_data=params.data is not None or spec.trainable)
     return dataclasses.replace(params, data=params.data or spec.dataset)
+
+
+def _check_graph_options(params: Params) -> None:
+    """Raises UsageError for options that do not fit a model that is an ONNX file, or is none."""
+    if models.graph_file(params.model) is None:
+        if params.shape:
+            raise UsageError(
+                "--shape is for an ONNX file, onnx:FILE",
+                "a PyTorch model says which axes are dynamic: assay.Model(dynamic=...)",
+            )
+        return
+    from pipeline.golden import graph_rows
+
+    graph_rows.parse(params.shape)
+    for name, given in (
+        ("exporter", params.exporter != EXPORTERS[0]),
+        ("opset", params.opset is not None),
+        ("data", params.data is not None),
+    ):
+        if given:
+            raise UsageError(f"--{name} does not apply to an ONNX file", "leave it out")
 
 
 def _check_quantization(params: Params, *, has_data: bool) -> None:
@@ -165,9 +195,11 @@ def _check_quantization(params: Params, *, has_data: bool) -> None:
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Exports the trained model, and writes the golden file that proves its engines."""
     need_torch("onnxscript")
+    if (path := models.graph_file(params.model)) is not None:
+        _run_graph(path, outputs, params)
+        return
     import torch
 
-    from exporters.onnx_files import write
     from exporters.program import save_program
     from pipeline.exporting.batch_independence import check_rows_alone
     from pipeline.exporting.graphs import Source, export
@@ -222,14 +254,40 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     }
     source = Source(cast.module, cast.program, reference, metadata, params.opset)
     exported = export(source, lambda: _calibration(inputs, model, contents, params))
-    write(exported.graph, outputs[GRAPH])
-    if exported.cpu_graph is not None:
-        write(exported.cpu_graph, outputs[CPU_GRAPH])
     if PROGRAM in _outputs(params):
         specs = reference.input_specs, reference.output_specs
         save_program(exported.program, outputs[PROGRAM], *specs)
+    _write(exported, outputs)
+
+
+def _write(exported: Exported, outputs: Paths) -> None:
+    from exporters.onnx_files import write
+
+    write(exported.graph, outputs[GRAPH])
+    if exported.cpu_graph is not None:
+        write(exported.cpu_graph, outputs[CPU_GRAPH])
     exported.golden.save(outputs[GOLDEN])
     write_json(outputs[DESCRIPTION], exported.description())
+
+
+def _run_graph(path: Path, outputs: Paths, params: Params) -> None:
+    """Exports an ONNX file."""
+    from pipeline.exporting import calibration, onnx_models
+    from pipeline.golden import graph_rows, rows
+
+    source = onnx_models.prepare(path, graph_rows.parse(params.shape), params.inputs)
+
+    def calibrate() -> Calibration:
+        if params.calibration is None:
+            return onnx_models.generated(source)
+        feeds = rows.read(params.calibration, "--calibration")
+        return calibration.of_rows(feeds, params.calibration.name)
+
+    max_drop = params.max_drop / 100
+    exported = onnx_models.export(
+        source, params.model, params.precision, max_drop=max_drop, calibrate=calibrate
+    )
+    _write(exported, outputs)
 
 
 def _trained_model(
@@ -338,6 +396,8 @@ def _test_set(
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
+    if models.graph_file(params.model) is not None:
+        return ()
     wanted: tuple[Artifact, ...] = (TEST_IMAGES, TEST_LABELS, CONTENTS)
     if PRECISIONS[params.precision].quantized and params.calibration is None:
         wanted += (TRAIN_IMAGES, TRAIN_LABELS)
@@ -349,7 +409,8 @@ def _outputs(params: Params) -> tuple[Artifact, ...]:
     if PRECISIONS[params.precision].quantized:
         return (*outputs, CPU_GRAPH) if PRECISIONS[params.precision].cpu_graph else outputs
     # TorchScript is for models that torch.export cannot trace, so there is no program.
-    return (*outputs, PROGRAM) if params.exporter == EXPORTERS[0] else outputs
+    has_program = params.exporter == EXPORTERS[0] and models.graph_file(params.model) is None
+    return (*outputs, PROGRAM) if has_program else outputs
 
 
 def facts(params: Params) -> dict[str, str]:
