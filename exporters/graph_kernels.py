@@ -29,7 +29,8 @@ _AXES = len(_CONVOLUTIONS)
 
 
 def _tensor(array: Array) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    # Constants may be read-only, of which PyTorch warns.
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 class _Window:

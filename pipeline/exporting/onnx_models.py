@@ -96,21 +96,30 @@ def prepare(path: Path, shapes: Mapping[str, graph_rows.Shape], inputs: Path | N
             " run of the graph"
         )
         sizes = graph_rows.rows(specs, shapes, inputs, batched=False)
-    return GraphModel(path, _with_ranks(model, sizes[0], batched=batched), sizes, batched)
+    return GraphModel(path, _with_true_outputs(model, sizes[0], batched=batched), sizes, batched)
 
 
-def _with_ranks(model: onnx.ModelProto, rows: SizedRows, *, batched: bool) -> onnx.ModelProto:
-    """Returns a graph of whose outputs all have a number of axes, as backends need."""
-    open_outputs = [
-        value for value in model.graph.output if not value.type.tensor_type.HasField("shape")
-    ]
-    if not open_outputs:
-        return model
+def _with_true_outputs(
+    model: onnx.ModelProto, rows: SizedRows, *, batched: bool
+) -> onnx.ModelProto:
+    """Returns a graph whose outputs have the axes that it says, in place.
+
+    Some exporters write none, or others than the graph gives.
+    """
     first = SizedRows({name: a[:1] for name, a in rows.inputs.items()}, rows.cases[:1])
     computed = graph_reference.run_rows(GraphRun(model, exactly=True), first, batched=batched)
-    for value in open_outputs:
-        for index in range(computed[value.name].ndim - (0 if batched else 1)):
-            value.type.tensor_type.shape.dim.add(dim_param=f"{value.name}_{index}")
+    for value in model.graph.output:
+        shape = computed[value.name].shape[0 if batched else 1 :]
+        declared, kind = spec_of(value), value.type.tensor_type
+        actual = TensorSpec(value.name, declared.dtype, shape)
+        if kind.HasField("shape") and declared.accepts(actual):
+            continue
+        if kind.HasField("shape"):
+            console.say(f"export: the graph declares {declared}, but gives {list(shape)}")
+        del kind.shape.dim[:]
+        kind.shape.SetInParent()
+        for index in range(len(shape)):
+            kind.shape.dim.add(dim_param=f"{value.name}_{index}")
     return model
 
 

@@ -39,6 +39,9 @@ _WEIGHTED = {
 # Runtimes approximate them to a unit of their range; see `rounding`.
 _APPROXIMATED = {"Sigmoid", "Tanh", "Elu", "Softplus", "Erf"}
 _ARGUMENT = {"Gelu", "Mish"}
+# Runtimes compute the last elements of a tensor in another way than the others, so that equal
+# numbers may give different ones. A graph that divides by max - min then divides by rounding.
+_UNEVEN = {"Log", "Exp", "Pow"}
 _SUMS = {"ReduceMean", "ReduceSum", "GlobalAveragePool"}
 # Operators that turn a small number into a large one, and the first input of which they do.
 _INVERSES = {"Sqrt": 0, "Log": 0, "Reciprocal": 0, "Div": 1}
@@ -269,6 +272,9 @@ def _rounded(
             return _one_by_one(node, first, inputs, value)
         if way and node.op_type in _APPROXIMATED:
             return value + np.float32(way)
+        if way and node.op_type in _UNEVEN:
+            signs = np.resize(np.array([1, -1], np.float32), value.size).reshape(value.shape)
+            return value + np.float32(way) * np.abs(value) * signs
         if way and node.op_type in _ARGUMENT and first is not None:
             return value + np.float32(way) * np.abs(first)
         return value
