@@ -14,12 +14,12 @@ import onnx
 import torch
 
 import engines
-from engines.contract import Array, OpenOptions
+from engines.contract import Array, OpenOptions, TensorSpec
 from engines.errors import DeployError, NotAvailableError
 from exporters import PRECISIONS, attention, weight_map, weight_quantized
 from exporters.module import Served
 from exporters.onnx_describe import describe
-from exporters.onnx_graph import export_graph, finished, trace_graph
+from exporters.onnx_graph import BATCH, export_graph, finished, trace_graph
 from exporters.onnx_nodes import inputs_of, spec_of
 from exporters.quantize import Quantized, check_rows
 from pipeline.exporting import calibration
@@ -47,6 +47,7 @@ class Source:
         program: Its torch.export program; None means that TorchScript traces it.
         reference: Outputs at the precision and of the float64 model.
         opset: None means the exporter's own, or the first that has the precision.
+        axes: By input, the names of its dynamic axes besides the batch, by their number.
     """
 
     served: Served
@@ -54,6 +55,19 @@ class Source:
     reference: Reference
     metadata: Mapping[str, str]
     opset: int | None
+    axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+    @property
+    def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """The graph's inputs and outputs, with the names of their dynamic axes."""
+
+        def named(spec: TensorSpec) -> TensorSpec:
+            known = {0: BATCH, **self.axes.get(spec.name, {})}
+            axes = (known.get(i, f"{spec.name}_{i}") for i in range(len(spec.shape)))
+            return dataclasses.replace(spec, axes=tuple(axes))
+
+        inputs, outputs = self.reference.input_specs, self.reference.output_specs
+        return tuple(map(named, inputs)), tuple(map(named, outputs))
 
 
 @dataclass(frozen=True)
@@ -113,7 +127,7 @@ def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> 
             "give a later --opset, or leave it out",
         )
     draft = _traced(source) if source.program is None else _translated(source)
-    specs = source.reference.input_specs, source.reference.output_specs
+    specs = source.specs
 
     def finish(graph: onnx.ModelProto) -> onnx.ModelProto:
         return finished(graph, *specs, source.metadata)
@@ -190,7 +204,7 @@ def _translate(source: Source, program: Any, opset: int | None) -> tuple[Draft, 
         The simplest graph that is not a mismatch, or the first one if all are; and whether it
         matches the model.
     """
-    specs = source.reference.input_specs, source.reference.output_specs
+    specs = source.specs
     translated = export_graph(program, *specs, source.metadata, opset)
     chosen, matches = _simplest(translated.graphs, source)
     weights = weight_map.trace_weights(program, chosen, limits.WEIGHT_ROUNDINGS)
@@ -219,7 +233,7 @@ def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> tuple[onnx.M
 
 
 def _traced(source: Source) -> Draft:
-    specs = source.reference.input_specs, source.reference.output_specs
+    specs = source.specs
     graph, warned = trace_graph(
         source.served, _examples(source), *specs, source.metadata, source.opset
     )

@@ -274,7 +274,8 @@ def _rounded(
             return value + np.float32(way)
         if way and node.op_type in _UNEVEN:
             signs = np.resize(np.array([1, -1], np.float32), value.size).reshape(value.shape)
-            return value + np.float32(way) * np.abs(value) * signs
+            uneven: Array = value + np.float32(way) * np.abs(value) * signs
+            return uneven
         if way and node.op_type in _ARGUMENT and first is not None:
             return value + np.float32(way) * np.abs(first)
         return value

@@ -168,7 +168,7 @@ def make_reference(
     if images is not None:
         every = [torch.from_numpy(images)]
         test_reference = cache.outputs("test", lambda: exact.run(every))[names[0]]
-    measured = _noise(served, tensors, reference, native, noise_runs)
+    measured = measured_noise(served, tensors, reference, native, noise_runs)
     complete = Reference(
         inputs=rows.inputs,
         reference=reference,
@@ -259,7 +259,7 @@ def _not_finite(
     )
 
 
-def _noise(
+def measured_noise(
     served: AtPrecision,
     tensors: Sequence[torch.Tensor],
     reference: dict[str, Array],

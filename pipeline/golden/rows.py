@@ -192,16 +192,22 @@ def check_rows(inputs: Mapping[str, Array]) -> None:
 
 
 def made_like(
-    inputs: Mapping[str, Array], count: int = _MADE_ROWS, seed: int = 0
+    inputs: Mapping[str, Array],
+    count: int = _MADE_ROWS,
+    seed: int = 0,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, Array]:
     """Returns random rows with the examples' mean and deviation.
 
     Integers stay within the range of the examples: an index outside it might be invalid.
+
+    Args:
+        sizes: The shapes of a row, if not those of the examples.
     """
     random = np.random.default_rng(seed)
     columns = {}
     for name, array in inputs.items():
-        shape = (count, *array.shape[1:])
+        shape = (count, *(array.shape[1:] if sizes is None else sizes[name]))
         values: Array
         if array.dtype.kind == "f":
             wide = array.astype(np.float64)  # its own type may not hold the sums

@@ -77,7 +77,7 @@ class Model:
     """A network, and everything needed to train, export and verify it.
 
     A user's factory may return a Model instead of a plain module. The first axis of every input
-    and output is the batch, of any size; all other axes are fixed.
+    and output is the batch, of any size; the other axes are fixed, except for those in `dynamic`.
 
     Attributes:
         network: The initialised module.
@@ -91,6 +91,9 @@ class Model:
         dataset: The data set it is trained and evaluated on, if any.
         samples: Inputs and targets to train on, `[count, …]`, if it has no data set.
         recipe: How it is trained by default.
+        dynamic: Axes of inputs that have several sizes: by input, the number of the axis with a
+            name and its least and largest size, as in `{"image": {2: ("height", 64, 512)}}`.
+            Axes of one name have equal sizes. The examples have the usual size.
     """
 
     network: nn.Module
@@ -102,6 +105,7 @@ class Model:
     dataset: str | None = None
     samples: tuple[Array, Array] | None = None
     recipe: Recipe = Recipe()
+    dynamic: Mapping[str, Mapping[int, tuple[str, int, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

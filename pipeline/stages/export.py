@@ -204,7 +204,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     from pipeline.exporting.batch_independence import check_rows_alone
     from pipeline.exporting.graphs import Source, export
     from pipeline.exporting.precision import at_precision
+    from pipeline.golden import other_sizes
     from pipeline.golden.reference import ExactModel, make_reference, output_names
+    from pipeline.models import dynamic_axes
 
     # One thread, since PyTorch's rounding, and with it the noise floor, depends on the number.
     torch.set_num_threads(1)
@@ -220,7 +222,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
     names = output_names(model, [*rows.inputs], tensors)
     traced = params.exporter != EXPORTERS[0]
-    cast = at_precision(model, params.precision, rows, traced=traced)
+    shapes = {name: array.shape for name, array in rows.inputs.items()}
+    axes = dynamic_axes.ranges(model, shapes)
+    cast = at_precision(model, params.precision, rows, axes, traced=traced)
     checkpoint = sha256_file(inputs[CHECKPOINT])
     arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
     cached = _reference_cache(
@@ -240,6 +244,14 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         beyond=cast.beyond,
     )
     check_rows_alone(exact, reference)
+    reference = other_sizes.add(
+        reference,
+        model,
+        cast.runs,
+        exact,
+        dynamic_axes.other_shapes(model, shapes),
+        limits.NOISE_RUNS,
+    )
     cached.save()
     metadata = {
         "assay.model": params.model,
@@ -252,7 +264,8 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         "assay.dataset": params.data or "",
         "assay.exporter": params.exporter,
     }
-    source = Source(cast.module, cast.program, reference, metadata, params.opset)
+    names_of_axes = {name: {part.axis: part.name for part in p} for name, p in axes.items()}
+    source = Source(cast.module, cast.program, reference, metadata, params.opset, names_of_axes)
     exported = export(source, lambda: _calibration(inputs, model, contents, params))
     if PROGRAM in _outputs(params):
         specs = reference.input_specs, reference.output_specs
