@@ -104,9 +104,12 @@ class OnnxRuntimeEngine(Engine):
         ((name, version),) = installed(_DISTRIBUTIONS).items()
         if name != _DISTRIBUTIONS[0]:
             return Availability(False, False, f"{name} {version} has no {self.provider}", _INSTALL)
-        if problem := hardware.no_gpu() or self.missing():
+        if problem := hardware.no_gpu() or self.missing() or self.gpu_problem(0):
             return Availability(not self.needs_gpu, False, f"{library.reason}; {problem}")
         return Availability(True, True, f"{library.reason}, {hardware.gpus()[0]['name']}")
+
+    def gpu_problem(self, index: int) -> str:
+        return hardware.runtime_problem(index, self.module)
 
     def fingerprint(self) -> dict[str, str]:
         facts = hardware.cpu_fingerprint() if self._on_cpu else hardware.gpu_fingerprint()

@@ -116,7 +116,7 @@ class TensorRTEngine(Engine):
         if problem := hardware.no_gpu():
             return Availability(builds, False, f"{library.reason}; {problem}")
         gpu = hardware.gpus()[0]
-        if problem := self.unsupported(gpu["compute_capability"]):
+        if problem := self.unsupported(gpu["compute_capability"]) or self.gpu_problem(0):
             return Availability(builds, False, f"{library.reason}; {gpu['name']}: {problem}")
         return replace(library, reason=f"{library.reason}, {gpu['name']}")
 
@@ -126,6 +126,9 @@ class TensorRTEngine(Engine):
 
     def unsupported(self, capability: str) -> str:
         return self.gpu_limits(capability)
+
+    def gpu_problem(self, index: int) -> str:
+        return hardware.runtime_problem(index)
 
     def fingerprint(self) -> dict[str, str]:
         lean = self._lean_in_use()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import engines
-from engines import hardware
+from engines import hardware, runtime_probe
 from engines.contract import BuildOptions, OpenOptions, Session
 from engines.cuda import Cuda
 from engines.errors import DeployError
@@ -123,3 +123,9 @@ def test_a_device_that_is_not_here_is_refused(engine_file: tuple[str, Path]) -> 
     name, _ = engine_file
     with pytest.raises(DeployError, match="CUDA opens"):
         choose_device(engines.get(name), f"cuda:{len(hardware.gpus())}")
+
+
+@pytest.mark.parametrize("module", runtime_probe.RUNTIMES)
+def test_the_probe_of_the_runtimes_opens_the_gpu(module: str) -> None:
+    # If the probe failed on a working GPU, NAMES above would be empty and nothing would be tested.
+    assert hardware.runtime_problem(0, module) == ""
