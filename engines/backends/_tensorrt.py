@@ -156,7 +156,7 @@ class TensorRTEngine(Engine):
             UsageError: Options exclude each other, or a target does not exist.
             KeyboardInterrupt: The build was cancelled.
         """
-        self._check(options)
+        self.check(options)
         vendor = import_vendor(self.module, self.install)
         if not self.builds_without_gpu and not hardware.gpus():
             raise NotAvailableError(
@@ -295,7 +295,7 @@ class TensorRTEngine(Engine):
         where = f"where {self.distributions[0]} {version} is installed"
         return where, {**params, **excluded, "version_compatible": True}
 
-    def _check(self, options: BuildOptions) -> None:
+    def check(self, options: BuildOptions) -> None:
         """Raises for options that this flavour lacks, and for those that exclude each other."""
         for name in _WHY_UNSUPPORTED.keys() - self.build_options:
             if getattr(options, name):

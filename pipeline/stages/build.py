@@ -72,18 +72,27 @@ class Params:
     other_types: bool = option(
         False, text="Accept a plan that computes in other types than the graph asks for (TensorRT)."
     )
+    prefer_nhwc: bool = option(
+        False, text="Run convolutions channels-last (ONNX Runtime's CUDA provider)."
+    )
 
 
 def resolve(params: Params) -> Params:
     """Checks the batch sizes, and that the engine has the precision, before the stage is locked.
 
-    Engines without build options get the defaults of those, so that they do not change the key.
+    Options that the engine ignores get their defaults, so that they do not change the key.
     """
     _options(params)
-    if not engines.get(params.engine).build_options:
-        params = Params(params.model, params.precision, params.engine)
-    else:
-        params = dataclasses.replace(params, target_sm=tuple(sorted(set(params.target_sm))))
+    engine = engines.get(params.engine)
+    engine.check(_options(params))
+    params = dataclasses.replace(params, target_sm=tuple(sorted(set(params.target_sm))))
+    taken = {*engine.build_options, *("model", "precision", "engine")}
+    ignored = {
+        option.name: option.default
+        for option in options(Params)
+        if _FOR_SOME.get(option.name, option.name) not in taken
+    }
+    params = dataclasses.replace(params, **ignored)
     precision = PRECISIONS[params.precision]
     if precision.quantized and engines.get(params.engine).source == "program":
         raise NotAvailableError(
