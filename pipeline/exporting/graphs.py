@@ -30,7 +30,7 @@ from pipeline.verification.batches import batch_sizes
 from pipeline.verification.graph_file import as_it_says
 from pipeline.verification.graph_range import out_of_range
 from pipeline.verification.weight_audit import weights_of
-from pipeline.workflow import console
+from pipeline.workflow import console, phases
 from pipeline.workflow.artifacts import GRAPH_SUBJECT
 
 _NAMED = 3  # how many values that leave the range an error names
@@ -115,6 +115,7 @@ def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> 
     draft = _traced(source) if source.program is None else _translated(source)
     if PRECISIONS[source.reference.precision].quantized:
         draft = _quantized(draft, source, calibrate())
+    phases.start("digests of the weights")
     golden = draft.reference.with_weights(weights_of(draft.weights, draft.graph))
     return Exported(draft.graph, draft.program, golden, draft.cpu_graph, draft.notes)
 
@@ -181,8 +182,10 @@ def _translate(source: Source, program: Any, opset: int | None) -> tuple[_Draft,
         matches the model.
     """
     specs = source.reference.input_specs, source.reference.output_specs
+    phases.start("translating to ONNX")
     translated = export_graph(program, *specs, source.metadata, opset)
     chosen, matches = _simplest(translated.graphs, source)
+    phases.start("following the weights into the graph")
     weights = weight_map.trace_weights(program, chosen, limits.WEIGHT_ROUNDINGS)
     notes: dict[str, Any] = {"warnings": [], "removed": _removed(translated.nodes, chosen)}
     return _Draft(chosen, source.program, source.reference, weights, notes=notes), matches
@@ -198,6 +201,7 @@ def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> tuple[onnx.M
         The graph, and whether it is not a mismatch.
     """
     simplest = candidate = next(graphs)
+    phases.start("judging the graph")
     while _verdict(candidate, source) == "mismatch":
         plainer = next(graphs, None)
         if plainer is None:
@@ -210,6 +214,7 @@ def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> tuple[onnx.M
 
 def _traced(source: Source) -> _Draft:
     specs = source.reference.input_specs, source.reference.output_specs
+    phases.start("tracing by TorchScript")
     graph, warned = trace_graph(
         source.served, _examples(source), *specs, source.metadata, source.opset
     )
@@ -226,6 +231,7 @@ def _traced(source: Source) -> _Draft:
 
 def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _Draft:
     console.say(f"export: calibrating on {by.source}")
+    phases.start("calibrating")
     check_rows(draft.graph, by.rows)
     by, wanted = calibration.with_finite_outputs(draft.graph, by)
     quantizer = importlib.import_module(PRECISIONS[source.reference.precision].quantizer)

@@ -16,7 +16,7 @@ from exporters.program import export_program
 from exporters.type_mismatches import check_types
 from exporters.wide_run import HALF_TYPES, WideRun
 from pipeline.golden.file import EXTREMES
-from pipeline.workflow import console
+from pipeline.workflow import console, phases
 
 if TYPE_CHECKING:
     from exporters.ranges import OutOfRange
@@ -65,6 +65,7 @@ def at_precision(model: Model, precision: str, rows: Rows, *, traced: bool) -> C
     if traced and dtype not in HALF_TYPES:
         return Cast(module, module)
     inputs = [torch.from_numpy(array) for array in rows.inputs.values()]
+    phases.start("tracing the model")
     try:
         program = export_program(module, [tensor[:2] for tensor in inputs], [*rows.inputs])
     except DeployError:
@@ -82,6 +83,7 @@ def at_precision(model: Model, precision: str, rows: Rows, *, traced: bool) -> C
         for start in range(0, len(usual[0]), size):
             watched(*(tensor[start : start + size].clone() for tensor in usual))
 
+    phases.start(f"what {precision} cannot hold")
     originals = Served(model.network, model.prepare).state_dict()
     if traced and (lost := ranges.find(program, dtype, originals, run)):
         raise DeployError(

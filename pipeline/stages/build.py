@@ -120,8 +120,10 @@ def check_options(explicit: frozenset[str], runs: Sequence[Params]) -> None:
     """Checks that each option is one that an engine to be built uses.
 
     Raises:
-        UsageError: No engine uses it.
+        UsageError: No engine uses it, or the batch sizes contradict each other.
     """
+    for params in runs:
+        _options(params)
     for name in sorted(explicit & _FOR_SOME.keys()):
         users = [e for e in engines.names() if _FOR_SOME[name] in engines.get(e).build_options]
         if runs and not {params.engine for params in runs} & {*users}:

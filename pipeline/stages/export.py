@@ -25,7 +25,7 @@ from pipeline.stages import (
 from pipeline.training import data_fit
 from pipeline.training.weights import load
 from pipeline.verification import limits
-from pipeline.workflow import hints
+from pipeline.workflow import hints, phases
 from pipeline.workflow.artifacts import (
     CHECKPOINT,
     CONTENTS,
@@ -79,6 +79,13 @@ class Params:
         text=".npz file of golden inputs, an array for each input [test images].",
         key=False,
     )
+    golden_rows: int | None = option(
+        None,
+        text="Golden inputs besides the edge cases [256 test images; 16 generated ones without a"
+        " data set].",
+        low=2,
+        high=100_000,
+    )
     calibration: Path | None = option(
         None,
         text=f".npz file of inputs to calibrate on, for {', '.join(QUANTIZED)} [training images].",
@@ -121,7 +128,7 @@ def prerequisite(params: Mapping[str, Any], root: Path) -> str:
 
 
 def resolve(params: Params) -> Params:
-    """Fills in the model's own data set, and checks the files and `calibration`."""
+    """Fills in the model's own data set and the number of rows; checks files and options."""
     for path in (params.inputs, params.calibration):
         if path is not None:
             require_file(path, "give the path of an .npz file")
@@ -132,7 +139,21 @@ def resolve(params: Params) -> Params:
         )
     spec = models.get(params.model)
     _check_quantization(params, has_data=params.data is not None or spec.trainable)
-    return dataclasses.replace(params, data=params.data or spec.dataset)
+    data = params.data or spec.dataset
+    return dataclasses.replace(params, data=data, golden_rows=_golden_rows(params, data))
+
+
+def _golden_rows(params: Params, data: str | None) -> int | None:
+    """Returns the number of golden rows; None if they are those of `--inputs`."""
+    from pipeline.golden import rows
+
+    if params.inputs is None:
+        return params.golden_rows or (rows.WITHOUT_DATA if data is None else rows.WITH_DATA)
+    if params.golden_rows is None:
+        return None
+    raise UsageError(
+        "--golden-rows does not apply to the rows of --inputs", "leave out one of the two options"
+    )
 
 
 def _check_quantization(params: Params, *, has_data: bool) -> None:
@@ -164,11 +185,18 @@ def _check_quantization(params: Params, *, has_data: bool) -> None:
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Exports the trained model, and writes the golden file that proves its engines."""
+    with phases.showing("export"):
+        _export(inputs, outputs, params)
+
+
+def _export(inputs: Paths, outputs: Paths, params: Params) -> None:
+    phases.start("loading the model")
     need_torch("onnxscript")
     import torch
 
     from exporters.onnx_files import write
     from exporters.program import save_program
+    from pipeline.exporting import preprocessing
     from pipeline.exporting.batch_independence import check_rows_alone
     from pipeline.exporting.graphs import Source, export
     from pipeline.exporting.precision import at_precision
@@ -208,20 +236,22 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         beyond=cast.beyond,
     )
     check_rows_alone(exact, reference)
+    del exact  # twice the size of the model
     cached.save()
     metadata = {
         "assay.model": params.model,
         "assay.precision": params.precision,
         "assay.kept_in_fp32": json.dumps([*dict.fromkeys(value.name for value in cast.kept)]),
         "assay.labels": json.dumps(model.labels),
-        "assay.preprocessing": _preprocessing(model),
-        "assay.before": "" if contents is None else _before(contents),
+        "assay.preprocessing": preprocessing.inside(model),
+        "assay.before": preprocessing.before(contents),
         "assay.checkpoint": checkpoint,
         "assay.dataset": params.data or "",
         "assay.exporter": params.exporter,
     }
     source = Source(cast.module, cast.program, reference, metadata, params.opset)
     exported = export(source, lambda: _calibration(inputs, model, contents, params))
+    phases.start("writing the files")
     write(exported.graph, outputs[GRAPH])
     if exported.cpu_graph is not None:
         write(exported.cpu_graph, outputs[CPU_GRAPH])
@@ -252,24 +282,6 @@ def _train_params(params: Params) -> dict[str, Any]:
     return {"model": params.model, "data": params.data}
 
 
-def _before(contents: Contents) -> str:
-    """Returns what has to be done to images before the graph takes them, in words."""
-    size = contents.image_size
-    if size is None:
-        return ""
-    return (
-        f"the shorter side resized to {size} (Pillow, bilinear), the middle {size}x{size} cut out"
-    )
-
-
-def _preprocessing(model: Model) -> str:
-    from exporters.module import Preprocess
-
-    if isinstance(model.prepare, Preprocess):
-        return model.prepare.description
-    return "none" if model.prepare is None else type(model.prepare).__name__
-
-
 def _calibration(
     inputs: Paths, model: Model, contents: Contents | None, params: Params
 ) -> Calibration:
@@ -291,9 +303,12 @@ def _calibration(
 def _rows(model: Model, test: tuple[Array, Array] | None, params: Params) -> Rows:
     from pipeline.golden import rows
 
-    if params.inputs is not None:
+    if params.golden_rows is None:
+        assert params.inputs is not None  # noqa: S101 - see `_golden_rows`
         return rows.without_test_set(model, rows.read(params.inputs))
-    return rows.without_test_set(model, None) if test is None else rows.of_test_set(*test)
+    if test is None:
+        return rows.without_test_set(model, None, params.golden_rows)
+    return rows.of_test_set(*test, params.golden_rows)
 
 
 def _reference_cache(
@@ -374,7 +389,7 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=_outputs,
     run=run,
-    revision=14,
+    revision=15,
     tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime-gpu", "numpy"),
     facts=facts,
     resolve=resolve,
