@@ -224,9 +224,9 @@ def _traced(source: Source) -> _Draft:
             f" hold: {'; '.join(beyond[:_NAMED])}",
             "export in a precision with the range of fp32",
         )
-    state = weight_map.state_of(source.served)
+    weights = weight_map.traced_weights(source.served, graph, limits.WEIGHT_ROUNDINGS)
     notes = {"warnings": list(warned), "removed": {}}
-    return _Draft(graph, None, source.reference, state, notes=notes)
+    return _Draft(graph, None, source.reference, weights, notes=notes)
 
 
 def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _Draft:
