@@ -153,9 +153,8 @@ def pick_device(
             "count from cuda:0; without a GPU, use --device auto",
         )
     if kind == "cuda" and (why := gpu_problem(int(index or 0))):
-        raise NotAvailableError(
-            f"{who} cannot use {asked!r}: {why}", "use --device cpu, or install what fits"
-        )
+        hint = "use --device cpu, or install what fits" if "cpu" in kinds else "install what fits"
+        raise NotAvailableError(f"{who} cannot use {asked!r}: {why}", hint)
     return asked
 
 

@@ -88,6 +88,8 @@ class BuildOptions:
         other_types: Accept a plan in which products compute in other types than the graph asks
             for, and note which (TensorRT).
         strip_weights: The plan holds no weights; they are added when it is opened (TensorRT).
+        prefer_nhwc: Run convolutions and what is around them channels-last (ONNX Runtime's CUDA
+            provider).
         progress: Called with the current step and its progress from 0 to 1; an exception ends
             the build.
         note: Called with a name and a value to keep in the build's record.
@@ -106,6 +108,7 @@ class BuildOptions:
     refit: bool = False
     strip_weights: bool = False
     other_types: bool = False
+    prefer_nhwc: bool = False
     progress: Callable[[str, float], None] = field(default=lambda _text, _part: None, compare=False)
     note: Callable[[str, object], None] = field(default=lambda _name, _value: None, compare=False)
 
@@ -236,6 +239,15 @@ class Engine(Protocol):
 
         Imports no vendor library, since every command calls it.
         """
+
+    def check(self, options: BuildOptions) -> None:
+        """Checks options before a build; those that are not in `build_options` may be ignored.
+
+        Raises:
+            NotAvailableError: The engine refuses one of them.
+            UsageError: Options exclude each other, or a value does not exist.
+        """
+        return
 
     def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
         """Builds `source` into the file `target`; returns its layers, if it reports any."""

@@ -19,6 +19,7 @@ from typing import Any
 from engines.errors import NotAvailableError
 
 _PROBE_SECONDS = 20
+_RUNTIME_SECONDS = 60  # to import libraries and to create a context
 _TOOL_SECONDS = 10  # for nvidia-smi to answer
 # States of a GPU: the field of nvidia-smi, and our name.
 _STATE = {
@@ -119,21 +120,50 @@ def resident_memory(pid: int) -> int:
 @cache
 def _probed() -> dict[str, Any]:
     """Returns the JSON object that `gpu_probe` prints."""
-    script = Path(__file__).with_name("gpu_probe.py")
     # Isolated and without site-packages, Python starts in a third of the time.
-    command = [sys.executable, "-I", "-S", str(script)]
+    options = ("-I", "-S")
+    return {"gpus": [], **_asked("CUDA's driver", _PROBE_SECONDS, options, "gpu_probe.py")}
+
+
+@cache
+def runtime_problem(index: int, *libraries: str) -> str:
+    """Returns why a CUDA runtime cannot use a GPU that CUDA's driver opens; "" if it can.
+
+    Asks the runtime in NVIDIA's Python bindings, which sessions use for memory and streams.
+
+    Args:
+        index: The number of the GPU, as CUDA counts.
+        libraries: Libraries whose own runtimes are asked as well; see `runtime_probe.RUNTIMES`.
+    """
+    # Without -P, this folder's cuda.py would hide the package of that name.
+    script = ("runtime_probe.py", str(index), *libraries)
+    return str(_asked("CUDA's runtime", _RUNTIME_SECONDS, ("-P",), *script)["problem"])
+
+
+def _asked(who: str, seconds: float, options: tuple[str, ...], *script: str) -> dict[str, Any]:
+    """Returns the JSON object that a script in this folder prints, or the `problem` that it had.
+
+    Args:
+        who: What the script asks.
+        options: Python's own.
+        script: The name of its file, and its arguments.
+    """
+    name, *arguments = script
+    path = Path(__file__).with_name(name)
     try:
-        answer: dict[str, Any] = json.loads(_output(command, _PROBE_SECONDS))
+        answer: dict[str, Any] = json.loads(
+            _output([sys.executable, *options, str(path), *arguments], seconds)
+        )
     except subprocess.TimeoutExpired:
-        return {"gpus": [], "problem": f"CUDA's driver did not answer in {_PROBE_SECONDS} s"}
+        return {"problem": f"{who} did not answer in {seconds} s"}
     except subprocess.CalledProcessError as error:
         if error.returncode >= 0:
             how = f"with status {error.returncode}"
         else:
             how = f"by {signal.Signals(-error.returncode).name}"
-        return {"gpus": [], "problem": f"CUDA's driver ended the process that asked it, {how}"}
+        return {"problem": f"{who} ended the process that asked it, {how}"}
     except (OSError, ValueError) as error:
-        return {"gpus": [], "problem": f"CUDA's driver could not be queried: {error}"}
+        return {"problem": f"{who} could not be queried: {error}"}
     return answer
 
 

@@ -31,6 +31,10 @@ class Held:
             **signature.inputs_to_lifted_tensor_constants,
         }
         self.names = {node: name for node, name in names.items() if name in self.tensors}
+        # Node by node, since from each node on, networks with skips have very many paths back.
+        self._made_of: dict[Any, frozenset[str] | None] = {}
+        for node in program.graph.nodes:
+            self._made_of[node] = self._parameters_of(node)
 
     def parameter(self, node: Any) -> str:
         """Returns the name of the parameter that an argument of a node is; "" for anything else."""
@@ -44,14 +48,18 @@ class Held:
         """
         if value is None or isinstance(value, bool | int | float):
             return frozenset()
-        if getattr(value, "name", "") in self.names:
-            return frozenset({self.names[value.name]} & self.parameters)
-        if getattr(value, "op", "") != "call_function" or not is_constant(value):
+        return self._made_of.get(value) if isinstance(value, torch.fx.Node) else None
+
+    def _parameters_of(self, node: Any) -> frozenset[str] | None:
+        """See `made_of`; the nodes that this one reads are known."""
+        if node.name in self.names:
+            return frozenset({self.names[node.name]} & self.parameters)
+        if node.op != "call_function" or not is_constant(node):
             return None
-        parts = [self.made_of(node) for node in value.all_input_nodes]
+        parts = [self._made_of[before] for before in node.all_input_nodes]
         if None in parts:
             return None
-        return frozenset().union(*(part for part in parts if part))
+        return frozenset().union(*filter(None, parts))
 
     def exact(self, value: Any, otherwise: float = 0.0) -> Array:
         """Returns an argument that depends on parameters alone, in float64; `otherwise` if None."""

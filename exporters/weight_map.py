@@ -8,7 +8,7 @@ the weight and bias of the layer before them: these then carry all parameters of
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -50,6 +50,8 @@ _GATES = {
     _aten.rnn_tanh.input: (0,),
     _aten.rnn_relu.input: (0,),
 }
+# The same layers, by `nn.RNNBase.mode`.
+_MODES = dict(zip(("LSTM", "GRU", "RNN_TANH", "RNN_RELU"), _GATES, strict=True))
 _PRODUCTS = {_aten.mul.Tensor, _aten.mul_.Tensor, _aten.div.Tensor, _aten.div_.Tensor}
 _SUMS = {_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.sub_.Tensor}
 _INVERSE = {_aten.div.Tensor, _aten.div_.Tensor, _aten.sub.Tensor, _aten.sub_.Tensor}
@@ -81,6 +83,29 @@ def trace_weights(program: Any, graph: onnx.ModelProto, roundings: int) -> dict[
         f"{min(names)} (in {tensor})": tensors[tensor] for tensor, names in matched.more.items()
     }
     return weights | parts
+
+
+def traced_weights(module: nn.Module, graph: onnx.ModelProto, roundings: int) -> dict[str, Array]:
+    """Returns the tensor that carries each parameter and buffer of a module without a program.
+
+    It follows what is in the graph as it is or transposed, and recurrent layers.
+
+    Args:
+        graph: The ONNX model that TorchScript made from the module.
+        roundings: How many roundings a computed tensor may be off by.
+    """
+    state = state_of(module)
+
+    def computed() -> Iterator[Expected]:
+        for path, layer in module.named_modules():
+            if isinstance(layer, nn.RNNBase):
+                names = [f"{path}.{name}".lstrip(".") for name in layer._flat_weights_names]
+                shape = layer.num_layers, 1 + layer.bidirectional, 4 if layer.bias else 2
+                yield from _packed(_MODES[layer.mode], shape, names, state.__getitem__)
+
+    tensors = tensors_of(graph)
+    carriers = match(Expectations(state, computed=computed), tensors, roundings).carriers
+    return {name: tensors[carriers[name]] if name in carriers else state[name] for name in state}
 
 
 def expectations(program: Any) -> Expectations:
@@ -237,27 +262,41 @@ def _computed(program: Any, held: Held) -> Iterator[Expected]:
 
 
 def _recurrent(node: Any, held: Held) -> Iterator[Expected]:
+    """Yields the weights and biases of a recurrent layer of a program in ONNX's form."""
+    parts, biased, layers, _, _, both = node.args[2:8]
+    names = [held.parameter(part) for part in parts]
+    shape = layers, 1 + both, 4 if biased else 2
+    yield from _packed(node.target, shape, names, lambda name: array_of(held.tensors[name]))
+
+
+def _packed(
+    target: Any, shape: tuple[int, int, int], names: Sequence[str], value: Callable[[str], Array]
+) -> Iterator[Expected]:
     """Yields the weights and biases of a recurrent layer in ONNX's form.
 
     That has its gates in another order, both directions in one tensor, and both biases in one.
+
+    Args:
+        target: The operator.
+        shape: The numbers of layers, of directions, and of tensors for each of these.
+        names: The parameters, in the order of the operator's argument; "" for a computed one.
+        value: Returns a parameter.
     """
-    parts, biased, layers, _, _, both = node.args[2:8]
-    names = [held.parameter(part) for part in parts]
-    directions, kinds = 1 + both, 4 if biased else 2
+    layers, directions, kinds = shape
     if not all(names) or len(names) != layers * directions * kinds:
         return  # such as a projection, which ONNX lacks
-    gates = _GATES[node.target]
+    gates = _GATES[target]
 
     def ordered(name: str) -> Array:
-        pieces = np.split(array_of(held.tensors[name]), len(gates))
+        pieces = np.split(value(name), len(gates))
         return np.concatenate([pieces[gate] for gate in gates])
 
     for layer in range(layers):
         first = layer * directions * kinds
-        for kind in ((0,), (1,), (2, 3))[: 3 if biased else 2]:
+        for kind in ((0,), (1,), (2, 3))[:kinds]:  # without biases, there are two kinds
             used = [[names[first + d * kinds + k] for k in kind] for d in range(directions)]
-            value = np.stack([np.concatenate([*map(ordered, some)]) for some in used])
-            yield Expected(frozenset(name for some in used for name in some), value)
+            packed = np.stack([np.concatenate([*map(ordered, some)]) for some in used])
+            yield Expected(frozenset(name for some in used for name in some), packed)
 
 
 def _constant_values(

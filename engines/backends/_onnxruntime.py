@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from engines import hardware
-from engines.backends._onnxruntime_cuda import OnnxRuntimeCudaSession
+from engines.backends._onnxruntime_cuda import NHWC, OnnxRuntimeCudaSession, provider_options
 from engines.checks import (
     FeedCheck,
     available_on_cpu,
@@ -87,6 +87,7 @@ class OnnxRuntimeEngine(Engine):
     settings: Mapping[str, str] = field(default_factory=dict)
     needs_gpu: bool = False
     cuda_graphs: bool = False
+    build_options: frozenset[str] = frozenset()
     missing: Callable[[], str] = lambda: ""
     lacks: frozenset[str] = frozenset({"fp8"})  # it converts fp8, but has no products in fp8
     module: str = "onnxruntime"
@@ -104,16 +105,21 @@ class OnnxRuntimeEngine(Engine):
         ((name, version),) = installed(_DISTRIBUTIONS).items()
         if name != _DISTRIBUTIONS[0]:
             return Availability(False, False, f"{name} {version} has no {self.provider}", _INSTALL)
-        if problem := hardware.no_gpu() or self.missing():
+        if problem := hardware.no_gpu() or self.missing() or self.gpu_problem(0):
             return Availability(not self.needs_gpu, False, f"{library.reason}; {problem}")
         return Availability(True, True, f"{library.reason}, {hardware.gpus()[0]['name']}")
+
+    def gpu_problem(self, index: int) -> str:
+        return hardware.runtime_problem(index, self.module)
 
     def fingerprint(self) -> dict[str, str]:
         facts = hardware.cpu_fingerprint() if self._on_cpu else hardware.gpu_fingerprint()
         return {**installed(_DISTRIBUTIONS), **facts}
 
     def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
-        """Writes the optimised ONNX graph. No option applies: the batch stays dynamic.
+        """Writes the optimised ONNX graph, with a dynamic batch.
+
+        The only option is `prefer_nhwc`, for the CUDA provider, which optimises on opening.
 
         Returns:
             The nodes of that graph, with the types they compute in.
@@ -127,7 +133,7 @@ class OnnxRuntimeEngine(Engine):
         if not self._on_cpu:
             if self.needs_gpu:
                 self._require_gpu()
-            _copy(onnx, source, target)
+            _copy(onnx, source, target, prefer_nhwc=options.prefer_nhwc)
             return ()
         settings = runtime.SessionOptions()
         settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -181,8 +187,7 @@ class OnnxRuntimeEngine(Engine):
                 **self.settings,
             }
             if self.provider == _CUDA:
-                chosen["cudnn_conv_algo_search"] = "HEURISTIC" if _is_half(built) else "EXHAUSTIVE"
-                chosen["enable_cuda_graph"] = str(int(options.cuda_graph))
+                chosen |= provider_options(built, cuda_graph=options.cuda_graph)
                 # Otherwise it quantizes biases and keeps weights in int8, for integer kernels that
                 # this provider lacks: nodes then run on the CPU, and every run casts.
                 settings.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -221,34 +226,26 @@ class OnnxRuntimeEngine(Engine):
             )
 
 
-def _copy(onnx: Any, source: Path, target: Path) -> None:
+def _copy(onnx: Any, source: Path, target: Path, *, prefer_nhwc: bool) -> None:
     """Copies a graph as it is: a provider for GPUs optimises it when it is opened."""
     try:
         onnx.checker.check_model(str(source))
-        tensors = onnx.load(source, load_external_data=False).graph.initializer
+        model = onnx.load(source, load_external_data=False)
     except Exception as error:  # onnx and protobuf share no exception type
         raise DeployError(
             f"ONNX Runtime does not accept {source}: {error}", "export it again"
         ) from error
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
+    external = onnx.TensorProto.EXTERNAL
+    if any(tensor.data_location == external for tensor in model.graph.initializer):
         raise DeployError(
             f"{source} has its weights in another file, which this engine does not support",
             "build another engine",
         )
-    shutil.copyfile(source, target)
-
-
-def _is_half(path: Path) -> bool:
-    """Whether a graph has weights in half precision.
-
-    For these, cuDNN's heuristics choose faster convolutions than ONNX Runtime's default, which
-    tries them in one layout only: ResNet-18 at batch 256 on an H100 takes half the time. In fp32
-    the default is faster.
-    """
-    onnx = import_vendor("onnx", "pip install onnx")
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    return any(tensor.data_type in half and len(tensor.dims) > 1 for tensor in tensors)
+    if not prefer_nhwc:
+        shutil.copyfile(source, target)
+        return
+    model.metadata_props.add(key=NHWC, value="1")
+    target.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _nodes_on_cpu(session: Any) -> list[str]:

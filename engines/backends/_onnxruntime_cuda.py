@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from engines.checks import FeedCheck, closed_error, unbound_error
+from engines.checks import FeedCheck, closed_error, import_vendor, unbound_error
 from engines.contract import Array, Feeds, Outputs, TensorSpec
 from engines.cuda import Cuda
 from engines.errors import DeployError
@@ -15,6 +16,28 @@ from engines.errors import DeployError
 _MAX_SHAPES = 16
 # ONNX Runtime's graph id for a run that is neither captured nor replayed.
 _NO_GRAPH = "-1"
+# The metadata of a graph that is to run channels-last. It is in the file, since a graph is opened
+# without the options that it was built with.
+NHWC = "assay.prefer_nhwc"
+
+
+def provider_options(built: Path, *, cuda_graph: bool) -> dict[str, str]:
+    """Returns the options of the CUDA provider for a built graph, without those of the device."""
+    onnx = import_vendor("onnx", "pip install onnx")
+    model = onnx.load(built, load_external_data=False)
+    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    in_half = any(
+        tensor.data_type in half and len(tensor.dims) > 1 for tensor in model.graph.initializer
+    )
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return {
+        # In half precision, cuDNN's heuristics choose faster convolutions than ONNX Runtime's
+        # default, which tries them in one layout only: ResNet-18 at batch 256 on an H100 takes
+        # half the time. In fp32 the default is faster.
+        "cudnn_conv_algo_search": "HEURISTIC" if in_half else "EXHAUSTIVE",
+        "enable_cuda_graph": str(int(cuda_graph)),
+        "prefer_nhwc": str(int(metadata.get(NHWC) == "1")),
+    }
 
 
 @dataclass

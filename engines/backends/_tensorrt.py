@@ -116,7 +116,7 @@ class TensorRTEngine(Engine):
         if problem := hardware.no_gpu():
             return Availability(builds, False, f"{library.reason}; {problem}")
         gpu = hardware.gpus()[0]
-        if problem := self.unsupported(gpu["compute_capability"]):
+        if problem := self.unsupported(gpu["compute_capability"]) or self.gpu_problem(0):
             return Availability(builds, False, f"{library.reason}; {gpu['name']}: {problem}")
         return replace(library, reason=f"{library.reason}, {gpu['name']}")
 
@@ -126,6 +126,9 @@ class TensorRTEngine(Engine):
 
     def unsupported(self, capability: str) -> str:
         return self.gpu_limits(capability)
+
+    def gpu_problem(self, index: int) -> str:
+        return hardware.runtime_problem(index)
 
     def fingerprint(self) -> dict[str, str]:
         lean = self._lean_in_use()
@@ -153,7 +156,7 @@ class TensorRTEngine(Engine):
             UsageError: Options exclude each other, or a target does not exist.
             KeyboardInterrupt: The build was cancelled.
         """
-        self._check(options)
+        self.check(options)
         vendor = import_vendor(self.module, self.install)
         if not self.builds_without_gpu and not hardware.gpus():
             raise NotAvailableError(
@@ -292,7 +295,7 @@ class TensorRTEngine(Engine):
         where = f"where {self.distributions[0]} {version} is installed"
         return where, {**params, **excluded, "version_compatible": True}
 
-    def _check(self, options: BuildOptions) -> None:
+    def check(self, options: BuildOptions) -> None:
         """Raises for options that this flavour lacks, and for those that exclude each other."""
         for name in _WHY_UNSUPPORTED.keys() - self.build_options:
             if getattr(options, name):

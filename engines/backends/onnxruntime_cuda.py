@@ -9,6 +9,7 @@ ENGINE = OnnxRuntimeEngine(
     "CUDAExecutionProvider",
     ("cuda",),
     cuda_graphs=True,
+    build_options=frozenset({"prefer_nhwc"}),
     # TF32 is on by default for convolutions, and a hundred times less precise than fp32.
     settings={"use_tf32": "0"},
 )

@@ -23,6 +23,7 @@ from engines.errors import DeployError
 from engines.temporary import TMPDIR_HINT
 from pipeline.bundling import compression
 from pipeline.bundling.tar_stream import ArchiveError, Member, TarStream
+from pipeline.workflow import phases
 from pipeline.workflow.digests import dump_json, parse_json, sha256_file
 
 SCHEMA = 2
@@ -72,8 +73,21 @@ def write(
                 archive.addfile(info)
                 continue
             info.size = _size(source)
+            phases.start(f"packing {name}", info.size)
             with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-                archive.addfile(info, file)
+                archive.addfile(info, _Watched(file))
+
+
+class _Watched:
+    """A file whose reading is shown as progress."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int = -1, /) -> bytes:
+        content = self._file.read(size)
+        phases.advance(len(content))
+        return content
 
 
 def _sha256(source: Path | bytes) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from engines.errors import DeployError
 from exporters import PRECISIONS
 from pipeline.verification import limits, noise_floor
+from pipeline.workflow import phases
 
 if TYPE_CHECKING:
     from pipeline.golden.file import Reference
@@ -31,6 +32,7 @@ def check_rows_alone(exact: ExactModel, reference: Reference) -> None:
     }
     inputs = [torch.from_numpy(array) for array in reference.inputs.values()]
     last = len(reference.cases) - 1
+    phases.start("rows alone in float64", limits.ROWS_ALONE)
     for row in map(int, np.unique(np.linspace(0, last, limits.ROWS_ALONE).astype(np.int64))):
         known = {name: a for name, a in reference.reference.items() if comparable[name][row]}
         if differing := exact.differing(known, inputs, row, limits.ALONE_TOLERANCE):

@@ -30,7 +30,7 @@ from pipeline.verification.batches import batch_sizes
 from pipeline.verification.graph_file import as_it_says
 from pipeline.verification.graph_range import out_of_range
 from pipeline.verification.weight_audit import weights_of
-from pipeline.workflow import console
+from pipeline.workflow import console, phases
 from pipeline.workflow.artifacts import GRAPH_SUBJECT
 
 _NAMED = 3  # how many values that leave the range an error names
@@ -139,6 +139,7 @@ def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> 
 
 def with_weights(draft: Draft) -> Exported:
     """Returns a graph with its golden file, which has the digests of its weights."""
+    phases.start("digests of the weights")
     golden = draft.reference.with_weights(weights_of(draft.weights, draft.graph))
     return Exported(draft.graph, draft.program, golden, draft.cpu_graph, draft.notes)
 
@@ -205,8 +206,10 @@ def _translate(source: Source, program: Any, opset: int | None) -> tuple[Draft, 
         matches the model.
     """
     specs = source.specs
+    phases.start("translating to ONNX")
     translated = export_graph(program, *specs, source.metadata, opset)
     chosen, matches = _simplest(translated.graphs, source)
+    phases.start("following the weights into the graph")
     weights = weight_map.trace_weights(program, chosen, limits.WEIGHT_ROUNDINGS)
     notes: dict[str, Any] = {"warnings": [], "removed": _removed(translated.nodes, chosen)}
     return Draft(chosen, source.program, source.reference, weights, notes=notes), matches
@@ -222,6 +225,7 @@ def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> tuple[onnx.M
         The graph, and whether it is not a mismatch.
     """
     simplest = candidate = next(graphs)
+    phases.start("judging the graph")
     while _verdict(candidate, source) == "mismatch":
         plainer = next(graphs, None)
         if plainer is None:
@@ -234,6 +238,7 @@ def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> tuple[onnx.M
 
 def _traced(source: Source) -> Draft:
     specs = source.specs
+    phases.start("tracing by TorchScript")
     graph, warned = trace_graph(
         source.served, _examples(source), *specs, source.metadata, source.opset
     )
@@ -243,9 +248,9 @@ def _traced(source: Source) -> Draft:
             f" hold: {'; '.join(beyond[:_NAMED])}",
             "export in a precision with the range of fp32",
         )
-    state = weight_map.state_of(source.served)
+    weights = weight_map.traced_weights(source.served, graph, limits.WEIGHT_ROUNDINGS)
     notes = {"warnings": list(warned), "removed": {}}
-    return Draft(graph, None, source.reference, state, notes=notes)
+    return Draft(graph, None, source.reference, weights, notes=notes)
 
 
 def quantized(
@@ -261,6 +266,7 @@ def quantized(
         finish: Puts a graph into the form in which it is written.
     """
     console.say(f"export: calibrating on {by.source}")
+    phases.start("calibrating")
     check_rows(draft.graph, by.rows)
     by, wanted = calibration.with_finite_outputs(draft.graph, by)
     quantizer = importlib.import_module(PRECISIONS[precision].quantizer)

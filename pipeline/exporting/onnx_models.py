@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from exporters.onnx_nodes import inputs_of, spec_of
 from pipeline.exporting import calibration
 from pipeline.exporting.graphs import Draft, Exported, quantized, with_weights
 from pipeline.golden import graph_reference, graph_rows
+from pipeline.golden import rows as golden_rows
 from pipeline.golden.file import Reference
 from pipeline.golden.graph_reference import SizedRows
 from pipeline.verification import limits
@@ -73,12 +73,25 @@ def read(path: Path) -> onnx.ModelProto:
     return model
 
 
-def prepare(path: Path, shapes: Mapping[str, graph_rows.Shape], inputs: Path | None) -> GraphModel:
-    """Reads a graph and makes its golden inputs.
+@dataclass(frozen=True)
+class Asked:
+    """What a user asks of the golden inputs.
 
-    Args:
-        shapes: By input, the sizes of its axes; see `graph_rows.parse`.
-        inputs: An .npz file with rows, instead of generated ones.
+    Attributes:
+        shapes: The sizes of the inputs' axes; see `graph_rows.parse`.
+        inputs: An .npz file with rows, to which generated ones are added.
+        golden_rows: How many generated rows of the usual size; None means the default.
+        calibration: An .npz file with rows to quantize by, instead of generated ones.
+    """
+
+    shapes: tuple[str, ...] = ()
+    inputs: Path | None = None
+    golden_rows: int | None = None
+    calibration: Path | None = None
+
+
+def prepare(path: Path, asked: Asked) -> GraphModel:
+    """Reads a graph and makes its golden inputs.
 
     Raises:
         UsageError: The size of a dynamic axis is not given.
@@ -87,15 +100,17 @@ def prepare(path: Path, shapes: Mapping[str, graph_rows.Shape], inputs: Path | N
     model = read(path)
     specs = [spec_of(value) for value in inputs_of(model.graph)]
     outputs = [spec_of(value) for value in model.graph.output]
+    shapes = graph_rows.parse(asked.shapes)
+    count = asked.golden_rows or graph_rows.MADE
     may_batch = all(None in spec.shape[:1] for spec in (*specs, *outputs))
-    sizes = graph_rows.rows(specs, shapes, inputs, batched=may_batch)
+    sizes = graph_rows.rows(specs, shapes, asked.inputs, count, batched=may_batch)
     batched = may_batch and graph_reference.takes_batches(model, sizes[0], limits.ALONE_TOLERANCE)
     if may_batch and not batched:
         console.say(
             "export: the first axis is not the batch: a row depends on others, so each row is one"
             " run of the graph"
         )
-        sizes = graph_rows.rows(specs, shapes, inputs, batched=False)
+        sizes = graph_rows.rows(specs, shapes, asked.inputs, count, batched=False)
     return GraphModel(path, _with_true_outputs(model, sizes[0], batched=batched), sizes, batched)
 
 
@@ -123,24 +138,18 @@ def _with_true_outputs(
     return model
 
 
-def export(
-    source: GraphModel,
-    name: str,
-    precision: str,
-    *,
-    max_drop: float,
-    calibrate: Callable[[], calibration.Calibration],
-) -> Exported:
-    """Makes the graph at a precision, and its golden file.
+def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: float) -> Exported:
+    """Makes the graph of an ONNX file at a precision, and its golden file.
 
     Args:
         name: The model's name.
         max_drop: See `pipeline.golden.file.Reference`.
-        calibrate: Returns the rows for quantization.
 
     Raises:
+        UsageError: The size of a dynamic axis is not given, or does not fit the graph.
         DeployError: A step failed.
     """
+    source = prepare(path, asked)
     row = PRECISIONS[precision]
     served, kept = source.model, dict[str, str]()
     if row.dtype != "float32":
@@ -175,7 +184,7 @@ def export(
     notes: dict[str, Any] = {"warnings": [], "removed": {}}
     draft = Draft(finish(served), None, reference, carried, notes=notes)
     if row.quantized:
-        draft = quantized(draft, precision, calibrate(), finish)
+        draft = quantized(draft, precision, _calibration(source, asked.calibration), finish)
     return with_weights(draft)
 
 
@@ -246,8 +255,10 @@ def _reference(
     return reference
 
 
-def generated(source: GraphModel) -> calibration.Calibration:
-    """Returns generated rows to calibrate on."""
+def _calibration(source: GraphModel, file: Path | None) -> calibration.Calibration:
+    """Returns the rows of a file to calibrate on, or generated ones."""
+    if file is not None:
+        return calibration.of_rows(golden_rows.read(file, "--calibration"), file.name)
     specs = [spec_of(value) for value in inputs_of(source.model.graph)]
     sizes = [source.sizes[0].inputs[spec.name].shape[1:] for spec in specs]
     rows = {

@@ -16,7 +16,7 @@ from exporters.program import export_program
 from exporters.type_mismatches import check_types
 from exporters.wide_run import HALF_TYPES, WideRun
 from pipeline.golden.file import EXTREMES
-from pipeline.workflow import console
+from pipeline.workflow import console, phases
 
 if TYPE_CHECKING:
     from exporters.ranges import OutOfRange
@@ -69,6 +69,7 @@ def at_precision(
     if traced and dtype not in HALF_TYPES:
         return Cast(module, module)
     inputs = [torch.from_numpy(array) for array in rows.inputs.values()]
+    phases.start("tracing the model")
     try:
         dynamic = {n: {part.axis: (part.low, part.high) for part in p} for n, p in axes.items()}
         examples = [tensor[:2] for tensor in inputs]
@@ -88,6 +89,7 @@ def at_precision(
         for start in range(0, len(usual[0]), size):
             watched(*(tensor[start : start + size].clone() for tensor in usual))
 
+    phases.start(f"what {precision} cannot hold")
     originals = Served(model.network, model.prepare).state_dict()
     if traced and (lost := ranges.find(program, dtype, originals, run)):
         raise DeployError(

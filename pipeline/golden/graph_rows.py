@@ -17,7 +17,7 @@ from pipeline.golden.graph_reference import SizedRows
 # The least, the usual and the largest size of each axis.
 Shape = tuple[tuple[int, int, int], ...]
 # Generated rows of the usual size, and of each other.
-_MADE, _MADE_OTHER = 8, 4
+MADE, _MADE_OTHER = 8, 4
 _IMAGE_AXES = 4
 _CHANNELS = (1, 3, 4)
 _LARGEST_SIZE = 2**31
@@ -56,6 +56,7 @@ def rows(
     specs: Sequence[TensorSpec],
     shapes: Mapping[str, Shape],
     file: Path | None,
+    count: int = MADE,
     *,
     batched: bool,
 ) -> tuple[SizedRows, ...]:
@@ -65,6 +66,7 @@ def rows(
         specs: The inputs of the graph.
         shapes: By input, the sizes of its axes.
         file: An .npz file with rows, `[rows, …]`; without a batch axis also one run, `[…]`.
+        count: Generated rows of the usual size.
         batched: The first axis of all inputs is the batch; a row has the other axes.
 
     Raises:
@@ -78,14 +80,14 @@ def rows(
         for spec in specs
     }
     usual = {name: tuple(size for _, size, _ in axes) for name, axes in sizes.items()}
-    examples = given or {spec.name: made(spec, usual[spec.name], _MADE, seed=0) for spec in specs}
-    count = len(next(iter(examples.values()))) if examples else 0
+    examples = given or {spec.name: made(spec, usual[spec.name], count, seed=0) for spec in specs}
+    known = len(next(iter(examples.values()))) if examples else 0
     prefix = "example" if given else MADE_ROW
-    cases = [f"{prefix} {index}" for index in range(count)]
+    cases = [f"{prefix} {index}" for index in range(known)]
     parts = [examples]
     if given:
-        parts.append(golden_rows.made_like(examples, _MADE, seed=0))
-        cases += [f"{MADE_ROW} {index}" for index in range(_MADE)]
+        parts.append(golden_rows.made_like(examples, count, seed=0))
+        cases += [f"{MADE_ROW} {index}" for index in range(count)]
     parts.append(golden_rows.extremes(examples))
     joined = {
         spec.name: np.ascontiguousarray(np.concatenate([part[spec.name] for part in parts]))

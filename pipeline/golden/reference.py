@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import threading
 import traceback
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from engines import hardware
 from engines.errors import DeployError
@@ -19,8 +20,9 @@ from exporters import PRECISIONS, trace_errors
 from exporters.module import Served, batch_for, named_outputs
 from pipeline.golden import noise, not_finite, rounding
 from pipeline.golden.file import EDGES, MADE_ROW, Reference
+from pipeline.golden.float64 import in_float64
 from pipeline.golden.repeats import check_repeats
-from pipeline.workflow import console
+from pipeline.workflow import console, phases
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,10 +36,8 @@ if TYPE_CHECKING:
 # Float64 results at other batch sizes differ by rounding only, by less than this part of a row.
 SAME = 1e-9
 _NAMED = 5  # how many rows a message names
-_WIDER = {
-    **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
-    **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
-}
+# Models run at the same time only if free memory holds this many copies for each of them.
+_COPIES_FREE = 8
 
 
 class ExactModel:
@@ -125,7 +125,9 @@ def make_reference(
     plain = Served(model.network, model.prepare).eval()
     few = [tensor[:4] for tensor in tensors]
     check_repeats(model.network, lambda: run_all(plain, few, names))
+    phases.start(f"{len(rows.cases)} golden rows at {precision}", len(rows.cases))
     native = run_all(served, tensors, names, "")
+    phases.start(f"{len(rows.cases)} golden rows in float64", len(rows.cases))
     reference = cache.outputs(
         "golden",
         lambda: exact.run(tensors),
@@ -167,6 +169,7 @@ def make_reference(
     test_reference = np.zeros((0, len(model.labels)))
     if images is not None:
         every = [torch.from_numpy(images)]
+        phases.start(f"{len(images):,} test images in float64", len(images))
         test_reference = cache.outputs("test", lambda: exact.run(every))[names[0]]
     measured = measured_noise(served, tensors, reference, native, noise_runs)
     complete = Reference(
@@ -271,42 +274,33 @@ def measured_noise(
     In a single run, the rounding errors of a row may cancel by chance. An engine that adds up in
     another order or folds a batch norm would then seem to be far off.
     """
-    names, runs = tuple(native), [native]
-    for seed in range(noise_runs):
+    names = tuple(native)
+    phases.start("rounding noise", noise_runs * len(tensors[0]))
+    ended = threading.Event()
+
+    def run(seed: int) -> dict[str, Array]:
         with rounding.at_random(served, seed) as rounded:
-            runs.append(run_all(rounded, tensors, names))
+            rounded.register_forward_pre_hook(lambda *_: _raise_if(ended))
+            return run_all(rounded, tensors, names)
+
+    with ThreadPoolExecutor(_copies_at_once(served, noise_runs)) as pool:
+        try:
+            runs = [native, *pool.map(run, range(noise_runs))]
+        finally:
+            ended.set()  # a signal must not wait until all runs are done
     return {name: noise.measure(reference[name], [run[name] for run in runs]) for name in names}
 
 
-class _Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Replaces smaller dtypes in the arguments of operations by float64 or complex128."""
-
-    def __torch_dispatch__(
-        self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        named = {name: _widened(value) for name, value in (kwargs or {}).items()}
-        return func(*map(_widened, args), **named)
+def _copies_at_once(served: AtPrecision, most: int) -> int:
+    """Returns how many copies of a model to run at the same time, each on one thread."""
+    size = sum(tensor.nbytes for tensor in (*served.parameters(), *served.buffers()))
+    fitting = hardware.free_memory() // (_COPIES_FREE * max(size, 1))
+    return max(1, min(most, hardware.available_cpus(), fitting))
 
 
-def _widened(value: Any) -> Any:
-    return _WIDER.get(value, value) if isinstance(value, torch.dtype) else value
-
-
-@contextmanager
-def in_float64() -> Iterator[None]:
-    """Runs its body in float64, even where a model sets smaller dtypes itself.
-
-    It uses all CPUs. Their number changes the last digits of sums, far below any limit.
-    """
-    before, threads = torch.get_default_dtype(), torch.get_num_threads()
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(hardware.available_cpus())
-    try:
-        with _Float64():  # type: ignore[no-untyped-call]
-            yield
-    finally:
-        torch.set_default_dtype(before)
-        torch.set_num_threads(threads)
+def _raise_if(ended: threading.Event) -> None:
+    if ended.is_set():
+        raise DeployError("ended before the model has run on all rows")
 
 
 def output_names(
@@ -385,6 +379,7 @@ def run_all(
         for start in range(0, rows, size):
             # Copied, since a network may change its inputs in place.
             batch = [tensor[start : start + size].to(device, copy=True) for tensor in inputs]
+            phases.advance(len(batch[0]))
             parts.append([output.cpu() for output in served(*batch)])
     outputs = {}
     for name, pieces in zip(names, zip(*parts, strict=True), strict=True):

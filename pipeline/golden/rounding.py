@@ -82,12 +82,9 @@ def move(tensor: torch.Tensor, random: torch.Generator) -> None:
     count = max(1, _AT_ONCE // max(1, rows[:1].numel()))
     for part in rows.split(count):  # type: ignore[no-untyped-call]  # torch leaves it untyped
         drawn = torch.rand(part.shape, generator=random)
-        for chosen, to in (
-            (drawn < _MOVED_SHARE / 2, torch.inf),
-            (drawn > 1 - _MOVED_SHARE / 2, -torch.inf),
-        ):
-            moved = torch.nextafter(part, torch.full_like(part, to))
-            part.copy_(torch.where(chosen, moved, part))
+        up, down = drawn < _MOVED_SHARE / 2, drawn > 1 - _MOVED_SHARE / 2
+        towards = torch.where(up, torch.inf, torch.where(down, -torch.inf, part))
+        torch.nextafter(part, towards.to(part.dtype), out=part)
 
 
 class _Approximate(TorchDispatchMode):

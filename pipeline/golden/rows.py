@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
     from pipeline.models import Model
 
-REAL_IMAGES = 256
-# Used without a test set. A large network takes a second for each image in float64.
-MADE_IMAGES = 32
-# Random rows added to a user's examples, so that there are batches to try.
-_MADE_ROWS = 16
+# How many rows there are besides the edge cases, unless the user says otherwise.
+WITH_DATA = 256
+# Generated ones, where there is no data set. A large network takes a second for each in float64.
+# With fewer, edge cases could set the usual scale of an output (`limits.USUAL_SCALE_QUANTILE`):
+# some have outputs that are ten thousand times as large as those of usual images.
+WITHOUT_DATA = 16
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,28 @@ class Rows:
     labels: Array
 
 
-def of_test_set(images: Array, labels: Array) -> Rows:
+def of_test_set(images: Array, labels: Array, count: int = WITH_DATA) -> Rows:
     """Takes images spread over a test set, and adds edge cases.
 
     Args:
+        count: How many images to take, if there are so many.
         images: uint8 `[count, channels, height, width]`.
         labels: Their classes, `[count]`.
     """
-    chosen = np.linspace(0, len(images) - 1, min(REAL_IMAGES, len(images))).astype(np.int64)
+    chosen = np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)
     edges = edge_images(images.shape[1:])
     rows = np.concatenate([images[chosen], np.stack(list(edges.values()))])
     cases = tuple(f"test image {index}" for index in chosen) + tuple(edges)
     return Rows({IMAGE: rows}, cases, labels[chosen])
 
 
-def without_test_set(model: Model, examples: Mapping[str, Array] | None) -> Rows:
+def without_test_set(
+    model: Model, examples: Mapping[str, Array] | None, generated: int = WITHOUT_DATA
+) -> Rows:
     """Takes a user's rows, or the model's own examples, and adds random rows and edge cases.
 
     Args:
+        generated: How many random rows to add. Images that a user gives get edge cases alone.
         examples: Inputs by name, `[rows, …]`; None means the model's own.
 
     Raises:
@@ -79,14 +84,14 @@ def without_test_set(model: Model, examples: Mapping[str, Array] | None) -> Rows
     parts = [(inputs, tuple(f"example {index}" for index in range(count)))] if inputs else []
     if model.image is not None:
         if examples is None:
-            images = made_images(model.image, MADE_IMAGES)
-            names = tuple(f"made image {index}" for index in range(MADE_IMAGES))
+            images = made_images(model.image, generated)
+            names = tuple(f"made image {index}" for index in range(generated))
             parts.append(({IMAGE: images}, names))
         edges = edge_images(model.image)
         parts.append(({IMAGE: np.stack(list(edges.values()))}, tuple(edges)))
     else:
-        names = tuple(f"{MADE_ROW} {index}" for index in range(_MADE_ROWS))
-        parts += [(made_like(inputs), names), (extremes(inputs), EXTREMES)]
+        names = tuple(f"{MADE_ROW} {index}" for index in range(generated))
+        parts += [(made_like(inputs, generated), names), (extremes(inputs), EXTREMES)]
     joined = {
         name: np.ascontiguousarray(np.concatenate([part[name] for part, _ in parts]))
         for name in parts[0][0]
@@ -193,7 +198,7 @@ def check_rows(inputs: Mapping[str, Array]) -> None:
 
 def made_like(
     inputs: Mapping[str, Array],
-    count: int = _MADE_ROWS,
+    count: int,
     seed: int = 0,
     sizes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, Array]:

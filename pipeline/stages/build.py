@@ -73,18 +73,27 @@ class Params:
     other_types: bool = option(
         False, text="Accept a plan that computes in other types than the graph asks for (TensorRT)."
     )
+    prefer_nhwc: bool = option(
+        False, text="Run convolutions channels-last (ONNX Runtime's CUDA provider)."
+    )
 
 
 def resolve(params: Params) -> Params:
     """Checks the batch sizes, and that the engine has the precision, before the stage is locked.
 
-    Engines without build options get the defaults of those, so that they do not change the key.
+    Options that the engine ignores get their defaults, so that they do not change the key.
     """
     _options(params)
-    if not engines.get(params.engine).build_options:
-        params = Params(params.model, params.precision, params.engine)
-    else:
-        params = dataclasses.replace(params, target_sm=tuple(sorted(set(params.target_sm))))
+    engine = engines.get(params.engine)
+    engine.check(_options(params))
+    params = dataclasses.replace(params, target_sm=tuple(sorted(set(params.target_sm))))
+    taken = {*engine.build_options, *("model", "precision", "engine")}
+    ignored = {
+        option.name: option.default
+        for option in options(Params)
+        if _FOR_SOME.get(option.name, option.name) not in taken
+    }
+    params = dataclasses.replace(params, **ignored)
     precision = PRECISIONS[params.precision]
     program = engines.get(params.engine).source == "program"
     if program and models.graph_file(params.model) is not None:
@@ -118,8 +127,10 @@ def check_options(explicit: frozenset[str], runs: Sequence[Params]) -> None:
     """Checks that each option is one that an engine to be built uses.
 
     Raises:
-        UsageError: No engine uses it.
+        UsageError: No engine uses it, or the batch sizes contradict each other.
     """
+    for params in runs:
+        _options(params)
     for name in sorted(explicit & _FOR_SOME.keys()):
         users = [e for e in engines.names() if _FOR_SOME[name] in engines.get(e).build_options]
         if runs and not {params.engine for params in runs} & {*users}:

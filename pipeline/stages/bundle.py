@@ -16,7 +16,7 @@ from pipeline.report import bundle as report
 from pipeline.report.train import describe
 from pipeline.stages import built_engines, engine_source, model_option, precision_option
 from pipeline.verification.acceptance import ACCEPTED
-from pipeline.workflow import hints
+from pipeline.workflow import hints, phases
 from pipeline.workflow.artifacts import (
     BUNDLE,
     BUNDLE_SUFFIX,
@@ -121,7 +121,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         "README.md": text.encode(),
     }
     folder = outputs[BUNDLE].name.removesuffix(BUNDLE_SUFFIX)
-    archive.write(outputs[BUNDLE], folder, facts, content)
+    with phases.showing("bundle"):
+        phases.start("reading the files")
+        archive.write(outputs[BUNDLE], folder, facts, content)
 
 
 def _facts(

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import hardware
-from engines.errors import DeployError, UsageError
-from exporters import PRECISIONS, QUANTIZED
+from engines.errors import DeployError
+from exporters import PRECISIONS
 from pipeline import models
 from pipeline.data import registry
 from pipeline.report import export as report
 from pipeline.stages import (
     data_artifacts,
-    data_option,
-    model_option,
     need_torch,
-    precision_option,
 )
+from pipeline.stages._export_options import EXPORTERS, CommandOptions, Params, resolve
 from pipeline.training import data_fit
 from pipeline.training.weights import load
 from pipeline.verification import limits
-from pipeline.workflow import hints
+from pipeline.workflow import hints, phases
 from pipeline.workflow.artifacts import (
     CHECKPOINT,
     CONTENTS,
@@ -44,8 +40,8 @@ from pipeline.workflow.artifacts import (
     Paths,
     reference_cache,
 )
-from pipeline.workflow.digests import read_json, require_file, sha256_file, write_json
-from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
+from pipeline.workflow.digests import read_json, sha256_file, write_json
+from pipeline.workflow.stage import Stage, StageRuns
 
 if TYPE_CHECKING:
     from engines.contract import Array
@@ -55,66 +51,6 @@ if TYPE_CHECKING:
     from pipeline.golden.reference_cache import ReferenceCache
     from pipeline.golden.rows import Rows
     from pipeline.models import Model
-
-
-EXPORTERS = ("dynamo", "torchscript")
-
-
-@dataclass(frozen=True)
-class Params:
-    """Options of the stage."""
-
-    model: str = model_option()
-    precision: str = precision_option()
-    exporter: str = option(
-        EXPORTERS[0],
-        text="dynamo is torch.export; torchscript is for models that it cannot trace.",
-        names=lambda: [*EXPORTERS],
-    )
-    opset: int | None = option(
-        None, text="ONNX opset, 18 to 23 [the exporter's own].", low=18, high=23
-    )
-    shape: tuple[str, ...] = option(
-        (),
-        text="Sizes of the inputs of an ONNX file, as in images=1x3x320x320; a size may be a range,"
-        " LEAST:USUAL:LARGEST.",
-    )
-    data: str | None = data_option(None, as_trained=True)
-    inputs: Path | None = option(
-        None,
-        text=".npz file of golden inputs, an array for each input [test images].",
-        key=False,
-    )
-    calibration: Path | None = option(
-        None,
-        text=f".npz file of inputs to calibrate on, for {', '.join(QUANTIZED)} [training images].",
-        key=False,
-    )
-    max_drop: float = option(
-        100 * limits.MAX_DROP,
-        text="Accuracy that quantization may cost, in percentage points.",
-        low=0,
-        high=100,
-    )
-    calibrate_on_noise: bool = option(
-        False,
-        text="Calibrate a model without data on generated inputs. Their ranges may be far from"
-        " those of real ones.",
-    )
-
-
-@dataclass(frozen=True)
-class CommandOptions:
-    """Options that only the command has."""
-
-    weights: Path | None = option(
-        None, text="Take the model's weights from this safetensors or torch file first."
-    )
-    weights_key: str | None = option(
-        None,
-        text="Take the tensors of --weights whose names begin with this, such as model_ema.",
-        role=OptionRole(requires=("weights",), requires_hint="name the file with --weights"),
-    )
 
 
 def prerequisite(params: Mapping[str, Any], root: Path) -> str:
@@ -128,79 +64,31 @@ def prerequisite(params: Mapping[str, Any], root: Path) -> str:
     return ""
 
 
-def resolve(params: Params) -> Params:
-    """Fills in the model's own data set, and checks the files and `calibration`."""
-    for path in (params.inputs, params.calibration):
-        if path is not None:
-            require_file(path, "give the path of an .npz file")
-    if params.calibration is not None and not PRECISIONS[params.precision].quantized:
-        raise UsageError(
-            f"--calibration is for {' and '.join(QUANTIZED)}, not for {params.precision}",
-            f"leave it out, or give --precision {QUANTIZED[0]}",
-        )
-    spec = models.get(params.model)
-    _check_graph_options(params)
-    _check_quantization(params, has_data=params.data is not None or spec.trainable)
-    return dataclasses.replace(params, data=params.data or spec.dataset)
-
-
-def _check_graph_options(params: Params) -> None:
-    """Raises UsageError for options that do not fit a model that is an ONNX file, or is none."""
-    if models.graph_file(params.model) is None:
-        if params.shape:
-            raise UsageError(
-                "--shape is for an ONNX file, onnx:FILE",
-                "a PyTorch model says which axes are dynamic: assay.Model(dynamic=...)",
-            )
-        return
-    from pipeline.golden import graph_rows
-
-    graph_rows.parse(params.shape)
-    for name, given in (
-        ("exporter", params.exporter != EXPORTERS[0]),
-        ("opset", params.opset is not None),
-        ("data", params.data is not None),
-    ):
-        if given:
-            raise UsageError(f"--{name} does not apply to an ONNX file", "leave it out")
-
-
-def _check_quantization(params: Params, *, has_data: bool) -> None:
-    """Checks the options of quantization.
-
-    Generated inputs are used for calibration if, and only if, there are no others.
-
-    Raises:
-        UsageError: An option does not fit the model or the other options.
-    """
-    quantized = PRECISIONS[params.precision].quantized
-    others = has_data or params.calibration is not None
-    if quantized and not others and not params.calibrate_on_noise:
-        raise UsageError(
-            f"{params.precision} needs usual inputs to calibrate on, but {params.model} has no"
-            " data",
-            "give --calibration FILE.npz with an array of real rows for each input;"
-            " --calibrate-on-noise takes generated ones",
-        )
-    if not quantized and params.max_drop != 100 * limits.MAX_DROP:
-        raise UsageError(
-            f"--max-drop is for {' and '.join(QUANTIZED)}, not for {params.precision}",
-            "leave it out",
-        )
-    if params.calibrate_on_noise and (others or not quantized):
-        why = "there are real inputs" if quantized else f"{params.precision} is not calibrated"
-        raise UsageError(f"--calibrate-on-noise does not apply: {why}", "leave it out")
-
-
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Exports the trained model, and writes the golden file that proves its engines."""
+    with phases.showing("export"):
+        _export(inputs, outputs, params)
+
+
+def _export(inputs: Paths, outputs: Paths, params: Params) -> None:
+    phases.start("loading the model")
     need_torch("onnxscript")
     if (path := models.graph_file(params.model)) is not None:
-        _run_graph(path, outputs, params)
+        from pipeline.exporting import onnx_models
+
+        asked = onnx_models.Asked(
+            params.shape, params.inputs, params.golden_rows, params.calibration
+        )
+        max_drop = params.max_drop / 100
+        exported = onnx_models.export(
+            path, params.model, params.precision, asked, max_drop=max_drop
+        )
+        _write(exported, outputs)
         return
     import torch
 
     from exporters.program import save_program
+    from pipeline.exporting import preprocessing
     from pipeline.exporting.batch_independence import check_rows_alone
     from pipeline.exporting.graphs import Source, export
     from pipeline.exporting.precision import at_precision
@@ -252,14 +140,15 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         dynamic_axes.other_shapes(model, shapes),
         limits.NOISE_RUNS,
     )
+    del exact  # twice the size of the model
     cached.save()
     metadata = {
         "assay.model": params.model,
         "assay.precision": params.precision,
         "assay.kept_in_fp32": json.dumps([*dict.fromkeys(value.name for value in cast.kept)]),
         "assay.labels": json.dumps(model.labels),
-        "assay.preprocessing": _preprocessing(model),
-        "assay.before": "" if contents is None else _before(contents),
+        "assay.preprocessing": preprocessing.inside(model),
+        "assay.before": preprocessing.before(contents),
         "assay.checkpoint": checkpoint,
         "assay.dataset": params.data or "",
         "assay.exporter": params.exporter,
@@ -267,6 +156,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     names_of_axes = {name: {part.axis: part.name for part in p} for name, p in axes.items()}
     source = Source(cast.module, cast.program, reference, metadata, params.opset, names_of_axes)
     exported = export(source, lambda: _calibration(inputs, model, contents, params))
+    phases.start("writing the files")
     if PROGRAM in _outputs(params):
         specs = reference.input_specs, reference.output_specs
         save_program(exported.program, outputs[PROGRAM], *specs)
@@ -281,26 +171,6 @@ def _write(exported: Exported, outputs: Paths) -> None:
         write(exported.cpu_graph, outputs[CPU_GRAPH])
     exported.golden.save(outputs[GOLDEN])
     write_json(outputs[DESCRIPTION], exported.description())
-
-
-def _run_graph(path: Path, outputs: Paths, params: Params) -> None:
-    """Exports an ONNX file."""
-    from pipeline.exporting import calibration, onnx_models
-    from pipeline.golden import graph_rows, rows
-
-    source = onnx_models.prepare(path, graph_rows.parse(params.shape), params.inputs)
-
-    def calibrate() -> Calibration:
-        if params.calibration is None:
-            return onnx_models.generated(source)
-        feeds = rows.read(params.calibration, "--calibration")
-        return calibration.of_rows(feeds, params.calibration.name)
-
-    max_drop = params.max_drop / 100
-    exported = onnx_models.export(
-        source, params.model, params.precision, max_drop=max_drop, calibrate=calibrate
-    )
-    _write(exported, outputs)
 
 
 def _trained_model(
@@ -321,24 +191,6 @@ def _trained_model(
 
 def _train_params(params: Params) -> dict[str, Any]:
     return {"model": params.model, "data": params.data}
-
-
-def _before(contents: Contents) -> str:
-    """Returns what has to be done to images before the graph takes them, in words."""
-    size = contents.image_size
-    if size is None:
-        return ""
-    return (
-        f"the shorter side resized to {size} (Pillow, bilinear), the middle {size}x{size} cut out"
-    )
-
-
-def _preprocessing(model: Model) -> str:
-    from exporters.module import Preprocess
-
-    if isinstance(model.prepare, Preprocess):
-        return model.prepare.description
-    return "none" if model.prepare is None else type(model.prepare).__name__
 
 
 def _calibration(
@@ -362,9 +214,12 @@ def _calibration(
 def _rows(model: Model, test: tuple[Array, Array] | None, params: Params) -> Rows:
     from pipeline.golden import rows
 
-    if params.inputs is not None:
+    if params.golden_rows is None:
+        assert params.inputs is not None  # noqa: S101 - see `_golden_rows`
         return rows.without_test_set(model, rows.read(params.inputs))
-    return rows.without_test_set(model, None) if test is None else rows.of_test_set(*test)
+    if test is None:
+        return rows.without_test_set(model, None, params.golden_rows)
+    return rows.of_test_set(*test, params.golden_rows)
 
 
 def _reference_cache(
@@ -448,7 +303,7 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=_outputs,
     run=run,
-    revision=14,
+    revision=15,
     tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime-gpu", "numpy"),
     facts=facts,
     resolve=resolve,

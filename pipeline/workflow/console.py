@@ -343,6 +343,19 @@ class Bar:
         self._progress = progress
         self._task = task
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there is a terminal that shows it."""
+        return self._progress is not None
+
+    def restart(self, total: float, text: str) -> None:
+        """Begins again at 0; a total of 0 means that it is not known."""
+        if self._progress is not None:
+            total_or_none = total or None
+            self._progress.reset(
+                self._task, total=total_or_none, completed=0, text=_in_one_line(text)
+            )
+
     def advance(self, amount: float, text: str = "") -> None:
         """Moves the bar on by `amount` and shows `text` after it."""
         if self._progress is not None:

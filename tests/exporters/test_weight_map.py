@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from engines.contract import TensorSpec
-from exporters.onnx_graph import export_graph
+from exporters.module import Served
+from exporters.onnx_graph import export_graph, trace_graph
 from exporters.program import export_program
-from exporters.weight_map import expectations, trace_weights
+from exporters.weight_map import expectations, trace_weights, traced_weights
 from exporters.weight_match import changed, match, tensors_of
 from pipeline.verification import limits
 from pipeline.verification.weight_audit import audit_model, weights_of
@@ -189,6 +190,28 @@ def test_every_parameter_is_found_in_the_graph(name: str) -> None:
     module, shape = LAYERS[name]()
     module = filled(module)
     assert not unexplained(module, *exported(module, shape))
+
+
+@pytest.mark.slow(1)
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and warns of what it freezes
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "linear"])
+def test_weights_are_found_in_a_graph_by_torchscript(name: str) -> None:
+    module, shape = LAYERS[name]()
+    served = Served(filled(module), None).eval()
+    (outputs,) = served(torch.zeros(2, *shape))
+    inputs = (TensorSpec("x", "float32", (None, *shape)),)
+    specs = (TensorSpec("y", "float32", (None, *outputs.shape[1:])),)
+    graph, _ = trace_graph(served, [torch.zeros(2, *shape)], inputs, specs, {})
+    weights = weights_of(traced_weights(served, graph, limits.WEIGHT_ROUNDINGS), graph)
+    known = {f"network.1.{part}" for part in ("weight", "bias", "running_mean", "running_var")}
+    norm = {*known, "network.1.num_batches_tracked"} if name == "linear" else set()
+    assert set(weights.uncarried) <= norm
+    tensor = max(graph.graph.initializer, key=lambda each: len(each.raw_data))
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.ravel()[1] *= np.float32(1 + 2e-7)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    weights = weights_of(traced_weights(served, graph, limits.WEIGHT_ROUNDINGS), graph)
+    assert set(weights.uncarried) - norm
 
 
 @pytest.mark.slow(1)

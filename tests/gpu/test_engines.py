@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import engines
-from engines import hardware
+from engines import hardware, runtime_probe
 from engines.contract import BuildOptions, OpenOptions, Session
 from engines.cuda import Cuda
 from engines.errors import DeployError
@@ -123,3 +123,24 @@ def test_a_device_that_is_not_here_is_refused(engine_file: tuple[str, Path]) -> 
     name, _ = engine_file
     with pytest.raises(DeployError, match="CUDA opens"):
         choose_device(engines.get(name), f"cuda:{len(hardware.gpus())}")
+
+
+@pytest.mark.skipif("onnxruntime_cuda" not in NAMES, reason="onnxruntime_cuda does not run here")
+@pytest.mark.parametrize("prefer_nhwc", [False, True])
+def test_the_layout_reaches_the_session(
+    exported: Store, tmp_path: Path, images: np.ndarray, expected: np.ndarray, prefer_nhwc: bool
+) -> None:
+    engine, path = engines.get("onnxruntime_cuda"), tmp_path / "engine.onnx"
+    graph = exported.root / "lenet/fp32/model.onnx"
+    engine.build(graph, path, BuildOptions(prefer_nhwc=prefer_nhwc))
+    with closing(engine.open(path, OpenOptions(device="cuda:0"))) as session:
+        options = session._session.get_provider_options()["CUDAExecutionProvider"]
+        assert options["prefer_nhwc"] == str(int(prefer_nhwc))
+        outputs = session.run({"image": images[:8]})["logits"]
+    np.testing.assert_allclose(outputs, expected[:8], atol=1e-4)
+
+
+@pytest.mark.parametrize("module", runtime_probe.RUNTIMES)
+def test_the_probe_of_the_runtimes_opens_the_gpu(module: str) -> None:
+    # If the probe failed on a working GPU, NAMES above would be empty and nothing would be tested.
+    assert hardware.runtime_problem(0, module) == ""

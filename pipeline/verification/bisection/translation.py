@@ -16,7 +16,7 @@ from engines.contract import Array
 from exporters import trace_errors
 from pipeline.golden import noise
 from pipeline.golden.file import Golden
-from pipeline.golden.reference import in_float64
+from pipeline.golden.float64 import in_float64
 from pipeline.verification import limits, noise_floor
 from pipeline.verification.bisection.walk import CHECKS
 

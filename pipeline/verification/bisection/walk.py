@@ -13,7 +13,7 @@ import torch
 from engines.contract import Array
 from exporters.wide_run import HALF_TYPES, is_half, round_to
 from pipeline.golden import rounding
-from pipeline.golden.reference import in_float64
+from pipeline.golden.float64 import in_float64
 from pipeline.verification.bisection.windows import Windows
 
 _MORE_RUNS = 3  # with random rounding, to measure the noise

@@ -30,6 +30,7 @@ def test_an_unsupported_gpu_is_named(
     gpu = {"name": "the GPU", "driver": "580.159.04", "compute_capability": capability}
     monkeypatch.setattr(hardware, "gpus", lambda: (gpu,))
     monkeypatch.setattr(hardware, "no_gpu", lambda: "")
+    monkeypatch.setattr(hardware, "runtime_problem", lambda _: "")
     library = Availability(True, True, "tensorrt-rtx-cu13 1.7.1")
     monkeypatch.setattr(_tensorrt, "available_on_cpu", lambda *_: library)
     state = ENGINE.available()

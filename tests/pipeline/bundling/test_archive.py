@@ -1,5 +1,6 @@
 """Archives: damage of any kind is found and the member named."""
 
+import contextlib
 import json
 import random
 import tarfile
@@ -33,18 +34,28 @@ def test_a_flipped_byte_in_any_member_names_it(
         assert f"member {member} is damaged" in result.err
 
 
+def contents_of(folder: Path) -> dict[Path, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
 @pytest.mark.slow(2)
 def test_every_flipped_byte_of_the_archive_is_found(built: Store, tmp_path: Path) -> None:
     content = bundle_of(built).read_bytes()
     path = tmp_path / "flipped.tar.zst"
     generator = random.Random(0)  # noqa: S311
+    archive.extract(bundle_of(built), tmp_path / "sound")
+    sound = contents_of(tmp_path / "sound")
     # The sixth byte is the size of the window, which does not affect the content.
     for position in [*range(5), *generator.sample(range(6, len(content)), 150)]:
         damaged = bytearray(content)
         damaged[position] ^= 1 << generator.randrange(8)
         path.write_bytes(damaged)
-        with pytest.raises(DeployError):
-            archive.extract(path, tmp_path / f"out{position}")
+        folder = tmp_path / f"out{position}"
+        with contextlib.suppress(DeployError):
+            archive.extract(path, folder)
+            # A reference to earlier bytes may have become one to equal bytes.
+            assert contents_of(folder) == sound
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 10_000, -8, -1])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from engines import hardware
 from pipeline import models
 from pipeline.data.idx import read_images, read_labels
 from pipeline.workflow.runner import Store
@@ -114,5 +115,6 @@ def test_an_unavailable_device_is_an_error_and_nothing_is_trained(
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     assert result.code == 4
-    assert "device 'cuda' does not exist here" in result.err
+    why = "training cannot use 'cuda': " if hardware.gpus() else "device 'cuda' does not exist here"
+    assert why in result.err
     assert (store.root / "lenet/checkpoint.safetensors").read_bytes() == before
