@@ -19,6 +19,7 @@ from engines.errors import DeployError
 from exporters import onnx_files
 from exporters.graph_kernels import KERNELS
 from exporters.half_graph import FLOATS
+from exporters.onnx_nodes import graphs_of, nodes_of
 
 _FLOAT_BYTES = 4
 _HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -96,13 +97,10 @@ class GraphRun:
 
 
 def _check_operators(model: onnx.ModelProto) -> None:
-    names = set()
-    todo = [model.graph]
-    while todo:
-        for node in todo.pop().node:
-            names.add(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
-            for entry in node.attribute:
-                todo += [entry.g] if entry.HasField("g") else [*entry.graphs]
+    names = {
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        for node in nodes_of(model.graph)
+    }
     own = {f"{function.domain}.{function.name}" for function in model.functions}
     foreign = sorted(
         name
@@ -189,11 +187,20 @@ class _Evaluator(ReferenceEvaluator):
 
 
 def constants(model: onnx.ModelProto) -> Mapping[str, onnx.TensorProto]:
-    """Returns the constants of the main graph by name: initializers, and what Constants give."""
-    known = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            for entry in node.attribute:
-                if entry.name == "value":
-                    known[node.output[0]] = entry.t
+    """Returns the constants of a graph and its subgraphs: initializers, and what Constants give.
+
+    Returns:
+        By name; a name that a subgraph has again gets the number of the subgraph.
+    """
+    known: dict[str, onnx.TensorProto] = {}
+    for number, graph in enumerate(graphs_of(model.graph)):
+        tensors = [(tensor.name, tensor) for tensor in graph.initializer]
+        tensors += [
+            (node.output[0], entry.t)
+            for node in graph.node
+            for entry in node.attribute
+            if node.op_type == "Constant" and entry.name == "value"
+        ]
+        for name, tensor in tensors:
+            known[name if name not in known else f"{name} of subgraph {number}"] = tensor
     return known

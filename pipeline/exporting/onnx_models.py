@@ -20,10 +20,10 @@ from exporters.onnx_graph import slimmed
 from exporters.onnx_nodes import inputs_of, spec_of
 from pipeline.exporting import calibration
 from pipeline.exporting.graphs import Draft, Exported, quantized, with_weights
-from pipeline.golden import graph_reference, graph_rows
+from pipeline.golden import graph_ranges, graph_reference, graph_rows
 from pipeline.golden import rows as golden_rows
 from pipeline.golden.file import Reference
-from pipeline.golden.graph_reference import SizedRows
+from pipeline.golden.graph_ranges import SizedRows
 from pipeline.verification import limits
 from pipeline.workflow import console
 from pipeline.workflow.digests import sha256_file
@@ -122,7 +122,7 @@ def _with_true_outputs(
     Some exporters write none, or others than the graph gives.
     """
     first = SizedRows({name: a[:1] for name, a in rows.inputs.items()}, rows.cases[:1])
-    computed = graph_reference.run_rows(GraphRun(model, exactly=True), first, batched=batched)
+    computed = graph_ranges.run_rows(GraphRun(model, exactly=True), first, batched=batched)
     for value in model.graph.output:
         shape = computed[value.name].shape[0 if batched else 1 :]
         declared, kind = spec_of(value), value.type.tensor_type
@@ -194,7 +194,7 @@ def _halved(source: GraphModel, precision: str) -> tuple[onnx.ModelProto, dict[s
     beyond: dict[str, str] = {}
     for _ in range(_CASTS):
         half = half_graph.cast(model, precision, beyond)
-        more = graph_reference.out_of_range(half.graph, source.sizes, batched=source.batched)
+        more = graph_ranges.out_of_range(half.graph, source.sizes, batched=source.batched)
         named = half_graph.originals(half.graph, more)
         if not named.keys() - beyond.keys():
             break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -15,17 +15,14 @@ from engines.contract import Array, Outputs
 from engines.errors import DeployError
 from exporters import onnx_files, typed_graph
 from exporters.graph_run import GraphRun
-from exporters.half_range import HEADROOM, LOST_BITS
-from exporters.onnx_nodes import attribute
-from exporters.wide_run import round_to
-from pipeline.golden import noise
-from pipeline.golden.file import EXTREMES
+from exporters.onnx_nodes import attribute, graphs_of, nodes_of
+from pipeline.golden import graph_ranges, noise
+from pipeline.golden.graph_ranges import SizedRows, round_value, run_rows
 from pipeline.golden.reference import rows_to_keep
 from pipeline.golden.rounding import move
 from pipeline.workflow import console
 
-# Numbers of the inputs that a graph is run on at a time.
-_AT_ONCE = 1 << 20
+_NAMED = 5  # rows that a message names
 # Rows that are compared with themselves in a batch.
 _ALONE = 2
 _UNIT = float(np.finfo(np.float32).eps)
@@ -43,22 +40,7 @@ _ARGUMENT = {"Gelu", "Mish"}
 # numbers may give different ones. A graph that divides by max - min then divides by rounding.
 _UNEVEN = {"Log", "Exp", "Pow"}
 _SUMS = {"ReduceMean", "ReduceSum", "GlobalAveragePool"}
-# Operators that turn a small number into a large one, and the first input of which they do.
-_INVERSES = {"Sqrt": 0, "Log": 0, "Reciprocal": 0, "Div": 1}
 _MOVED_KINDS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
-
-
-@dataclass(frozen=True)
-class SizedRows:
-    """Golden inputs of one size.
-
-    Attributes:
-        inputs: By name, `[rows, …]`.
-        cases: A name for each row.
-    """
-
-    inputs: dict[str, Array]
-    cases: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -127,10 +109,13 @@ def measure(
     halves = typed_graph.half_values(served) if _has_halves(served) else {}
     native = run_rows(_rounded(served, halves), rows, batched=batched)
     kept = rows_to_keep(rows.cases, native, reference)
+    if halves:
+        kept &= graph_ranges.fitting(served, halves, rows, batched=batched)
     if not kept.all():
         left_out = [case for case, is_kept in zip(rows.cases, kept, strict=True) if not is_kept]
         console.say(
-            f"export: rows left out, whose outputs are NaN or Inf: {', '.join(left_out[:5])}"
+            "export: rows left out, whose outputs are NaN or Inf, or whose values the precision"
+            f" cannot hold: {', '.join(left_out[:_NAMED])}"
         )
     if not kept.any():
         raise DeployError(
@@ -169,51 +154,20 @@ def _in_types_of(model: onnx.ModelProto, outputs: Outputs) -> Outputs:
     }
 
 
-def run_rows(run: GraphRun, rows: SizedRows, *, batched: bool) -> Outputs:
-    """Returns the outputs for all rows, `[rows, …]` by name.
-
-    Raises:
-        DeployError: The graph does not run, or the shape of an output is another on another row.
-    """
-    count = len(rows.cases)
-    numbers = sum(array[0].size for array in rows.inputs.values())
-    step = max(2, _AT_ONCE // max(1, numbers)) if batched else 1
-    parts: list[Outputs] = []
-    for start in range(0, count, step):
-        feeds = {
-            name: array[start : start + step] if batched else array[start]
-            for name, array in rows.inputs.items()
-        }
-        outputs = run(feeds)
-        parts.append(outputs if batched else {n: array[np.newaxis] for n, array in outputs.items()})
-    joined = {}
-    for name in run.outputs:
-        arrays = [part[name] for part in parts]
-        if len({array.shape[1:] for array in arrays}) > 1:
-            shapes = ", ".join(sorted({str([*array.shape[1:]]) for array in arrays}))
-            raise DeployError(
-                f"the shape of output {name} depends on the values of the inputs: {shapes}",
-                "judge a graph whose outputs have fixed shapes, such as the one before its"
-                " non-maximum suppression",
-            )
-        joined[name] = np.concatenate(arrays)
-    return joined
-
-
 def moved(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     """Returns a graph of whose weights some are moved to a neighbouring number of their type."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     random = torch.Generator().manual_seed(seed)
     weights = {
-        name for node in _nodes(copied.graph) if node.op_type in _WEIGHTED for name in node.input
+        name for node in nodes_of(copied.graph) if node.op_type in _WEIGHTED for name in node.input
     }
     named = [
-        (tensor.name, tensor) for graph in _graphs(copied.graph) for tensor in graph.initializer
+        (tensor.name, tensor) for graph in graphs_of(copied.graph) for tensor in graph.initializer
     ]
     named += [
         (node.output[0], entry.t)
-        for node in _nodes(copied.graph)
+        for node in nodes_of(copied.graph)
         if node.op_type == "Constant"
         for entry in node.attribute
         if entry.name == "value"
@@ -236,20 +190,6 @@ def _move(tensor: onnx.TensorProto, random: torch.Generator) -> None:
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
-def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
-    """Returns a graph and all its subgraphs."""
-    graphs = [graph]
-    for known in graphs:
-        for node in known.node:
-            for entry in node.attribute:
-                graphs += [entry.g] if entry.HasField("g") else [*entry.graphs]
-    return graphs
-
-
-def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    return [node for known in _graphs(graph) for node in known.node]
-
-
 def _rounded(
     model: onnx.ModelProto, halves: Mapping[str, int], seed: int | None = None
 ) -> GraphRun:
@@ -266,7 +206,7 @@ def _rounded(
         if not isinstance(value, np.ndarray) or value.dtype != np.float32:
             return value
         if name in halves:
-            return _round(value, halves[name])
+            return round_value(value, halves[name])
         first = inputs[0] if inputs else None
         if way and node.op_type in _SUMS and first is not None and first.dtype == np.float32:
             return _one_by_one(node, first, inputs, value)
@@ -281,12 +221,6 @@ def _rounded(
         return value
 
     return GraphRun(model, exactly=False, hook=hook)
-
-
-def _round(value: Array, kind: int) -> Array:
-    """Rounds float32 numbers to the digits of a half type, whatever their exponents."""
-    dtype = torch.bfloat16 if kind == TensorProto.BFLOAT16 else torch.float16
-    return round_to(torch.from_numpy(np.array(value, order="C")), dtype).numpy()
 
 
 def _one_by_one(
@@ -310,53 +244,3 @@ def _one_by_one(
     total = np.add.reduce(terms, axis=0).reshape(result.shape)
     mean: Array = total / np.float32(count)
     return total if node.op_type == "ReduceSum" else mean
-
-
-def usual(rows: SizedRows) -> SizedRows:
-    """Returns the rows that are not extreme on purpose."""
-    chosen = ~np.isin(rows.cases, EXTREMES)
-    return SizedRows(
-        {name: array[chosen] for name, array in rows.inputs.items()},
-        tuple(np.array(rows.cases)[chosen].tolist()),
-    )
-
-
-def out_of_range(
-    model: onnx.ModelProto, all_rows: Sequence[SizedRows], *, batched: bool
-) -> dict[str, str]:
-    """Returns the values of half types that their types cannot hold, and what happens, in words.
-
-    Args:
-        model: A graph of half types.
-        all_rows: The rows to look at, of each size; those that are extreme on purpose are left out.
-    """
-    halves = typed_graph.half_values(model)
-    inverted = {
-        name
-        for node in model.graph.node
-        if node.op_type in _INVERSES
-        for name in node.input[_INVERSES[node.op_type] :]
-    }
-    largest: dict[str, float] = {}
-    least: dict[str, float] = {}
-
-    def hook(_node: onnx.NodeProto, name: str, value: Array, _inputs: list[Array | None]) -> Array:
-        if name not in halves or value.dtype != np.float32:
-            return value
-        sizes = np.abs(value[np.isfinite(value) & (value != 0)])
-        largest[name] = max(largest.get(name, 0.0), float(sizes.max(initial=0.0)))
-        if name in inverted:
-            least[name] = min(least.get(name, np.inf), float(sizes.min(initial=np.inf)))
-        return _round(value, halves[name])
-
-    for rows in all_rows:
-        run_rows(GraphRun(model, exactly=False, hook=hook), usual(rows), batched=batched)
-    beyond = {}
-    for name, kind in halves.items():
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
-        limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
-        if largest.get(name, 0.0) > HEADROOM * float(limits.max):
-            beyond[name] = f"reaches {largest[name]:.3g} (the type holds {float(limits.max):.3g})"
-        elif least.get(name, np.inf) < float(limits.tiny) * 2.0**-LOST_BITS:
-            beyond[name] = f"falls to {least[name]:.3g}, and is inverted or its logarithm taken"
-    return beyond

@@ -12,7 +12,7 @@ from engines.contract import Array, TensorSpec
 from engines.errors import DeployError, UsageError, suggestion
 from pipeline.golden import rows as golden_rows
 from pipeline.golden.file import EXTREMES, MADE_ROW
-from pipeline.golden.graph_reference import SizedRows
+from pipeline.golden.graph_ranges import SizedRows
 
 # The least, the usual and the largest size of each axis.
 Shape = tuple[tuple[int, int, int], ...]
