@@ -95,7 +95,8 @@ def judge(path: Path, precision: str, work: Path) -> dict[str, str]:
     words["graph"] = verdict(model, "graph", options)
     for engine in ENGINES:
         try:
-            assay.build(model, engine=engine, **options)
+            plan = {"batch_opt": 1, "batch_max": 8} if engine == "tensorrt_rtx" else {}
+            assay.build(model, engine=engine, **plan, **options)
         except DeployError as error:
             words[engine] = f"not built: {error.message}"
             continue

@@ -111,12 +111,10 @@ def prepare(path: Path, asked: Asked) -> GraphModel:
             " run of the graph"
         )
         sizes = graph_rows.rows(specs, shapes, asked.inputs, count, batched=False)
-    return GraphModel(path, _with_true_outputs(model, sizes[0], batched=batched), sizes, batched)
+    return GraphModel(path, with_true_outputs(model, sizes[0], batched=batched), sizes, batched)
 
 
-def _with_true_outputs(
-    model: onnx.ModelProto, rows: SizedRows, *, batched: bool
-) -> onnx.ModelProto:
+def with_true_outputs(model: onnx.ModelProto, rows: SizedRows, *, batched: bool) -> onnx.ModelProto:
     """Returns a graph whose outputs have the axes that it says, in place.
 
     Some exporters write none, or others than the graph gives.
@@ -136,6 +134,16 @@ def _with_true_outputs(
         for index in range(len(shape)):
             kind.shape.dim.add(dim_param=f"{value.name}_{index}")
     return model
+
+
+def readable(path: Path, golden: Reference) -> onnx.ModelProto:
+    """Returns a graph that declares the outputs it gives, if it runs on golden inputs."""
+    model = read(path)
+    rows = SizedRows(golden.inputs, golden.cases)
+    try:
+        return with_true_outputs(model, rows, batched=golden.batched)
+    except (DeployError, KeyError):  # the verdict says what is wrong
+        return model
 
 
 def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: float) -> Exported:
