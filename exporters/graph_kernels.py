@@ -190,7 +190,9 @@ class Resize(op_resize.Resize):
             scale = size / side if by_size else float(value)
             if size == side and scale == 1.0:
                 continue
-            at = _places(place, np.arange(size, dtype=np.float64), scale, side)
+            # Runtimes find the nearest element in float32, where 3 / 0.6 is 5.
+            kind = np.float32 if mode == "nearest" else np.float64
+            at = _places(place, np.arange(size, dtype=kind), kind(scale), side)
             if mode == "nearest":
                 index = _ROUNDINGS[options["nearest_mode"]](at).clip(0, side - 1).astype(np.int64)
                 result = result.take(index, axis)
@@ -213,16 +215,20 @@ _ROUNDINGS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _places(mode: str, index: Array, scale: float, side: int) -> Array:
+def _places(mode: str, index: Array, scale: np.floating[Any], side: int) -> Array:
     """Returns the place in the input of each element of the output, as ONNX defines them."""
     if mode == "align_corners":
         length = side * scale  # which need not be a whole number
-        return index * ((side - 1) / (length - 1)) if len(index) > 1 else np.zeros(1)
+        if len(index) == 1:
+            return np.zeros(1)
+        along: Array = index * ((side - 1) / (length - 1))
+        return along
     if mode == "asymmetric":
         return index / scale
     if mode == "pytorch_half_pixel" and len(index) == 1:
         return np.zeros(1)
-    return (index + 0.5) / scale - 0.5
+    centre: Array = (index + 0.5) / scale - 0.5
+    return centre
 
 
 class BatchNormalization(OpRun):

@@ -18,6 +18,7 @@ from engines.errors import DeployError
 from exporters import PRECISIONS
 from exporters.half_range import CONSTANT_ERROR
 from exporters.onnx_describe import value_types
+from exporters.onnx_nodes import inputs_of
 
 _KINDS = {
     "float16": (TensorProto.FLOAT16, np.dtype(np.float16)),
@@ -109,6 +110,15 @@ def originals(half: onnx.ModelProto, values: Mapping[str, str]) -> dict[str, str
     return named
 
 
+def _read_data(graph: onnx.GraphProto) -> set[str]:
+    """Returns the values that depend on the numbers in the inputs, not on their sizes alone."""
+    data = {value.name for value in inputs_of(graph)}
+    for node in graph.node:
+        if node.op_type not in ("Shape", "Size") and data.intersection(node.input):
+            data.update(node.output)
+    return data
+
+
 class _Caster:
     def __init__(self, model: onnx.ModelProto, precision: str, beyond: Mapping[str, str]) -> None:
         self._model = onnx.ModelProto()
@@ -118,6 +128,7 @@ class _Caster:
         self._opset = opset_of(model)
         self._types = {name: dtype for name, (dtype, _) in value_types(model).items()}
         self._constants = {tensor.name: tensor for tensor in self._model.graph.initializer}
+        self._data = _read_data(self._model.graph)
         self._half: set[str] = set()  # values that nodes give in the half type
         self._casts: dict[tuple[str, int], str] = {}
         self._nodes: list[onnx.NodeProto] = []
@@ -133,7 +144,7 @@ class _Caster:
             takes, gives = self._half_arguments(node)
             why = self._why_float(node, takes, gives)
             half = bool(takes or gives) and not why
-            if why and (takes or gives) and node.op_type != "Cast":
+            if why and gives and node.op_type != "Cast":
                 self._kept[node.name or node.output[0]] = why
             for index, name in enumerate(node.input):
                 wide = renamed.get(name, name)
@@ -203,6 +214,9 @@ class _Caster:
         for name in node.output:
             if name in self._beyond:
                 return self._beyond[name]
+        if not self._data.intersection(node.output):
+            # Such as the centres of a detector's cells. TensorRT computes them in float32 anyway.
+            return "is computed from sizes alone"
         if any(
             self._types.get(name) == "float32" and index not in gives
             for index, name in enumerate(node.output)
