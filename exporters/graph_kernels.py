@@ -224,7 +224,8 @@ def _places(mode: str, index: Array, scale: np.floating[Any], side: int) -> Arra
         along: Array = index * ((side - 1) / (length - 1))
         return along
     if mode == "asymmetric":
-        return index / scale
+        place: Array = index / scale
+        return place
     if mode == "pytorch_half_pixel" and len(index) == 1:
         return np.zeros(1)
     centre: Array = (index + 0.5) / scale - 0.5

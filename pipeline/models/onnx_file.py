@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engines.errors import UsageError
 from pipeline.models import Model, ModelSpec, graph_file
-from pipeline.workflow.digests import require_file, sha256_file
+from pipeline.workflow.digests import sha256_file
 
 if TYPE_CHECKING:
     from pipeline.data.registry import Contents
@@ -22,7 +22,8 @@ def find(name: str) -> ModelSpec:
     """
     path = graph_file(name)
     assert path is not None  # noqa: S101 - the caller has checked it
-    require_file(path, "give onnx:path/to/model.onnx")
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist", "give onnx:path/to/model.onnx")
     return ModelSpec(
         name=name, build=partial(_build, name), trainable=False, facts=partial(_facts, path)
     )

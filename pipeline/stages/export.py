@@ -107,11 +107,11 @@ def _export(inputs: Paths, outputs: Paths, params: Params) -> None:
     model, contents = _trained_model(inputs, training, params)
     test = _test_set(inputs, training, model, contents, params.data) if model.labels else None
     rows = _rows(model, test, params)
+    shapes = {name: array.shape for name, array in rows.inputs.items()}
+    axes = dynamic_axes.ranges(model, shapes)
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
     names = output_names(model, [*rows.inputs], tensors)
     traced = params.exporter != EXPORTERS[0]
-    shapes = {name: array.shape for name, array in rows.inputs.items()}
-    axes = dynamic_axes.ranges(model, shapes)
     cast = at_precision(model, params.precision, rows, axes, traced=traced)
     checkpoint = sha256_file(inputs[CHECKPOINT])
     arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
