@@ -106,12 +106,6 @@ def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> 
     Raises:
         DeployError: A step failed; the message says which, and where in the model.
     """
-    least = PRECISIONS[source.reference.precision].opset
-    if least is not None and (source.opset or least) < least:
-        raise DeployError(
-            f"{source.reference.precision} needs opset {least} or later, not {source.opset}",
-            "give a later --opset, or leave it out",
-        )
     draft = _traced(source) if source.program is None else _translated(source)
     if PRECISIONS[source.reference.precision].quantized:
         draft = _quantized(draft, source, calibrate())
@@ -230,7 +224,11 @@ def _traced(source: Source) -> _Draft:
 
 
 def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _Draft:
-    console.say(f"export: calibrating on {by.source}")
+    ranges, selection = (len(next(iter(part.values()))) for part in (by.rows, by.selection))
+    console.say(
+        f"export: calibrating on {by.source}: {ranges} for the ranges of values, {selection} to"
+        " choose among the calibrations"
+    )
     phases.start("calibrating")
     check_rows(draft.graph, by.rows)
     by, wanted = calibration.with_finite_outputs(draft.graph, by)
