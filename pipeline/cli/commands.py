@@ -118,20 +118,21 @@ def _ask(bundle: Path, lines: Sequence[str]) -> None:
 @click.option(
     "--inputs", type=click.Path(path_type=Path), help="Inputs of the model, from an .npz file."
 )
-@printing
+@storing
 def summary(model: str, depth: int | None, inputs: Path | None, **values: Any) -> None:
     """Print a model layer by layer: output shapes, parameters, multiply-adds."""
     from engines.checks import import_vendor
     from pipeline import models
 
-    print_as(values)
+    store = make_store(values)
     spec = models.get(model)
     torch = import_vendor("torch", "pip install torch torchvision")
     from pipeline.golden import rows
     from pipeline.report import layers
+    from pipeline.training import data_fit
 
     torch.manual_seed(0)
-    built = spec.build(None)
+    built = data_fit.as_trained(spec, store.root)
     examples = rows.without_test_set(built, None if inputs is None else rows.read(inputs)).inputs
     tensors = [torch.from_numpy(array[:1]) for array in examples.values()]
     table = layers.summarise(model, built, tensors, depth)

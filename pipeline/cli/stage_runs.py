@@ -230,7 +230,6 @@ def bisect(
     from pipeline.verification.bisection import search, windows
     from pipeline.verification.engine_proof import prove
 
-    need_torch("onnxscript")
     subject, *more = arguments.get("engine") or [GRAPH_SUBJECT]
     if more or subject == ALL:
         raise UsageError("--bisect takes one engine, but several are named", "name one --engine")
@@ -243,6 +242,7 @@ def bisect(
             f"{precision.name} has no PyTorch program to compare the graph with",
             f"bisect the {precision.made_from} graph that it is made from",
         )
+    need_torch("onnxscript")
     prober = windows.Prober(subject, params.device)
     prober.check()
     graph = file or runner.require(GRAPH, params, store)
@@ -322,7 +322,7 @@ def run_all(arguments: dict[str, Any], store: Store) -> tuple[list[Outcome], Dep
         with quietly():
             step(name)
     with quietly():
-        step("verify", engine=[GRAPH_SUBJECT])
+        step("verify", engine=[GRAPH_SUBJECT], device="auto")  # it is run on the CPU
     with quietly():
         built = [outcome.params["engine"] for outcome in step("build", engine=asked)]
         if failures and not built:

@@ -60,7 +60,7 @@ def of_training_set(images: Array, labels: Array) -> Calibration:
         {IMAGE: images[ranges]},
         {IMAGE: images[selection]},
         labels[selection],
-        f"{len(ranges)} training images",
+        "training images",
     )
 
 

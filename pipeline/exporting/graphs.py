@@ -120,12 +120,6 @@ def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> 
     Raises:
         DeployError: A step failed; the message says which, and where in the model.
     """
-    least = PRECISIONS[source.reference.precision].opset
-    if least is not None and (source.opset or least) < least:
-        raise DeployError(
-            f"{source.reference.precision} needs opset {least} or later, not {source.opset}",
-            "give a later --opset, or leave it out",
-        )
     draft = _traced(source) if source.program is None else _translated(source)
     specs = source.specs
 
@@ -265,7 +259,11 @@ def quantized(
         by: The rows to calibrate on.
         finish: Puts a graph into the form in which it is written.
     """
-    console.say(f"export: calibrating on {by.source}")
+    ranges, selection = (len(next(iter(part.values()))) for part in (by.rows, by.selection))
+    console.say(
+        f"export: calibrating on {by.source}: {ranges} for the ranges of values, {selection} to"
+        " choose among the calibrations"
+    )
     phases.start("calibrating")
     check_rows(draft.graph, by.rows)
     by, wanted = calibration.with_finite_outputs(draft.graph, by)

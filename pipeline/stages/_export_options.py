@@ -9,6 +9,7 @@ from pathlib import Path
 from engines.errors import UsageError
 from exporters import PRECISIONS, QUANTIZED
 from pipeline import models
+from pipeline.exporting import option_checks
 from pipeline.stages import data_option, model_option, precision_option
 from pipeline.verification import limits
 from pipeline.workflow.digests import require_file
@@ -91,9 +92,10 @@ def resolve(params: Params) -> Params:
             f"--calibration is for {' and '.join(QUANTIZED)}, not for {params.precision}",
             f"leave it out, or give --precision {QUANTIZED[0]}",
         )
+    option_checks.check_opset(params)
     spec = models.get(params.model)
     _check_graph_options(params)
-    _check_quantization(params, has_data=params.data is not None or spec.trainable)
+    option_checks.check_quantization(params, has_data=bool(params.data) or spec.trainable)
     data = params.data or spec.dataset
     return dataclasses.replace(params, data=data, golden_rows=_golden_rows(params, data))
 
@@ -132,30 +134,3 @@ def _check_graph_options(params: Params) -> None:
     ):
         if given:
             raise UsageError(f"--{name} does not apply to an ONNX file", "leave it out")
-
-
-def _check_quantization(params: Params, *, has_data: bool) -> None:
-    """Checks the options of quantization.
-
-    Generated inputs are used for calibration if, and only if, there are no others.
-
-    Raises:
-        UsageError: An option does not fit the model or the other options.
-    """
-    quantized = PRECISIONS[params.precision].quantized
-    others = has_data or params.calibration is not None
-    if quantized and not others and not params.calibrate_on_noise:
-        raise UsageError(
-            f"{params.precision} needs usual inputs to calibrate on, but {params.model} has no"
-            " data",
-            "give --calibration FILE.npz with an array of real rows for each input;"
-            " --calibrate-on-noise takes generated ones",
-        )
-    if not quantized and params.max_drop != 100 * limits.MAX_DROP:
-        raise UsageError(
-            f"--max-drop is for {' and '.join(QUANTIZED)}, not for {params.precision}",
-            "leave it out",
-        )
-    if params.calibrate_on_noise and (others or not quantized):
-        why = "there are real inputs" if quantized else f"{params.precision} is not calibrated"
-        raise UsageError(f"--calibrate-on-noise does not apply: {why}", "leave it out")

@@ -18,6 +18,7 @@ from pipeline.report import bench as report
 from pipeline.stages import model_option, precision_option, proved_engines
 from pipeline.workflow import hints, worker
 from pipeline.workflow.artifacts import (
+    COMPARISON,
     ENGINE,
     ENGINE_VERDICT,
     GOLDEN,
@@ -88,17 +89,32 @@ def resolve(params: Params) -> Params:
                 f" CPUs {','.join(map(str, allowed))}",
                 "choose from these CPUs",
             )
+    if params.affinity and params.threads not in (None, len(set(params.affinity))):
+        raise UsageError(
+            f"--threads {params.threads} and --affinity {','.join(map(str, params.affinity))}"
+            f" contradict each other: that is {len(set(params.affinity))} CPUs",
+            "leave --threads out: there is then one thread for each CPU of --affinity",
+        )
+    if params.cuda_graph and params.device == "cpu":
+        raise UsageError(
+            "--cuda-graph and --device cpu contradict each other", "leave out one of the two"
+        )
+    if params.precision in params.against:
+        raise UsageError(
+            f"--against {params.precision} and --precision {params.precision} are the same"
+            " precision",
+            "give --against the other precisions",
+        )
     if params.cuda_graph and not any(_has_graphs(other, params) for other in params.engine):
         raise NotAvailableError(
             f"none of {', '.join(params.engine)} has CUDA graphs on this machine",
             "leave --cuda-graph out, or use a machine with a CUDA device",
         )
-    against = tuple(other for other in dict.fromkeys(params.against) if other != params.precision)
     batch = tuple(sorted(set(params.batch)))
     return dataclasses.replace(
         params,
         engine=tuple(ordered),
-        against=against,
+        against=tuple(dict.fromkeys(params.against)),
         batch=batch,
         budget=budget,
         threads=params.threads or len(set(params.affinity)) or hardware.available_cpus(),
@@ -155,7 +171,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     from pipeline.golden import file as goldens
 
     for subject in _subjects(params).values():
-        _require_proof(subject, read_json(inputs[subject.verdict]), params)
+        verdict = read_json(inputs[subject.verdict])
+        _require_proof(subject, verdict, params)
+        _require_same_device(subject, verdict, params)
     worker.end()  # it holds memory, on a GPU too
     golden = goldens.load(inputs[GOLDEN])
     with ExitStack() as stack:
@@ -180,7 +198,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         after = hardware.gpu_states()
         devices = {name: session.device for name, session in sessions.items()}
     write_json(
-        outputs[MEASUREMENTS],
+        outputs[_measurements(params)],
         {
             "baseline": next(iter(sessions)),
             "devices": devices,
@@ -208,6 +226,24 @@ def _require_proof(subject: _Subject, verdict: dict[str, Any], params: Params) -
         f" {verdict['status']!r}: {verdict['reason']}",
         f"leave it out with --engine, or see `{hints.command('verify', words)}`",
     )
+
+
+def _require_same_device(subject: _Subject, verdict: dict[str, Any], params: Params) -> None:
+    """Raises ParityError if an engine is proved on another kind of device than it is measured on.
+
+    Other kernels run there, so the proof says nothing about them.
+    """
+    from engines.checks import choose_device
+
+    proved = str(verdict["facts"].get("device", ""))
+    device = choose_device(engines.get(subject.engine), params.device)
+    if proved and proved.partition(":")[0] != device.partition(":")[0]:
+        words = {"model": params.model, "precision": verdict["precision"], "device": device}
+        raise ParityError(
+            f"{subject.engine} is not measured on {device!r}: it is proved on {proved!r} only",
+            f"run `{hints.command('verify', words | {'engine': subject.engine})}`, or give --device"
+            f" {proved.partition(':')[0]}",
+        )
 
 
 def _open(subject: _Subject, built: Path, params: Params) -> Session:
@@ -238,8 +274,16 @@ def facts(params: Params) -> dict[str, str]:
 
 def show(runs: StageRuns[Params]) -> None:
     """Prints the measurements."""
-    for outputs, _ in runs:
-        report.show(read_json(outputs[MEASUREMENTS]))
+    for outputs, params in runs:
+        report.show(read_json(outputs[_measurements(params)]))
+
+
+def _measurements(params: Params) -> Artifact:
+    """Returns where the measurements go.
+
+    Those of several precisions have a file of their own, since they belong to no bundle.
+    """
+    return COMPARISON if params.against else MEASUREMENTS
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
@@ -256,7 +300,7 @@ STAGE = Stage(
     params=Params,
     inputs=_inputs,
     conditions=_conditions,
-    outputs=lambda _params: (MEASUREMENTS,),
+    outputs=lambda params: (_measurements(params),),
     run=run,
     tools=("numpy",),
     facts=facts,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.workflow.records import Record
 
 PRESETS = ("full", "quick")
+_LEAST_STD = 1 / 65504  # the reciprocal is the largest number of fp16
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,9 @@ def check_options(explicit: frozenset[str], runs: Sequence[Params]) -> None:
 def resolve(params: Params) -> Params:
     """Fills in the preset's values, the data set, and the device that "auto" stands for."""
     from engines.checks import pick_device
+    from pipeline.training import distributed
 
+    distributed.check_group()
     spec = models.get(params.model, params.seed)
     if models.graph_file(params.model) is not None:
         raise UsageError(
@@ -218,6 +221,12 @@ def resolve(params: Params) -> Params:
     if params.momentum is not None and params.optimizer != OPTIMIZERS[0]:
         raise UsageError(
             f"--momentum is for {OPTIMIZERS[0]}, not for {params.optimizer}", "leave it out"
+        )
+    if any(value < _LEAST_STD for value in params.std):
+        raise UsageError(
+            f"--std {','.join(map(str, params.std))}: divided by a number below {_LEAST_STD:.3g},"
+            " pixels exceed the range of fp16",
+            "give the deviation of each channel on the scale 0 to 1, such as 0.229",
         )
     data = params.data or spec.dataset
     chosen: dict[str, Any] = {"epochs": spec.recipe.epochs, "lr": spec.recipe.lr}

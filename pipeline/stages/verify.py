@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import engines
 from engines import hardware
+from engines.errors import UsageError
 from engines.layer_report import Layer, computed_in
 from pipeline import models
 from pipeline.report import verify as report
@@ -38,6 +41,11 @@ from pipeline.workflow.digests import read_json, write_json
 from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 
+def _subjects(params: Mapping[str, Any], root: Path) -> list[str]:
+    on_gpu = str(params.get("device")).startswith("cuda")
+    return [*([] if on_gpu else [GRAPH_SUBJECT]), *built_engines(params, root)]
+
+
 @dataclass(frozen=True)
 class Params:
     """Options of the stage."""
@@ -48,7 +56,7 @@ class Params:
         GRAPH_SUBJECT,
         text='What to verify: "graph", names of built engines, or "all".',
         names=lambda: [GRAPH_SUBJECT, *engines.names()],
-        role=OptionRole(expand_all=lambda *where: [GRAPH_SUBJECT, *built_engines(*where)]),
+        role=OptionRole(expand_all=_subjects),
     )
     data: str | None = data_option(None, as_trained=True)
     threads: int = option(factory=hardware.available_cpus, text="CPU threads.", high=1024)
@@ -82,7 +90,17 @@ class CommandOptions:
 
 
 def resolve(params: Params) -> Params:
-    """Fills in the data set of a zoo model; the command line takes others from the records."""
+    """Fills in the data set of a zoo model; the command line takes others from the records.
+
+    Raises:
+        UsageError: The graph itself is to be judged on a GPU.
+    """
+    if params.engine == GRAPH_SUBJECT and params.device.startswith("cuda"):
+        raise UsageError(
+            f"--device {params.device} does not apply to --engine {GRAPH_SUBJECT}, which ONNX"
+            " Runtime runs on the CPU",
+            "name an engine that runs on a GPU, or leave --device out",
+        )
     spec = models.in_zoo(params.model)
     return dataclasses.replace(params, data=params.data or (spec.dataset if spec else None))
 

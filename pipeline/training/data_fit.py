@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import DeployError, UsageError
-from pipeline.data.registry import Contents
+from pipeline.data.registry import Contents, read_contents
 from pipeline.models import LOGITS, Model, ModelSpec, for_images
+from pipeline.workflow.artifacts import CONTENTS, TRAINING
+from pipeline.workflow.digests import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +51,20 @@ def of_training(training: Mapping[str, Any]) -> Fit:
         return Fit()
     fit = training["fit"]
     return Fit(tuple(fit["mean"]), tuple(fit["std"]), fit["bgr"], fit["replace_head"])
+
+
+def as_trained(spec: ModelSpec, root: Path) -> Model:
+    """Returns a model, newly initialised, as it was last trained; as it is if it was not.
+
+    A module of the user's own takes the images, and has the classes, of its training's data set.
+    """
+    path = root / TRAINING.at(model=spec.name).path
+    training = read_json(path) if path.exists() else {}
+    contents = None
+    if data := training.get("data"):
+        described = root / CONTENTS.at(dataset=data).path
+        contents = read_contents(described) if described.exists() else None
+    return build(spec, contents, of_training(training) if contents is not None else Fit())
 
 
 def build(

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from engines.errors import UsageError
+
 _state = {"helpers called": False}
 
 
@@ -37,6 +39,21 @@ def group() -> Group:
         world=torch.distributed.get_world_size(),
         local=int(os.environ["LOCAL_RANK"]),
         local_world=int(os.environ["LOCAL_WORLD_SIZE"]),
+    )
+
+
+def check_group() -> None:
+    """Raises UsageError in a process that torchrun started and that has joined no group.
+
+    Each of these processes would train a model of its own.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" not in os.environ or world == "1" or group().world > 1:
+        return
+    count = os.environ.get("LOCAL_WORLD_SIZE", "N")
+    raise UsageError(
+        f"torchrun has started {world} processes of this command, and each would train by itself",
+        f"`torchrun --nproc-per-node {count} -m pipeline.training MODEL …` trains one model in all",
     )
 
 

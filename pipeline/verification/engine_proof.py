@@ -196,9 +196,9 @@ def _judge(
     if not state.run:
         return not_run(subject, precision, state.reason)
     kind = device.partition(":")[0]
-    if subject == GRAPH_SUBJECT:
-        device = "auto"  # GRAPH_RUNNER alone judges the graph, whatever device the engines use
-    elif kind in ("cpu", "cuda") and kind not in engine.devices:
+    if subject == GRAPH_SUBJECT and kind == "cuda":
+        return not_run(subject, precision, f"the graph itself is run on the CPU, not on {device!r}")
+    if kind in ("cpu", "cuda") and kind not in engine.devices:
         return not_run(subject, precision, f"it does not run on {device!r}")
     options = dataclasses.replace(
         asked,

@@ -164,6 +164,13 @@ MEASUREMENTS = Artifact(
     "{model}/{precision}/bench.json",
 )
 
+COMPARISON = Artifact(
+    "comparison",
+    "{model}/{precision}/comparison.json",
+    "bench",
+    "{model}/{precision}/compare.json",
+)
+
 BUNDLE = Artifact(
     "bundle",
     f"{{model}}-{{precision}}{BUNDLE_SUFFIX}",

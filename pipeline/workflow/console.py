@@ -60,6 +60,7 @@ class Output:
 
 settings = Output()
 _held: list[Callable[[], None]] | None = None
+_live: Any = None  # the progress that a terminal shows, from rich
 
 
 def _stdout() -> TextIO:
@@ -141,6 +142,8 @@ def say(text: str) -> None:
     """Prints a line of progress to stderr, unless quiet."""
     if settings.listener is not None:
         settings.listener(text)
+    elif _live is not None:  # above the bar, which a plain line would tear
+        _live.console.print(_plain(text), highlight=False, markup=False, soft_wrap=True)
     elif not settings.quiet:
         print(_plain(text), file=_stderr(), flush=True)
 
@@ -351,10 +354,8 @@ class Bar:
     def restart(self, total: float, text: str) -> None:
         """Begins again at 0; a total of 0 means that it is not known."""
         if self._progress is not None:
-            total_or_none = total or None
-            self._progress.reset(
-                self._task, total=total_or_none, completed=0, text=_in_one_line(text)
-            )
+            shown = {"total": total or None, "text": _in_one_line(text)}
+            self._progress.reset(self._task, completed=0, **shown)
 
     def advance(self, amount: float, text: str = "") -> None:
         """Moves the bar on by `amount` and shows `text` after it."""
@@ -363,10 +364,7 @@ class Bar:
 
     def line(self, text: str) -> None:
         """Prints a line that stays, above the bar."""
-        if self._progress is not None:
-            self._progress.console.print(_plain(text), highlight=False, markup=False)
-        else:
-            say(text)
+        say(text)
 
 
 @contextmanager
@@ -389,5 +387,10 @@ def bar(description: str, total: float) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}", markup=False),
     )
+    global _live  # noqa: PLW0603 - one terminal, one state
     with Progress(*columns, console=Console(file=_stderr()), transient=True) as progress:
-        yield Bar(progress, progress.add_task(_in_one_line(description), total=total, text=""))
+        before, _live = _live, progress
+        try:
+            yield Bar(progress, progress.add_task(_in_one_line(description), total=total, text=""))
+        finally:
+            _live = before

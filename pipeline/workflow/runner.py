@@ -180,7 +180,7 @@ class _Job:
         verifier = RecordVerifier(self.store.root)
         inputs = {
             artifact.label: {
-                "sha256": verifier.digest(artifact, self.inputs, self.fields),
+                "sha256": self._digest(verifier, artifact),
                 "record": artifact.record,
             }
             for artifact in self.inputs.declared
@@ -220,6 +220,30 @@ class _Job:
             )
             self._publish(scratch, record)
         return self._outcome(record, reason)
+
+    def _digest(self, verifier: RecordVerifier, artifact: Artifact) -> str:
+        """Returns the digest of an input; the error for an engine's says how to do without it."""
+        try:
+            return verifier.digest(artifact, self.inputs, self.fields)
+        except DeployError as error:
+            engines, broken = self.fields.get("engine"), dict(artifact.values).get("engine")
+            if broken and isinstance(engines, tuple):
+                sound = tuple(name for name in engines if self._is_sound(verifier, name))
+                words = {**self.fields, "engine": sound}
+                if sound:
+                    command = hints.again(self.stage.name, words)
+                    error.hint += f", or leave {broken} out: `{command}`"
+            raise
+
+    def _is_sound(self, verifier: RecordVerifier, engine: str) -> bool:
+        """Whether all inputs that belong to an engine are up to date."""
+        own = [a for a in self.inputs.declared if dict(a.values).get("engine") == engine]
+        try:
+            for artifact in own:
+                verifier.digest(artifact, self.inputs, self.fields)
+        except DeployError:
+            return False
+        return bool(own)
 
     def _wanted(self, inputs: dict[str, dict[str, str]]) -> dict[str, Any]:
         """Returns the part of the record that is known before the stage runs."""

@@ -15,6 +15,7 @@ from pipeline.workflow.artifacts import CHECKPOINT, TRAINING, lock_file
 from pipeline.workflow.digests import read_json, sha256_file
 
 _NAME_DIGITS = 12  # of the checkpoint's SHA-256
+_SHA256_DIGITS = 64
 
 
 @dataclass(frozen=True)
@@ -135,22 +136,40 @@ def _run(folder: Path, name: str, *, current: bool) -> Run:
     return Run(name, current, folder, known, described, size)
 
 
+def _meant(model: str, word: str, names: list[str]) -> str:
+    """Returns the name of the run that a word means: its name, the beginning of that, or a digest.
+
+    Raises:
+        UsageError: The word means none, or several.
+    """
+    short = word[:_NAME_DIGITS] if len(word) == _SHA256_DIGITS else word
+    meant = [name for name in names if short and name.startswith(short)]
+    if len(meant) > 1:
+        raise UsageError(
+            f"{word!r} is the beginning of {len(meant)} runs of {model}: {', '.join(meant)}",
+            "give more of the name",
+        )
+    if not meant:
+        raise UsageError(f"{model} has no run {word!r}", suggestion(word, names))
+    return meant[0]
+
+
 def use(root: Path, model: str, name: str, patience: float) -> None:
     """Makes kept weights the current ones, and keeps those that were.
 
     Args:
+        name: The name of the run, the beginning of it, or the SHA-256 of the weights.
         patience: Seconds to wait for a training of the model that is running.
 
     Raises:
-        UsageError: No run of the model has this name.
+        UsageError: No run of the model, or more than one, has this name.
         DeployError: The kept weights have changed since they were made.
     """
     targets = _files(root, model)
     held = lock.held(lock_file(root, CHECKPOINT.at(model=model).record), f"{model} train", patience)
     with held:
         known = {run.name: run for run in of_model(root, model)}
-        if name not in known:
-            raise UsageError(f"{model} has no run {name!r}", suggestion(name, [*known]))
+        name = _meant(model, name, [*known])
         run = known[name]
         if run.current and run.record is not None:
             return

@@ -1,5 +1,6 @@
 """The bench stage: its options and its record."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from engines import hardware
+from engines.errors import ParityError
+from pipeline.stages import bench, bundle
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
@@ -23,9 +26,28 @@ def test_threads_and_cpus_are_recorded_and_restored(store: Store, assay: Assay) 
     facts = json.loads(result.out)["outcomes"][-1]["results"]["measurements"]["machine"]
     assert (facts["affinity"], facts["threads"]) == ([first], 1)
     assert hardware.affinity() == before
-    result = assay(*words, "--affinity", first, "--threads", 3, *BRIEF)
-    facts = json.loads(result.out)["outcomes"][-1]["results"]["measurements"]["machine"]
-    assert facts["threads"] == 3
+
+
+def test_an_engine_is_measured_on_the_device_that_it_is_proved_on() -> None:
+    params = bench.Params("lenet", engine=("onnxruntime",))
+    (subject,) = bench._subjects(params).values()
+    bench._require_same_device(subject, {"facts": {"device": "cpu"}}, params)
+    proved = {"facts": {"device": "cuda:0"}, "precision": "fp32"}
+    with pytest.raises(ParityError, match="proved on 'cuda:0' only") as caught:
+        bench._require_same_device(subject, proved, params)
+    assert "`assay verify lenet --engine onnxruntime --device cpu`" in caught.value.hint
+
+
+def test_a_comparison_of_precisions_is_part_of_no_bundle() -> None:
+    params = bench.Params("lenet", engine=("onnxruntime",), against=("fp16",))
+    compared, alone = (
+        {artifact.record for artifact in bench.STAGE.outputs(chosen)}
+        for chosen in (params, dataclasses.replace(params, against=()))
+    )
+    assert not compared & alone
+    bundled = {part.record for part in bundle.STAGE.inputs(bundle.Params("lenet"))}
+    assert bundled & alone
+    assert not bundled & compared
 
 
 @pytest.mark.slow(9)

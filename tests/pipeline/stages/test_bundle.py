@@ -32,6 +32,20 @@ def test_two_folders_give_the_same_bytes(
     assert (tmp_path / f"dist/{FOLDER}.tar.zst").read_bytes() == bundle_of(built).read_bytes()
 
 
+def test_an_engine_that_is_not_up_to_date_can_be_left_out(
+    store: Store, assay: Callable[..., Result]
+) -> None:
+    engine = next((store.root / "lenet/fp32/onnxruntime").glob("engine.*"))
+    engine.write_bytes(engine.read_bytes() + b"\0")
+    where = ("--root", store.root, "--dist", store.dist)
+    result = assay("bundle", "lenet", *where)
+    assert result.code == 1
+    hint = result.err.splitlines()[-1]
+    assert "or leave onnxruntime out: `assay bundle lenet --engine " in hint
+    words = hint.rpartition("`assay ")[2].rstrip("`").split()
+    assert assay(*words, "--no-measurements").code == 0
+
+
 OPTIONAL = {"lenet/checkpoint.safetensors", "lenet/fp32/model.pt2"}
 
 

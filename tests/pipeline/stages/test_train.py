@@ -107,6 +107,18 @@ def test_an_unknown_device_is_wrong_usage(
     assert f"unknown device {device!r}" in result.err
 
 
+def test_processes_of_torchrun_do_not_train_side_by_side(
+    assay: Callable[..., Result], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    result = assay("train", "lenet", "--root", store.root)
+    assert result.code == 2
+    assert "torchrun has started 2 processes of this command" in result.err
+    assert "`torchrun --nproc-per-node 2 -m pipeline.training MODEL" in result.err
+
+
 def test_an_unavailable_device_is_an_error_and_nothing_is_trained(
     assay: Callable[..., Result], store: Store
 ) -> None:

@@ -149,6 +149,14 @@ def test_training_uses_the_models_order_of_classes(folder: Path, assay: Assay) -
     assert trained["confusion"] == [[2, 0, 0], [0, 2, 0], [0, 0, 2]]
 
 
+def test_a_module_is_summarised_as_it_was_trained(folder: Path, assay: Assay) -> None:
+    assert assay("summary", "networks.py:plain").code == 1  # its input is not known
+    assert train(assay, "plain", folder, "--epochs", 0).code == 0
+    result = assay("summary", "networks.py:plain", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["inputs"] == [[1, 3, 8, 8]]
+
+
 REFUSED = {
     "other_labels": "has the labels cat, dog, fish, but the classes of the data set are blue",
     "large": "gives 7 classes, but the data set has 3",

@@ -58,10 +58,12 @@ def test_a_terminal_shows_the_phase_and_its_part(monkeypatch: pytest.MonkeyPatch
             phases.start("golden rows in float64", total=8)
             phases.advance(2)
             time.sleep(0.3)
+            console.say("export: a line of its own")
             phases.start("translating to ONNX")
             time.sleep(0.3)
     drawn = os.read(main, 1 << 16).decode()
     os.close(main)
     assert "golden rows in float64" in drawn
     assert "25%" in drawn
+    assert "\nexport: a line of its own" in drawn.replace("\r", "\n").replace("\x1b[2K", "")
     assert "translating to ONNX" in drawn

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engines import hardware
+from engines.errors import UsageError
 from pipeline.cli import stage_runs
 from pipeline.workflow import lock, runs
 from pipeline.workflow.artifacts import lock_file
@@ -165,7 +166,7 @@ def test_runs_are_listed_and_taken_back(root: Path, assay: Assay) -> None:
         (second, True),
         (first, False),
     ]
-    assert assay("runs", "edge", "--use", first, "--root", root).code == 0
+    assert assay("runs", "edge", "--use", first[:5], "--root", root).code == 0
     assert digest(root)[:12] == first
     assert [(run.name, run.current) for run in runs.of_model(root, "edge")] == [
         (first, True),
@@ -174,6 +175,15 @@ def test_runs_are_listed_and_taken_back(root: Path, assay: Assay) -> None:
     assert assay("verify", "edge", "--root", root).code == 0  # of the graph of the first weights
     unknown = assay("runs", "edge", "--use", "nothing", "--root", root)
     assert (unknown.code, first in unknown.err) == (2, True)
+
+
+def test_a_run_is_named_by_an_unambiguous_beginning_or_a_whole_digest() -> None:
+    names = ["12ab00000000", "12cd00000000"]
+    assert runs._meant("edge", "12c", names) == names[1]
+    assert runs._meant("edge", names[0] + "f" * 52, names) == names[0]
+    for word, message in (("12", "beginning of 2 runs"), ("x", "no run"), ("", "no run")):
+        with pytest.raises(UsageError, match=message):
+            runs._meant("edge", word, names)
 
 
 def test_writing_to_the_current_weights_never_changes_kept_ones(root: Path, assay: Assay) -> None:

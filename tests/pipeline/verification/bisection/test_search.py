@@ -105,6 +105,17 @@ def test_bisecting_an_unsuitable_engine_or_graph_is_an_error(
     assert message in result.err
 
 
+def test_wrong_usage_is_said_before_torch_is_imported(
+    built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: str) -> None:
+        raise AssertionError("torch is imported")
+
+    monkeypatch.setattr("pipeline.stages.need_torch", fail)
+    for words in (("--engine", "all"), ("--precision", "int8"), ("--plot", "growth.gif")):
+        assert assay("verify", "lenet", "--bisect", "--root", built.root, *words).code == 2
+
+
 def test_plot_needs_bisect(built: Store, assay: Callable[..., Result]) -> None:
     result = assay("verify", "lenet", "--root", built.root, "--plot", "growth.svg")
     assert result.code == 2
