@@ -199,9 +199,10 @@ def made(
 ) -> Array:
     """Returns random rows `[count, *size]` of an input.
 
-    Floats that look like images, with 1, 3 or 4 channels first, are coarse and fine noise from 0 to
-    1. Other floats are normally distributed, and integers are 0 or 1: an index into a table may not
-    be larger. With `like`, values have the mean and deviation, or the range, of those rows.
+    Bytes and floats that look like images, with 1, 3 or 4 channels first, are coarse and fine
+    noise, floats from 0 to 1. Other floats are normally distributed, and integers are 0 or 1: an
+    index into a table may not be larger. With `like`, values have the mean and deviation, or the
+    range, of those rows.
     """
     if like is not None and (spec.name in like) and np.dtype(spec.dtype).kind != "f":
         known = like[spec.name]
@@ -211,13 +212,15 @@ def made(
     random = np.random.default_rng([seed, *spec.name.encode()])
     shape = (count, *size)
     kind = np.dtype(spec.dtype).kind
+    if len(size) in (_IMAGE_AXES - 1, _IMAGE_AXES):
+        channels, height, width = size[-3:]
+        if channels in _CHANNELS and height * width > 1 and (kind == "f" or spec.dtype == "uint8"):
+            several = count * math.prod(size[:-3])
+            images = golden_rows.made_images((channels, height, width), several, seed)
+            scaled = images if kind != "f" else images.astype(np.float64) / 255
+            return scaled.reshape(shape).astype(spec.dtype)
     if kind != "f":
         return random.integers(low, high, shape, endpoint=True).astype(spec.dtype)
-    *_, channels, height, width = (*size, 0, 0, 0)[-3:] if len(size) >= 3 else (0, 0, 0)  # noqa: PLR2004
-    if len(size) in (_IMAGE_AXES - 1, _IMAGE_AXES) and channels in _CHANNELS and height * width > 1:
-        several = count * math.prod(size[:-3])
-        images = golden_rows.made_images((channels, height, width), several, seed)
-        return (images.astype(np.float64) / 255).reshape(shape).astype(spec.dtype)
     if like is not None and spec.name in like:
         example = like[spec.name].astype(np.float64)
         return random.normal(example.mean(), example.std() or 1.0, shape).astype(spec.dtype)
