@@ -106,6 +106,7 @@ ALLOWED = {
         "pipeline",
         "pipeline/bundling",
         "pipeline/data",
+        "pipeline/exporting",
         "pipeline/golden",
         "pipeline/models",
         "pipeline/report",

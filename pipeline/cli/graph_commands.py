@@ -11,10 +11,10 @@ import click
 import engines
 import exporters
 from engines import temporary
-from engines.errors import UsageError, suggestion
+from engines.errors import ParityError, UsageError, suggestion
 from pipeline.cli.flags import limit, limiting, print_as, printing
 from pipeline.workflow import console
-from pipeline.workflow.artifacts import GRAPH_SUBJECT
+from pipeline.workflow.artifacts import GOLDEN, GRAPH, GRAPH_SUBJECT
 
 _path = click.Path(path_type=Path)
 _inputs = click.option("--inputs", type=_path, help=".npz file of inputs, an array for each.")
@@ -63,10 +63,10 @@ def diff(
         require_file(path, "give the path of an ONNX graph")
     asked = onnx_models.Asked(_words(shape), inputs)
     with temporary.folder() as folder:
-        golden = folder / "golden.npz"
+        golden = folder / GOLDEN.name
         exported = onnx_models.export(graph, str(graph), precision, asked, max_drop=limits.MAX_DROP)
         exported.golden.save(golden)
-        judged = folder / "model.onnx"
+        judged = folder / GRAPH.name
         onnx_files.write(onnx_models.readable(other, exported.golden), judged)
         verdict = engine_proof.prove(
             GRAPH_SUBJECT, judged, golden, precision, device="auto", threads=1, elsewhere=True
@@ -74,7 +74,11 @@ def diff(
     verdict = dataclasses.replace(verdict, subject=other.name)
     verdict_report.show([verdict])
     console.document(dataclasses.asdict(verdict))
-    require_pass([verdict], graph.name)
+    try:
+        require_pass([verdict], graph.name)
+    except ParityError as error:
+        error.hint = f"`assay inspect` describes both; the model is {graph.name}"
+        raise
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +50,12 @@ class Cast:
 
 
 def at_precision(
-    model: Model, precision: str, rows: Rows, axes: Mapping[str, Sequence[Range]], *, traced: bool
+    model: Model,
+    precision: str,
+    rows: Rows,
+    *,
+    traced: bool,
+    axes: Mapping[str, Sequence[Range]] = MappingProxyType({}),
 ) -> Cast:
     """Casts a model to a precision and keeps in fp32 what that cannot hold.
 

@@ -94,7 +94,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     for name, verdict in verdicts.items():
         if verdict["status"] not in ACCEPTED:
             raise ParityError(
-                f"{name} is not proved equal to the PyTorch model, so it is not bundled:"
+                f"{name} is not proved equal to the model, so it is not bundled:"
                 f" {verdict['reason']}",
                 f"leave it out with --engine, or see"
                 f" `{hints.command('verify', vars(params) | {'engine': name})}`",

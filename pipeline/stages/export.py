@@ -112,7 +112,7 @@ def _export(inputs: Paths, outputs: Paths, params: Params) -> None:
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
     names = output_names(model, [*rows.inputs], tensors)
     traced = params.exporter != EXPORTERS[0]
-    cast = at_precision(model, params.precision, rows, axes, traced=traced)
+    cast = at_precision(model, params.precision, rows, traced=traced, axes=axes)
     checkpoint = sha256_file(inputs[CHECKPOINT])
     arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
     cached = _reference_cache(

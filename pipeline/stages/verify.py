@@ -173,7 +173,7 @@ def show(runs: StageRuns[Params]) -> None:
 
 STAGE = Stage(
     name="verify",
-    help="Prove a graph or engine equal to the PyTorch model.",
+    help="Prove a graph or engine equal to the model.",
     params=Params,
     inputs=_inputs,
     outputs=lambda params: (_verdict(params),),

@@ -66,7 +66,7 @@ def _sentence(verdict: Verdict) -> str:
         return f"{verdict.subject} crashed: {verdict.reason}"
     if verdict.status == "failed":
         return f"{verdict.subject} cannot be judged: {verdict.reason}"
-    return f"{verdict.subject} is not proved equal to the PyTorch model: {verdict.reason}"
+    return f"{verdict.subject} is not proved equal to the model: {verdict.reason}"
 
 
 def _parity_hint(verdict: Verdict, model: str, file: Path | None) -> str:

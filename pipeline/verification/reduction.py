@@ -16,7 +16,7 @@ import engines
 from engines import temporary
 from engines.contract import Array, BuildOptions, OpenOptions
 from engines.errors import CrashedError, DeployError, NotAvailableError
-from exporters import onnx_files
+from exporters import DEFAULT_PRECISION, onnx_files
 from exporters.graph_run import GraphRun
 from exporters.onnx_nodes import graphs_of, inputs_of
 from pipeline.golden import graph_reference
@@ -24,6 +24,7 @@ from pipeline.golden.file import Reference
 from pipeline.golden.graph_ranges import SizedRows
 from pipeline.verification import limits, verdict
 from pipeline.workflow import console, worker
+from pipeline.workflow.artifacts import GRAPH
 
 # Rows on which parts of a graph are compared.
 _ROWS = 3
@@ -252,7 +253,7 @@ def failure(model: onnx.ModelProto, rows: SizedRows, engine: str, device: str) -
         rows: Each is one run of the graph.
     """
     with temporary.folder() as folder:
-        source, built = folder / "model.onnx", folder / "engine"
+        source, built = folder / GRAPH.name, folder / "engine"
         onnx_files.write(model, source)
         try:
             worker.call(f"building {engine}", _build, engine, source, built)
@@ -296,7 +297,7 @@ def _judge(
         labels=np.zeros(0, np.int64),
         test_reference=np.zeros((0, 0)),
         test_labels=np.zeros(0, np.int64),
-        precision="fp32",
+        precision=DEFAULT_PRECISION,
         max_drop=0.0,
         batched=False,
     )

@@ -16,7 +16,7 @@ from torch import nn
 
 import assay as library
 from tests import foreign
-from tests.conftest import Result
+from tests.conftest import Process
 
 SOURCE = """
 import torch
@@ -134,9 +134,10 @@ CASES = (
     Case("verify my.py:plain --engine onnxruntim", 2, ("did you mean 'onnxruntime'",)),
     # Weights.
     Case("export my.py:plain --weights module.pt", 0),
-    Case("export my.py:plain --weights two.pt", 1, ("--weights-key", "model_ema")),
-    Case("export my.py:plain --weights two.pt --weights-key model_ema --retrain", 0),
-    Case("export my.py:plain --weights other.pt --retrain", 1, ("weight",)),
+    Case("export my.py:plain --weights two.pt --weights-key model", 2, ("--retrain",)),
+    Case("train my.py:plain --weights two.pt --retrain", 1, ("--weights-key", "model_ema")),
+    Case("train my.py:plain --weights two.pt --weights-key model_ema --retrain", 0),
+    Case("train my.py:plain --weights other.pt --retrain", 1, ("weight",)),
     # Quantization.
     Case("export my.py:plain --precision int8", 2, ("--calibration FILE.npz",)),
     Case("export my.py:plain --precision int8 --calibrate-on-noise", 0),
@@ -152,7 +153,8 @@ CASES = (
     # Options that are not used, or contradict each other.
     Case("build my.py:plain --engine onnxruntime --refit", 2, ("--refit does not apply",)),
     Case(f"bench my.py:cnn {RUN} --threads 2 --affinity 0", 2, ("--threads", "--affinity")),
-    Case("verify my.py:plain --device cuda:7", 4, ("cuda:7",)),
+    Case("verify my.py:plain --device cuda:7", 2, ("cuda:7", "CPU")),
+    Case("verify my.py:cnn --engine onnxruntime --device cuda", 4, ("cuda",)),
     Case("export my.py:plain --shape input=1x6", 2, ("--shape is for an ONNX file",)),
     # ONNX files.
     Case("inspect det.onnx", 0, ("images: float32[batch, 3, height, width]",)),
@@ -207,11 +209,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-@pytest.mark.usefixtures("folder")
-def test_commands_of_users_have_the_right_outcome(assay: Callable[..., Result]) -> None:
+def test_commands_of_users_have_the_right_outcome(
+    process: Callable[..., Process], folder: Path
+) -> None:
     wrong = []
     for case in CASES:
-        result = assay(*shlex.split(case.command))
+        result = process(*shlex.split(case.command), cwd=folder).run()
         printed = result.out + result.err
         missing = [word for word in case.words if word not in printed]
         if result.code != case.code or missing or "Traceback" in printed:

@@ -274,7 +274,7 @@ def test_engines_that_crash_are_rows_and_the_others_are_measured(
     assert "hanging crashed: stopped after 12 s while running hanging" in error
     assert "hungry crashed: stopped while opening hungry: the process took" in error
     assert "segfaulting crashed: signal 11 (SIGSEGV) ended the process while opening" in error
-    assert "wrong is not proved equal to the PyTorch model" in error
+    assert "wrong is not proved equal to the model" in error
     assert (tmp_path / "dist/edge-fp32.tar.zst").exists()
     assert "Traceback" not in result.err
     assert "last words of a library" in result.err
