@@ -224,13 +224,13 @@ def _traced(source: Source) -> _Draft:
 
 
 def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _Draft:
+    check_rows(draft.graph, by.rows)
     ranges, selection = (len(next(iter(part.values()))) for part in (by.rows, by.selection))
     console.say(
         f"export: calibrating on {by.source}: {ranges} for the ranges of values, {selection} to"
         " choose among the calibrations"
     )
     phases.start("calibrating")
-    check_rows(draft.graph, by.rows)
     by, wanted = calibration.with_finite_outputs(draft.graph, by)
     quantizer = importlib.import_module(PRECISIONS[source.reference.precision].quantizer)
     result: Quantized = quantizer.quantize(
