@@ -12,6 +12,7 @@ import numpy as np
 from engines.errors import UsageError
 from engines.layer_report import Layer
 
+_LONGEST_AXIS = 24  # exporters name some axes by formulas
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = Mapping[str, Array]
 Outputs = dict[str, Array]
@@ -35,7 +36,7 @@ class TensorSpec:
     def __str__(self) -> str:
         names = self.axes or ("batch", *("?" for _ in self.shape[1:]))
         shown = (
-            (name or "?") if axis is None else str(axis)
+            (name if 0 < len(name) <= _LONGEST_AXIS else "?") if axis is None else str(axis)
             for axis, name in zip(self.shape, names, strict=False)
         )
         return f"{self.name}: {self.dtype}[{', '.join(shown)}]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -171,21 +171,19 @@ def named_outputs(outputs: Any) -> dict[str, torch.Tensor]:
     """Returns a network's outputs by name.
 
     A mapping or named tuple brings its own names. A single tensor is named `output`, those of a
-    tuple or list `output_0`, `output_1` and so on.
+    tuple or list `output_0`, `output_1` and so on. What they contain in turn is named after both,
+    such as `output_0_boxes` or `features_1`.
 
     Raises:
-        DeployError: An output is not a tensor, or is complex.
+        DeployError: An output is not a tensor, is complex, or two have one name.
     """
-    if isinstance(outputs, torch.Tensor):
-        named = {"output": outputs}
-    elif isinstance(outputs, Mapping):
-        named = dict(outputs)
-    elif hasattr(outputs, "_asdict"):  # a named tuple
-        named = outputs._asdict()
-    elif isinstance(outputs, tuple | list):
-        named = {f"output_{index}": value for index, value in enumerate(outputs)}
-    else:
-        named = {"output": outputs}
+    named: dict[str, Any] = {}
+    for name, value in _flat(outputs, ""):
+        if name in named:
+            raise DeployError(
+                f"two outputs of the model are named {name!r}", "give them other names"
+            )
+        named[name] = value
     for name, value in named.items():
         if not isinstance(value, torch.Tensor):
             raise DeployError(
@@ -198,6 +196,20 @@ def named_outputs(outputs: Any) -> dict[str, torch.Tensor]:
                 "return torch.view_as_real of it",
             )
     return named
+
+
+def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yields the name and value of each output in nested containers."""
+    if hasattr(value, "_asdict"):  # a named tuple
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _flat(part, f"{prefix}_{name}" if prefix else str(name))
+    elif isinstance(value, tuple | list):
+        for index, part in enumerate(value):
+            yield from _flat(part, f"{prefix or 'output'}_{index}")
+    else:
+        yield prefix or "output", value
 
 
 def batch_for(pixels: int, inputs: Sequence[torch.Tensor]) -> int:

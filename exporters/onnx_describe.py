@@ -13,7 +13,7 @@ import onnx
 from engines.errors import DeployError
 from engines.layer_report import precision
 from exporters import PRECISIONS, QUANTIZED
-from exporters.onnx_nodes import attribute, spec_of
+from exporters.onnx_nodes import attribute, inputs_of, spec_of
 
 _DEQUANTIZE = ("DequantizeLinear",)
 _SMALL = 1024  # constants of up to this many elements may hold a shape
@@ -29,12 +29,13 @@ class Node:
         precision: The type it computes in, such as "fp16". For a node whose inputs are all
             dequantized right before it, the quantized type, since backends fuse the two.
         multiply_adds: For one row of the batch; 0 unless it is a convolution or matrix product.
+            None if another axis of the inputs is dynamic, too: then it depends on its size.
     """
 
     name: str
     operator: str
     precision: str
-    multiply_adds: int
+    multiply_adds: int | None
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ class Description:
         return dict(Counter(node.precision for node in self.nodes).most_common())
 
     @property
-    def multiply_adds(self) -> int:
-        """Multiply-adds of the whole graph, for one row of the batch."""
-        return sum(node.multiply_adds for node in self.nodes)
+    def multiply_adds(self) -> int | None:
+        """Multiply-adds of the whole graph, for one row of the batch; see `Node`."""
+        counts = [node.multiply_adds for node in self.nodes]
+        return None if None in counts else sum(count or 0 for count in counts)
 
     def document(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -82,9 +84,11 @@ def describe(model: onnx.ModelProto) -> Description:
     graph = model.graph
     types = value_types(model)
     makers = {name: node for node in graph.node for name in node.output}
+    inputs = [spec_of(value) for value in inputs_of(graph)]
+    known_size = not any(None in spec.shape[1:] for spec in inputs)
     sizes = [(math.prod(t.dims), t.data_type) for t in graph.initializer]
     return Description(
-        inputs=tuple(str(spec_of(value)) for value in graph.input),
+        inputs=tuple(map(str, inputs)),
         outputs=tuple(str(spec_of(value)) for value in graph.output),
         opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
         operators=dict(Counter(node.op_type for node in graph.node).most_common()),
@@ -97,7 +101,7 @@ def describe(model: onnx.ModelProto) -> Description:
                 node.name or node.output[0],
                 node.op_type,
                 _precision(node, types, makers),
-                _multiply_adds(node, types),
+                _multiply_adds(node, types) if known_size else None,
             )
             for node in graph.node
             if node.op_type not in _PLUMBING

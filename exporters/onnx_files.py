@@ -201,6 +201,23 @@ def _default_place(size: int) -> tuple[tuple[str, str], ...]:
     return (("offset", "0"), ("length", str(size)))
 
 
+def external_locations(path: Path) -> list[str]:
+    """Returns the files beside a graph that hold its tensors.
+
+    Raises:
+        DeployError: As `read`.
+    """
+    model = read(path, data=False)
+    stored = {
+        entry.value
+        for tensor in tensors(model)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return sorted(stored)
+
+
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yields every tensor of a model, wherever it is: initializers, attributes, sparse parts."""
     todo = [model.graph]

@@ -25,7 +25,7 @@ from exporters.constant_sizes import make_sizes_constant
 from exporters.onnx_nodes import attribute, spec_of
 from exporters.weight_map import refold
 
-# The name of every dynamic axis; the exporter's own names (s40, s77, …) are arbitrary.
+# The name of the first axis; the exporter's own names (s40, s77, …) are arbitrary.
 BATCH = "batch"
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _TORCHSCRIPT_OPSET = 17
@@ -89,7 +89,7 @@ def export_graph(
                 raise trace_errors.untranslated(error, report, program) from error
 
     def graphs(simplified: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
-        slim = _slimmed(simplified)
+        slim = slimmed(simplified)
         if slim is not None:
             with contextlib.suppress(DeployError):
                 yield finished(slim, inputs, outputs, metadata)
@@ -124,7 +124,7 @@ def _pool(x: torch.Tensor, size: Sequence[int]) -> Any:
     return x.mean((-1, -2), keepdim=True) if list(size) == [1, 1] else NotImplemented
 
 
-def _slimmed(model: onnx.ModelProto) -> onnx.ModelProto | None:
+def slimmed(model: onnx.ModelProto) -> onnx.ModelProto | None:
     """Returns a graph with fewer nodes, by onnxslim; None if it removes none.
 
     onnxslim follows shapes through attention, where onnxscript's optimizer gives up: it reduces
@@ -181,7 +181,14 @@ def trace_graph(
             dynamo=False,
             input_names=names[: len(inputs)],
             output_names=names[len(inputs) :],
-            dynamic_axes={name: {0: BATCH} for name in names},
+            dynamic_axes={
+                spec.name: {
+                    i: spec.axes[i] if spec.axes else BATCH
+                    for i, axis in enumerate(spec.shape)
+                    if axis is None
+                }
+                for spec in (*inputs, *outputs)
+            },
             opset_version=opset or _TORCHSCRIPT_OPSET,
         )
 
@@ -218,21 +225,30 @@ def finished(
 ) -> onnx.ModelProto:
     """Puts a graph into its canonical form, checks it (see `check_graph`) and returns it."""
     make_sizes_constant(model)
-    canonicalise(model, metadata)
+    canonicalise(model, metadata, {spec.name: spec.axes for spec in (*inputs, *outputs)})
     check_graph(model, inputs, outputs)
     return model
 
 
-def canonicalise(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
-    """Removes what depends on this machine, names the dynamic axes and sets the metadata."""
+def canonicalise(
+    model: onnx.ModelProto,
+    metadata: Mapping[str, str],
+    axes: Mapping[str, tuple[str, ...]] | None = None,
+) -> None:
+    """Removes what depends on this machine, names the dynamic axes and sets the metadata.
+
+    Args:
+        axes: By input or output, the names of its axes; by default the first is the batch.
+    """
     _strip(model)
     # Inferred types are dropped: an optimizer may have changed a type without updating them.
     del model.graph.value_info[:]
     values = [*model.graph.input, *model.graph.output]
     for value in values:
-        for dim in value.type.tensor_type.shape.dim:
+        names = (axes or {}).get(value.name) or (BATCH,)
+        for index, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.dim_param:
-                dim.dim_param = BATCH
+                dim.dim_param = names[index] if index < len(names) else f"{value.name}_{index}"
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
 
 

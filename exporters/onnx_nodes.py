@@ -17,6 +17,21 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
+def graphs_of(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    """Returns a graph and all its subgraphs."""
+    graphs = [graph]
+    for known in graphs:
+        for node in known.node:
+            for entry in node.attribute:
+                graphs += [entry.g] if entry.HasField("g") else [*entry.graphs]
+    return graphs
+
+
+def nodes_of(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Returns the nodes of a graph and of all its subgraphs."""
+    return [node for known in graphs_of(graph) for node in known.node]
+
+
 def remove_unread_constants(graph: onnx.GraphProto) -> None:
     """Removes the initializers that neither a node nor an output reads."""
     read = {name for node in graph.node for name in node.input}

@@ -1,4 +1,4 @@
-"""Exports a module as a torch.export program with a dynamic batch."""
+"""Exports a module as a torch.export program whose batch, and maybe other axes, are dynamic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import io
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def export_program(
-    module: nn.Module, examples: Sequence[torch.Tensor], names: Sequence[str] = ()
+    module: nn.Module,
+    examples: Sequence[torch.Tensor],
+    names: Sequence[str] = (),
+    dynamic: Mapping[str, Mapping[int, tuple[int, int]]] | None = None,
 ) -> Any:
     """Traces a module into a torch.export program.
 
@@ -31,14 +34,20 @@ def export_program(
         module: In evaluation mode.
         examples: One tensor for each positional argument. The first axis is the batch, of two
             rows: torch.export would take a batch of one for a constant.
-        names: The names of the inputs, for error messages.
+        names: The names of the inputs, for error messages and `dynamic`.
+        dynamic: By input, the other axes that are dynamic, with their least and largest size.
 
     Raises:
-        DeployError: The module cannot be traced, or fixes its batch size; the message names the
+        DeployError: The module cannot be traced, or fixes a dynamic axis; the message names the
             line of the model.
     """
     # DYNAMIC, unlike AUTO or a named Dim, is an error where the model fixes the axis.
-    shapes: tuple[Any, ...] = tuple({0: torch.export.Dim.DYNAMIC} for _ in examples)
+    dim = torch.export.Dim.DYNAMIC
+    shapes: tuple[Any, ...] = tuple({0: dim} for _ in examples)
+    for shape, name in zip(shapes, names, strict=False):
+        for axis, (low, high) in (dynamic or {}).get(name, {}).items():
+            if low < high:
+                shape[axis] = dim(min=low, max=high)
     kinds = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         shapes = (shapes,)  # `*inputs` is one argument to torch.export

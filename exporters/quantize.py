@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 
 from engines import temporary
-from engines.contract import Feeds
+from engines.contract import Feeds, TensorSpec
 from engines.errors import DeployError
 from exporters.kept_in_float import nodes_in_float
 from exporters.onnx_describe import add_group_norm_types
@@ -176,11 +176,7 @@ def check_rows(graph: onnx.ModelProto, rows: Feeds) -> None:
         )
     for spec in specs:
         array = rows[spec.name]
-        if (
-            array.dtype.name != spec.dtype
-            or array.shape[1:] != spec.shape[1:]
-            or array.ndim != len(spec.shape)
-        ):
+        if not spec.accepts(TensorSpec(spec.name, array.dtype.name, array.shape)):
             raise DeployError(
                 f"calibration data: a row of {spec.name} is {array.dtype}{list(array.shape[1:])},"
                 f" but the graph takes {spec}",

@@ -14,15 +14,9 @@ from typing import Any
 import torch
 
 from exporters import name_of, trace_errors
+from exporters.half_range import CONSTANT_ERROR, HEADROOM, LOST_BITS
 from exporters.wide_run import WideRun, is_half
 
-# Values that come this near to the largest number of the type have left it: other inputs may well
-# give twice what the golden ones do.
-_HEADROOM = 0.5
-# Below its least normal number, a type loses a digit with each halving: that many bits may be lost.
-_LOST_BITS = 2
-# A constant that its type holds with a greater relative error has lost its digits.
-_CONSTANT_ERROR = 0.01
 _ATEN = torch.ops.aten
 # Operators whose numbers become constants of the graph, in the type of its tensors. The epsilon of
 # a norm is none of them: it stays a float, and what is computed with it is in float32.
@@ -89,7 +83,7 @@ def find(
         run: Calls what it is given with the inputs to look at, batch by batch.
     """
     limits = torch.finfo(dtype)
-    least = limits.tiny * 2.0**-_LOST_BITS
+    least = limits.tiny * 2.0**-LOST_BITS
     # With its own weights, of which those that overflow are infinite, nothing else could be seen.
     wide = WideRun(program, dtype, weights=originals)
     largest: dict[Any, float] = {}
@@ -117,7 +111,7 @@ def find(
     found = {
         node: f"reaches {peak:.3g} ({_name(dtype)} holds {limits.max:.3g})"
         for node, peak in largest.items()
-        if peak > limits.max * _HEADROOM
+        if peak > limits.max * HEADROOM
     }
     for node, size in vanishing.items():
         found.setdefault(
@@ -148,7 +142,7 @@ def unfit_rows(
             if value.is_floating_point() and value.numel():
                 size = value.abs()
                 peak = float(torch.where(size.isfinite(), size, 0).max())
-                if peak > limits.max or 0 < peak < limits.tiny * 2.0**-_LOST_BITS:
+                if peak > limits.max or 0 < peak < limits.tiny * 2.0**-LOST_BITS:
                     unfit.append(row)
 
         # Twice, since a program is traced with two rows, and some take a single one for another.
@@ -191,7 +185,7 @@ def _lost(number: float, dtype: torch.dtype) -> bool:
     if not torch.tensor(number).isfinite() or number == 0:
         return False
     held = float(torch.tensor(number, dtype=torch.float64).to(dtype))
-    return not abs(held - number) <= _CONSTANT_ERROR * abs(number)
+    return not abs(held - number) <= CONSTANT_ERROR * abs(number)
 
 
 def _weights(

@@ -314,10 +314,11 @@ def run_all(arguments: dict[str, Any], store: Store) -> tuple[list[Outcome], Dep
 
     # The summary at the end repeats all results but the measurements.
     quietly = console.only_on_failure
+    is_graph = models.graph_file(arguments["model"]) is not None
     with quietly():
-        if (data := _data_to_get(arguments, store)) is not None:
+        if not is_graph and (data := _data_to_get(arguments, store)) is not None:
             step("data", data=data)
-    for name in ("train", "export"):
+    for name in ("export",) if is_graph else ("train", "export"):
         with quietly():
             step(name)
     with quietly():

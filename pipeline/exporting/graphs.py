@@ -14,12 +14,12 @@ import onnx
 import torch
 
 import engines
-from engines.contract import Array, OpenOptions
+from engines.contract import Array, OpenOptions, TensorSpec
 from engines.errors import DeployError, NotAvailableError
 from exporters import PRECISIONS, attention, weight_map, weight_quantized
 from exporters.module import Served
 from exporters.onnx_describe import describe
-from exporters.onnx_graph import export_graph, finished, trace_graph
+from exporters.onnx_graph import BATCH, export_graph, finished, trace_graph
 from exporters.onnx_nodes import inputs_of, spec_of
 from exporters.quantize import Quantized, check_rows
 from pipeline.exporting import calibration
@@ -47,6 +47,7 @@ class Source:
         program: Its torch.export program; None means that TorchScript traces it.
         reference: Outputs at the precision and of the float64 model.
         opset: None means the exporter's own, or the first that has the precision.
+        axes: By input, the names of its dynamic axes besides the batch, by their number.
     """
 
     served: Served
@@ -54,6 +55,19 @@ class Source:
     reference: Reference
     metadata: Mapping[str, str]
     opset: int | None
+    axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+    @property
+    def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """The graph's inputs and outputs, with the names of their dynamic axes."""
+
+        def named(spec: TensorSpec) -> TensorSpec:
+            known = {0: BATCH, **self.axes.get(spec.name, {})}
+            axes = (known.get(i, f"{spec.name}_{i}") for i in range(len(spec.shape)))
+            return dataclasses.replace(spec, axes=tuple(axes))
+
+        inputs, outputs = self.reference.input_specs, self.reference.output_specs
+        return tuple(map(named, inputs)), tuple(map(named, outputs))
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class _Draft:
+class Draft:
     """An exported graph before its weights are recorded in the golden file.
 
     Attributes:
@@ -107,8 +121,18 @@ def export(source: Source, calibrate: Callable[[], calibration.Calibration]) -> 
         DeployError: A step failed; the message says which, and where in the model.
     """
     draft = _traced(source) if source.program is None else _translated(source)
+    specs = source.specs
+
+    def finish(graph: onnx.ModelProto) -> onnx.ModelProto:
+        return finished(graph, *specs, source.metadata)
+
     if PRECISIONS[source.reference.precision].quantized:
-        draft = _quantized(draft, source, calibrate())
+        draft = quantized(draft, source.reference.precision, calibrate(), finish)
+    return with_weights(draft)
+
+
+def with_weights(draft: Draft) -> Exported:
+    """Returns a graph with its golden file, which has the digests of its weights."""
     phases.start("digests of the weights")
     golden = draft.reference.with_weights(weights_of(draft.weights, draft.graph))
     return Exported(draft.graph, draft.program, golden, draft.cpu_graph, draft.notes)
@@ -122,7 +146,7 @@ def _examples(source: Source) -> list[torch.Tensor]:
     return [torch.from_numpy(array[:2].copy()) for array in source.reference.inputs.values()]
 
 
-def _translated(source: Source) -> _Draft:
+def _translated(source: Source) -> Draft:
     """Translates a program to a graph; in another way, if the usual one does not give the model."""
     draft = failure = None
     try:
@@ -147,7 +171,7 @@ def _translated(source: Source) -> _Draft:
     return draft
 
 
-def _other_ways(source: Source) -> Iterator[tuple[str, Callable[[], tuple[_Draft, bool]]]]:
+def _other_ways(source: Source) -> Iterator[tuple[str, Callable[[], tuple[Draft, bool]]]]:
     """Yields other translations, in words, with a function that returns what `_translate` does."""
     opset = _opset(source)
     if attention.has_attention(source.program):
@@ -161,28 +185,28 @@ def _other_ways(source: Source) -> Iterator[tuple[str, Callable[[], tuple[_Draft
             lambda: _translate(source, source.program, _NEWEST_OPSET),
         )
 
-    def trace() -> tuple[_Draft, bool]:
+    def trace() -> tuple[Draft, bool]:
         draft = _traced(source)
         return draft, _verdict(draft.graph, source) != "mismatch"
 
     yield "by TorchScript", trace
 
 
-def _translate(source: Source, program: Any, opset: int | None) -> tuple[_Draft, bool]:
+def _translate(source: Source, program: Any, opset: int | None) -> tuple[Draft, bool]:
     """Translates a program to the simplest graph that is still the model.
 
     Returns:
         The simplest graph that is not a mismatch, or the first one if all are; and whether it
         matches the model.
     """
-    specs = source.reference.input_specs, source.reference.output_specs
+    specs = source.specs
     phases.start("translating to ONNX")
     translated = export_graph(program, *specs, source.metadata, opset)
     chosen, matches = _simplest(translated.graphs, source)
     phases.start("following the weights into the graph")
     weights = weight_map.trace_weights(program, chosen, limits.WEIGHT_ROUNDINGS)
     notes: dict[str, Any] = {"warnings": [], "removed": _removed(translated.nodes, chosen)}
-    return _Draft(chosen, source.program, source.reference, weights, notes=notes), matches
+    return Draft(chosen, source.program, source.reference, weights, notes=notes), matches
 
 
 def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> tuple[onnx.ModelProto, bool]:
@@ -206,8 +230,8 @@ def _simplest(graphs: Iterator[onnx.ModelProto], source: Source) -> tuple[onnx.M
     return candidate, True
 
 
-def _traced(source: Source) -> _Draft:
-    specs = source.reference.input_specs, source.reference.output_specs
+def _traced(source: Source) -> Draft:
+    specs = source.specs
     phases.start("tracing by TorchScript")
     graph, warned = trace_graph(
         source.served, _examples(source), *specs, source.metadata, source.opset
@@ -220,10 +244,21 @@ def _traced(source: Source) -> _Draft:
         )
     weights = weight_map.traced_weights(source.served, graph, limits.WEIGHT_ROUNDINGS)
     notes = {"warnings": list(warned), "removed": {}}
-    return _Draft(graph, None, source.reference, weights, notes=notes)
+    return Draft(graph, None, source.reference, weights, notes=notes)
 
 
-def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _Draft:
+def quantized(
+    draft: Draft,
+    precision: str,
+    by: calibration.Calibration,
+    finish: Callable[[onnx.ModelProto], onnx.ModelProto],
+) -> Draft:
+    """Quantizes a graph in float32.
+
+    Args:
+        by: The rows to calibrate on.
+        finish: Puts a graph into the form in which it is written.
+    """
     check_rows(draft.graph, by.rows)
     ranges, selection = (len(next(iter(part.values()))) for part in (by.rows, by.selection))
     console.say(
@@ -232,19 +267,17 @@ def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _D
     )
     phases.start("calibrating")
     by, wanted = calibration.with_finite_outputs(draft.graph, by)
-    quantizer = importlib.import_module(PRECISIONS[source.reference.precision].quantizer)
+    quantizer = importlib.import_module(PRECISIONS[precision].quantizer)
     result: Quantized = quantizer.quantize(
         draft.graph, by.rows, lambda graph: calibration.judge(graph, wanted, by)
     )
-    specs = source.reference.input_specs, source.reference.output_specs
-    graph = finished(result.graph, *specs, source.metadata)
+    graph = finish(result.graph)
     cpu_graph = None
     if result.cpu_graph is not None:
-        cpu_graph = finished(result.cpu_graph, *specs, source.metadata)
-    native = calibration.run(graph, source.reference.inputs)
-    reference = source.reference.reference
-    yardstick = {n: noise_floor.pooled(noise.measure(reference[n], [native[n]])) for n in native}
-    judged_by = dataclasses.replace(source.reference, native=native, noise=yardstick)
+        cpu_graph = finish(result.cpu_graph)
+    judged_by = _by_quantized(draft.reference, graph)
+    others = tuple(_by_quantized(other, graph) for other in draft.reference.others)
+    judged_by = dataclasses.replace(judged_by, others=others)
     notes = {
         **draft.notes,
         "calibration": {
@@ -259,9 +292,17 @@ def _quantized(draft: _Draft, source: Source, by: calibration.Calibration) -> _D
             "in_float": result.in_float,
         },
     }
-    return _Draft(
+    return Draft(
         graph, None, judged_by, weight_quantized.quantized(draft.weights, graph), cpu_graph, notes
     )
+
+
+def _by_quantized(reference: Reference, graph: onnx.ModelProto) -> Reference:
+    """Returns a reference whose noise is that of a quantized graph."""
+    native = calibration.run(graph, reference.inputs)
+    exact = reference.reference
+    yardstick = {n: noise_floor.pooled(noise.measure(exact[n], [native[n]])) for n in native}
+    return dataclasses.replace(reference, native=native, noise=yardstick)
 
 
 def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.golden.rounding import AtPrecision
     from pipeline.golden.rows import Rows
     from pipeline.models import Model
+    from pipeline.models.dynamic_axes import Range
 
 _NAMED = 5  # how many values are printed of those kept in fp32
 
@@ -47,12 +48,15 @@ class Cast:
     beyond: tuple[int, ...] = ()
 
 
-def at_precision(model: Model, precision: str, rows: Rows, *, traced: bool) -> Cast:
+def at_precision(
+    model: Model, precision: str, rows: Rows, axes: Mapping[str, Sequence[Range]], *, traced: bool
+) -> Cast:
     """Casts a model to a precision and keeps in fp32 what that cannot hold.
 
     Args:
         model: In fp32.
         rows: The golden inputs.
+        axes: The dynamic axes of the inputs, besides the batch.
         traced: The module is for TorchScript, which keeps nothing in fp32.
 
     Raises:
@@ -67,7 +71,9 @@ def at_precision(model: Model, precision: str, rows: Rows, *, traced: bool) -> C
     inputs = [torch.from_numpy(array) for array in rows.inputs.values()]
     phases.start("tracing the model")
     try:
-        program = export_program(module, [tensor[:2] for tensor in inputs], [*rows.inputs])
+        dynamic = {n: {part.axis: (part.low, part.high) for part in p} for n, p in axes.items()}
+        examples = [tensor[:2] for tensor in inputs]
+        program = export_program(module, examples, [*rows.inputs], dynamic)
     except DeployError:
         if not traced:
             raise

@@ -133,7 +133,7 @@ def make_reference(
         lambda: exact.run(tensors),
         lambda kept: not exact.differing(kept, tensors, 0),
     )
-    kept = _rows_to_keep(rows.cases, native, reference)
+    kept = rows_to_keep(rows.cases, native, reference)
     if not kept.all():
         console.say(f"export: rows left out, whose outputs are NaN or Inf: {_named(rows, ~kept)}")
     cannot_hold = kept & np.isin(np.arange(len(kept)), [*beyond])
@@ -156,7 +156,7 @@ def make_reference(
     logits = names[0] if model.labels else ""
     for outputs, exactly in ((reference, True), (native, False)):
         for name, array in outputs.items():
-            bad = ~_finite_rows(array)
+            bad = ~finite_rows(array)
             if bad.any():
                 raise _not_finite(name, array, served, tensors, rows, precision, exactly=exactly)
     if logits and native[logits].shape[1:] != (len(model.labels),):
@@ -171,7 +171,7 @@ def make_reference(
         every = [torch.from_numpy(images)]
         phases.start(f"{len(images):,} test images in float64", len(images))
         test_reference = cache.outputs("test", lambda: exact.run(every))[names[0]]
-    measured = _noise(served, tensors, reference, native, noise_runs)
+    measured = measured_noise(served, tensors, reference, native, noise_runs)
     complete = Reference(
         inputs=rows.inputs,
         reference=reference,
@@ -195,7 +195,7 @@ def make_reference(
     return complete
 
 
-def _rows_to_keep(
+def rows_to_keep(
     cases: tuple[str, ...], native: dict[str, Array], reference: dict[str, Array]
 ) -> Array:
     """Returns a mask of the rows to keep, `[rows]`.
@@ -206,15 +206,15 @@ def _rows_to_keep(
     exactly: Array = np.ones(len(cases), bool)
     finite = exactly
     for name, array in reference.items():
-        exactly = np.logical_and(exactly, _finite_rows(array))
-        finite = np.logical_and(exactly, np.logical_and(finite, _finite_rows(native[name])))
+        exactly = np.logical_and(exactly, finite_rows(array))
+        finite = np.logical_and(exactly, np.logical_and(finite, finite_rows(native[name])))
     edges = np.isin(cases, EDGES)
     generated = np.array([case.startswith(MADE_ROW) for case in cases])
     mask: Array = np.where(edges, finite, exactly | ~generated)
     return mask
 
 
-def _finite_rows(array: Array) -> Array:
+def finite_rows(array: Array) -> Array:
     """Returns a mask of the rows without NaN or Inf, `[rows]`."""
     if array.dtype.kind != "f":
         return np.ones(len(array), bool)
@@ -243,7 +243,7 @@ def _not_finite(
     Args:
         exactly: The output is NaN or Inf in float64, too.
     """
-    bad = ~_finite_rows(array)
+    bad = ~finite_rows(array)
     row = int(bad.argmax())
     nan = bool(np.isnan(array[row]).any())
     first = not_finite.first_operator(served, [t[[row, row]] for t in tensors], nan=nan)
@@ -262,7 +262,7 @@ def _not_finite(
     )
 
 
-def _noise(
+def measured_noise(
     served: AtPrecision,
     tensors: Sequence[torch.Tensor],
     reference: dict[str, Array],

@@ -79,7 +79,7 @@ def without_test_set(
             "give --inputs FILE.npz with one array for each argument, or return a"
             " assay.Model with `inputs` from the factory",
         )
-    _check_rows(inputs)
+    check_rows(inputs)
     count = len(next(iter(inputs.values()))) if inputs else 0
     parts = [(inputs, tuple(f"example {index}" for index in range(count)))] if inputs else []
     if model.image is not None:
@@ -91,7 +91,7 @@ def without_test_set(
         parts.append(({IMAGE: np.stack(list(edges.values()))}, tuple(edges)))
     else:
         names = tuple(f"{MADE_ROW} {index}" for index in range(generated))
-        parts += [(_made_like(inputs, generated), names), (_extremes(inputs), EXTREMES)]
+        parts += [(made_like(inputs, generated), names), (extremes(inputs), EXTREMES)]
     joined = {
         name: np.ascontiguousarray(np.concatenate([part[name] for part, _ in parts]))
         for name in parts[0][0]
@@ -182,7 +182,8 @@ def _arguments(module: nn.Module, examples: Mapping[str, Array]) -> list[str]:
     ]
 
 
-def _check_rows(inputs: Mapping[str, Array]) -> None:
+def check_rows(inputs: Mapping[str, Array]) -> None:
+    """Raises DeployError unless the inputs are finite and have the same number of rows."""
     counts = {name: len(array) if array.ndim else 0 for name, array in inputs.items()}
     if inputs and (len(set(counts.values())) != 1 or 0 in counts.values()):
         sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -195,15 +196,23 @@ def _check_rows(inputs: Mapping[str, Array]) -> None:
             raise DeployError(f"input {name} has NaN or Inf", "remove those rows")
 
 
-def _made_like(inputs: Mapping[str, Array], count: int, seed: int = 0) -> dict[str, Array]:
+def made_like(
+    inputs: Mapping[str, Array],
+    count: int,
+    seed: int = 0,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, Array]:
     """Returns random rows with the examples' mean and deviation.
 
     Integers stay within the range of the examples: an index outside it might be invalid.
+
+    Args:
+        sizes: The shapes of a row, if not those of the examples.
     """
     random = np.random.default_rng(seed)
     columns = {}
     for name, array in inputs.items():
-        shape = (count, *array.shape[1:])
+        shape = (count, *(array.shape[1:] if sizes is None else sizes[name]))
         values: Array
         if array.dtype.kind == "f":
             wide = array.astype(np.float64)  # its own type may not hold the sums
@@ -218,7 +227,7 @@ def _made_like(inputs: Mapping[str, Array], count: int, seed: int = 0) -> dict[s
     return columns
 
 
-def _extremes(inputs: Mapping[str, Array]) -> dict[str, Array]:
+def extremes(inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Returns one row for each case of EXTREMES, by input name."""
     columns = {}
     for name, array in inputs.items():
@@ -239,7 +248,7 @@ def made_rows(model: Model, count: int, seed: int) -> dict[str, Array]:
     """Returns random inputs of a model, `[count, …]`, by name."""
     if model.image is not None:
         return {IMAGE: made_images(model.image, count, seed)}
-    return _made_like(model.inputs, count, seed)
+    return made_like(model.inputs, count, seed)
 
 
 def made_images(shape: tuple[int, int, int], count: int, seed: int = 0) -> Array:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from engines.contract import Array
 
 LIBRARIES = ("torchvision", "timm")
+# How the name of a model begins that is an ONNX file.
+GRAPH_PREFIX = "onnx:"
 Loss = Literal["cross-entropy", "squared error"]
 # Names of the input and the output of every classifier's graph.
 IMAGE, LOGITS = "image", "logits"
@@ -75,7 +77,7 @@ class Model:
     """A network, and everything needed to train, export and verify it.
 
     A user's factory may return a Model instead of a plain module. The first axis of every input
-    and output is the batch, of any size; all other axes are fixed.
+    and output is the batch, of any size; the other axes are fixed, except for those in `dynamic`.
 
     Attributes:
         network: The initialised module.
@@ -89,6 +91,9 @@ class Model:
         dataset: The data set it is trained and evaluated on, if any.
         samples: Inputs and targets to train on, `[count, …]`, if it has no data set.
         recipe: How it is trained by default.
+        dynamic: Axes of inputs that have several sizes: by input, the number of the axis with a
+            name and its least and largest size, as in `{"image": {2: ("height", 64, 512)}}`.
+            Axes of one name have equal sizes. The examples have the usual size.
     """
 
     network: nn.Module
@@ -100,6 +105,7 @@ class Model:
     dataset: str | None = None
     samples: tuple[Array, Array] | None = None
     recipe: Recipe = Recipe()
+    dynamic: Mapping[str, Mapping[int, tuple[str, int, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,8 +241,16 @@ def in_zoo(name: str) -> ModelSpec | None:
     return _zoo().get(name)
 
 
+def graph_file(name: str) -> Path | None:
+    """Returns the path of a model that is an ONNX file, "onnx:FILE"; None for any other."""
+    path = name.removeprefix(GRAPH_PREFIX)
+    return Path(path) if path not in ("", name) else None
+
+
 def check_name(name: str) -> None:
     """Raises UsageError unless a name is in the zoo or has the form LIBRARY-OR-FILE:NAME."""
+    if graph_file(name) is not None:
+        return
     if name in _zoo() or re.fullmatch(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_][\w.-]*", name):
         return
     raise UsageError(f"unknown model {name!r}", _hint(name))
@@ -252,8 +266,8 @@ def _hint(name: str) -> str:
         return f"give the function that returns the model: {name}:{(functions or ['factory'])[0]}"
     if path.suffix == ".onnx":
         return (
-            f"a model is a PyTorch module; `assay inspect {name}` describes a graph, and"
-            f" `assay verify MODEL --file {name}` compares it with a model"
+            f"an ONNX file is named {GRAPH_PREFIX}{name}; `assay verify MODEL --file {name}`"
+            " compares it with a PyTorch model"
         )
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors"):
         return f"give the model's name, and the file of its weights with --weights {name}"
@@ -263,8 +277,8 @@ def _hint(name: str) -> str:
     if in_libraries:
         return f"did you mean {' or '.join(map(repr, in_libraries))}?"
     return suggestion(name, names()) + (
-        ", torchvision:NAME, timm:NAME, or of your own package.module:factory or"
-        " path/to/file.py:factory"
+        ", torchvision:NAME, timm:NAME, or of your own package.module:factory,"
+        " path/to/file.py:factory or onnx:path/to/model.onnx"
     )
 
 
@@ -285,9 +299,12 @@ def relative(name: str) -> str:
     The name is part of artifacts' paths, so one file must not have several.
     """
     place, _, what = name.rpartition(":")
-    if not place.endswith(".py"):
+    graph = graph_file(name)
+    if graph is None and not place.endswith(".py"):
         return name
     try:
+        if graph is not None:
+            return f"{GRAPH_PREFIX}{Path(os.path.relpath(graph)).as_posix()}"
         return f"{Path(os.path.relpath(place)).as_posix()}:{what}"
     except ValueError:  # on another drive
         return name
@@ -312,7 +329,9 @@ def get(name: str, seed: int = 0) -> ModelSpec:
         return _zoo()[name]
     if name not in _SPECS:
         place, _, what = name.rpartition(":")
-        if place in LIBRARIES:
+        if graph_file(name) is not None:
+            _SPECS[name] = importlib.import_module(f"{__name__}.onnx_file").find(name)
+        elif place in LIBRARIES:
             _SPECS[name] = importlib.import_module(f"{__name__}.{place}").find(place, what)
         else:
             _SPECS[name] = importlib.import_module(f"{__name__}.own").find(place, what, seed)

@@ -40,6 +40,10 @@ def _short(value: str) -> str:
     return value if len(value) <= _WIDTH else f"{value[:_WIDTH]}…"
 
 
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
 def show(description: dict[str, Any], *, nodes: bool) -> None:
     """Prints a description from `read`; lists every node that computes if `nodes` is set."""
     console.result(f"{description['file']}: sha256 {description['sha256']}")
@@ -47,13 +51,14 @@ def show(description: dict[str, Any], *, nodes: bool) -> None:
         console.result(f"{side}: {', '.join(description[side])}")
     types = ", ".join(f"{count} in {name}" for name, count in description["precisions"].items())
     console.result(f"opset {description['opset']}; nodes that compute: {types}")
+    products = _count(description["multiply_adds"])
     console.result(
-        f"{description['parameters']:,} parameters in {description['size']:,} bytes,"
-        f" {description['multiply_adds']:,} multiply-adds a row"
+        f"{description['parameters']:,} parameters in {description['size']:,} bytes;"
+        f" multiply-adds a row: {products or 'not known, since they depend on the input size'}"
     )
     if nodes:
         rows = [
-            (node["name"], node["operator"], node["precision"], f"{node['multiply_adds']:,}")
+            (node["name"], node["operator"], node["precision"], _count(node["multiply_adds"]))
             for node in description["nodes"]
         ]
         console.table("Nodes", ("node", "operator", "precision", ">multiply-adds"), rows)

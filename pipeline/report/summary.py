@@ -108,7 +108,7 @@ def show(summary: Summary) -> None:
     """Prints the accuracy, a row for each engine, and the bundle's path."""
     if summary.training is not None:
         console.result(f"{summary.model}: {describe(summary.training)}")
-    batches = sorted({_load(entry) for entry in _results(summary)})
+    batches = [*dict.fromkeys(_load(entry) for entry in _results(summary))]
     columns = ["engine", "verdict", ">error x floor", ">flips", ">top-1"]
     deviating = {
         name: deviating_type(verdict["facts"], summary.precision)

@@ -38,8 +38,8 @@ def need_torch(*more: str) -> None:
 def model_option() -> Any:
     """Declares the MODEL argument."""
     return option(
-        text="Model of the zoo, torchvision:NAME, timm:NAME, package.module:factory or"
-        " path/to/file.py:factory.",
+        text="Model of the zoo, torchvision:NAME, timm:NAME, package.module:factory,"
+        " path/to/file.py:factory or onnx:path/to/model.onnx.",
         validate=models.check_name,
     )
 

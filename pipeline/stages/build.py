@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import engines
 from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
 from exporters import PRECISIONS
+from pipeline import models
 from pipeline.report import build as report
 from pipeline.stages import engine_source, model_option, precision_option
 from pipeline.workflow import console, worker
@@ -94,6 +95,12 @@ def resolve(params: Params) -> Params:
     }
     params = dataclasses.replace(params, **ignored)
     precision = PRECISIONS[params.precision]
+    program = engines.get(params.engine).source == "program"
+    if program and models.graph_file(params.model) is not None:
+        raise NotAvailableError(
+            f"engine {params.engine!r} runs a PyTorch program, and {params.model} is an ONNX graph",
+            "build another engine",
+        )
     if precision.quantized and engines.get(params.engine).source == "program":
         raise NotAvailableError(
             f"engine {params.engine!r} does not support {precision.name}: it runs the PyTorch"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import engines
 from engines.errors import DeployError, ParityError
-from pipeline import __version__
+from pipeline import __version__, models
 from pipeline.report import bundle as report
 from pipeline.report.train import describe
 from pipeline.stages import built_engines, engine_source, model_option, precision_option
@@ -136,7 +136,7 @@ def _facts(
         "model": params.model,
         "precision": params.precision,
         "dataset": metadata["assay.dataset"],
-        "training": describe(read_json(inputs[TRAINING])),
+        "training": _origin(inputs, params),
         "labels": json.loads(metadata["assay.labels"]),
         "preprocessing": metadata["assay.preprocessing"],
         "before": metadata.get("assay.before", ""),
@@ -155,6 +155,14 @@ def _facts(
     }
 
 
+def _origin(inputs: Paths, params: Params) -> str:
+    """Returns where the weights come from, in words."""
+    if models.graph_file(params.model) is None:
+        return describe(read_json(inputs[TRAINING]))
+    digest = read_json(inputs[DESCRIPTION])["metadata"]["assay.graph"]
+    return f"the graph of an ONNX file, SHA-256 {digest}"
+
+
 def _sources(params: Params) -> list[Artifact]:
     sources = dict.fromkeys(engine_source(name, params.precision) for name in params.engine)
     return [source for source in sources if source != GRAPH]
@@ -162,7 +170,7 @@ def _sources(params: Params) -> list[Artifact]:
 
 # What is included only if the user asks for it: no engine needs it on the target.
 _PARTS: dict[str, Callable[[Params], list[Artifact]]] = {
-    "checkpoint": lambda _params: [CHECKPOINT],
+    "checkpoint": lambda params: [] if models.graph_file(params.model) else [CHECKPOINT],
     "source": _sources,
 }
 
@@ -171,7 +179,7 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
     parts = (ENGINE, ENGINE_LAYERS, ENGINE_VERDICT)
     more = [part for name in params.include for part in _PARTS[name](params)]
     return (
-        TRAINING,
+        *(() if models.graph_file(params.model) else (TRAINING,)),
         GRAPH,
         GRAPH_DATA,
         DESCRIPTION,

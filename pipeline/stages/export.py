@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import hardware
-from engines.errors import DeployError, UsageError
-from exporters import PRECISIONS, QUANTIZED
+from engines.errors import DeployError
+from exporters import PRECISIONS
 from pipeline import models
 from pipeline.data import registry
-from pipeline.exporting import option_checks
 from pipeline.report import export as report
 from pipeline.stages import (
     data_artifacts,
-    data_option,
-    model_option,
     need_torch,
-    precision_option,
 )
+from pipeline.stages._export_options import EXPORTERS, CommandOptions, Params, resolve
 from pipeline.training import data_fit
 from pipeline.training.weights import load
 from pipeline.verification import limits
@@ -45,117 +40,28 @@ from pipeline.workflow.artifacts import (
     Paths,
     reference_cache,
 )
-from pipeline.workflow.digests import read_json, require_file, sha256_file, write_json
-from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
+from pipeline.workflow.digests import read_json, sha256_file, write_json
+from pipeline.workflow.stage import Stage, StageRuns
 
 if TYPE_CHECKING:
     from engines.contract import Array
     from pipeline.data.registry import Contents
     from pipeline.exporting.calibration import Calibration
+    from pipeline.exporting.graphs import Exported
     from pipeline.golden.reference_cache import ReferenceCache
     from pipeline.golden.rows import Rows
     from pipeline.models import Model
 
 
-EXPORTERS = ("dynamo", "torchscript")
-
-
-@dataclass(frozen=True)
-class Params:
-    """Options of the stage."""
-
-    model: str = model_option()
-    precision: str = precision_option()
-    exporter: str = option(
-        EXPORTERS[0],
-        text="dynamo is torch.export; torchscript is for models that it cannot trace.",
-        names=lambda: [*EXPORTERS],
-    )
-    opset: int | None = option(
-        None, text="ONNX opset, 18 to 23 [the exporter's own].", low=18, high=23
-    )
-    data: str | None = data_option(None, as_trained=True)
-    inputs: Path | None = option(
-        None,
-        text=".npz file of golden inputs, an array for each input [test images].",
-        key=False,
-    )
-    golden_rows: int | None = option(
-        None,
-        text="Golden inputs besides the edge cases [256 test images; 16 generated ones without a"
-        " data set].",
-        low=2,
-        high=100_000,
-    )
-    calibration: Path | None = option(
-        None,
-        text=f".npz file of inputs to calibrate on, for {', '.join(QUANTIZED)} [training images].",
-        key=False,
-    )
-    max_drop: float = option(
-        100 * limits.MAX_DROP,
-        text="Accuracy that quantization may cost, in percentage points.",
-        low=0,
-        high=100,
-    )
-    calibrate_on_noise: bool = option(
-        False,
-        text="Calibrate a model without data on generated inputs. Their ranges may be far from"
-        " those of real ones.",
-    )
-
-
-@dataclass(frozen=True)
-class CommandOptions:
-    """Options that only the command has."""
-
-    weights: Path | None = option(
-        None, text="Take the model's weights from this safetensors or torch file first."
-    )
-    weights_key: str | None = option(
-        None,
-        text="Take the tensors of --weights whose names begin with this, such as model_ema.",
-        role=OptionRole(requires=("weights",), requires_hint="name the file with --weights"),
-    )
-
-
 def prerequisite(params: Mapping[str, Any], root: Path) -> str:
     """Returns "train" if weights are given, or the model has no checkpoint and no training data."""
     model = params["model"]
+    if models.graph_file(model) is not None:
+        return ""
     has_checkpoint = (root / CHECKPOINT.at(model=model).path).exists()
     if params.get("weights") is not None or not (has_checkpoint or models.get(model).trainable):
         return CHECKPOINT.stage
     return ""
-
-
-def resolve(params: Params) -> Params:
-    """Fills in the model's own data set and the number of rows; checks files and options."""
-    for path in (params.inputs, params.calibration):
-        if path is not None:
-            require_file(path, "give the path of an .npz file")
-    if params.calibration is not None and not PRECISIONS[params.precision].quantized:
-        raise UsageError(
-            f"--calibration is for {' and '.join(QUANTIZED)}, not for {params.precision}",
-            f"leave it out, or give --precision {QUANTIZED[0]}",
-        )
-    option_checks.check_opset(params)
-    spec = models.get(params.model)
-    option_checks.check_quantization(params, has_data=bool(params.data) or spec.trainable)
-    data = params.data or spec.dataset
-    return dataclasses.replace(params, data=data, golden_rows=_golden_rows(params, data))
-
-
-def _golden_rows(params: Params, data: str | None) -> int | None:
-    """Returns the number of golden rows; None if they are those of `--inputs`."""
-    from pipeline.golden import rows
-
-    if params.inputs is None:
-        return params.golden_rows or (rows.WITHOUT_DATA if data is None else rows.WITH_DATA)
-    if params.golden_rows is None:
-        return None
-    raise UsageError(
-        "--golden-rows does not apply to the rows of --inputs", "leave out one of the two options"
-    )
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
@@ -167,15 +73,28 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 def _export(inputs: Paths, outputs: Paths, params: Params) -> None:
     phases.start("loading the model")
     need_torch("onnxscript")
+    if (path := models.graph_file(params.model)) is not None:
+        from pipeline.exporting import onnx_models
+
+        asked = onnx_models.Asked(
+            params.shape, params.inputs, params.golden_rows, params.calibration
+        )
+        max_drop = params.max_drop / 100
+        exported = onnx_models.export(
+            path, params.model, params.precision, asked, max_drop=max_drop
+        )
+        _write(exported, outputs)
+        return
     import torch
 
-    from exporters.onnx_files import write
     from exporters.program import save_program
     from pipeline.exporting import preprocessing
     from pipeline.exporting.batch_independence import check_rows_alone
     from pipeline.exporting.graphs import Source, export
     from pipeline.exporting.precision import at_precision
+    from pipeline.golden import other_sizes
     from pipeline.golden.reference import ExactModel, make_reference, output_names
+    from pipeline.models import dynamic_axes
 
     # One thread, since PyTorch's rounding, and with it the noise floor, depends on the number.
     torch.set_num_threads(1)
@@ -188,10 +107,12 @@ def _export(inputs: Paths, outputs: Paths, params: Params) -> None:
     model, contents = _trained_model(inputs, training, params)
     test = _test_set(inputs, training, model, contents, params.data) if model.labels else None
     rows = _rows(model, test, params)
+    shapes = {name: array.shape for name, array in rows.inputs.items()}
+    axes = dynamic_axes.ranges(model, shapes)
     tensors = [torch.from_numpy(array) for array in rows.inputs.values()]
     names = output_names(model, [*rows.inputs], tensors)
     traced = params.exporter != EXPORTERS[0]
-    cast = at_precision(model, params.precision, rows, traced=traced)
+    cast = at_precision(model, params.precision, rows, axes, traced=traced)
     checkpoint = sha256_file(inputs[CHECKPOINT])
     arrays = [*rows.inputs.items(), *([] if test is None else [("test", test[0])])]
     cached = _reference_cache(
@@ -211,6 +132,14 @@ def _export(inputs: Paths, outputs: Paths, params: Params) -> None:
         beyond=cast.beyond,
     )
     check_rows_alone(exact, reference)
+    reference = other_sizes.add(
+        reference,
+        model,
+        cast.runs,
+        exact,
+        dynamic_axes.other_shapes(model, shapes),
+        limits.NOISE_RUNS,
+    )
     del exact  # twice the size of the model
     cached.save()
     metadata = {
@@ -224,15 +153,22 @@ def _export(inputs: Paths, outputs: Paths, params: Params) -> None:
         "assay.dataset": params.data or "",
         "assay.exporter": params.exporter,
     }
-    source = Source(cast.module, cast.program, reference, metadata, params.opset)
+    names_of_axes = {name: {part.axis: part.name for part in p} for name, p in axes.items()}
+    source = Source(cast.module, cast.program, reference, metadata, params.opset, names_of_axes)
     exported = export(source, lambda: _calibration(inputs, model, contents, params))
     phases.start("writing the files")
-    write(exported.graph, outputs[GRAPH])
-    if exported.cpu_graph is not None:
-        write(exported.cpu_graph, outputs[CPU_GRAPH])
     if PROGRAM in _outputs(params):
         specs = reference.input_specs, reference.output_specs
         save_program(exported.program, outputs[PROGRAM], *specs)
+    _write(exported, outputs)
+
+
+def _write(exported: Exported, outputs: Paths) -> None:
+    from exporters.onnx_files import write
+
+    write(exported.graph, outputs[GRAPH])
+    if exported.cpu_graph is not None:
+        write(exported.cpu_graph, outputs[CPU_GRAPH])
     exported.golden.save(outputs[GOLDEN])
     write_json(outputs[DESCRIPTION], exported.description())
 
@@ -328,6 +264,8 @@ def _test_set(
 
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
+    if models.graph_file(params.model) is not None:
+        return ()
     wanted: tuple[Artifact, ...] = (TEST_IMAGES, TEST_LABELS, CONTENTS)
     if PRECISIONS[params.precision].quantized and params.calibration is None:
         wanted += (TRAIN_IMAGES, TRAIN_LABELS)
@@ -339,7 +277,8 @@ def _outputs(params: Params) -> tuple[Artifact, ...]:
     if PRECISIONS[params.precision].quantized:
         return (*outputs, CPU_GRAPH) if PRECISIONS[params.precision].cpu_graph else outputs
     # TorchScript is for models that torch.export cannot trace, so there is no program.
-    return (*outputs, PROGRAM) if params.exporter == EXPORTERS[0] else outputs
+    has_program = params.exporter == EXPORTERS[0] and models.graph_file(params.model) is None
+    return (*outputs, PROGRAM) if has_program else outputs
 
 
 def facts(params: Params) -> dict[str, str]:

@@ -209,6 +209,11 @@ def resolve(params: Params) -> Params:
 
     distributed.check_group()
     spec = models.get(params.model, params.seed)
+    if models.graph_file(params.model) is not None:
+        raise UsageError(
+            f"{params.model} is an ONNX graph, and only PyTorch models are trained",
+            "begin with `assay export`, or give the PyTorch model",
+        )
     if params.data is not None:
         registry.check_name(params.data)
     if params.weights is not None:

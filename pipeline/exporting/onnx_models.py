@@ -1,0 +1,281 @@
+"""Exports an ONNX file as a model: its golden inputs, its reference, and its other precisions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from engines.contract import TensorSpec
+from engines.errors import DeployError
+from exporters import PRECISIONS, half_graph, onnx_files
+from exporters.graph_run import GraphRun, constants
+from exporters.onnx_graph import slimmed
+from exporters.onnx_nodes import inputs_of, spec_of
+from pipeline.exporting import calibration
+from pipeline.exporting.graphs import Draft, Exported, quantized, with_weights
+from pipeline.golden import graph_ranges, graph_reference, graph_rows
+from pipeline.golden import rows as golden_rows
+from pipeline.golden.file import Reference
+from pipeline.golden.graph_ranges import SizedRows
+from pipeline.verification import limits
+from pipeline.workflow import console
+from pipeline.workflow.digests import sha256_file
+
+_NAMED = 3  # how many nodes are printed of those kept in fp32
+# How often a graph is cast again with more of its nodes in fp32.
+_CASTS = 6
+# The first opset with quantization by channel.
+_QUANTIZED_OPSET = 13
+_CALIBRATION_SEED = 1
+
+
+@dataclass(frozen=True)
+class GraphModel:
+    """A user's graph and its golden inputs.
+
+    Attributes:
+        sizes: Rows of the usual size, and of the least and the largest if they differ.
+        batched: The first axis of all inputs and outputs is the batch.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+    sizes: tuple[SizedRows, ...]
+    batched: bool
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """Returns a user's graph, in which each output has a type.
+
+    Raises:
+        DeployError: It is not a valid graph, or takes or gives something else than tensors.
+    """
+    model = onnx_files.read(path)
+    try:
+        onnx.checker.check_model(path)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise DeployError(f"{path} is not valid ONNX: {error}", "export it again") from error
+    for value in (*inputs_of(model.graph), *model.graph.output):
+        kind = value.type.WhichOneof("value")
+        dtype = spec_of(value).dtype if kind == "tensor_type" else ""
+        if kind != "tensor_type" or np.dtype(dtype or "O").kind not in "biuf":
+            raise DeployError(
+                f"{path}: {value.name} is {dtype or kind or 'untyped'}, not a tensor of numbers",
+                "judge a graph whose inputs and outputs are tensors of numbers",
+            )
+    return model
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asks of the golden inputs.
+
+    Attributes:
+        shapes: The sizes of the inputs' axes; see `graph_rows.parse`.
+        inputs: An .npz file with rows, to which generated ones are added.
+        golden_rows: How many generated rows of the usual size; None means the default.
+        calibration: An .npz file with rows to quantize by, instead of generated ones.
+    """
+
+    shapes: tuple[str, ...] = ()
+    inputs: Path | None = None
+    golden_rows: int | None = None
+    calibration: Path | None = None
+
+
+def prepare(path: Path, asked: Asked) -> GraphModel:
+    """Reads a graph and makes its golden inputs.
+
+    Raises:
+        UsageError: The size of a dynamic axis is not given.
+        DeployError: The graph or the inputs cannot be used.
+    """
+    model = read(path)
+    specs = [spec_of(value) for value in inputs_of(model.graph)]
+    outputs = [spec_of(value) for value in model.graph.output]
+    shapes = graph_rows.parse(asked.shapes)
+    count = asked.golden_rows or graph_rows.MADE
+    may_batch = all(None in spec.shape[:1] for spec in (*specs, *outputs))
+    sizes = graph_rows.rows(specs, shapes, asked.inputs, count, batched=may_batch)
+    batched = may_batch and graph_reference.takes_batches(model, sizes[0], limits.ALONE_TOLERANCE)
+    if may_batch and not batched:
+        console.say(
+            "export: the first axis is not the batch: a row depends on others, so each row is one"
+            " run of the graph"
+        )
+        sizes = graph_rows.rows(specs, shapes, asked.inputs, count, batched=False)
+    return GraphModel(path, with_true_outputs(model, sizes[0], batched=batched), sizes, batched)
+
+
+def with_true_outputs(model: onnx.ModelProto, rows: SizedRows, *, batched: bool) -> onnx.ModelProto:
+    """Returns a graph whose outputs have the axes that it says, in place.
+
+    Some exporters write none, or others than the graph gives.
+    """
+    first = SizedRows({name: a[:1] for name, a in rows.inputs.items()}, rows.cases[:1])
+    computed = graph_ranges.run_rows(GraphRun(model, exactly=True), first, batched=batched)
+    for value in model.graph.output:
+        shape = computed[value.name].shape[0 if batched else 1 :]
+        declared, kind = spec_of(value), value.type.tensor_type
+        actual = TensorSpec(value.name, declared.dtype, shape)
+        if kind.HasField("shape") and declared.accepts(actual):
+            continue
+        if kind.HasField("shape"):
+            console.say(f"export: the graph declares {declared}, but gives {list(shape)}")
+        del kind.shape.dim[:]
+        kind.shape.SetInParent()
+        for index in range(len(shape)):
+            kind.shape.dim.add(dim_param=f"{value.name}_{index}")
+    return model
+
+
+def readable(path: Path, golden: Reference) -> onnx.ModelProto:
+    """Returns a graph that declares the outputs it gives, if it runs on golden inputs."""
+    model = read(path)
+    rows = SizedRows(golden.inputs, golden.cases)
+    try:
+        return with_true_outputs(model, rows, batched=golden.batched)
+    except (DeployError, KeyError):  # the verdict says what is wrong
+        return model
+
+
+def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: float) -> Exported:
+    """Makes the graph of an ONNX file at a precision, and its golden file.
+
+    Args:
+        name: The model's name.
+        max_drop: See `pipeline.golden.file.Reference`.
+
+    Raises:
+        UsageError: The size of a dynamic axis is not given, or does not fit the graph.
+        DeployError: A step failed.
+    """
+    source = prepare(path, asked)
+    row = PRECISIONS[precision]
+    served, kept = source.model, dict[str, str]()
+    if row.dtype != "float32":
+        served, kept = _halved(source, precision)
+    elif row.quantized:
+        least = max(_QUANTIZED_OPSET, row.opset or 0)
+        served = half_graph.at_opset(source.model, least)
+        served = slimmed(served) or served
+    metadata = {entry.key: entry.value for entry in source.model.metadata_props}
+    metadata |= {
+        "assay.model": name,
+        "assay.precision": precision,
+        "assay.kept_in_fp32": json.dumps([*kept]),
+        "assay.labels": "[]",
+        "assay.preprocessing": "none",
+        "assay.graph": sha256_file(source.path),
+        "assay.dataset": "",
+    }
+
+    def finish(graph: onnx.ModelProto) -> onnx.ModelProto:
+        finished = onnx.ModelProto()
+        finished.CopyFrom(graph)
+        onnx.helper.set_model_props(finished, dict(sorted(metadata.items())))
+        return finished
+
+    reference = _reference(source, served, precision, max_drop)
+    carried = {
+        key: numpy_helper.to_array(tensor)
+        for key, tensor in constants(served).items()
+        if tensor.data_type in half_graph.FLOATS and np.prod(tensor.dims) > 1
+    }
+    notes: dict[str, Any] = {"warnings": [], "removed": {}}
+    draft = Draft(finish(served), None, reference, carried, notes=notes)
+    if row.quantized:
+        draft = quantized(draft, precision, _calibration(source, asked.calibration), finish)
+    return with_weights(draft)
+
+
+def _halved(source: GraphModel, precision: str) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Returns the graph in a half type, and the nodes that stay in fp32, with the reason."""
+    model = half_graph.at_opset(source.model, PRECISIONS[precision].opset or 0)
+    beyond: dict[str, str] = {}
+    for _ in range(_CASTS):
+        half = half_graph.cast(model, precision, beyond)
+        more = graph_ranges.out_of_range(half.graph, source.sizes, batched=source.batched)
+        named = half_graph.originals(half.graph, more)
+        if not named.keys() - beyond.keys():
+            break
+        beyond |= named
+    for node, why in [*half.kept.items()][:_NAMED]:
+        console.say(f"export: kept in fp32: {node} {why}")
+    if len(half.kept) > _NAMED:
+        console.say(f"export: kept in fp32: {len(half.kept) - _NAMED} more nodes")
+    return half.graph, half.kept
+
+
+def _reference(
+    source: GraphModel, served: onnx.ModelProto, precision: str, max_drop: float
+) -> Reference:
+    measured = []
+    with console.bar("export", len(source.sizes)) as bar:
+        for rows in source.sizes:
+            measured.append(
+                graph_reference.measure(
+                    source.model,
+                    served,
+                    rows,
+                    batched=source.batched,
+                    noise_runs=limits.NOISE_RUNS,
+                )
+            )
+            bar.advance(1, f"{len(rows.cases)} rows in float64")
+    first, *others = measured
+    reference = Reference(
+        inputs=first.rows.inputs,
+        reference=first.reference,
+        native=first.native,
+        noise=first.noise,
+        cases=first.rows.cases,
+        logits="",
+        labels=np.zeros(0, np.int64),
+        test_reference=np.zeros((0, 0)),
+        test_labels=np.zeros(0, np.int64),
+        precision=precision,
+        max_drop=max_drop,
+        batched=source.batched,
+    )
+    reference = dataclasses.replace(
+        reference,
+        others=tuple(
+            reference.at_size(
+                part.rows.cases, part.rows.inputs, part.reference, part.native, part.noise
+            )
+            for part in others
+        ),
+    )
+    try:
+        reference.check()
+    except ValueError as error:
+        raise DeployError(
+            f"the graph cannot be judged: {error}", "check its weights, or give other --inputs"
+        ) from error
+    return reference
+
+
+def _calibration(source: GraphModel, file: Path | None) -> calibration.Calibration:
+    """Returns the rows of a file to calibrate on, or generated ones."""
+    if file is not None:
+        return calibration.of_rows(golden_rows.read(file, "--calibration"), file.name)
+    specs = [spec_of(value) for value in inputs_of(source.model.graph)]
+    sizes = [source.sizes[0].inputs[spec.name].shape[1:] for spec in specs]
+    rows = {
+        spec.name: graph_rows.made(spec, size, calibration.CALIBRATION_ROWS, _CALIBRATION_SEED)
+        for spec, size in zip(specs, sizes, strict=True)
+    }
+    return calibration.of_rows(rows, "generated inputs")
+
+
+def known_inputs(model: onnx.ModelProto) -> list[TensorSpec]:
+    """Returns the inputs that have to be given."""
+    return [spec_of(value) for value in inputs_of(model.graph)]

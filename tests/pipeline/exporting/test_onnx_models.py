@@ -1,0 +1,193 @@
+"""An ONNX file as the model, from its export to its bundle."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import assay as library
+from pipeline.golden import file as goldens
+from tests import foreign
+from tests.conftest import Result, need_engine
+
+ENGINES = ("--engine", "onnxruntime", "--engine", "openvino")
+QUICK = ("--budget", "0.05", "--batch", "1")
+SIZES = "images=1x3x16:24:40x16:32:40"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def detector() -> Path:
+    return foreign.detector(Path("det.onnx"))
+
+
+@pytest.mark.slow(20)
+def test_a_graph_of_any_size_goes_through_the_whole_chain(
+    assay: Callable[..., Result], detector: Path
+) -> None:
+    engine = ("--engine", "onnxruntime")
+    ran = assay("run", "onnx:det.onnx", "--shape", SIZES, *engine, *QUICK)
+    assert ran.code == 0, ran.err
+    folder = Path("artifacts/onnx-det.onnx/fp32")
+    golden = goldens.load(folder / "golden.npz")
+    assert golden.batched
+    assert [part.size for part in (golden, *golden.others)] == ["3x24x32", "3x16x16", "3x40x40"]
+    assert [str(spec) for spec in golden.input_specs] == ["images: float32[batch, 3, ?, ?]"]
+    # The nodes and weights are the user's.
+    original, exported = onnx.load(detector), onnx.load(folder / "model.onnx")
+    assert exported.graph.node == original.graph.node
+    assert exported.graph.initializer == original.graph.initializer
+    measured = assay("report", "onnx:det.onnx", "--json")
+    assert '"size": "3x40x40"' in measured.out
+    checked = assay("check", "dist/onnx-det.onnx-fp32.tar.zst", "--trust")
+    assert checked.code == 0, checked.err
+    with library.load("dist/onnx-det.onnx-fp32.tar.zst") as model:
+        assert model.predict(np.zeros((2, 3, 20, 36), np.float32)).shape == (2, 5, 10, 18)
+    again = assay("run", "onnx:det.onnx", "--shape", SIZES, *engine, *QUICK)
+    assert "5 stages, 5 skipped" in again.err
+
+
+@pytest.mark.slow(20)
+@pytest.mark.parametrize(
+    "precision",
+    ["fp16", "int8", *(pytest.param(n, marks=pytest.mark.long) for n in ("bf16", "fp8"))],
+)
+@pytest.mark.usefixtures("detector")
+def test_other_precisions_are_made_from_it(assay: Callable[..., Result], precision: str) -> None:
+    noise = ("--calibrate-on-noise",) if precision in ("int8", "fp8") else ()
+    words = ("onnx:det.onnx", "--precision", precision)
+    made = assay("export", *words, "--shape", "images=1x3x24x32", *noise)
+    assert made.code == 0, made.err
+    judged = assay("verify", *words)
+    assert judged.code == 0, judged.err
+    assert "pass" in judged.out
+    graph = onnx.load(Path("artifacts/onnx-det.onnx") / precision / "model.onnx")
+    kinds = {tensor.data_type for tensor in graph.graph.initializer}
+    wanted = {"fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "INT8", "fp8": "FLOAT8E4M3FN"}
+    assert onnx.TensorProto.DataType.Value(wanted[precision]) in kinds
+
+
+def test_a_graph_without_a_batch_axis_is_run_once_a_row(assay: Callable[..., Result]) -> None:
+    foreign.recurrent(Path("step.onnx"))
+    rows = {"sound": np.ones((1, 16), np.float32), "state": np.zeros((1, 1, 8), np.float32)}
+    np.savez("rows.npz", **rows, rate=np.array(16000))
+    made = assay("export", "onnx:step.onnx", "--inputs", "rows.npz")
+    assert made.code == 0, made.err
+    golden = goldens.load(Path("artifacts/onnx-step.onnx/fp32/golden.npz"))
+    assert not golden.batched
+    assert golden.inputs["state"].shape[1:] == (1, 1, 8)
+    assert set(golden.inputs["rate"].tolist()) == {16000}  # generated rows keep to the example
+    assert assay("build", "onnx:step.onnx", *ENGINES).code == 0
+    judged = assay("verify", "onnx:step.onnx", *ENGINES)
+    assert judged.code == 0, judged.err
+    measured = assay("bench", "onnx:step.onnx", "--budget", "0.05")
+    assert measured.code == 0, measured.err
+
+
+def test_a_row_that_depends_on_others_is_no_batch(assay: Callable[..., Result]) -> None:
+    foreign.across_batch(Path("mean.onnx"))
+    made = assay("export", "onnx:mean.onnx", "--shape", "x=4x6")
+    assert made.code == 0
+    assert "a row depends on others" in made.err
+    assert not goldens.load(Path("artifacts/onnx-mean.onnx/fp32/golden.npz")).batched
+    assert assay("verify", "onnx:mean.onnx").code == 0
+
+
+def test_a_changed_weight_is_a_mismatch(assay: Callable[..., Result], detector: Path) -> None:
+    changed = onnx.load(detector)
+    weight = next(t for t in changed.graph.initializer if t.name == "w2")
+    values = numpy_helper.to_array(weight).copy()
+    values[0, 0, 0, 0] += 1e-3
+    weight.CopyFrom(numpy_helper.from_array(values, "w2"))
+    onnx.save(changed, "other.onnx")
+    words = ("--shape", SIZES)
+    same = assay("diff", "det.onnx", "det.onnx", *words)
+    assert same.code == 0, same.err
+    assert "5 of 5" in same.out
+    differs = assay("diff", "det.onnx", "other.onnx", *words)
+    assert differs.code == 3
+    assert "other.onnx is not proved equal" in differs.err
+
+
+def test_a_fault_at_another_size_is_found(assay: Callable[..., Result], detector: Path) -> None:
+    """A graph that cuts off what it was not exported with is right at that size alone."""
+    cut = onnx.load(detector)
+    head = next(node for node in cut.graph.node if node.name == "head")
+    head.output[0] = "all"
+    bounds = {"starts": [0, 0], "ends": [12, 16], "axes": [2, 3]}
+    for name, values in bounds.items():
+        cut.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+    cut.graph.node.append(helper.make_node("Slice", ["all", *bounds], ["boxes"], "cut"))
+    onnx.save(cut, "cut.onnx")
+    assert assay("diff", "det.onnx", "cut.onnx", "--shape", "images=1x3x24x32").code == 0
+    found = assay("diff", "det.onnx", "cut.onnx", "--shape", SIZES)
+    assert found.code == 3
+    assert "boxes at 3x40x40: gives float32[1, 5, 12, 16]" in found.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("export", "onnx:det.onnx"), "--shape images=1x3xSIZExSIZE"),
+        (("export", "onnx:det.onnx", "--shape", "image=1x3x8x8"), "did you mean 'images'"),
+        (("export", "onnx:det.onnx", "--shape", "images=1x4x8x8"), "does not fit images"),
+        (("export", "onnx:det.onnx", "--shape", "images=1x3x8"), "does not fit images"),
+        (("export", "onnx:det.onnx", "--shape", "images=1x3x9:8:7x8"), "LEAST:USUAL:LARGEST"),
+        (("export", "onnx:det.onnx", "--shape", "images=axb"), "LEAST:USUAL:LARGEST"),
+        (("export", "onnx:det.onnx", "--opset", "20"), "--opset does not apply to an ONNX file"),
+        (("export", "onnx:none.onnx"), "none.onnx does not exist"),
+        (("export", "det.onnx"), "an ONNX file is named onnx:det.onnx"),
+        (("train", "onnx:det.onnx", "--data", "fashion-mnist"), "is an ONNX graph"),
+        (("summary", "onnx:det.onnx"), "is an ONNX graph"),
+        (("export", "lenet", "--shape", "image=1x1x28x28"), "--shape is for an ONNX file"),
+        (("export", "onnx:det.onnx", "--precision", "int8"), "--calibration FILE.npz"),
+    ],
+)
+@pytest.mark.usefixtures("detector")
+def test_wrong_usage_is_explained(
+    assay: Callable[..., Result], words: tuple[str, ...], message: str
+) -> None:
+    failed = assay(*words)
+    assert failed.code == 2
+    assert message in failed.err
+
+
+@pytest.mark.usefixtures("detector")
+def test_engines_of_pytorch_programs_do_not_apply(assay: Callable[..., Result]) -> None:
+    assert assay("export", "onnx:det.onnx", "--shape", "images=1x3x24x32").code == 0
+    failed = assay("build", "onnx:det.onnx", "--engine", "pytorch")
+    assert failed.code == 4
+    assert "runs a PyTorch program, and onnx:det.onnx is an ONNX graph" in failed.err
+
+
+def test_the_wrong_shape_of_an_output_is_corrected(assay: Callable[..., Result]) -> None:
+    wrong = onnx.load(foreign.detector(Path("wrong.onnx")))
+    del wrong.graph.output[0].type.tensor_type.shape.dim[2:]
+    Path("wrong.onnx").write_bytes(wrong.SerializeToString())
+    made = assay("export", "onnx:wrong.onnx", "--shape", "images=1x3x24x32")
+    assert made.code == 0, made.err
+    assert "the graph declares boxes: float32[batch, 5], but gives" in made.err
+    assert assay("verify", "onnx:wrong.onnx").code == 0
+
+
+@pytest.mark.usefixtures("detector")
+def test_a_plan_has_the_sizes_of_the_shape(assay: Callable[..., Result]) -> None:
+    need_engine("tensorrt_rtx", run=False)
+    assert assay("export", "onnx:det.onnx", "--shape", SIZES).code == 0
+    made = assay("build", "onnx:det.onnx", "--engine", "tensorrt_rtx", "--batch-opt", "1")
+    assert made.code == 0, made.err
+    plan = Path("artifacts/onnx-det.onnx/fp32/tensorrt_rtx/engine.plan")
+    assert plan.stat().st_size > 0
+
+
+def test_inspect_names_the_axes(assay: Callable[..., Result], detector: Path) -> None:
+    shown = assay("inspect", detector)
+    assert "images: float32[batch, 3, height, width]" in shown.out
+    assert "multiply-adds a row: not known" in shown.out

@@ -1,0 +1,58 @@
+"""The smallest part of a graph on which an engine fails."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests import foreign
+from tests.conftest import Process, Result, need_engine
+from tests.pipeline.workflow.test_worker import FAULTY
+from tests.subset import python_path
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_an_operator_that_cannot_be_built_is_all_that_is_left(assay: Callable[..., Result]) -> None:
+    need_engine("tensorrt_rtx", run=False)
+    foreign.unsupported(Path("net.onnx"))
+    reduced = assay("reduce", "net.onnx", "--engine", "tensorrt_rtx")
+    assert reduced.code == 0, reduced.err
+    assert "refused" in reduced.out
+    graph = onnx.load("net-reduced.onnx").graph
+    assert [node.op_type for node in graph.node] == ["Det"]
+    inputs = np.load("net-reduced.npz")
+    assert {name: inputs[name].shape for name in inputs} == {"c": (2, 4, 4)}
+
+
+@pytest.mark.slow(15)
+def test_a_wrong_result_is_traced_to_a_node(
+    process: Callable[..., Process], tmp_path: Path
+) -> None:
+    foreign.detector(tmp_path / "net.onnx")
+    reduced = process(
+        *("reduce", "net.onnx", "--engine", "wrong", "--shape", "images=1x3x16x16"),
+    ).run(machine={"PYTHONPATH": python_path(FAULTY)})
+    assert reduced.code == 0, reduced.err
+    assert "wrong: mismatch" in reduced.out
+    assert len(onnx.load(tmp_path / "net-reduced.onnx").graph.node) == 1
+
+
+def test_an_engine_that_does_not_fail_is_said(assay: Callable[..., Result]) -> None:
+    foreign.detector(Path("net.onnx"))
+    failed = assay("reduce", "net.onnx", "--shape", "images=1x3x16x16")
+    assert failed.code == 1
+    assert "onnxruntime does not fail on this graph" in failed.err
+    assert not Path("net-reduced.onnx").exists()
+
+
+def test_engines_of_programs_cannot_be_named(assay: Callable[..., Result]) -> None:
+    foreign.detector(Path("net.onnx"))
+    failed = assay("reduce", "net.onnx", "--engine", "pytorch")
+    assert failed.code == 2
+    assert "builds no ONNX graphs" in failed.err
