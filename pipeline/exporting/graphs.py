@@ -259,13 +259,13 @@ def quantized(
         by: The rows to calibrate on.
         finish: Puts a graph into the form in which it is written.
     """
+    check_rows(draft.graph, by.rows)
     ranges, selection = (len(next(iter(part.values()))) for part in (by.rows, by.selection))
     console.say(
         f"export: calibrating on {by.source}: {ranges} for the ranges of values, {selection} to"
         " choose among the calibrations"
     )
     phases.start("calibrating")
-    check_rows(draft.graph, by.rows)
     by, wanted = calibration.with_finite_outputs(draft.graph, by)
     quantizer = importlib.import_module(PRECISIONS[precision].quantizer)
     result: Quantized = quantizer.quantize(

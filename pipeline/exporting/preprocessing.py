@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 from exporters.module import Preprocess
 
 if TYPE_CHECKING:
-    from pipeline.data.registry import Contents
     from pipeline.models import Model
 
 
-def before(contents: Contents | None) -> str:
-    """Returns what has to be done to images of a data set before the graph takes them."""
-    size = None if contents is None else contents.image_size
+def before(size: int | None) -> str:
+    """Returns what has to be done to images before the graph takes them; "" if nothing.
+
+    Args:
+        size: To which the data set's images were cut; None if they had one size.
+    """
     if size is None:
         return ""
     return (

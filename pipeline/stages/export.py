@@ -148,7 +148,7 @@ def _export(inputs: Paths, outputs: Paths, params: Params) -> None:
         "assay.kept_in_fp32": json.dumps([*dict.fromkeys(value.name for value in cast.kept)]),
         "assay.labels": json.dumps(model.labels),
         "assay.preprocessing": preprocessing.inside(model),
-        "assay.before": preprocessing.before(contents),
+        "assay.before": preprocessing.before(contents.image_size if contents else None),
         "assay.checkpoint": checkpoint,
         "assay.dataset": params.data or "",
         "assay.exporter": params.exporter,
