@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.contract import Array
 from engines.errors import DeployError
-from exporters import PRECISIONS
+from exporters import DEFAULT_PRECISION, PRECISIONS, REDUCED, onnx_files
 from exporters.half_range import CONSTANT_ERROR
 from exporters.onnx_describe import value_types
 from exporters.onnx_nodes import inputs_of
@@ -65,6 +65,15 @@ def cast(model: onnx.ModelProto, precision: str, beyond: Mapping[str, str]) -> H
             "export it in fp32, or give a graph without branches and loops",
         )
     return _Caster(model, precision, beyond).cast()
+
+
+def precision_of(model: onnx.ModelProto) -> str:
+    """Returns the precision of a graph's constants: that of a half type if they hold one."""
+    kinds = {tensor.data_type for tensor in onnx_files.tensors(model)}
+    for precision in REDUCED:
+        if _KINDS[PRECISIONS[precision].dtype][0] in kinds:
+            return precision
+    return DEFAULT_PRECISION
 
 
 def opset_of(model: onnx.ModelProto) -> int:

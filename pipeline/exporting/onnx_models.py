@@ -13,8 +13,8 @@ import onnx
 from onnx import numpy_helper
 
 from engines.contract import TensorSpec
-from engines.errors import DeployError
-from exporters import PRECISIONS, half_graph, onnx_files
+from engines.errors import DeployError, UsageError
+from exporters import DEFAULT_PRECISION, PRECISIONS, half_graph, onnx_files
 from exporters.graph_run import GraphRun, constants
 from exporters.onnx_graph import slimmed
 from exporters.onnx_nodes import inputs_of, spec_of
@@ -25,7 +25,7 @@ from pipeline.golden import rows as golden_rows
 from pipeline.golden.file import Reference
 from pipeline.golden.graph_ranges import SizedRows
 from pipeline.verification import limits
-from pipeline.workflow import console
+from pipeline.workflow import console, phases
 from pipeline.workflow.digests import sha256_file
 
 _NAMED = 3  # how many nodes are printed of those kept in fp32
@@ -157,10 +157,24 @@ def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: flo
         UsageError: The size of a dynamic axis is not given, or does not fit the graph.
         DeployError: A step failed.
     """
+    phases.start("reading the graph")
     source = prepare(path, asked)
     row = PRECISIONS[precision]
+    own = half_graph.precision_of(source.model)
+    if own not in (DEFAULT_PRECISION, precision):
+        raise UsageError(
+            f"{path} computes in {own}, so it cannot be exported in {precision}",
+            f"give --precision {own}, or the graph in {DEFAULT_PRECISION}",
+        )
     served, kept = source.model, dict[str, str]()
-    if row.dtype != "float32":
+    if row.quantized and not source.batched:
+        raise DeployError(
+            f"{precision} needs rows to calibrate on, and {path} takes no batches of rows",
+            "export it in another precision, or with a batch as the first axis of all inputs and"
+            " outputs",
+        )
+    if own != precision and row.dtype != PRECISIONS[DEFAULT_PRECISION].dtype:
+        phases.start(f"casting to {precision}")
         served, kept = _halved(source, precision)
     elif row.quantized:
         least = max(_QUANTIZED_OPSET, row.opset or 0)
@@ -218,42 +232,21 @@ def _reference(
     source: GraphModel, served: onnx.ModelProto, precision: str, max_drop: float
 ) -> Reference:
     measured = []
-    with console.bar("export", len(source.sizes)) as bar:
-        for rows in source.sizes:
-            measured.append(
-                graph_reference.measure(
-                    source.model,
-                    served,
-                    rows,
-                    batched=source.batched,
-                    noise_runs=limits.NOISE_RUNS,
-                )
+    for rows in source.sizes:
+        phases.start(f"running {len(rows.cases)} rows in float64 and {precision}")
+        measured.append(
+            graph_reference.measure(
+                source.model,
+                served,
+                rows,
+                batched=source.batched,
+                noise_runs=limits.NOISE_RUNS,
             )
-            bar.advance(1, f"{len(rows.cases)} rows in float64")
-    first, *others = measured
-    reference = Reference(
-        inputs=first.rows.inputs,
-        reference=first.reference,
-        native=first.native,
-        noise=first.noise,
-        cases=first.rows.cases,
-        logits="",
-        labels=np.zeros(0, np.int64),
-        test_reference=np.zeros((0, 0)),
-        test_labels=np.zeros(0, np.int64),
-        precision=precision,
-        max_drop=max_drop,
-        batched=source.batched,
+        )
+    first, *others = (
+        part.as_reference(precision, max_drop, batched=source.batched) for part in measured
     )
-    reference = dataclasses.replace(
-        reference,
-        others=tuple(
-            reference.at_size(
-                part.rows.cases, part.rows.inputs, part.reference, part.native, part.noise
-            )
-            for part in others
-        ),
-    )
+    reference = dataclasses.replace(first, others=tuple(others))
     try:
         reference.check()
     except ValueError as error:
@@ -274,8 +267,3 @@ def _calibration(source: GraphModel, file: Path | None) -> calibration.Calibrati
         for spec, size in zip(specs, sizes, strict=True)
     }
     return calibration.of_rows(rows, "generated inputs")
-
-
-def known_inputs(model: onnx.ModelProto) -> list[TensorSpec]:
-    """Returns the inputs that have to be given."""
-    return [spec_of(value) for value in inputs_of(model.graph)]

@@ -17,6 +17,7 @@ from exporters import onnx_files, typed_graph
 from exporters.graph_run import GraphRun
 from exporters.onnx_nodes import attribute, graphs_of, nodes_of
 from pipeline.golden import graph_ranges, noise
+from pipeline.golden.file import Reference
 from pipeline.golden.graph_ranges import SizedRows, round_value, run_rows
 from pipeline.golden.reference import rows_to_keep
 from pipeline.golden.rounding import move
@@ -58,6 +59,23 @@ class Measured:
     reference: Outputs
     native: Outputs
     noise: dict[str, Array]
+
+    def as_reference(self, precision: str, max_drop: float, *, batched: bool) -> Reference:
+        """Returns what an engine has to reproduce for these rows; see `Reference`."""
+        return Reference(
+            inputs=self.rows.inputs,
+            reference=self.reference,
+            native=self.native,
+            noise=self.noise,
+            cases=self.rows.cases,
+            logits="",
+            labels=np.zeros(0, np.int64),
+            test_reference=np.zeros((0, 0)),
+            test_labels=np.zeros(0, np.int64),
+            precision=precision,
+            max_drop=max_drop,
+            batched=batched,
+        )
 
 
 def takes_batches(model: onnx.ModelProto, rows: SizedRows, tolerance: float) -> bool:

@@ -20,7 +20,6 @@ from exporters import DEFAULT_PRECISION, onnx_files
 from exporters.graph_run import GraphRun
 from exporters.onnx_nodes import graphs_of, inputs_of
 from pipeline.golden import graph_reference
-from pipeline.golden.file import Reference
 from pipeline.golden.graph_ranges import SizedRows
 from pipeline.verification import limits, verdict
 from pipeline.workflow import console, worker
@@ -287,20 +286,7 @@ def _build(engine: str, source: Path, built: Path) -> None:
 def _judge(
     engine: str, built: Path, measured: graph_reference.Measured, device: str
 ) -> Failure | None:
-    reference = Reference(
-        inputs=measured.rows.inputs,
-        reference=measured.reference,
-        native=measured.native,
-        noise=measured.noise,
-        cases=measured.rows.cases,
-        logits="",
-        labels=np.zeros(0, np.int64),
-        test_reference=np.zeros((0, 0)),
-        test_labels=np.zeros(0, np.int64),
-        precision=DEFAULT_PRECISION,
-        max_drop=0.0,
-        batched=False,
-    )
+    reference = measured.as_reference(DEFAULT_PRECISION, 0.0, batched=False)
     try:
         options = OpenOptions("cpu" if device == "auto" else device, threads=1)
         with closing(engines.get(engine).open(built, options)) as session:

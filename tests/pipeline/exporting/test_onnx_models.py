@@ -74,6 +74,21 @@ def test_other_precisions_are_made_from_it(assay: Callable[..., Result], precisi
     assert onnx.TensorProto.DataType.Value(wanted[precision]) in kinds
 
 
+@pytest.mark.usefixtures("detector")
+def test_a_graph_in_a_half_type_is_judged_in_it(assay: Callable[..., Result]) -> None:
+    words = ("--precision", "fp16", "--shape", "images=1x3x24x32")
+    assert assay("export", "onnx:det.onnx", *words).code == 0
+    Path("artifacts/onnx-det.onnx/fp16/model.onnx").rename("half.onnx")
+    failed = assay("export", "onnx:half.onnx", "--shape", "images=1x3x24x32")
+    assert failed.code == 2
+    assert "give --precision fp16" in failed.err
+    assert assay("export", "onnx:half.onnx", *words).code == 0
+    judged = assay("verify", "onnx:half.onnx", "--precision", "fp16")
+    assert judged.code == 0, judged.err
+    original = onnx.load("half.onnx").graph.node
+    assert onnx.load("artifacts/onnx-half.onnx/fp16/model.onnx").graph.node == original
+
+
 def test_a_graph_without_a_batch_axis_is_run_once_a_row(assay: Callable[..., Result]) -> None:
     foreign.recurrent(Path("step.onnx"))
     rows = {"sound": np.ones((1, 16), np.float32), "state": np.zeros((1, 1, 8), np.float32)}
@@ -84,6 +99,10 @@ def test_a_graph_without_a_batch_axis_is_run_once_a_row(assay: Callable[..., Res
     assert not golden.batched
     assert golden.inputs["state"].shape[1:] == (1, 1, 8)
     assert set(golden.inputs["rate"].tolist()) == {16000}  # generated rows keep to the example
+    words = ("--precision", "int8", "--calibrate-on-noise", "--inputs", "rows.npz")
+    failed = assay("export", "onnx:step.onnx", *words)
+    assert failed.code == 1
+    assert "takes no batches of rows" in failed.err
     assert assay("build", "onnx:step.onnx", *ENGINES).code == 0
     judged = assay("verify", "onnx:step.onnx", *ENGINES)
     assert judged.code == 0, judged.err
