@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -134,8 +134,9 @@ def attacks(known: list[Reference], moments: int, levels: int, seed: int) -> Ite
     yield from odd_places.attacks(known, seed)
 
 
-def attempt(attack: Attack, work: Path) -> str | None:
-    """Returns how an attack failed, or "", or None if it does not apply."""
+def attempt(attack: Attack, work: Path) -> tuple[str | None, float]:
+    """Returns how an attack failed, or "", or None if it does not apply; and the seconds it took."""
+    clock = time.monotonic()
     path = Path(tempfile.mkdtemp(prefix="attack-", dir=work))
     path.chmod(0o755)
     problem: str | None = ""
@@ -149,8 +150,9 @@ def attempt(attack: Attack, work: Path) -> str | None:
         problem = traceback.format_exc()
     if not problem:
         shutil.rmtree(path, onerror=_unlock)
-        return problem
-    return f"{' / '.join(attack.group)} {attack.name}: {problem}\n  in {path}"
+    else:
+        problem = f"{' / '.join(attack.group)} {attack.name}: {problem}\n  in {path}"
+    return problem, time.monotonic() - clock
 
 
 def _unlock(function: Callable[[str], object], path: str, _error: object) -> None:
@@ -158,10 +160,15 @@ def _unlock(function: Callable[[str], object], path: str, _error: object) -> Non
     function(path)
 
 
-def table(counts: Counter[tuple[str, ...]], failed: Counter[tuple[str, ...]]) -> str:
-    """Returns the numbers of attacks and failures, one line a group."""
+def table(
+    counts: Counter[tuple[str, ...]],
+    failed: Counter[tuple[str, ...]],
+    seconds: dict[tuple[str, ...], float],
+) -> str:
+    """Returns the numbers of attacks and failures and the time they took, one line a group."""
     lines = [
         f"{' '.join(f'{word:<22}' for word in group)} {count:>5} {failed[group]:>5} failed"
+        f" {seconds[group]:>7.1f} s"
         for group, count in sorted(counts.items())
         if count
     ]
@@ -184,6 +191,7 @@ def run(
     """
     counts: Counter[tuple[str, ...]] = Counter()
     failed: Counter[tuple[str, ...]] = Counter()
+    seconds: defaultdict[tuple[str, ...], float] = defaultdict(float)
     failures = []
     executor = ThreadPoolExecutor(jobs)
     servers = ExitStack()
@@ -195,8 +203,9 @@ def run(
             if re.search(pattern, " ".join(attack.group))
         ]
         reports = executor.map(lambda attack: attempt(attack, work), chosen)
-        for number, (attack, report) in enumerate(zip(chosen, reports, strict=True), 1):
+        for number, (attack, (report, spent)) in enumerate(zip(chosen, reports, strict=True), 1):
             counts[attack.group] += report is not None
+            seconds[attack.group] += spent
             if report:
                 failed[attack.group] += 1
                 failures.append(report)
@@ -208,7 +217,7 @@ def run(
     finally:
         executor.shutdown(cancel_futures=True)
         servers.close()
-        print(table(counts, failed), flush=True)
+        print(table(counts, failed, seconds), flush=True)
     return counts, failures
 
 
