@@ -135,7 +135,7 @@ def attacks(known: list[Reference], moments: int, levels: int, seed: int) -> Ite
 
 
 def attempt(attack: Attack, work: Path) -> tuple[str | None, float]:
-    """Returns how an attack failed, or "", or None if it does not apply; and the seconds it took."""
+    """Returns how an attack failed, "", or None if it does not apply; and the seconds it took."""
     clock = time.monotonic()
     path = Path(tempfile.mkdtemp(prefix="attack-", dir=work))
     path.chmod(0o755)
