@@ -168,7 +168,8 @@ def attacks(known: list[Reference], levels: int) -> Iterator[Attack]:
         return
     for turn in range(levels):
         for step in STEPS:
-            if step.heavy and not is_fresh(turn):
+            # Processes of torchrun write what one process writes, and take long to start.
+            if (step.heavy or step.distributed) and not is_fresh(turn):
                 continue
             for name in FOLDERS:
                 reference = known[turn % len(known)]
