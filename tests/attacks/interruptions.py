@@ -232,6 +232,8 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="an empty folder for all files [a temporary one]")
     words = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A shell ignores it in jobs in the background, and so would the commands.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     work = words.work or Path(tempfile.mkdtemp(prefix="assay-interruptions-"))
     work.chmod(0o755)
     counts, failures = run(
