@@ -28,8 +28,10 @@ print(*values, sep="\\n", file=sys.stderr)
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    server = ForkServer((), ENVIRONMENT, ("json",))
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    folder = tmp_path_factory.mktemp("library")
+    (folder / "library.py").write_text("import tempfile; tempfile.gettempdir()", encoding="utf-8")
+    server = ForkServer((), {**ENVIRONMENT, "PYTHONPATH": python_path(folder)}, ("library",))
     yield server
     server.close()
 
