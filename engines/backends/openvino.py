@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,8 +84,12 @@ class OpenVINOEngine(Engine):
             raise _rejected(source, error) from error
         _keep_names(model, source)
         compiled = _compile(openvino, model, 1, source)
-        with temporary.folder() as folder:
+        with ExitStack() as files, temporary.folder() as folder:
             paths = [folder / name for name in _FILES]
+            # OpenVINO removes the files if it cannot write all of them. While they are open, their
+            # disk stays as full as it was then, so that the error can name that as the cause.
+            for path in paths:
+                files.enter_context(path.open("wb"))
             try:
                 openvino.serialize(model, *map(str, paths))
             except RuntimeError as error:

@@ -9,7 +9,6 @@ interrupted one left behind. Equal seeds give equal moments.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import re
 import shutil
@@ -18,9 +17,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -34,17 +34,17 @@ from tests.attacks.places import (
     Ended,
     NotApplicableError,
     Place,
-    Reference,
     Step,
-    references,
+    is_fresh,
 )
+from tests.attacks.references import Reference, references
 
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 def check_ended(ended: Ended, number: int, step: Step) -> None:
     """Raises AttackError if a command did not end as one that got a signal."""
-    if step.module[0].startswith("torch"):
+    if step.distributed:
         return  # torchrun prints its own traceback and has its own exit codes
     if "Traceback" in ended.err:
         # Python itself prints one for a SIGINT that arrives before it runs the first module.
@@ -59,12 +59,9 @@ def interrupt(
 ) -> None:
     """Sends a signal to a step, then runs a command that reads, and the step again."""
     place = reference.place(step, path)
-    running = place.start(step.words, step.module)
+    running = place.start(step.words, step.module, fresh=is_fresh(turn))
     time.sleep(seconds)
-    if number == signal.SIGINT:  # the terminal sends it to all processes
-        os.killpg(running.process.pid, number)
-    else:
-        running.process.send_signal(number)
+    running.send_signal(number)
     check_ended(place.end(running), number, step)
     require_rerun(reference, step, place, turn)
 
@@ -84,12 +81,13 @@ def require_rerun(reference: Reference, step: Step, place: Place, turn: int) -> 
     place.artifacts()
     # Either any other command, or the step itself, removes what is left.
     if turn % 4:
-        read = place.run(READING[turn % len(READING)])
+        words = READING[turn // len(SIGNALS) % len(READING)]  # each after each signal
+        read = place.run(words)
         if read.code not in (0, 1) or "Traceback" in read.err:
-            raise AttackError(f"{READING[turn % len(READING)]} ended with {read.code}: {read.err}")
+            raise AttackError(f"{words} ended with {read.code}: {read.err}")
         if left := place.leftovers():
             raise AttackError(f"left behind: {left}")
-    place.done(step, turn)
+    place.done(step, turn // 4)
     place.wait_until_idle()
     reference.compare(place, step)
     if left := place.leftovers():
@@ -101,9 +99,12 @@ def signals(known: list[Reference], moments: int, seed: int) -> Iterator[Attack]
     source = random.Random(seed)  # noqa: S311 - moments, not secrets
     for turn in range(moments):
         for step in STEPS:
+            if step.heavy and not is_fresh(turn):
+                continue
             reference = known[turn // len(SIGNALS) % len(known)]
             number = list(SIGNALS)[turn % len(SIGNALS)]
-            seconds = source.uniform(0, reference.seconds[step.name])
+            fresh = step.distributed or is_fresh(turn)
+            seconds = source.uniform(0, reference.seconds[step.name, fresh])
             yield Attack(
                 ("signal", step.name, signal.Signals(number).name, reference.user.name),
                 f"after {seconds:.3f} s",
@@ -115,9 +116,9 @@ def operations(known: list[Reference], moments: int) -> Iterator[Attack]:
     """Yields kills before up to `moments` operations of each step, the last ones: they publish."""
     for back in range(moments):
         for step in STEPS:
-            reference = known[back % len(known)]
+            reference = known[back // 2 % len(known)]
             number = reference.operations[step.name] - back
-            if number > 0 and not step.module[0].startswith("torch"):
+            if number > 0 and not step.distributed and not step.heavy:
                 yield Attack(
                     ("operation", step.name, "SIGKILL", reference.user.name),
                     f"before operation {number}",
@@ -133,8 +134,9 @@ def attacks(known: list[Reference], moments: int, levels: int, seed: int) -> Ite
     yield from odd_places.attacks(known, seed)
 
 
-def attempt(attack: Attack, work: Path) -> str | None:
-    """Returns how an attack failed, or "", or None if it does not apply."""
+def attempt(attack: Attack, work: Path) -> tuple[str | None, float]:
+    """Returns how an attack failed, "", or None if it does not apply; and the seconds it took."""
+    clock = time.monotonic()
     path = Path(tempfile.mkdtemp(prefix="attack-", dir=work))
     path.chmod(0o755)
     problem: str | None = ""
@@ -148,8 +150,9 @@ def attempt(attack: Attack, work: Path) -> str | None:
         problem = traceback.format_exc()
     if not problem:
         shutil.rmtree(path, onerror=_unlock)
-        return problem
-    return f"{' / '.join(attack.group)} {attack.name}: {problem}\n  in {path}"
+    else:
+        problem = f"{' / '.join(attack.group)} {attack.name}: {problem}\n  in {path}"
+    return problem, time.monotonic() - clock
 
 
 def _unlock(function: Callable[[str], object], path: str, _error: object) -> None:
@@ -157,10 +160,15 @@ def _unlock(function: Callable[[str], object], path: str, _error: object) -> Non
     function(path)
 
 
-def table(counts: Counter[tuple[str, ...]], failed: Counter[tuple[str, ...]]) -> str:
-    """Returns the numbers of attacks and failures, one line a group."""
+def table(
+    counts: Counter[tuple[str, ...]],
+    failed: Counter[tuple[str, ...]],
+    seconds: dict[tuple[str, ...], float],
+) -> str:
+    """Returns the numbers of attacks and failures and the time they took, one line a group."""
     lines = [
         f"{' '.join(f'{word:<22}' for word in group)} {count:>5} {failed[group]:>5} failed"
+        f" {seconds[group]:>7.1f} s"
         for group, count in sorted(counts.items())
         if count
     ]
@@ -183,17 +191,21 @@ def run(
     """
     counts: Counter[tuple[str, ...]] = Counter()
     failed: Counter[tuple[str, ...]] = Counter()
+    seconds: defaultdict[tuple[str, ...], float] = defaultdict(float)
     failures = []
     executor = ThreadPoolExecutor(jobs)
+    servers = ExitStack()
     try:
+        known = servers.enter_context(references(work, executor))
         chosen = [
             attack
-            for attack in attacks(references(work, executor), moments, levels, seed)
+            for attack in attacks(known, moments, levels, seed)
             if re.search(pattern, " ".join(attack.group))
         ]
         reports = executor.map(lambda attack: attempt(attack, work), chosen)
-        for number, (attack, report) in enumerate(zip(chosen, reports, strict=True), 1):
+        for number, (attack, (report, spent)) in enumerate(zip(chosen, reports, strict=True), 1):
             counts[attack.group] += report is not None
+            seconds[attack.group] += spent
             if report:
                 failed[attack.group] += 1
                 failures.append(report)
@@ -204,7 +216,8 @@ def run(
         print("stopped, once the attacks that run have ended", flush=True)
     finally:
         executor.shutdown(cancel_futures=True)
-        print(table(counts, failed), flush=True)
+        servers.close()
+        print(table(counts, failed, seconds), flush=True)
     return counts, failures
 
 
@@ -219,6 +232,8 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="an empty folder for all files [a temporary one]")
     words = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A shell ignores it in jobs in the background, and so would the commands.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     work = words.work or Path(tempfile.mkdtemp(prefix="assay-interruptions-"))
     work.chmod(0o755)
     counts, failures = run(

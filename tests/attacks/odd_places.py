@@ -8,10 +8,12 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from tests.attacks.places import STEPS, Attack, AttackError, Ended, Place, Reference, Step
+from tests.attacks.places import STEPS, Attack, AttackError, Ended, Place, Step
+from tests.attacks.references import Reference
 
 _BY_NAME = {step.name: step for step in STEPS}
 _WHILE_RUNNING = ("train", "export", "build")
@@ -70,7 +72,8 @@ def no_home(reference: Reference, step: Step, path: Path) -> None:
     """Neither a home nor a cache that can be written in."""
     place = reference.place(step, path)
     (place.path / "home").chmod(0o500)
-    ended = place.run(step.words, HOME="/proc/none", ASSAY_CACHE="/proc/none/cache")
+    nowhere = {"HOME": "/proc/none", "ASSAY_CACHE": "/proc/none/cache"}
+    ended = place.run(step.words, fresh=True, **nowhere)  # libraries use it when they are imported
     if ended.code or "Traceback" in ended.err:
         raise AttackError(f"without a home: exit code {ended.code}:\n{ended.err}")
     reference.compare(place, step)
@@ -101,15 +104,18 @@ def unreadable(reference: Reference, name: str, path: Path) -> None:
         file.chmod(mode)
 
 
-def gone(reference: Reference, step: Step, seconds: float, file: bool, path: Path) -> None:
+def gone(
+    reference: Reference, step: Step, seconds: float, fresh: bool, file: bool, path: Path
+) -> None:
     """The folder of artifacts is removed, or replaced by a file, while a stage runs."""
     place = reference.place(step, path)
-    running = place.start(step.words)
+    running = place.start(step.words, fresh=fresh)
     time.sleep(seconds)
     place.root.rename(place.path / "renamed")
     shutil.rmtree(place.path / "renamed", ignore_errors=True)
     if file:
-        place.root.write_text("not a folder")
+        with suppress(IsADirectoryError):  # the stage has already made it again
+            place.root.write_text("not a folder")
     ended = place.end(running)
     _require_error(ended, (0, 1, 2))
     place.wait_until_idle()
@@ -178,11 +184,12 @@ def attacks(known: list[Reference], seed: int) -> Iterator[Attack]:
         user = reference.user.name
         for name in _WHILE_RUNNING:
             for turn in range(6):
-                seconds = source.uniform(0.3, reference.seconds[name])
+                fresh = turn < 2
+                seconds = source.uniform(0, reference.seconds[name, fresh])
                 yield Attack(
                     ("root is gone", name, "replaced" if turn % 2 else "removed", user),
                     f"after {seconds:.3f} s",
-                    partial(gone, reference, _BY_NAME[name], seconds, bool(turn % 2)),
+                    partial(gone, reference, _BY_NAME[name], seconds, fresh, bool(turn % 2)),
                 )
         for make in _KINDS:
             for name in _FILES:
@@ -191,7 +198,7 @@ def attacks(known: list[Reference], seed: int) -> Iterator[Attack]:
         if not reference.user.uid:
             continue
         for step in STEPS:
-            if not step.module[0].startswith("torch"):
+            if not step.distributed:
                 group = ("no permission", step.name, "root", user)
                 yield Attack(group, "", partial(read_only_root, reference, step))
                 group = ("no permission", step.name, "home", user)

@@ -1,8 +1,7 @@
-"""Folders in which commands are interrupted: a reference chain, its states, and users."""
+"""Commands that are interrupted, the folders in which they run, and their users."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import pwd
@@ -12,18 +11,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.workflow.digests import sha256_file
-from tests.subset import FOLDER, python_path
+from tests.attacks.fork_server import Forked, ForkServer
+from tests.subset import python_path
 
-ENGINES = "onnxruntime,openvino,pytorch"
-SECONDS = 60  # after which a command counts as one that hangs
-IMAGES = 16  # of each class
+ENGINES = "onnxruntime,openvino"
+SECONDS = 180  # after which a command counts as one that hangs, even on a busy machine
+# Every how many turns the interrupted command is a new interpreter, whose imports take most of its
+# time. It shares no factor with the numbers of users, signals and commands that take turns.
+FRESH_EVERY = 7
 ORDINARY = 65534  # the ID of an ordinary user, usually called nobody
 # Folders below a place in which commands write.
 FOLDERS = ("artifacts", "dist", "tmp", "cache")
@@ -53,6 +55,8 @@ class Step:
         after: Name of the step in whose final state it starts; "" means an empty place.
         again: Arguments for running it after an interruption, each in its turn.
         module: What Python runs.
+        heavy: It imports torch in a worker of its own, so it is interrupted only in the turns that
+            take a new interpreter.
     """
 
     name: str
@@ -60,6 +64,12 @@ class Step:
     after: str
     again: tuple[tuple[str, ...], ...] = ()
     module: tuple[str, ...] = ("pipeline.cli",)
+    heavy: bool = False
+
+    @property
+    def distributed(self) -> bool:
+        """Whether torchrun starts it, always in new interpreters."""
+        return self.module[0].startswith("torch")
 
 
 def _torchrun(*words: str) -> Step:
@@ -69,6 +79,7 @@ def _torchrun(*words: str) -> Step:
 
 
 _TRAINING = ("train", *_TRAIN, "--threads", "1")
+_BENCH = ("bench", "lenet", "--budget", "0.1", "--batch", "1", "--engine")
 STEPS = (
     Step("data", ("data", "--data", "images"), ""),
     Step("train", _TRAINING, "data", (_TRAINING, (*_TRAINING, "--resume"))),
@@ -79,13 +90,19 @@ STEPS = (
     Step("verify graph", ("verify", "lenet"), "export"),
     Step("build", ("build", "lenet", "--engine", ENGINES), "verify graph"),
     Step("verify", ("verify", "lenet", "--engine", ENGINES), "build"),
-    Step(
-        "bench",
-        ("bench", "lenet", "--engine", ENGINES, "--budget", "0.1", "--batch", "1"),
-        "verify",
-    ),
+    Step("bench", (*_BENCH, ENGINES), "verify"),
+    Step("build pytorch", ("build", "lenet", "--engine", "pytorch"), "verify graph", heavy=True),
+    Step("verify pytorch", ("verify", "lenet", "--engine", "pytorch"), "build pytorch", heavy=True),
+    Step("bench pytorch", (*_BENCH, "pytorch"), "verify pytorch", heavy=True),
     Step("bundle", ("bundle", "lenet", "--engine", ENGINES), "bench"),
 )
+
+
+def is_fresh(turn: int) -> bool:
+    """Whether the interrupted command of a turn is a new interpreter."""
+    return turn % FRESH_EVERY == 0
+
+
 # Commands that only read, one of which runs after an interruption.
 READING = (("report", "lenet"), ("runs", "lenet"), ("clean", "lenet", "--dry-run"))
 
@@ -156,16 +173,39 @@ class Running:
         err: The file of what it prints to stderr. A pipe would stay open as long as any child.
     """
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Forked
     err: IO[str]
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal as a terminal or a user does: SIGINT to all processes of the command."""
+        if number != signal.SIGINT:
+            self.process.send_signal(number)
+        elif self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+
+
+def environment() -> dict[str, str]:
+    """Returns the environment that all commands have, wherever they run."""
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": python_path(),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder for commands of one user, with its own home, cache and temporary folder."""
+    """A folder for commands of one user, with its own home, cache and temporary folder.
+
+    Attributes:
+        server: Starts commands; None means that all are new interpreters.
+    """
 
     path: Path
     user: User
+    server: ForkServer | None = None
 
     @property
     def root(self) -> Path:
@@ -181,28 +221,34 @@ class Place:
         self.user.own(self.path)
 
     def start(
-        self, words: tuple[str, ...], module: tuple[str, ...] = ("pipeline.cli",), **more: str
+        self,
+        words: tuple[str, ...],
+        module: tuple[str, ...] = ("pipeline.cli",),
+        *,
+        fresh: bool = False,
+        **more: str,
     ) -> Running:
         """Starts a command in a process group of its own.
 
         Args:
+            fresh: Start a new interpreter; otherwise the server forks one, if it can.
             more: Environment variables.
         """
-        environment = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": python_path(),
+        variables = {
+            **environment(),
             "HOME": str(self.path / "home"),
             "TMPDIR": str(self.path / "tmp"),
             "ASSAY_CACHE": str(self.path / "cache"),
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
             **more,
         }
         err = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - `end` closes it
+        if self.server is not None and len(module) == 1 and not fresh:
+            forked = self.server.start(*module, words, self.path, variables, err.fileno())
+            return Running(forked, err)
         process = subprocess.Popen(
             [*self.user.command, sys.executable, "-m", *module, *words],
             cwd=self.path,
-            env=environment,
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=err,
@@ -228,15 +274,20 @@ class Place:
         return Ended(running.process.returncode, err)
 
     def run(
-        self, words: tuple[str, ...], module: tuple[str, ...] = ("pipeline.cli",), **more: str
+        self,
+        words: tuple[str, ...],
+        module: tuple[str, ...] = ("pipeline.cli",),
+        *,
+        fresh: bool = False,
+        **more: str,
     ) -> Ended:
         """Runs a command to its end."""
-        return self.end(self.start(words, module, **more))
+        return self.end(self.start(words, module, fresh=fresh, **more))
 
-    def done(self, step: Step, number: int = 0) -> None:
+    def done(self, step: Step, number: int = 0, *, fresh: bool = False) -> None:
         """Runs a step to its end; AttackError if it fails."""
         words = step.again[number % len(step.again)] if step.again else step.words
-        ended = self.run(words, step.module)
+        ended = self.run(words, step.module, fresh=fresh)
         if ended.code:
             raise AttackError(f"{' '.join(words)} ended with {ended.code}:\n{ended.err}")
 
@@ -307,87 +358,3 @@ def _timeless(path: Path, sha256: str) -> str:
 
 def _without_times(content: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in _TIMES}
-
-
-@dataclass
-class Reference:
-    """Uninterrupted runs of all steps as one user.
-
-    Attributes:
-        seconds: How long each step took.
-        digests: Digests of the artifacts after each step.
-        operations: How many operations on files of the artifacts each step makes.
-        needs: Bytes that a step needs on the disk of each folder, once they are measured.
-    """
-
-    work: Path
-    images: Path
-    user: User
-    seconds: dict[str, float] = field(default_factory=dict)
-    digests: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    operations: dict[str, int] = field(default_factory=dict)
-    needs: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def state(self, step: str) -> Path:
-        """Returns the folder with the state after a step."""
-        return self.work / "states" / self.user.name / (step or "empty")
-
-    def make(self) -> None:
-        """Runs all steps, and keeps the state after each."""
-        Place(self.state(""), self.user).fill(self.images)
-        for step in STEPS:
-            place = self.place(step, self.state(step.name))
-            clock = time.monotonic()
-            count = place.path / "tmp" / "count"
-            ended = place.run(step.words, step.module, **COUNTING, ASSAY_TEST_COUNT=str(count))
-            if ended.code:
-                raise AttackError(f"{step.name} ended with {ended.code}:\n{ended.err}")
-            self.seconds[step.name] = time.monotonic() - clock
-            self.operations[step.name] = int(count.read_text(encoding="ascii"))
-            self.digests[step.name] = place.artifacts()
-            shutil.rmtree(place.path / "tmp")
-            (place.path / "tmp").mkdir()
-            self.user.own(place.path / "tmp")
-
-    def place(self, step: Step, path: Path) -> Place:
-        """Makes a place in the state in which a step starts."""
-        shutil.copytree(self.state(step.after), path, symlinks=True)
-        place = Place(path, self.user)
-        self.user.own(path)
-        return place
-
-    def compare(self, place: Place, step: Step) -> None:
-        """Raises AttackError unless the artifacts are those of an uninterrupted run."""
-        expected, actual = self.digests[step.name], place.artifacts()
-        differing = [
-            label for label in {*expected, *actual} if expected.get(label) != actual.get(label)
-        ]
-        if differing:
-            raise AttackError(f"other artifacts than without an interruption: {sorted(differing)}")
-
-
-def write_images(folder: Path) -> None:
-    """Writes a folder of images with their classes, from the tests' data set."""
-    import numpy as np
-    from PIL import Image
-
-    for part, source in (("train", "train"), ("test", "t10k")):
-        packed = (FOLDER / f"{source}-images-idx3-ubyte.gz").read_bytes()
-        pixels = np.frombuffer(gzip.decompress(packed), np.uint8, offset=16).reshape(-1, 28, 28)
-        packed = (FOLDER / f"{source}-labels-idx1-ubyte.gz").read_bytes()
-        labels = np.frombuffer(gzip.decompress(packed), np.uint8, offset=8)
-        for label in range(10):
-            of_class = folder / part / f"class{label}"
-            of_class.mkdir(parents=True)
-            for number, image in enumerate(pixels[labels == label][:IMAGES]):
-                Image.fromarray(image).save(of_class / f"{number:02}.png")
-
-
-def references(work: Path, executor: Executor) -> list[Reference]:
-    """Returns the uninterrupted runs of each user."""
-    images = work / "images"
-    write_images(images)
-    known = [Reference(work, images, user) for user in users()]
-    for making in [executor.submit(reference.make) for reference in known]:
-        making.result()
-    return known

@@ -255,7 +255,7 @@ def test_a_signal_saves_the_current_step(tmp_path: Path, process: Callable[..., 
             break
     running.send_signal(signal.SIGTERM)
     _, err = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == 143
     assert "--resume continues from here" in err
     resumed = process(*words, tmp_path / "stopped", "--resume").run()
     assert resumed.code == 0
