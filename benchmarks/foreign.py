@@ -10,6 +10,7 @@ from it. --only NAME takes the graphs whose name contains it.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -152,6 +153,7 @@ def main() -> int:
                 for column in ("seconds", "graph", *ENGINES):
                     word, _, why = words.get(column, "").partition(": ")
                     if why:
+                        why = " ".join(re.sub(r"\S*/(?=[^/\s]+\.onnx)", "", why).split())
                         notes.append(f"- {path.name}, {precision}, {column}: {word}: {why}")
                     cells.append(word)
                 failed |= precision == "fp32" and "mismatch" in cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,27 @@ def prepare(path: Path, asked: Asked) -> GraphModel:
             " run of the graph"
         )
         sizes = graph_rows.rows(specs, shapes, asked.inputs, count, batched=False)
+    _separate_axes(model, sizes, batched=batched)
     return GraphModel(path, with_true_outputs(model, sizes[0], batched=batched), sizes, batched)
+
+
+def _separate_axes(model: onnx.ModelProto, sizes: Sequence[SizedRows], *, batched: bool) -> None:
+    """Takes the name from axes that have one name and several sizes, in place.
+
+    Some exporters name every open axis "?", and backends take axes of one name for equal.
+    """
+    known: dict[str, set[tuple[int, ...]]] = {}
+    axes = []
+    for value in inputs_of(model.graph):
+        for index, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_param and not (batched and index == 0):
+                axes.append(dim)
+                position = index if batched else index + 1
+                of_sizes = tuple(part.inputs[value.name].shape[position] for part in sizes)
+                known.setdefault(dim.dim_param, set()).add(of_sizes)
+    for dim in axes:
+        if len(known[dim.dim_param]) > 1:
+            dim.ClearField("dim_param")
 
 
 def with_true_outputs(model: onnx.ModelProto, rows: SizedRows, *, batched: bool) -> onnx.ModelProto:

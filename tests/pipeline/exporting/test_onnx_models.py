@@ -206,6 +206,20 @@ def test_a_plan_has_the_sizes_of_the_shape(assay: Callable[..., Result]) -> None
     assert plan.stat().st_size > 0
 
 
+@pytest.mark.usefixtures("detector")
+def test_axes_of_one_name_may_have_several_sizes(assay: Callable[..., Result]) -> None:
+    model = onnx.load("det.onnx")
+    for dim in model.graph.input[0].type.tensor_type.shape.dim:
+        if dim.dim_param:
+            dim.dim_param = "?"
+    onnx.save(model, "named.onnx")
+    made = assay("export", "onnx:named.onnx", "--shape", "images=1x3x24x32")
+    assert made.code == 0, made.err
+    need_engine("tensorrt_rtx", run=False)
+    built = assay("build", "onnx:named.onnx", "--engine", "tensorrt_rtx")
+    assert built.code == 0, built.err
+
+
 def test_inspect_names_the_axes(assay: Callable[..., Result], detector: Path) -> None:
     shown = assay("inspect", detector)
     assert "images: float32[batch, 3, height, width]" in shown.out
