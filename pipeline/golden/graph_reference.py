@@ -40,6 +40,8 @@ _ARGUMENT = {"Gelu", "Mish"}
 # Runtimes compute the last elements of a tensor in another way than the others, so that equal
 # numbers may give different ones. A graph that divides by max - min then divides by rounding.
 _UNEVEN = {"Log", "Exp", "Pow"}
+_EXPONENTIALS = {"Softmax", "LogSoftmax"}
+_LANES = 4  # sums that the smallest vector units keep at a time
 _SUMS = {"ReduceMean", "ReduceSum", "GlobalAveragePool"}
 _MOVED_KINDS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
@@ -228,6 +230,8 @@ def _rounded(
         first = inputs[0] if inputs else None
         if way and node.op_type in _SUMS and first is not None and first.dtype == np.float32:
             return _one_by_one(node, first, inputs, value)
+        if way and node.op_type in _EXPONENTIALS and first is not None:
+            return _softmax_in_lanes(node, first)
         if way and node.op_type in _APPROXIMATED:
             return value + np.float32(way)
         if way and node.op_type in _UNEVEN:
@@ -239,6 +243,24 @@ def _rounded(
         return value
 
     return GraphRun(model, exactly=False, hook=hook)
+
+
+def _softmax_in_lanes(node: onnx.NodeProto, array: Array) -> Array:
+    """Returns a softmax or its logarithm, with the exponentials added as a small vector unit does.
+
+    Of 6,625 classes, ONNX Runtime's sum lost 5 of its 24 bits.
+    """
+    axis = attribute(node, "axis", -1)
+    shifted = array - array.max(axis=axis, keepdims=True)
+    exponentials = np.exp(shifted)
+    terms = np.moveaxis(exponentials, axis, 0)
+    lanes = np.zeros((_LANES, *terms.shape[1:]), np.float32)
+    for start in range(0, len(terms), _LANES):
+        part = terms[start : start + _LANES]
+        lanes[: len(part)] += part
+    total = np.expand_dims(lanes.sum(axis=0), axis)
+    result: Array = exponentials / total if node.op_type == "Softmax" else shifted - np.log(total)
+    return result
 
 
 def _one_by_one(
