@@ -106,12 +106,12 @@ def judge(path: Path, precision: str, work: Path) -> dict[str, str]:
 
 
 def verdict(model: str, engine: str, options: dict[str, Any]) -> str:
-    """Returns the verdict with the largest error in noise floors, or why there is none."""
+    """Returns the verdict with the largest error in noise floors, or the reason for its absence."""
     try:
         verification = assay.verify(model, engine=engine, **options)
     except DeployError as error:
-        found = error.details.get("verdicts", [{}])[0]
-        return f"{found.get('status', 'error')}: {found.get('reason') or error.message}"
+        first = error.details.get("verdicts", [{}])[0]
+        return f"{first.get('status', 'error')}: {first.get('reason') or error.message}"
     (known,) = verification.verdicts
     errors = [output.rms_ratio for output in known.outputs]
     ratios = [output.sqnr for output in known.outputs if output.sqnr is not None]

@@ -182,10 +182,10 @@ class Resize(op_resize.Resize):
             return super()._run(*inputs, **options)
         axes = [*range(x.ndim)] if axes is None else [axis % x.ndim for axis in axes]
         result = x
-        given = sizes if scales is None or not len(scales) else scales
-        for axis, value in zip(axes, given, strict=True):
+        asked = sizes if scales is None or not len(scales) else scales
+        for axis, value in zip(axes, asked, strict=True):
             side = x.shape[axis]
-            by_size = given is sizes
+            by_size = asked is sizes
             size = int(value) if by_size else int(np.floor(side * float(value)))
             scale = size / side if by_size else float(value)
             if size == side and scale == 1.0:

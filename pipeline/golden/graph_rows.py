@@ -74,18 +74,20 @@ def rows(
         DeployError: The file cannot be used.
     """
     _check_shapes(specs, shapes)
-    given = {} if file is None else _read(specs, file, batched=batched)
+    from_file = {} if file is None else _read(specs, file, batched=batched)
     sizes = {
-        spec.name: _sizes(spec, shapes.get(spec.name), given.get(spec.name), batched=batched)
+        spec.name: _sizes(spec, shapes.get(spec.name), from_file.get(spec.name), batched=batched)
         for spec in specs
     }
     usual = {name: tuple(size for _, size, _ in axes) for name, axes in sizes.items()}
-    examples = given or {spec.name: made(spec, usual[spec.name], count, seed=0) for spec in specs}
+    examples = from_file or {
+        spec.name: made(spec, usual[spec.name], count, seed=0) for spec in specs
+    }
     known = len(next(iter(examples.values()))) if examples else 0
-    prefix = "example" if given else MADE_ROW
+    prefix = "example" if from_file else MADE_ROW
     cases = [f"{prefix} {index}" for index in range(known)]
     parts = [examples]
-    if given:
+    if from_file:
         parts.append(golden_rows.made_like(examples, count, seed=0))
         cases += [f"{MADE_ROW} {index}" for index in range(count)]
     parts.append(golden_rows.extremes(examples))

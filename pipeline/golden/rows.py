@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # How many rows there are besides the edge cases, unless the user says otherwise.
 WITH_DATA = 256
-# Generated ones, where there is no data set. A large network takes a second for each in float64.
+# Generated ones, without a data set. A large network takes a second for each in float64.
 # With fewer, edge cases could set the usual scale of an output (`limits.USUAL_SCALE_QUANTILE`):
 # some have outputs that are ten thousand times as large as those of usual images.
 WITHOUT_DATA = 16

@@ -99,13 +99,13 @@ class _Parts:
     ) -> tuple[onnx.ModelProto, SizedRows]:
         """Returns the graph of some nodes, in their order, and rows for its inputs."""
         nodes = [self.nodes[index] for index in chosen]
-        made = {name for node in nodes for name in node.output}
+        results = {name for node in nodes for name in node.output}
         read = [*dict.fromkeys(name for node in nodes for name in _read(node) if name)]
         constants = [self._given[name] for name in read if name in self._given]
         names = [
             name
             for name in read
-            if name not in made and name not in self._constants and name not in self._given
+            if name not in results and name not in self._constants and name not in self._given
         ]
         graph = helper.make_graph(
             [*constants, *nodes],
@@ -153,12 +153,12 @@ def _read(node: onnx.NodeProto) -> list[str]:
     for entry in node.attribute:
         for graph in [entry.g] if entry.HasField("g") else entry.graphs:
             for known in graphs_of(graph):
-                made = {name for inner in known.node for name in inner.output}
-                made |= {value.name for value in known.input}
-                made |= {tensor.name for tensor in known.initializer}
+                results = {name for inner in known.node for name in inner.output}
+                results |= {value.name for value in known.input}
+                results |= {tensor.name for tensor in known.initializer}
                 read = [name for inner in known.node for name in inner.input]
                 read += [value.name for value in known.output]
-                names += [name for name in read if name not in made]
+                names += [name for name in read if name not in results]
     return names
 
 

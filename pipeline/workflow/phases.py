@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from pipeline.workflow import console
 
-# Where there is no terminal, a phase gets its first line when it has taken this long, in seconds,
+# Outside a terminal, a phase gets its first line when it has taken this long, in seconds,
 # and a further line each time its duration has doubled.
 _FIRST_LINE = 5.0
 

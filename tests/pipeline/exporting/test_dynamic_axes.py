@@ -37,11 +37,11 @@ class Detector(nn.Module):
 
     def forward(self, image):
         one = functional.silu(self.first(image.to(self.head.weight.dtype) / 255))
-        found = []
+        outputs = []
         for features in (one, functional.silu(self.second(one))):
             rows = self.head(features).flatten(2).transpose(1, 2)
-            found.append({"boxes": rows[..., :4], "scores": rows[..., 4:].sigmoid()})
-        return found
+            outputs.append({"boxes": rows[..., :4], "scores": rows[..., 4:].sigmoid()})
+        return outputs
 
 
 class Encoder(nn.Module):
@@ -166,8 +166,8 @@ def test_engines_are_proved_at_every_size(
 @pytest.mark.long
 def test_half_types_and_quantization_at_every_size(assay: Callable[..., Result]) -> None:
     for words in (("fp16",), ("int8", "--calibrate-on-noise")):
-        made = assay("export", "nets.py:detector", "--precision", *words)
-        assert made.code == 0, made.err
+        exported = assay("export", "nets.py:detector", "--precision", *words)
+        assert exported.code == 0, exported.err
         judged = assay("verify", "nets.py:detector", "--precision", words[0])
         assert judged.code == 0, judged.err
 

@@ -63,8 +63,8 @@ def test_a_graph_of_any_size_goes_through_the_whole_chain(
 def test_other_precisions_are_made_from_it(assay: Callable[..., Result], precision: str) -> None:
     noise = ("--calibrate-on-noise",) if precision in ("int8", "fp8") else ()
     words = ("onnx:det.onnx", "--precision", precision)
-    made = assay("export", *words, "--shape", "images=1x3x24x32", *noise)
-    assert made.code == 0, made.err
+    exported = assay("export", *words, "--shape", "images=1x3x24x32", *noise)
+    assert exported.code == 0, exported.err
     judged = assay("verify", *words)
     assert judged.code == 0, judged.err
     assert "pass" in judged.out
@@ -93,8 +93,8 @@ def test_a_graph_without_a_batch_axis_is_run_once_a_row(assay: Callable[..., Res
     foreign.recurrent(Path("step.onnx"))
     rows = {"sound": np.ones((1, 16), np.float32), "state": np.zeros((1, 1, 8), np.float32)}
     np.savez("rows.npz", **rows, rate=np.array(16000))
-    made = assay("export", "onnx:step.onnx", "--inputs", "rows.npz")
-    assert made.code == 0, made.err
+    exported = assay("export", "onnx:step.onnx", "--inputs", "rows.npz")
+    assert exported.code == 0, exported.err
     golden = goldens.load(Path("artifacts/onnx-step.onnx/fp32/golden.npz"))
     assert not golden.batched
     assert golden.inputs["state"].shape[1:] == (1, 1, 8)
@@ -112,9 +112,9 @@ def test_a_graph_without_a_batch_axis_is_run_once_a_row(assay: Callable[..., Res
 
 def test_a_row_that_depends_on_others_is_no_batch(assay: Callable[..., Result]) -> None:
     foreign.across_batch(Path("mean.onnx"))
-    made = assay("export", "onnx:mean.onnx", "--shape", "x=4x6")
-    assert made.code == 0
-    assert "a row depends on others" in made.err
+    exported = assay("export", "onnx:mean.onnx", "--shape", "x=4x6")
+    assert exported.code == 0
+    assert "a row depends on others" in exported.err
     assert not goldens.load(Path("artifacts/onnx-mean.onnx/fp32/golden.npz")).batched
     assert assay("verify", "onnx:mean.onnx").code == 0
 
@@ -146,9 +146,9 @@ def test_a_fault_at_another_size_is_found(assay: Callable[..., Result], detector
     cut.graph.node.append(helper.make_node("Slice", ["all", *bounds], ["boxes"], "cut"))
     onnx.save(cut, "cut.onnx")
     assert assay("diff", "det.onnx", "cut.onnx", "--shape", "images=1x3x24x32").code == 0
-    found = assay("diff", "det.onnx", "cut.onnx", "--shape", SIZES)
-    assert found.code == 3
-    assert "boxes at 3x40x40: gives float32" in found.err
+    judged = assay("diff", "det.onnx", "cut.onnx", "--shape", SIZES)
+    assert judged.code == 3
+    assert "boxes at 3x40x40: gives float32" in judged.err
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,9 @@ def test_the_wrong_shape_of_an_output_is_corrected(assay: Callable[..., Result])
     wrong = onnx.load(foreign.detector(Path("wrong.onnx")))
     del wrong.graph.output[0].type.tensor_type.shape.dim[2:]
     Path("wrong.onnx").write_bytes(wrong.SerializeToString())
-    made = assay("export", "onnx:wrong.onnx", "--shape", "images=1x3x24x32")
-    assert made.code == 0, made.err
-    assert "the graph declares boxes: float32[batch, 5], but gives" in made.err
+    exported = assay("export", "onnx:wrong.onnx", "--shape", "images=1x3x24x32")
+    assert exported.code == 0, exported.err
+    assert "the graph declares boxes: float32[batch, 5], but gives" in exported.err
     assert assay("verify", "onnx:wrong.onnx").code == 0
 
 
@@ -200,8 +200,8 @@ def test_the_wrong_shape_of_an_output_is_corrected(assay: Callable[..., Result])
 def test_a_plan_has_the_sizes_of_the_shape(assay: Callable[..., Result]) -> None:
     need_engine("tensorrt_rtx", run=False)
     assert assay("export", "onnx:det.onnx", "--shape", SIZES).code == 0
-    made = assay("build", "onnx:det.onnx", "--engine", "tensorrt_rtx", "--batch-opt", "1")
-    assert made.code == 0, made.err
+    built = assay("build", "onnx:det.onnx", "--engine", "tensorrt_rtx", "--batch-opt", "1")
+    assert built.code == 0, built.err
     plan = Path("artifacts/onnx-det.onnx/fp32/tensorrt_rtx/engine.plan")
     assert plan.stat().st_size > 0
 
@@ -213,8 +213,8 @@ def test_axes_of_one_name_may_have_several_sizes(assay: Callable[..., Result]) -
         if dim.dim_param:
             dim.dim_param = "?"
     onnx.save(model, "named.onnx")
-    made = assay("export", "onnx:named.onnx", "--shape", "images=1x3x24x32")
-    assert made.code == 0, made.err
+    exported = assay("export", "onnx:named.onnx", "--shape", "images=1x3x24x32")
+    assert exported.code == 0, exported.err
     need_engine("tensorrt_rtx", run=False)
     built = assay("build", "onnx:named.onnx", "--engine", "tensorrt_rtx")
     assert built.code == 0, built.err
