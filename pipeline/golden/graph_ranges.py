@@ -79,16 +79,19 @@ def round_value(value: Array, kind: int) -> Array:
 def fitting(
     model: onnx.ModelProto, halves: Mapping[str, int], rows: SizedRows, *, batched: bool
 ) -> Array:
-    """Returns a mask of the rows, `[rows]`: those extreme on purpose may overflow a half type."""
+    """Returns a mask of the rows, `[rows]`: those extreme on purpose may leave a half type."""
     mask = np.ones(len(rows.cases), bool)
+    inverted = _inverted(model)
     for index in np.flatnonzero(np.isin(rows.cases, EXTREMES)):
         part = slice(index, index + 1)
         single = SizedRows({n: a[part] for n, a in rows.inputs.items()}, rows.cases[part])
         largest: dict[str, float] = {}
-        _watch(model, halves, single, largest, {}, batched=batched)
+        least = dict.fromkeys(inverted, np.inf)
+        _watch(model, halves, single, largest, least, batched=batched)
         mask[index] = all(
-            size <= float(_limits(halves[name]).max) for name, size in largest.items()
-        )
+            size == 0 or _least(halves[name]) <= size <= float(_limits(halves[name]).max)
+            for name, size in largest.items()
+        ) and all(size >= _least(halves[name]) for name, size in least.items() if name in halves)
     return mask
 
 
@@ -111,12 +114,7 @@ def out_of_range(
         all_rows: The rows to look at, of each size; those that are extreme on purpose are left out.
     """
     halves = typed_graph.half_values(model)
-    inverted = {
-        name
-        for node in model.graph.node
-        if node.op_type in _INVERSES
-        for name in node.input[_INVERSES[node.op_type] :]
-    }
+    inverted = _inverted(model)
     largest: dict[str, float] = {}
     least = dict.fromkeys(inverted, np.inf)
     for rows in all_rows:
@@ -126,7 +124,7 @@ def out_of_range(
         limits = _limits(kind)
         if largest.get(name, 0.0) > HEADROOM * float(limits.max):
             beyond[name] = f"reaches {largest[name]:.3g} (the type holds {float(limits.max):.3g})"
-        elif least.get(name, np.inf) < float(limits.tiny) * 2.0**-LOST_BITS:
+        elif least.get(name, np.inf) < _least(kind):
             beyond[name] = f"falls to {least[name]:.3g}, and is inverted or its logarithm taken"
     return beyond
 
@@ -161,3 +159,18 @@ def _watch(
 def _limits(kind: int) -> Any:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
     return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+
+
+def _least(kind: int) -> float:
+    """Returns the least magnitude of a number that a half type holds without losing its digits."""
+    return float(_limits(kind).tiny) * 2.0**-LOST_BITS
+
+
+def _inverted(model: onnx.ModelProto) -> set[str]:
+    """Returns the values of which a small number becomes a large one."""
+    return {
+        name
+        for node in model.graph.node
+        if node.op_type in _INVERSES
+        for name in node.input[_INVERSES[node.op_type] :]
+    }
