@@ -16,7 +16,7 @@ from onnx.reference.ops import op_average_pool, op_conv, op_conv_transpose, op_m
 from torch.nn import functional
 
 from engines.contract import Array
-from exporters import corrected_kernels, recurrent_kernels, resize_kernels
+from exporters import corrected_kernels, loop_kernels, recurrent_kernels, resize_kernels
 
 _CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 _TRANSPOSED = (
@@ -239,4 +239,5 @@ KERNELS = [
     *(Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool),
     *(BatchNormalization, GroupNormalization),
     *(*corrected_kernels.KERNELS, *recurrent_kernels.KERNELS, *resize_kernels.KERNELS),
+    *loop_kernels.KERNELS,
 ]

@@ -59,9 +59,13 @@ def read(path: Path) -> onnx.ModelProto:
     """
     model = onnx_files.read(path)
     try:
-        onnx.checker.check_model(path)
+        _check(path, model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise DeployError(f"{path} is not valid ONNX: {error}", "export it again") from error
+    if not inputs_of(model.graph):
+        raise DeployError(
+            f"{path} takes no inputs, so its outputs are constants", "give a graph with inputs"
+        )
     for value in (*inputs_of(model.graph), *model.graph.output):
         kind = value.type.WhichOneof("value")
         dtype = spec_of(value).dtype if kind == "tensor_type" else ""
@@ -71,6 +75,20 @@ def read(path: Path) -> onnx.ModelProto:
                 "judge a graph whose inputs and outputs are tensors of numbers",
             )
     return model
+
+
+def _check(path: Path, model: onnx.ModelProto) -> None:
+    """Checks a graph; outputs may lack shapes, which runtimes do not need."""
+    without = [v for v in model.graph.output if not v.type.tensor_type.HasField("shape")]
+    if not without or onnx_files.size(model) > onnx_files.LIMIT:
+        onnx.checker.check_model(path)
+        return
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    for value in copied.graph.output:
+        if value.type.WhichOneof("value") == "tensor_type":
+            value.type.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(copied)
 
 
 @dataclass(frozen=True)
@@ -99,7 +117,8 @@ def prepare(path: Path, asked: Asked) -> GraphModel:
     """
     model = read(path)
     specs = [spec_of(value) for value in inputs_of(model.graph)]
-    outputs = [spec_of(value) for value in model.graph.output]
+    shaped = [v for v in model.graph.output if v.type.tensor_type.HasField("shape")]
+    outputs = [spec_of(value) for value in shaped]
     shapes = graph_rows.parse(asked.shapes)
     count = asked.golden_rows or graph_rows.MADE
     may_batch = all(None in spec.shape[:1] for spec in (*specs, *outputs))
@@ -234,15 +253,20 @@ def _reference(
     measured = []
     for rows in source.sizes:
         phases.start(f"running {len(rows.cases)} rows in float64 and {precision}")
-        measured.append(
-            graph_reference.measure(
+        try:
+            part = graph_reference.measure(
                 source.model,
                 served,
                 rows,
                 batched=source.batched,
                 noise_runs=limits.NOISE_RUNS,
             )
-        )
+        except DeployError as error:
+            if rows is not source.sizes[0]:
+                sizes = (f"{n} of {[*array.shape[1:]]}" for n, array in rows.inputs.items())
+                error.message += f" (with a row of {', '.join(sizes)}; the usual size runs)"
+            raise
+        measured.append(part)
     first, *others = (
         part.as_reference(precision, max_drop, batched=source.batched) for part in measured
     )

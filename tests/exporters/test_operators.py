@@ -153,3 +153,43 @@ def test_operators_are_those_of_a_runtime(
         for name, array in zip(outputs, expected, strict=True):
             assert computed[name].shape == array.shape
             np.testing.assert_allclose(computed[name], array, rtol=1e-5, atol=1e-5)
+
+
+def test_a_loop_needs_no_condition_and_stacks_what_it_gives() -> None:
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["total", "step"], ["sum"]),
+            helper.make_node("Identity", ["goes_on"], ["still"]),
+            helper.make_node("Identity", ["sum"], ["kept"]),
+        ],
+        "body",
+        [
+            value("index", onnx.TensorProto.INT64, []),
+            value("goes_on", onnx.TensorProto.BOOL, []),
+            value("total", onnx.TensorProto.FLOAT, [2, 3]),
+        ],
+        [
+            value("still", onnx.TensorProto.BOOL, []),
+            value("sum", onnx.TensorProto.FLOAT, [2, 3]),
+            value("kept", onnx.TensorProto.FLOAT, [2, 3]),
+        ],
+        [numpy_helper.from_array(np.float32([1, 2, 3]), "step")],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["times", "", "x"], ["y", "all"], body=body)],
+        "loop",
+        [value("x", onnx.TensorProto.FLOAT, [2, 3])],
+        [value("y", onnx.TensorProto.FLOAT, None), value("all", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array(4), "times")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = runtime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    x = _normal(2, 3)
+    expected = session.run(None, {"x": x})
+    computed = GraphRun(model, exactly=True)({"x": x})
+    for array, other in zip(expected, computed.values(), strict=True):
+        assert array.shape == other.shape
+        np.testing.assert_allclose(other, array, rtol=1e-6)
