@@ -17,7 +17,7 @@ from engines.errors import DeployError, UsageError
 from exporters import DEFAULT_PRECISION, PRECISIONS, half_graph, onnx_files
 from exporters.graph_run import GraphRun, constants
 from exporters.onnx_graph import slimmed
-from exporters.onnx_nodes import inputs_of, spec_of
+from exporters.onnx_nodes import inputs_of, spec_of, with_fixed_constants
 from pipeline.exporting import calibration
 from pipeline.exporting.graphs import Draft, Exported, quantized, with_weights
 from pipeline.golden import graph_ranges, graph_reference, graph_rows
@@ -192,6 +192,9 @@ def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: flo
             "export it in another precision, or with a batch as the first axis of all inputs and"
             " outputs",
         )
+    if own != precision:
+        fixed = with_fixed_constants(source.model)
+        source = dataclasses.replace(source, model=fixed)
     if own != precision and row.dtype != PRECISIONS[DEFAULT_PRECISION].dtype:
         phases.start(f"casting to {precision}")
         served, kept = _halved(source, precision)
@@ -231,7 +234,10 @@ def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: flo
 
 def _halved(source: GraphModel, precision: str) -> tuple[onnx.ModelProto, dict[str, str]]:
     """Returns the graph in a half type, and the nodes that stay in fp32, with the reason."""
-    model = half_graph.at_opset(source.model, PRECISIONS[precision].opset or 0)
+    least = PRECISIONS[precision].opset or 0
+    if any(node.op_type == "Upsample" for node in source.model.graph.node):
+        least = max(least, _QUANTIZED_OPSET)  # it became Resize, of which ONNX infers the types
+    model = half_graph.at_opset(source.model, least)
     beyond: dict[str, str] = {}
     for _ in range(_CASTS):
         half = half_graph.cast(model, precision, beyond)

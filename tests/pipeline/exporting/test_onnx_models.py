@@ -265,3 +265,16 @@ def test_an_input_that_holds_nothing_is_refused(assay: Callable[..., Result]) ->
     failed = assay("export", "onnx:g.onnx")
     assert failed.code == 1
     assert "holds nothing" in failed.err
+
+
+def test_constants_listed_as_inputs_are_no_inputs_of_other_precisions(
+    assay: Callable[..., Result],
+) -> None:
+    model = _product(["n", 8])
+    single = onnx.TensorProto.FLOAT
+    model.graph.input.append(helper.make_tensor_value_info("w", single, [8, 4]))
+    onnx.save(model, "g.onnx")
+    made = assay("export", "onnx:g.onnx", "--precision", "fp16")
+    assert made.code == 0, made.err
+    graph = onnx.load("artifacts/onnx-g.onnx/fp16/model.onnx").graph
+    assert [value.name for value in graph.input] == ["a,b"]
