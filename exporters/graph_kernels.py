@@ -6,16 +6,17 @@ Each derives from the reference implementation, which computes what is not handl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops import op_average_pool, op_conv, op_conv_transpose, op_max_pool, op_resize
+from onnx.reference.ops import op_average_pool, op_conv, op_conv_transpose, op_max_pool
 from torch.nn import functional
 
 from engines.contract import Array
+from exporters import corrected_kernels, loop_kernels, recurrent_kernels, resize_kernels
 
 _CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 _TRANSPOSED = (
@@ -88,58 +89,86 @@ class Conv(op_conv.Conv):
 
 
 class ConvTranspose(op_conv_transpose.ConvTranspose):
-    """A transposed convolution of one to three axes, padded explicitly and symmetrically."""
+    """A transposed convolution of one to three axes."""
 
     op_domain = ""
 
     def _run(self, *inputs: Any, **options: Any) -> Any:
         x, weight, bias = (*inputs, None)[:3]
         axes = x.ndim - 2
-        pads = options.get("pads") or [0] * 2 * axes
-        if (
-            not 1 <= axes <= _AXES
-            or options.get("auto_pad") not in (None, "NOTSET")
-            or options.get("output_shape")
-            or list(pads[:axes]) != list(pads[axes:])
-        ):
+        if not 1 <= axes <= _AXES:
             return super()._run(*inputs, **options)  # type: ignore[no-untyped-call]
         window = _Window(weight.shape[2:], x.shape[2:], options)
         result = _TRANSPOSED[axes - 1](
             _tensor(x),
             _tensor(weight),
-            None if bias is None else _tensor(bias),
             stride=window.strides,
-            padding=tuple(pads[:axes]),
-            output_padding=tuple(options.get("output_padding") or [0] * axes),
             groups=options.get("group") or 1,
             dilation=window.dilations,
         )
-        return (result.numpy(),)
+        places = [
+            _kept(axis, size, whole, window.strides[axis], options)
+            for axis, (size, whole) in enumerate(zip(x.shape[2:], result.shape[2:], strict=True))
+        ]
+        lacking = [
+            max(0, end - whole) for (_, end), whole in zip(places, result.shape[2:], strict=True)
+        ]
+        result = functional.pad(result, [side for more in reversed(lacking) for side in (0, more)])
+        kept = result.numpy()[(slice(None), slice(None), *(slice(*place) for place in places))]
+        if bias is not None:
+            kept = kept + bias.reshape(-1, *[1] * axes)
+        return (np.ascontiguousarray(kept),)
+
+
+def _kept(
+    axis: int, size: int, whole: int, stride: int, options: Mapping[str, Any]
+) -> tuple[int, int]:
+    """Returns where the output of a transposed convolution begins and ends in its whole.
+
+    Args:
+        size: Of the input along the axis.
+        whole: The size without padding.
+    """
+    kind, shape = options.get("auto_pad") or "NOTSET", options.get("output_shape")
+    more = (options.get("output_padding") or {axis: 0})[axis]
+    if not shape and not kind.startswith("SAME"):
+        pads = None if kind == "VALID" else options.get("pads")
+        low, high = (pads[axis], pads[axis + len(pads) // 2]) if pads else (0, 0)
+        return low, whole + more - high
+    length = shape[axis] if shape else size * stride
+    total = max(0, whole + more - length)
+    low = total // 2 if kind == "SAME_UPPER" else total - total // 2
+    return low, low + length
 
 
 class MaxPool(op_max_pool.MaxPool):
-    """The largest values, where their places are not asked for."""
+    """The largest values and, if they are asked for, their places."""
 
     op_domain = ""
 
     def _run(self, *inputs: Any, **options: Any) -> Any:
         (x,) = inputs
         axes = x.ndim - 2
-        if (
-            len(self.output) > 1
-            or options.get("ceil_mode")
-            or not 1 <= axes <= _AXES
-            or x.dtype.kind != "f"
-        ):
+        if options.get("ceil_mode") or not 1 <= axes <= _AXES or x.dtype.kind != "f":
             return super()._run(x, **options)  # type: ignore[no-untyped-call]
         window = _Window(options["kernel_shape"], x.shape[2:], options)
-        result = _MAX[axes - 1](
-            _padded(x, window.pads, -math.inf),
+        padded = _padded(x, window.pads, -math.inf)
+        values, places = _MAX[axes - 1](
+            padded,
             window.kernel,
             stride=window.strides,
             dilation=window.dilations,
+            return_indices=True,
         )
-        return (result.numpy(),)
+        if len(self.output) == 1:
+            return (values.numpy(),)
+        # They count over the entire tensor, without its padding.
+        within = np.unravel_index(places.numpy(), padded.shape[2:])
+        where = [at - low for at, (low, _) in zip(within, window.pads, strict=True)]
+        order = "F" if options.get("storage_order") else "C"
+        flat: Array = np.ravel_multi_index(where, x.shape[2:], order=order)  # type: ignore[call-overload]
+        maps = np.arange(math.prod(x.shape[:2])).reshape(*x.shape[:2], *[1] * axes)
+        return (values.numpy(), flat + maps * math.prod(x.shape[2:]))
 
 
 class AveragePool(op_average_pool.AveragePool_19):
@@ -160,76 +189,6 @@ class AveragePool(op_average_pool.AveragePool_19):
             return super()._run(x, **options)  # type: ignore[no-untyped-call]
         result = _AVERAGE[axes - 1](_padded(x, window.pads), window.kernel, stride=window.strides)
         return (result.numpy(),)
-
-
-class Resize(op_resize.Resize):
-    """Nearest and linear resizing, axis by axis."""
-
-    op_domain = ""
-
-    def _run(self, *inputs: Any, **options: Any) -> Any:
-        x, _, scales, sizes = (*inputs, None, None, None)[:4]
-        mode, place = options["mode"], options["coordinate_transformation_mode"]
-        axes = options.get("axes")
-        simple = (
-            mode in ("nearest", "linear")
-            and place in ("asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel")
-            and options.get("keep_aspect_ratio_policy", "stretch") == "stretch"
-            and not options.get("antialias")
-            and (mode == "linear" or options.get("nearest_mode") in _ROUNDINGS)
-        )
-        if not simple:
-            return super()._run(*inputs, **options)
-        axes = [*range(x.ndim)] if axes is None else [axis % x.ndim for axis in axes]
-        result = x
-        asked = sizes if scales is None or not len(scales) else scales
-        for axis, value in zip(axes, asked, strict=True):
-            side = x.shape[axis]
-            by_size = asked is sizes
-            size = int(value) if by_size else int(np.floor(side * float(value)))
-            scale = size / side if by_size else float(value)
-            if size == side and scale == 1.0:
-                continue
-            # Runtimes find the nearest element in float32, where 3 / 0.6 is 5.
-            kind = np.float32 if mode == "nearest" else np.float64
-            at = _places(place, np.arange(size, dtype=kind), kind(scale), side)
-            if mode == "nearest":
-                index = _ROUNDINGS[options["nearest_mode"]](at).clip(0, side - 1).astype(np.int64)
-                result = result.take(index, axis)
-                continue
-            at = at.clip(0, side - 1)
-            low = np.floor(at).astype(np.int64)
-            high = np.minimum(low + 1, side - 1)
-            shape = [1] * x.ndim
-            shape[axis] = size
-            part = (at - low).reshape(shape).astype(x.dtype)
-            result = result.take(low, axis) * (1 - part) + result.take(high, axis) * part
-        return (np.ascontiguousarray(result),)
-
-
-_ROUNDINGS: dict[str, Callable[[Array], Array]] = {
-    "round_prefer_floor": lambda at: np.ceil(at - 0.5),
-    "round_prefer_ceil": lambda at: np.floor(at + 0.5),
-    "floor": np.floor,
-    "ceil": np.ceil,
-}
-
-
-def _places(mode: str, index: Array, scale: np.floating[Any], side: int) -> Array:
-    """Returns the place in the input of each element of the output, as ONNX defines them."""
-    if mode == "align_corners":
-        length = side * scale  # which need not be a whole number
-        if len(index) == 1:
-            return np.zeros(1)
-        along: Array = index * ((side - 1) / (length - 1))
-        return along
-    if mode == "asymmetric":
-        place: Array = index / scale
-        return place
-    if mode == "pytorch_half_pixel" and len(index) == 1:
-        return np.zeros(1)
-    centre: Array = (index + 0.5) / scale - 0.5
-    return centre
 
 
 class BatchNormalization(OpRun):
@@ -277,6 +236,8 @@ class GroupNormalization(OpRun):
 
 
 KERNELS = [
-    *(Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Resize),
+    *(Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool),
     *(BatchNormalization, GroupNormalization),
+    *(*corrected_kernels.KERNELS, *recurrent_kernels.KERNELS, *resize_kernels.KERNELS),
+    *loop_kernels.KERNELS,
 ]

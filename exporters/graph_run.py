@@ -64,7 +64,7 @@ class GraphRun:
         kind = type("_Run", (_Evaluator,), {"hook": staticmethod(hook), "exactly": exactly})
         try:
             self._evaluator = kind(wide)
-        except NotImplementedError as error:
+        except (NotImplementedError, RuntimeError) as error:  # an operator or a version of it
             raise DeployError(
                 f"the graph cannot be run in float64: {error}",
                 "assay judges graphs of ONNX's standard operators",

@@ -15,10 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.contract import Array
 from engines.errors import DeployError
-from exporters import DEFAULT_PRECISION, PRECISIONS, REDUCED, onnx_files
+from exporters import DEFAULT_PRECISION, PRECISIONS, REDUCED
 from exporters.half_range import CONSTANT_ERROR
 from exporters.onnx_describe import value_types
-from exporters.onnx_nodes import inputs_of
+from exporters.onnx_nodes import graphs_of, inputs_of, nodes_of
 
 _KINDS = {
     "float16": (TensorProto.FLOAT16, np.dtype(np.float16)),
@@ -68,10 +68,25 @@ def cast(model: onnx.ModelProto, precision: str, beyond: Mapping[str, str]) -> H
 
 
 def precision_of(model: onnx.ModelProto) -> str:
-    """Returns the precision of a graph's constants: that of a half type if they hold one."""
-    kinds = {tensor.data_type for tensor in onnx_files.tensors(model)}
+    """Returns the precision of a graph: that of a half type if it computes with such constants.
+
+    Constants that are stored in a half type, and only cast, are not computed with.
+    """
+    stored: dict[str, int] = {}
+    for graph in graphs_of(model.graph):
+        stored |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+        for node in graph.node:
+            for entry in node.attribute:
+                if node.op_type == "Constant" and entry.HasField("t"):
+                    stored[node.output[0]] = entry.t.data_type
+    read = {
+        stored.get(name)
+        for node in nodes_of(model.graph)
+        if node.op_type != "Cast"
+        for name in node.input
+    }
     for precision in REDUCED:
-        if _KINDS[PRECISIONS[precision].dtype][0] in kinds:
+        if _KINDS[PRECISIONS[precision].dtype][0] in read:
             return precision
     return DEFAULT_PRECISION
 

@@ -8,6 +8,9 @@ import onnx
 
 from engines.contract import TensorSpec
 
+# The first version of ONNX's files whose constants need not be inputs.
+_FREE_CONSTANTS = 4
+
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """Returns the value of an attribute of a node; `default` if the node leaves it out."""
@@ -57,3 +60,16 @@ def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     """Returns the inputs that have to be given: old graphs list their constants as inputs, too."""
     constants = {tensor.name for tensor in graph.initializer}
     return [value for value in graph.input if value.name not in constants]
+
+
+def with_fixed_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a graph that does not list its constants as inputs, as old graphs do."""
+    inputs = inputs_of(model.graph)
+    if len(inputs) == len(model.graph.input):
+        return model
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    del fixed.graph.input[:]
+    fixed.graph.input.extend(inputs)
+    fixed.ir_version = max(_FREE_CONSTANTS, fixed.ir_version)
+    return fixed

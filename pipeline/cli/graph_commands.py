@@ -117,7 +117,7 @@ def reduce(
     data = target.with_suffix(".npz")
     source = onnx_models.prepare(graph, onnx_models.Asked(_words(shape), inputs))
     smaller = reduction.reduce(
-        source.model, source.sizes[0], engine, batched=source.batched, device=device
+        source.model, source.sizes, engine, batched=source.batched, device=device
     )
     onnx_files.write(smaller.model, target)
     np.savez(data, **smaller.inputs)  # type: ignore[arg-type]  # its stub is too narrow

@@ -18,7 +18,7 @@ from engines.errors import DeployError, UsageError
 from exporters import DEFAULT_PRECISION, PRECISIONS, half_graph, onnx_files
 from exporters.graph_run import GraphRun, constants
 from exporters.onnx_graph import slimmed
-from exporters.onnx_nodes import inputs_of, spec_of
+from exporters.onnx_nodes import inputs_of, spec_of, with_fixed_constants
 from pipeline.exporting import calibration
 from pipeline.exporting.graphs import Draft, Exported, quantized, with_weights
 from pipeline.golden import graph_ranges, graph_reference, graph_rows
@@ -60,9 +60,13 @@ def read(path: Path) -> onnx.ModelProto:
     """
     model = onnx_files.read(path)
     try:
-        onnx.checker.check_model(path)
+        _check(path, model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise DeployError(f"{path} is not valid ONNX: {error}", "export it again") from error
+    if not inputs_of(model.graph):
+        raise DeployError(
+            f"{path} takes no inputs, so its outputs are constants", "give a graph with inputs"
+        )
     for value in (*inputs_of(model.graph), *model.graph.output):
         kind = value.type.WhichOneof("value")
         dtype = spec_of(value).dtype if kind == "tensor_type" else ""
@@ -72,6 +76,20 @@ def read(path: Path) -> onnx.ModelProto:
                 "judge a graph whose inputs and outputs are tensors of numbers",
             )
     return model
+
+
+def _check(path: Path, model: onnx.ModelProto) -> None:
+    """Checks a graph; outputs may lack shapes, which runtimes do not need."""
+    without = [v for v in model.graph.output if not v.type.tensor_type.HasField("shape")]
+    if not without or onnx_files.size(model) > onnx_files.LIMIT:
+        onnx.checker.check_model(path)
+        return
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    for value in copied.graph.output:
+        if value.type.WhichOneof("value") == "tensor_type":
+            value.type.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(copied)
 
 
 @dataclass(frozen=True)
@@ -100,7 +118,8 @@ def prepare(path: Path, asked: Asked) -> GraphModel:
     """
     model = read(path)
     specs = [spec_of(value) for value in inputs_of(model.graph)]
-    outputs = [spec_of(value) for value in model.graph.output]
+    shaped = [v for v in model.graph.output if v.type.tensor_type.HasField("shape")]
+    outputs = [spec_of(value) for value in shaped]
     shapes = graph_rows.parse(asked.shapes)
     count = asked.golden_rows or graph_rows.MADE
     may_batch = all(None in spec.shape[:1] for spec in (*specs, *outputs))
@@ -194,6 +213,9 @@ def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: flo
             "export it in another precision, or with a batch as the first axis of all inputs and"
             " outputs",
         )
+    if own != precision:
+        fixed = with_fixed_constants(source.model)
+        source = dataclasses.replace(source, model=fixed)
     if own != precision and row.dtype != PRECISIONS[DEFAULT_PRECISION].dtype:
         phases.start(f"casting to {precision}")
         served, kept = _halved(source, precision)
@@ -233,7 +255,10 @@ def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: flo
 
 def _halved(source: GraphModel, precision: str) -> tuple[onnx.ModelProto, dict[str, str]]:
     """Returns the graph in a half type, and the nodes that stay in fp32, with the reason."""
-    model = half_graph.at_opset(source.model, PRECISIONS[precision].opset or 0)
+    least = PRECISIONS[precision].opset or 0
+    if any(node.op_type == "Upsample" for node in source.model.graph.node):
+        least = max(least, _QUANTIZED_OPSET)  # it became Resize, of which ONNX infers the types
+    model = half_graph.at_opset(source.model, least)
     beyond: dict[str, str] = {}
     for _ in range(_CASTS):
         half = half_graph.cast(model, precision, beyond)
@@ -255,15 +280,20 @@ def _reference(
     measured = []
     for rows in source.sizes:
         phases.start(f"running {len(rows.cases)} rows in float64 and {precision}")
-        measured.append(
-            graph_reference.measure(
+        try:
+            part = graph_reference.measure(
                 source.model,
                 served,
                 rows,
                 batched=source.batched,
                 noise_runs=limits.NOISE_RUNS,
             )
-        )
+        except DeployError as error:
+            if rows is not source.sizes[0]:
+                sizes = (f"{n} of {[*array.shape[1:]]}" for n, array in rows.inputs.items())
+                error.message += f" (with a row of {', '.join(sizes)}; the usual size runs)"
+            raise
+        measured.append(part)
     first, *others = (
         part.as_reference(precision, max_drop, batched=source.batched) for part in measured
     )

@@ -160,8 +160,10 @@ def measure(
 def _has_halves(model: onnx.ModelProto) -> bool:
     kinds = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     values = (*model.graph.input, *model.graph.output)
-    return any(tensor.data_type in kinds for tensor in onnx_files.tensors(model)) or any(
-        value.type.tensor_type.elem_type in kinds for value in values
+    return (
+        any(tensor.data_type in kinds for tensor in onnx_files.tensors(model))
+        or any(value.type.tensor_type.elem_type in kinds for value in values)
+        or any(attribute(node, "to") in kinds for node in nodes_of(model.graph))
     )
 
 

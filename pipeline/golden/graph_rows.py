@@ -32,10 +32,15 @@ def parse(words: Sequence[str]) -> dict[str, Shape]:
         UsageError: A word has another form.
     """
     shapes = {}
-    for word in words:
+    start = ""
+    for part in words:
+        word = f"{start}{part}"
+        start = f"{word}," if "=" not in word else ""
+        if start and part is not words[-1]:
+            continue  # the name has a comma
         name, _, text = word.rpartition("=")
         try:
-            parts = [[*map(int, part.split(":"))] for part in text.split("x")] if text else []
+            parts = [[*map(int, axis.split(":"))] for axis in text.split("x")] if text else []
         except ValueError:
             parts = [[]]
         axes = [part * 3 if len(part) == 1 else part for part in parts]
@@ -73,6 +78,12 @@ def rows(
         UsageError: An input is unknown, a shape does not fit, or a size is not given.
         DeployError: The file cannot be used.
     """
+    for spec in specs:
+        if 0 in spec.shape:
+            raise DeployError(
+                f"input {spec} holds nothing, since an axis has size 0",
+                "judge a graph whose inputs hold numbers",
+            )
     _check_shapes(specs, shapes)
     from_file = {} if file is None else _read(specs, file, batched=batched)
     sizes = {

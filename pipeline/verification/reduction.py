@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from engines.contract import Array, BuildOptions, OpenOptions
 from engines.errors import CrashedError, DeployError, NotAvailableError
 from exporters import DEFAULT_PRECISION, onnx_files
 from exporters.graph_run import GraphRun
-from exporters.onnx_nodes import graphs_of, inputs_of
+from exporters.onnx_nodes import graphs_of, inputs_of, spec_of
 from pipeline.golden import graph_reference
 from pipeline.golden.graph_ranges import SizedRows
 from pipeline.verification import limits, verdict
@@ -75,7 +75,7 @@ class _Parts:
             for name in node.output
         }
         self._rows: list[dict[str, Array]] = []
-        for index in range(min(_ROWS, len(rows.cases))):
+        for index in range(len(rows.cases)):
             part = slice(index, index + 1)
             feeds = {n: (a[part] if batched else a[index]) for n, a in rows.inputs.items()}
             values = dict(feeds)
@@ -164,7 +164,7 @@ def _read(node: onnx.NodeProto) -> list[str]:
 
 def reduce(
     model: onnx.ModelProto,
-    rows: SizedRows,
+    sizes: Sequence[SizedRows],
     engine: str,
     *,
     batched: bool,
@@ -175,20 +175,27 @@ def reduce(
     The outputs are cut first, by bisection over the nodes, then the inputs, then single nodes.
 
     Args:
-        rows: Inputs of the graph; see `SizedRows`.
+        sizes: Inputs of the graph, by size; the first rows on which it fails are taken.
         batched: The first axis is the batch; otherwise a row is one run.
 
     Raises:
         DeployError: The engine does not fail on the graph.
         NotAvailableError: The engine can neither be built nor run here.
     """
-    parts = _Parts(model, rows, batched=batched)
-    whole = failure(*_whole(model, rows, batched=batched), engine, device)
-    if whole is None:
+    for rows in itertools.chain.from_iterable(map(_few, sizes)):
+        whole = failure(*_whole(model, rows, batched=batched), engine, device)
+        if whole is not None:
+            break
+    else:
+        runs = engines.get(engine).available().run
         raise DeployError(
-            f"{engine} does not fail on this graph: it builds, runs and matches",
-            "give the inputs on which it fails by --inputs FILE.npz",
+            f"{engine} does not fail on this graph: it builds"
+            f"{', runs and matches' if runs else ', and it cannot be run here'}",
+            "give the inputs on which it fails by --inputs FILE.npz"
+            if runs
+            else "`assay doctor` says why",
         )
+    parts = _Parts(model, rows, batched=batched)
     console.say(f"reduce: {engine} {whole.kind} on the whole graph, of {len(parts.nodes)} nodes")
 
     def fails(chosen: Sequence[int], last: int) -> bool:
@@ -231,18 +238,22 @@ def _first(count: int, fails: Callable[[int], bool]) -> int:
     return low
 
 
+def _few(rows: SizedRows) -> Iterator[SizedRows]:
+    """Yields rows of one size, a few at a time."""
+    for start in range(0, len(rows.cases), _ROWS):
+        part = slice(start, start + _ROWS)
+        yield SizedRows({n: array[part] for n, array in rows.inputs.items()}, rows.cases[part])
+
+
 def _whole(
     model: onnx.ModelProto, rows: SizedRows, *, batched: bool
 ) -> tuple[onnx.ModelProto, SizedRows]:
-    """Returns the graph and a few rows, each of which is one run."""
-    count = min(_ROWS, len(rows.cases))
+    """Returns the graph and rows, each of which is one run."""
     inputs = {
-        value.name: rows.inputs[value.name][:count, np.newaxis]
-        if batched
-        else rows.inputs[value.name][:count]
+        value.name: rows.inputs[value.name][:, np.newaxis] if batched else rows.inputs[value.name]
         for value in inputs_of(model.graph)
     }
-    return model, SizedRows(inputs, rows.cases[:count])
+    return model, SizedRows(inputs, rows.cases)
 
 
 def failure(model: onnx.ModelProto, rows: SizedRows, engine: str, device: str) -> Failure | None:
@@ -255,7 +266,7 @@ def failure(model: onnx.ModelProto, rows: SizedRows, engine: str, device: str) -
         source, built = folder / GRAPH.name, folder / "engine"
         onnx_files.write(model, source)
         try:
-            worker.call(f"building {engine}", _build, engine, source, built)
+            worker.call(f"building {engine}", _build, engine, source, built, _sizes(model, rows))
             if not engines.get(engine).available().run:
                 return None
             measured = graph_reference.measure(
@@ -274,9 +285,20 @@ class _RefusedError(DeployError):
     """An engine cannot be built."""
 
 
-def _build(engine: str, source: Path, built: Path) -> None:
+def _sizes(model: onnx.ModelProto, rows: SizedRows) -> dict[str, list[list[int] | None]]:
+    """Returns the sizes of inputs with other dynamic axes than the first; see `BuildOptions`."""
+    return {
+        value.name: [None, *([size] * 3 for size in rows.inputs[value.name].shape[2:])]
+        for value in inputs_of(model.graph)
+        if None in spec_of(value).shape[1:]
+    }
+
+
+def _build(
+    engine: str, source: Path, built: Path, sizes: Mapping[str, list[list[int] | None]]
+) -> None:
     try:
-        engines.get(engine).build(source, built, BuildOptions(1, 1, 1))
+        engines.get(engine).build(source, built, BuildOptions(1, 1, 1, sizes=sizes))
     except NotAvailableError:
         raise
     except DeployError as error:

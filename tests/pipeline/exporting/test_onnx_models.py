@@ -224,3 +224,71 @@ def test_inspect_names_the_axes(assay: Callable[..., Result], detector: Path) ->
     shown = assay("inspect", detector)
     assert "images: float32[batch, 3, height, width]" in shown.out
     assert "multiply-adds a row: not known" in shown.out
+
+
+_LINE = {"w": np.linspace(-1, 1, 32, dtype=np.float32).reshape(8, 4)}
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_half_types_inside_a_graph_in_fp32_are_its_rounding(
+    assay: Callable[..., Result], *, stored: bool
+) -> None:
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    names = ("w", "w") if stored else ("x", "x")
+    nodes = [
+        helper.make_node("Cast", [names[0]], ["half"], to=half),
+        helper.make_node("Cast", ["half"], ["wide"], to=single),
+        helper.make_node("MatMul", ["x", "wide"] if stored else ["wide", "w"], ["y"]),
+    ]
+    weights = {"w": _LINE["w"].astype(np.float16)} if stored else _LINE
+    nodes = nodes[1:] if stored else nodes
+    if stored:
+        nodes[0].input[0] = "w"
+    foreign.save(Path("g.onnx"), nodes, {"x": (single, ["n", 8])}, {"y": ["n", 4]}, weights)
+    made = assay("export", "onnx:g.onnx")
+    assert made.code == 0, made.err
+    assert assay("build", "onnx:g.onnx", "--engine", "onnxruntime").code == 0
+    judged = assay("verify", "onnx:g.onnx", "--engine", "onnxruntime")
+    assert judged.code == 0, judged.err
+
+
+def _product(axes: list[int | str]) -> onnx.ModelProto:
+    """Returns a graph of one product, whose output has no shape."""
+    single = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["a,b", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("a,b", single, axes)],
+        [helper.make_tensor_value_info("y", single, None)],
+        [numpy_helper.from_array(_LINE["w"], "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_outputs_may_have_no_shape_and_names_a_comma(assay: Callable[..., Result]) -> None:
+    onnx.save(_product(["n", "m", 8]), "g.onnx")
+    made = assay("export", "onnx:g.onnx", "--shape", "a,b=1x3x8")
+    assert made.code == 0, made.err
+    golden = goldens.load(Path("artifacts/onnx-g.onnx/fp32/golden.npz"))
+    assert golden.batched
+    assert golden.reference["y"].shape[1:] == (3, 4)
+
+
+def test_an_input_that_holds_nothing_is_refused(assay: Callable[..., Result]) -> None:
+    onnx.save(_product([0, 3, 8]), "g.onnx")
+    failed = assay("export", "onnx:g.onnx")
+    assert failed.code == 1
+    assert "holds nothing" in failed.err
+
+
+def test_constants_listed_as_inputs_are_no_inputs_of_other_precisions(
+    assay: Callable[..., Result],
+) -> None:
+    model = _product(["n", 8])
+    single = onnx.TensorProto.FLOAT
+    model.graph.input.append(helper.make_tensor_value_info("w", single, [8, 4]))
+    onnx.save(model, "g.onnx")
+    made = assay("export", "onnx:g.onnx", "--precision", "fp16")
+    assert made.code == 0, made.err
+    graph = onnx.load("artifacts/onnx-g.onnx/fp16/model.onnx").graph
+    assert [value.name for value in graph.input] == ["a,b"]

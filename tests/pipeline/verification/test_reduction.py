@@ -7,6 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
+import engines
+from pipeline.golden.graph_ranges import SizedRows
+from pipeline.verification import reduction
 from tests import foreign
 from tests.conftest import Process, Result, need_engine
 from tests.pipeline.workflow.test_worker import FAULTY
@@ -56,3 +59,20 @@ def test_engines_of_programs_cannot_be_named(assay: Callable[..., Result]) -> No
     failed = assay("reduce", "net.onnx", "--engine", "pytorch")
     assert failed.code == 2
     assert "builds no ONNX graphs" in failed.err
+
+
+@pytest.mark.slow(10)
+def test_a_graph_of_any_size_is_built_for_that_of_the_rows(assay: Callable[..., Result]) -> None:
+    need_engine("tensorrt_rtx", run=False)
+    foreign.detector(Path("net.onnx"))
+    built = assay("reduce", "net.onnx", "--engine", "tensorrt_rtx", "--shape", "images=1x3x16x16")
+    assert built.code == 1
+    assert "does not fail on this graph: it builds" in built.err
+    assert ("cannot be run here" in built.err) != engines.get("tensorrt_rtx").available().run
+
+
+def test_all_rows_are_tried_a_few_at_a_time() -> None:
+    rows = SizedRows({"x": np.arange(8)}, tuple("abcdefgh"))
+    parts = [*reduction._few(rows)]
+    assert [row for part in parts for row in part.cases] == [*"abcdefgh"]
+    assert [int(row) for part in parts for row in part.inputs["x"]] == [*range(8)]
