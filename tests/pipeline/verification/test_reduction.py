@@ -33,7 +33,7 @@ def test_an_operator_that_cannot_be_built_is_all_that_is_left(assay: Callable[..
     assert {name: inputs[name].shape for name in inputs} == {"c": (2, 4, 4)}
 
 
-@pytest.mark.slow(15)
+@pytest.mark.long
 def test_a_wrong_result_is_traced_to_a_node(
     process: Callable[..., Process], tmp_path: Path
 ) -> None:
