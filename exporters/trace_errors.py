@@ -227,6 +227,14 @@ def _fixed_axis(
     axes_by_name = [(names[int(i)] if i and names else name, axis) for name, i, axis in axes]
     named = " and ".join(dict.fromkeys(f"axis {axis} of {name}" for name, axis in axes_by_name))
     lines = [line for fixed, line in report.fixed if line and (not size or str(fixed) == number)]
+    if axes and all(axis != "0" for _, _, axis in axes):
+        return DeployError(
+            f"the model fixes {named}, which Model.dynamic names, to {number}, the size it was"
+            f" traced with{at_line(lines[0] if lines else '')}",
+            f"{step} needs the size from the tensor (x.shape[1]) in every place, and equal sizes of"
+            " inputs that are combined as axes of one name; or leave the axis out of Model.dynamic",
+            report=text,
+        )
     return DeployError(
         f"the model fixes its batch ({named or 'axis 0'}) to {number}, the size it was traced"
         f" with{at_line(lines[0] if lines else '')}",

@@ -49,7 +49,13 @@ def add(
         inputs = _made(model, reference.inputs, by_input, seed)
         tensors = [torch.from_numpy(array) for array in inputs.values()]
         where = f" at {', '.join('x'.join(map(str, s[1:])) for s in by_input.values())}"
-        exactly = exact.run(tensors)
+        try:
+            exactly = exact.run(tensors)
+        except DeployError as error:
+            raise DeployError(
+                f"{error.message} ({where.strip()}; the usual size runs)",
+                "take sizes from the tensors, or give Model.dynamic sizes that the model takes",
+            ) from error
         native = run_all(served, tensors, exact.names, where)
         cases = tuple(f"{MADE_ROW} of the {word} size {index}" for index in range(_ROWS))
         kept = rows_to_keep(cases, native, exactly)

@@ -40,13 +40,18 @@ def ranges(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tup
     """
     known: dict[str, tuple[Range, ...]] = {}
     by_name: dict[str, tuple[int, int, int]] = {}
+    if not isinstance(model.dynamic, Mapping):
+        raise DeployError(f"Model.dynamic is a {type(model.dynamic).__name__}", _FORM)
     for name, axes in model.dynamic.items():
         if name not in shapes:
             raise DeployError(
                 f"Model.dynamic names the input {name!r}, but the model takes {', '.join(shapes)}",
                 _FORM,
             )
-        known[name] = tuple(_range(name, axis, entry) for axis, entry in sorted(axes.items()))
+        if not isinstance(axes, Mapping):
+            raise DeployError(f"Model.dynamic has {axes!r} for {name!r}", _FORM)
+        parts = [_range(name, axis, entry) for axis, entry in axes.items()]
+        known[name] = tuple(sorted(parts, key=lambda part: part.axis))
         for part in known[name]:
             shape = shapes[name]
             if not 1 <= part.axis < len(shape):

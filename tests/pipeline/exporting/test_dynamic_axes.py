@@ -11,6 +11,8 @@ from pipeline.golden import file as goldens
 from tests.conftest import Result, need_engine
 
 SOURCE = """
+import dataclasses
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -95,6 +97,29 @@ def unknown():
 
 def malformed():
     return assay.Model(network=Segmenter(), image=(3, 24, 32), dynamic={"image": {2: (16, 64)}})
+
+
+def a_list():
+    return assay.Model(network=Segmenter(), image=(3, 24, 32), dynamic={"image": [2, 3]})
+
+
+def only_one():
+    model = encoder()
+    return dataclasses.replace(model, dynamic={"tokens": model.dynamic["tokens"]})
+
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(1, 20, 8))
+
+    def forward(self, x):
+        return x + self.places[:, : x.shape[1]]
+
+
+def too_large():
+    axes = {"x": {1: ("length", 2, 40)}}
+    return assay.Model(network=Table(), inputs={"x": torch.rand(2, 7, 8)}, dynamic=axes)
 
 
 def too_small():
@@ -184,6 +209,9 @@ def test_a_model_with_a_fixed_size_is_refused(assay: Callable[..., Result]) -> N
     [
         ("unknown", "Model.dynamic names the input 'x', but the model takes image"),
         ("malformed", "Model.dynamic has 2: (16, 64) for 'image'"),
+        ("a_list", "Model.dynamic has [2, 3] for 'image'"),
+        ("only_one", "the model fixes axis 1 of tokens, which Model.dynamic names, to 12"),
+        ("too_large", "(at 40x8; the usual size runs)"),
         ("too_small", "height is 32 to 64, but the example of 'image' has 24"),
     ],
 )
