@@ -94,6 +94,6 @@ def test_an_opset_that_lacks_the_precision_is_refused(
 ) -> None:
     where = ("--root", store.root, "--precision", "bf16")
     result = assay("export", "lenet", "--opset", 20, *where)
-    assert result.code == 1
-    assert "bf16 needs opset 22" in result.err
+    assert result.code == 2
+    assert "--precision bf16 needs --opset 22" in result.err
     assert assay("export", "lenet", "--opset", 17, "--root", store.root).code == 2
