@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ _path = click.Path(path_type=Path)
 _inputs = click.option("--inputs", type=_path, help=".npz file of inputs, an array for each.")
 _shape = click.option(
     "--shape",
-    default="",
+    multiple=True,
+    metavar="LIST",
     help="Sizes of the inputs, as in images=1x3x320x320; a size may be a range,"
     " LEAST:USUAL:LARGEST.",
 )
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in text.split(",") if word)
+def _words(lists: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word for text in lists for word in text.split(",") if word)
 
 
 @click.command()
@@ -44,7 +46,12 @@ def _words(text: str) -> tuple[str, ...]:
 @limiting
 @printing
 def diff(
-    graph: Path, other: Path, precision: str, inputs: Path | None, shape: str, **values: Any
+    graph: Path,
+    other: Path,
+    precision: str,
+    inputs: Path | None,
+    shape: tuple[str, ...],
+    **values: Any,
 ) -> None:
     """Judge the ONNX graph B by the graph A, in float64."""
     from exporters import onnx_files
@@ -71,6 +78,9 @@ def diff(
         verdict = engine_proof.prove(
             GRAPH_SUBJECT, judged, golden, precision, device="auto", threads=1, elsewhere=True
         )
+    if verdict.audit is not None and verdict.audit.note:
+        note = f"they are not in {other.name} as they are in {graph.name}"
+        verdict = dataclasses.replace(verdict, audit=dataclasses.replace(verdict.audit, note=note))
     verdict = dataclasses.replace(verdict, subject=other.name)
     verdict_report.show([verdict])
     console.document(dataclasses.asdict(verdict))
@@ -96,7 +106,7 @@ def reduce(
     output: Path | None,
     device: str,
     inputs: Path | None,
-    shape: str,
+    shape: tuple[str, ...],
     **values: Any,
 ) -> None:
     """Write the smallest part of an ONNX graph on which an engine still fails."""

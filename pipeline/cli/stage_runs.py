@@ -236,6 +236,11 @@ def bisect(
     if plot is not None:
         growth.check_plot(plot)
     params = stage("verify").params(**{**arguments, "engine": GRAPH_SUBJECT})
+    if (path := models.graph_file(params.model)) is not None:
+        raise UsageError(
+            f"--bisect follows a PyTorch program, and {params.model} is an ONNX graph",
+            f"`assay reduce {path}` finds the part on which an engine fails",
+        )
     precision = PRECISIONS[params.precision]
     if precision.quantized:
         raise UsageError(

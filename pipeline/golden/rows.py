@@ -76,8 +76,8 @@ def without_test_set(
     if not inputs and model.image is None:
         raise DeployError(
             "the model declares neither example inputs nor an image shape",
-            "give --inputs FILE.npz with one array for each argument, or return a"
-            " assay.Model with `inputs` from the factory",
+            "give --inputs FILE.npz with one array for each argument, or return an"
+            " assay.Model with `inputs` from the factory, or images with --data FOLDER",
         )
     check_rows(inputs)
     count = len(next(iter(inputs.values()))) if inputs else 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from engines.errors import UsageError, suggestion
 from pipeline.data.registry import FASHION_MNIST, Contents
+from pipeline.workflow.artifacts import GRAPH_PREFIX
 from pipeline.workflow.digests import sha256_file
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from engines.contract import Array
 
 LIBRARIES = ("torchvision", "timm")
-# How the name of a model begins that is an ONNX file.
-GRAPH_PREFIX = "onnx:"
 Loss = Literal["cross-entropy", "squared error"]
 # Names of the input and the output of every classifier's graph.
 IMAGE, LOGITS = "image", "logits"

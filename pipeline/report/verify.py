@@ -33,7 +33,7 @@ def show(verdicts: Sequence[Verdict]) -> None:
         for output in verdict.outputs:
             rows.append([cell(verdict, output) for _, cell in columns.values()])
     titles = [title for title, _ in columns.values()]
-    console.table("Parity with PyTorch", titles, rows, _OPTIONAL)
+    console.table("Parity with the model", titles, rows, _OPTIONAL)
     for verdict in verdicts:
         for output in verdict.outputs:
             for sentence in rows_not_compared(

@@ -17,6 +17,7 @@ from engines.errors import (
 )
 from exporters import PRECISIONS
 from pipeline.workflow import hints
+from pipeline.workflow.artifacts import GRAPH_PREFIX, GRAPH_SUBJECT
 
 if TYPE_CHECKING:
     from pipeline.verification.verdict import Verdict
@@ -76,6 +77,10 @@ def _parity_hint(verdict: Verdict, model: str, file: Path | None) -> str:
         return "such outputs cannot prove any engine; check the model's weights and inputs"
     if PRECISIONS[verdict.precision].quantized:
         return "calibrate on other data, or deploy another precision"
+    if model.startswith(GRAPH_PREFIX):
+        graph = shlex.quote(model.removeprefix(GRAPH_PREFIX))
+        engine = "" if verdict.subject == GRAPH_SUBJECT else f" --engine {verdict.subject}"
+        return f"`assay reduce {graph}{engine}` finds the part that differs"
     words = hints.command("verify", {"model": model, **_named(verdict)})
     words += f" --file {shlex.quote(str(file))}" if file else ""
     return f"`{words} --bisect` names the first node that differs, if any"

@@ -15,6 +15,8 @@ from engines.cache import slug
 FOLDER_PREFIX = "folder-"
 # The default folders of artifacts and bundles.
 ROOT, DIST = Path("artifacts"), Path("dist")
+# How the name of a model begins that is an ONNX file.
+GRAPH_PREFIX = "onnx:"
 # The name of the exported graph in commands and verdicts, where it stands among engines.
 GRAPH_SUBJECT = "graph"
 BUNDLE_SUFFIX = ".tar.zst"

@@ -127,6 +127,8 @@ def test_a_changed_weight_is_a_mismatch(assay: Callable[..., Result], detector: 
     weight.CopyFrom(numpy_helper.from_array(values, "w2"))
     onnx.save(changed, "other.onnx")
     words = ("--shape", SIZES)
+    shaped = assay("diff", "det.onnx", "det.onnx", "--shape", "images=1x3x8x8", "--shape", "x=1")
+    assert "has no input 'x'" in shaped.err  # both options are read
     same = assay("diff", "det.onnx", "det.onnx", *words)
     assert same.code == 0, same.err
     assert "5 of 5" in same.out
@@ -184,6 +186,13 @@ def test_engines_of_pytorch_programs_do_not_apply(assay: Callable[..., Result]) 
     failed = assay("build", "onnx:det.onnx", "--engine", "pytorch")
     assert failed.code == 4
     assert "runs a PyTorch program, and onnx:det.onnx is an ONNX graph" in failed.err
+
+
+@pytest.mark.usefixtures("detector")
+def test_bisection_needs_a_pytorch_model(assay: Callable[..., Result]) -> None:
+    failed = assay("verify", "onnx:det.onnx", "--bisect")
+    assert failed.code == 2
+    assert "`assay reduce det.onnx`" in failed.err
 
 
 def test_the_wrong_shape_of_an_output_is_corrected(assay: Callable[..., Result]) -> None:
