@@ -19,7 +19,7 @@ from engines.errors import DeployError
 from exporters import onnx_files
 from exporters.graph_kernels import KERNELS
 from exporters.half_graph import FLOATS
-from exporters.onnx_nodes import graphs_of, nodes_of
+from exporters.onnx_nodes import graphs_of, named_constants, nodes_of
 
 _FLOAT_BYTES = 4
 _HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -194,13 +194,6 @@ def constants(model: onnx.ModelProto) -> Mapping[str, onnx.TensorProto]:
     """
     known: dict[str, onnx.TensorProto] = {}
     for number, graph in enumerate(graphs_of(model.graph)):
-        tensors = [(tensor.name, tensor) for tensor in graph.initializer]
-        tensors += [
-            (node.output[0], entry.t)
-            for node in graph.node
-            for entry in node.attribute
-            if node.op_type == "Constant" and entry.name == "value"
-        ]
-        for name, tensor in tensors:
+        for name, tensor in named_constants(graph):
             known[name if name not in known else f"{name} of subgraph {number}"] = tensor
     return known

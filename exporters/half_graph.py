@@ -18,7 +18,7 @@ from engines.errors import DeployError
 from exporters import DEFAULT_PRECISION, PRECISIONS, REDUCED
 from exporters.half_range import CONSTANT_ERROR
 from exporters.onnx_describe import value_types
-from exporters.onnx_nodes import graphs_of, inputs_of, nodes_of
+from exporters.onnx_nodes import graphs_of, inputs_of, named_constants, nodes_of
 
 _KINDS = {
     "float16": (TensorProto.FLOAT16, np.dtype(np.float16)),
@@ -74,11 +74,7 @@ def precision_of(model: onnx.ModelProto) -> str:
     """
     stored: dict[str, int] = {}
     for graph in graphs_of(model.graph):
-        stored |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-        for node in graph.node:
-            for entry in node.attribute:
-                if node.op_type == "Constant" and entry.HasField("t"):
-                    stored[node.output[0]] = entry.t.data_type
+        stored |= {name: tensor.data_type for name, tensor in named_constants(graph)}
     read = {
         stored.get(name)
         for node in nodes_of(model.graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -33,6 +34,16 @@ def graphs_of(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
 def nodes_of(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Returns the nodes of a graph and of all its subgraphs."""
     return [node for known in graphs_of(graph) for node in known.node]
+
+
+def named_constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Yields the constants of one graph with their names: initializers, and what Constants give."""
+    for tensor in graph.initializer:
+        yield tensor.name, tensor
+    for node in graph.node:
+        value = attribute(node, "value") if node.op_type == "Constant" else None
+        if value is not None:
+            yield node.output[0], value
 
 
 def remove_unread_constants(graph: onnx.GraphProto) -> None:

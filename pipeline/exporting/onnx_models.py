@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -124,7 +125,8 @@ def prepare(path: Path, asked: Asked) -> GraphModel:
     count = asked.golden_rows or graph_rows.MADE
     may_batch = all(None in spec.shape[:1] for spec in (*specs, *outputs))
     sizes = graph_rows.rows(specs, shapes, asked.inputs, count, batched=may_batch)
-    batched = may_batch and graph_reference.takes_batches(model, sizes[0], limits.ALONE_TOLERANCE)
+    run = GraphRun(model, exactly=True)
+    batched = may_batch and graph_reference.takes_batches(run, sizes[0], limits.ALONE_TOLERANCE)
     if may_batch and not batched:
         console.say(
             "export: the first axis is not the batch: a row depends on others, so each row is one"
@@ -132,7 +134,8 @@ def prepare(path: Path, asked: Asked) -> GraphModel:
         )
         sizes = graph_rows.rows(specs, shapes, asked.inputs, count, batched=False)
     _separate_axes(model, sizes, batched=batched)
-    return GraphModel(path, with_true_outputs(model, sizes[0], batched=batched), sizes, batched)
+    _set_true_outputs(model, run, sizes[0], batched=batched)
+    return GraphModel(path, model, sizes, batched)
 
 
 def _separate_axes(model: onnx.ModelProto, sizes: Sequence[SizedRows], *, batched: bool) -> None:
@@ -154,13 +157,17 @@ def _separate_axes(model: onnx.ModelProto, sizes: Sequence[SizedRows], *, batche
             dim.ClearField("dim_param")
 
 
-def with_true_outputs(model: onnx.ModelProto, rows: SizedRows, *, batched: bool) -> onnx.ModelProto:
-    """Returns a graph whose outputs have the axes that it says, in place.
+def _set_true_outputs(
+    model: onnx.ModelProto, run: GraphRun, rows: SizedRows, *, batched: bool
+) -> None:
+    """Makes a graph declare the axes that its outputs have, in place.
 
     Some exporters write none, or others than the graph gives.
+
+    Args:
+        run: The graph in float64.
     """
-    first = SizedRows({name: a[:1] for name, a in rows.inputs.items()}, rows.cases[:1])
-    computed = graph_ranges.run_rows(GraphRun(model, exactly=True), first, batched=batched)
+    computed = graph_ranges.run_rows(run, rows.take([0]), batched=batched)
     for value in model.graph.output:
         shape = computed[value.name].shape[0 if batched else 1 :]
         declared, kind = spec_of(value), value.type.tensor_type
@@ -173,17 +180,15 @@ def with_true_outputs(model: onnx.ModelProto, rows: SizedRows, *, batched: bool)
         kind.shape.SetInParent()
         for index in range(len(shape)):
             kind.shape.dim.add(dim_param=f"{value.name}_{index}")
-    return model
 
 
 def readable(path: Path, golden: Reference) -> onnx.ModelProto:
     """Returns a graph that declares the outputs it gives, if it runs on golden inputs."""
     model = read(path)
     rows = SizedRows(golden.inputs, golden.cases)
-    try:
-        return with_true_outputs(model, rows, batched=golden.batched)
-    except (DeployError, KeyError):  # the verdict says what is wrong
-        return model
+    with contextlib.suppress(DeployError, KeyError):  # the verdict says what is wrong
+        _set_true_outputs(model, GraphRun(model, exactly=True), rows, batched=golden.batched)
+    return model
 
 
 def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: float) -> Exported:
@@ -298,13 +303,7 @@ def _reference(
         part.as_reference(precision, max_drop, batched=source.batched) for part in measured
     )
     reference = dataclasses.replace(first, others=tuple(others))
-    try:
-        reference.check()
-    except ValueError as error:
-        raise DeployError(
-            f"the graph cannot be judged: {error}", "check its weights, or give other --inputs"
-        ) from error
-    return reference
+    return reference.checked("graph", "check its weights, or give other --inputs")
 
 
 def _calibration(source: GraphModel, file: Path | None) -> calibration.Calibration:

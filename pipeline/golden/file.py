@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -204,6 +204,21 @@ class Reference:
                 "the test set's outputs have NaN or Inf, or there are more labels than rows"
             )
         self._check_others()
+
+    def checked(self, what: str, hint: str) -> Self:
+        """Returns the reference itself, if its parts fit together and every output is finite.
+
+        Args:
+            what: What cannot be judged otherwise, such as "model".
+
+        Raises:
+            DeployError: See `check`.
+        """
+        try:
+            self.check()
+        except ValueError as error:
+            raise DeployError(f"the {what} cannot be judged: {error}", hint) from error
+        return self
 
     def _check_others(self) -> None:
         for other in self.others:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,14 @@ class SizedRows:
 
     inputs: dict[str, Array]
     cases: tuple[str, ...]
+
+    def take(self, numbers: Iterable[int]) -> SizedRows:
+        """Returns the rows of some numbers."""
+        chosen = [*numbers]
+        return SizedRows(
+            {name: array[chosen] for name, array in self.inputs.items()},
+            tuple(self.cases[number] for number in chosen),
+        )
 
 
 def run_rows(run: GraphRun, rows: SizedRows, *, batched: bool) -> Outputs:
@@ -83,11 +91,9 @@ def fitting(
     mask = np.ones(len(rows.cases), bool)
     inverted = _inverted(model)
     for index in np.flatnonzero(np.isin(rows.cases, EXTREMES)):
-        part = slice(index, index + 1)
-        single = SizedRows({n: a[part] for n, a in rows.inputs.items()}, rows.cases[part])
         largest: dict[str, float] = {}
         least = dict.fromkeys(inverted, np.inf)
-        _watch(model, halves, single, largest, least, batched=batched)
+        _watch(model, halves, rows.take([int(index)]), largest, least, batched=batched)
         mask[index] = all(
             size == 0 or _least(halves[name]) <= size <= float(_limits(halves[name]).max)
             for name, size in largest.items()
@@ -97,11 +103,7 @@ def fitting(
 
 def usual(rows: SizedRows) -> SizedRows:
     """Returns the rows that are not extreme on purpose."""
-    chosen = ~np.isin(rows.cases, EXTREMES)
-    return SizedRows(
-        {name: array[chosen] for name, array in rows.inputs.items()},
-        tuple(np.array(rows.cases)[chosen].tolist()),
-    )
+    return rows.take(np.flatnonzero(~np.isin(rows.cases, EXTREMES)))
 
 
 def out_of_range(

@@ -15,7 +15,7 @@ from engines.contract import Array, Outputs
 from engines.errors import DeployError
 from exporters import onnx_files, typed_graph
 from exporters.graph_run import GraphRun
-from exporters.onnx_nodes import attribute, graphs_of, nodes_of
+from exporters.onnx_nodes import attribute, graphs_of, named_constants, nodes_of
 from pipeline.golden import graph_ranges, noise
 from pipeline.golden.file import Reference
 from pipeline.golden.graph_ranges import SizedRows, round_value, run_rows
@@ -80,16 +80,15 @@ class Measured:
         )
 
 
-def takes_batches(model: onnx.ModelProto, rows: SizedRows, tolerance: float) -> bool:
+def takes_batches(run: GraphRun, rows: SizedRows, tolerance: float) -> bool:
     """Whether a graph computes each row of a batch from that row alone.
 
     Args:
-        model: The first axis of all its inputs and outputs is dynamic.
+        run: The graph in float64; the first axis of all its inputs and outputs is dynamic.
         rows: At least two rows.
         tolerance: How far a row in a batch may differ from that row alone, as a part of its largest
             output.
     """
-    run = GraphRun(model, exactly=True)
     try:
         together = run({name: array[:_ALONE] for name, array in rows.inputs.items()})
     except DeployError:
@@ -141,10 +140,7 @@ def measure(
         raise DeployError(
             "every output is NaN or Inf on all rows", "give usual inputs by --inputs FILE.npz"
         )
-    rows = SizedRows(
-        {name: array[kept] for name, array in rows.inputs.items()},
-        tuple(case for case, is_kept in zip(rows.cases, kept, strict=True) if is_kept),
-    )
+    rows = rows.take(np.flatnonzero(kept))
     reference, native = (
         {name: array[kept] for name, array in arrays.items()} for arrays in (reference, native)
     )
@@ -184,19 +180,10 @@ def moved(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     weights = {
         name for node in nodes_of(copied.graph) if node.op_type in _WEIGHTED for name in node.input
     }
-    named = [
-        (tensor.name, tensor) for graph in graphs_of(copied.graph) for tensor in graph.initializer
-    ]
-    named += [
-        (node.output[0], entry.t)
-        for node in nodes_of(copied.graph)
-        if node.op_type == "Constant"
-        for entry in node.attribute
-        if entry.name == "value"
-    ]
-    for name, tensor in named:
-        if name in weights and tensor.data_type in _MOVED_KINDS:
-            _move(tensor, random)
+    for graph in graphs_of(copied.graph):
+        for name, tensor in named_constants(graph):
+            if name in weights and tensor.data_type in _MOVED_KINDS:
+                _move(tensor, random)
     return copied
 
 

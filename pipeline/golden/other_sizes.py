@@ -70,13 +70,7 @@ def add(
         chosen = tuple(np.array(cases)[kept].tolist())
         others.append(reference.at_size(chosen, parts[0], parts[1], parts[2], noise))
     complete = dataclasses.replace(reference, others=tuple(others))
-    try:
-        complete.check()
-    except ValueError as error:
-        raise DeployError(
-            f"the model cannot be judged: {error}", "check it at the sizes of Model.dynamic"
-        ) from error
-    return complete
+    return complete.checked("model", "check it at the sizes of Model.dynamic")
 
 
 def _made(

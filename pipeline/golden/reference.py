@@ -185,14 +185,9 @@ def make_reference(
         precision=precision,
         max_drop=max_drop,
     )
-    try:
-        complete.check()
-    except ValueError as error:
-        raise DeployError(
-            f"the model cannot be judged: {error}",
-            "check its weights and inputs; if it was trained here, use a smaller --lr",
-        ) from error
-    return complete
+    return complete.checked(
+        "model", "check its weights and inputs; if it was trained here, use a smaller --lr"
+    )
 
 
 def rows_to_keep(

@@ -22,7 +22,7 @@ def show(measurements: dict[str, Any]) -> None:
     """Prints one row for each engine and batch size."""
     rows: dict[tuple[str, int, str], _Row] = {}
     for entry in measurements["results"]:
-        row = rows.setdefault((entry["name"], entry["batch"], entry.get("size", "")), {})
+        row = rows.setdefault((entry["name"], *load_of(entry)), {})
         row[entry["boundary"]] = entry
         row["device name"] = measurements["devices"][entry["name"]]
         # For files written before each kind of device had its own baseline.
@@ -49,7 +49,10 @@ def bounds(results: list[dict[str, Any]]) -> list[str]:
     Args:
         results: As `pipeline.benchmarking.comparison.compare` returns them.
     """
-    seconds = {(*_load(entry), entry["boundary"]): entry["seconds"]["value"] for entry in results}
+    seconds = {
+        (entry["name"], *load_of(entry), entry["boundary"]): entry["seconds"]["value"]
+        for entry in results
+    }
     sentences = []
     for entry in results:
         if entry["boundary"] != DEVICE or "bound" not in entry:
@@ -65,13 +68,14 @@ def bounds(results: list[dict[str, Any]]) -> list[str]:
         elif entry["bound"] == "transfers":
             sentences.append(
                 f"{name} at batch {batch} is bound by transfers: {device} of"
-                f" {duration(seconds[*_load(entry), WHOLE])} are on the device"
+                f" {duration(seconds[name, *load_of(entry), WHOLE])} are on the device"
             )
     return sentences
 
 
-def _load(entry: dict[str, Any]) -> tuple[Any, ...]:
-    return entry["name"], entry["batch"], entry.get("size", "")
+def load_of(entry: dict[str, Any]) -> tuple[int, str]:
+    """Returns the batch size and the size of the inputs of a result; "" if it is the only one."""
+    return entry["batch"], entry.get("size", "")
 
 
 def _interval(row: _Row) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import engines
 from engines.errors import DeployError
 from exporters import DEFAULT_PRECISION
-from pipeline.report.bench import UNSETTLED, UNSETTLED_NOTE
+from pipeline.report.bench import UNSETTLED, UNSETTLED_NOTE, load_of
 from pipeline.report.train import describe
 from pipeline.report.units import duration
 from pipeline.report.verify import deviating_type, limits_of, ratio_text, rows_not_compared
@@ -108,7 +108,7 @@ def show(summary: Summary) -> None:
     """Prints the accuracy, a row for each engine, and the bundle's path."""
     if summary.training is not None:
         console.result(f"{summary.model}: {describe(summary.training)}")
-    batches = [*dict.fromkeys(_load(entry) for entry in _results(summary))]
+    batches = [*dict.fromkeys(load_of(entry) for entry in _results(summary))]
     columns = ["engine", "verdict", ">error x floor", ">flips", ">top-1"]
     deviating = {
         name: deviating_type(verdict["facts"], summary.precision)
@@ -161,12 +161,8 @@ def _results(summary: Summary) -> list[dict[str, Any]]:
     return summary.measurements["results"] if summary.measurements else []
 
 
-def _load(entry: dict[str, Any]) -> tuple[int, str]:
-    return entry["batch"], entry.get("size", "")
-
-
 def _latency(summary: Summary, name: str, load: tuple[int, str]) -> str:
     for entry in _results(summary):
-        if (entry["name"], _load(entry), entry["boundary"]) == (name, load, "end to end"):
+        if (entry["name"], load_of(entry), entry["boundary"]) == (name, load, "end to end"):
             return duration(entry["seconds"]["value"]) + ("" if entry["settled"] else UNSETTLED)
     return ""

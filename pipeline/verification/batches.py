@@ -64,23 +64,31 @@ def run_rows(session: Session, golden: Reference, size: int) -> tuple[Array, Out
     return wanted, {name: _join(arrays) for name, arrays in parts.items()}
 
 
-class Calls:
-    """A session of a graph without a batch axis, run as if it took batches of one row.
-
-    See `engines.contract.Session`; only `run` is of use here.
-    """
+class Wrapped:
+    """A session in place of another one, that runs it; see `engines.contract.Session`."""
 
     def __init__(self, session: Session) -> None:
         self.inputs, self.outputs = session.inputs, session.outputs
-        self.device, self.stream = session.device, session.stream
-        self.batch: tuple[int, int] | None = (1, 1)
+        self.device, self.batch, self.stream = session.device, session.batch, session.stream
         self.bind, self.launch = session.bind, session.launch
         self.synchronize, self.close = session.synchronize, session.close
-        self._session = session
+        self.session = session
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """Takes and returns host arrays."""
+        return self.session.run(feeds)
+
+
+class Calls(Wrapped):
+    """A session of a graph without a batch axis, run as if it took batches of one row."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self.batch = (1, 1)
 
     def run(self, feeds: Feeds) -> Outputs:
         """Takes and returns arrays with a first axis of size 1 that the graph does not have."""
-        outputs = self._session.run({n: np.array(a[0], order="C") for n, a in feeds.items()})
+        outputs = super().run({n: np.array(a[0], order="C") for n, a in feeds.items()})
         return {name: array[np.newaxis] for name, array in outputs.items()}
 
 

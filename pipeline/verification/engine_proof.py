@@ -15,7 +15,7 @@ from engines.contract import Array, Engine, Feeds, OpenOptions, Outputs, Session
 from engines.errors import CrashedError, DeployError, NotAvailableError, UsageError
 from exporters import PRECISIONS, onnx_files
 from pipeline.golden import file as goldens
-from pipeline.verification.batches import rows_to_run
+from pipeline.verification.batches import Wrapped, rows_to_run
 from pipeline.verification.graph_file import as_it_says
 from pipeline.verification.graph_range import out_of_range
 from pipeline.verification.verdict import (
@@ -222,22 +222,18 @@ def _judge(
     return dataclasses.replace(verdict, facts={**engine.fingerprint(), "device": session.device})
 
 
-class _Watched:
-    """A session that reports its progress; see `engines.contract.Session`."""
+class _Watched(Wrapped):
+    """A session that reports its progress."""
 
     def __init__(self, session: Session, bar: console.Bar) -> None:
-        self.inputs, self.outputs = session.inputs, session.outputs
-        self.device, self.batch, self.stream = session.device, session.batch, session.stream
-        self.bind, self.launch = session.bind, session.launch
-        self.synchronize, self.close = session.synchronize, session.close
-        self._session = session
+        super().__init__(session)
         self._bar = bar
         self._rows = 0
         self._seconds = 0.0
 
     def run(self, feeds: Feeds) -> Outputs:
         start = time.perf_counter()
-        outputs = self._session.run(feeds)
+        outputs = super().run(feeds)
         self._seconds += time.perf_counter() - start
         rows = len(next(iter(feeds.values())))
         self._rows += rows

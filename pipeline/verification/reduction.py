@@ -241,8 +241,7 @@ def _first(count: int, fails: Callable[[int], bool]) -> int:
 def _few(rows: SizedRows) -> Iterator[SizedRows]:
     """Yields rows of one size, a few at a time."""
     for start in range(0, len(rows.cases), _ROWS):
-        part = slice(start, start + _ROWS)
-        yield SizedRows({n: array[part] for n, array in rows.inputs.items()}, rows.cases[part])
+        yield rows.take(range(start, min(start + _ROWS, len(rows.cases))))
 
 
 def _whole(

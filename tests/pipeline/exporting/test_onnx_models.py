@@ -254,8 +254,8 @@ def test_half_types_inside_a_graph_in_fp32_are_its_rounding(
     if stored:
         nodes[0].input[0] = "w"
     foreign.save(Path("g.onnx"), nodes, {"x": (single, ["n", 8])}, {"y": ["n", 4]}, weights)
-    made = assay("export", "onnx:g.onnx")
-    assert made.code == 0, made.err
+    exported = assay("export", "onnx:g.onnx")
+    assert exported.code == 0, exported.err
     assert assay("build", "onnx:g.onnx", "--engine", "onnxruntime").code == 0
     judged = assay("verify", "onnx:g.onnx", "--engine", "onnxruntime")
     assert judged.code == 0, judged.err
@@ -276,8 +276,8 @@ def _product(axes: list[int | str]) -> onnx.ModelProto:
 
 def test_outputs_may_have_no_shape_and_names_a_comma(assay: Callable[..., Result]) -> None:
     onnx.save(_product(["n", "m", 8]), "g.onnx")
-    made = assay("export", "onnx:g.onnx", "--shape", "a,b=1x3x8")
-    assert made.code == 0, made.err
+    exported = assay("export", "onnx:g.onnx", "--shape", "a,b=1x3x8")
+    assert exported.code == 0, exported.err
     golden = goldens.load(Path("artifacts/onnx-g.onnx/fp32/golden.npz"))
     assert golden.batched
     assert golden.reference["y"].shape[1:] == (3, 4)
@@ -297,7 +297,7 @@ def test_constants_listed_as_inputs_are_no_inputs_of_other_precisions(
     single = onnx.TensorProto.FLOAT
     model.graph.input.append(helper.make_tensor_value_info("w", single, [8, 4]))
     onnx.save(model, "g.onnx")
-    made = assay("export", "onnx:g.onnx", "--precision", "fp16")
-    assert made.code == 0, made.err
+    exported = assay("export", "onnx:g.onnx", "--precision", "fp16")
+    assert exported.code == 0, exported.err
     graph = onnx.load("artifacts/onnx-g.onnx/fp16/model.onnx").graph
     assert [value.name for value in graph.input] == ["a,b"]
