@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from engines.errors import DeployError
 
-# Pixels of network input per batch: more would not be faster, and the activations of a large
-# network would not fit in memory.
-_PIXELS = 1 << 20
+# Pixels of network input per batch: more is slower, since memory for larger activations is asked of
+# the operating system each time, and those of a large network would not fit.
+_PIXELS = 1 << 19
 
 
 class Preprocess(nn.Module):
