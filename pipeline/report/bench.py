@@ -20,6 +20,15 @@ UNSETTLED_NOTE = "* unstable: other processes, or too few rounds; a larger --bud
 
 def show(measurements: dict[str, Any]) -> None:
     """Prints one row for each engine and batch size."""
+    console.table(*table(measurements), _OPTIONAL)
+    if not all(entry["settled"] for entry in measurements["results"]):
+        console.result(UNSETTLED_NOTE)
+    for sentence in bounds(measurements["results"]):
+        console.result(sentence)
+
+
+def table(measurements: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """Returns a title, titles of columns, and a row of cells for each engine and batch size."""
     rows: dict[tuple[str, int, str], _Row] = {}
     for entry in measurements["results"]:
         row = rows.setdefault((entry["name"], *load_of(entry)), {})
@@ -35,12 +44,7 @@ def show(measurements: dict[str, Any]) -> None:
     columns = dict(_COLUMNS)
     if not any(size for _, _, size in rows):
         del columns[_SIZE]
-    cells = [[cell(row) for cell in columns.values()] for row in rows.values()]
-    console.table(title, tuple(columns), cells, _OPTIONAL)
-    if not all(entry["settled"] for entry in measurements["results"]):
-        console.result(UNSETTLED_NOTE)
-    for sentence in bounds(measurements["results"]):
-        console.result(sentence)
+    return title, [*columns], [[cell(row) for cell in columns.values()] for row in rows.values()]
 
 
 def bounds(results: list[dict[str, Any]]) -> list[str]:

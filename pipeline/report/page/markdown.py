@@ -1,0 +1,129 @@
+"""Writes the results of a model as Markdown that fits a comment on a pull request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pipeline.report.bench import UNSETTLED, UNSETTLED_NOTE
+from pipeline.report.page import choice
+from pipeline.report.page.origin import size_text
+from pipeline.report.page.results import UNREADABLE, PrecisionResults, Results
+from pipeline.report.page.sections import Page
+from pipeline.report.train import describe
+from pipeline.report.units import duration
+from pipeline.report.verify import ratio_text, remarks
+from pipeline.workflow.artifacts import ENGINE, GRAPH, GRAPH_SUBJECT
+
+_COMMAND = re.compile(r"(`[^`]+`)")
+# What Markdown or HTML would take for markup.
+_MARKUP = re.compile(r"([\\`*_\[\]<>|~#&])")
+
+
+def text(page: Page, results: Results) -> str:
+    """Returns accuracy, choice, one table with a row for each engine, and what is missing.
+
+    Results of another version's form are left out; `page` says so.
+    """
+    lines = [f"### {_escaped(results.model)}", ""]
+    for write in (_accuracy, _choices, _engines):
+        try:
+            lines += write(results)
+        except UNREADABLE:
+            continue
+    lines += [f"- {_prose(gap.problem)}: {_prose(gap.hint)}" for gap in page.gaps]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _accuracy(results: Results) -> list[str]:
+    if results.training is None:
+        return []
+    words = describe(results.training)
+    return [f"{words[0].upper()}{_escaped(words[1:])}.", ""]
+
+
+def _choices(results: Results) -> list[str]:
+    choices = choice.choose(results.model, choice.candidates(results.precisions))
+    lines = [
+        f"- **For {entry.goal}:** {_prose(' '.join((*entry.reasons, *entry.doubts)))}"
+        for entry in choices
+    ]
+    return [*lines, ""] if lines else []
+
+
+def _engines(results: Results) -> list[str]:
+    """Returns a table with the verdict, accuracy, latency and size of each engine."""
+    known = choice.candidates(results.precisions)
+    loads = sorted({(point.batch, point.size) for point in known})
+    columns = [
+        *("engine", "precision", "verdict", "error x floor", "top-1"),
+        *(f"batch {batch}" + (f" at {size}" if size else "") for batch, size in loads),
+        "size",
+    ]
+    rows: list[list[str]] = []
+    for part in results.precisions:
+        rows += [
+            [
+                subject,
+                part.name,
+                verdict.status,
+                ratio_text(max(output.rms_ratio for output in verdict.outputs))
+                if verdict.outputs
+                else "",
+                "" if (right := choice.accuracy(verdict)) is None else f"{right:.2%}",
+                *(_latency(known, subject, part.name, load) for load in loads),
+                _size(results, part, subject),
+            ]
+            for subject, verdict in part.verdicts.items()
+        ]
+    if not rows:
+        return []
+    lines = [
+        _row(columns),
+        _row(["---"] * 3 + ["---:"] * (len(columns) - 3)),
+        *(_row([_escaped(cell) for cell in row]) for row in rows),
+        "",
+    ]
+    if any(UNSETTLED in cell for row in rows for cell in row):
+        lines += [_escaped(UNSETTLED_NOTE), ""]
+    sentences = dict.fromkeys(
+        f"- {_escaped(sentence)}"
+        for part in results.precisions
+        for verdict in part.verdicts.values()
+        for sentence in remarks(verdict)
+    )
+    return [*lines, *sentences, *([""] if sentences else [])]
+
+
+def _latency(
+    known: Sequence[choice.Candidate], engine: str, precision: str, load: tuple[int, str]
+) -> str:
+    for point in known:
+        if point.point == (engine, precision, *load):
+            return duration(point.seconds) + ("" if point.settled else UNSETTLED)
+    return ""
+
+
+def _size(results: Results, part: PrecisionResults, subject: str) -> str:
+    kind = GRAPH.kind if subject == GRAPH_SUBJECT else ENGINE.kind
+    engine = "" if subject == GRAPH_SUBJECT else subject
+    for file in results.files:
+        if (file.kind, file.engine, file.precision) == (kind, engine, part.name):
+            return size_text(file.size)
+    return ""
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _prose(words: str) -> str:
+    """Returns a sentence whose commands between backquotes stay as code."""
+    parts = _COMMAND.split(words)
+    return "".join(part if index % 2 else _escaped(part) for index, part in enumerate(parts))
+
+
+def _escaped(words: str) -> str:
+    """Returns a text that Markdown shows as it is, and that notifies nobody."""
+    plain = _MARKUP.sub(r"\\\1", words.replace("\n", " "))
+    return plain.replace("@", "@<!-- -->")
