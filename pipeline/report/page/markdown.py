@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.report.bench import UNSETTLED, UNSETTLED_NOTE
 from pipeline.report.page import choice
 from pipeline.report.page.origin import size_text
-from pipeline.report.page.results import UNREADABLE, PrecisionResults, Results
-from pipeline.report.page.sections import Page
+from pipeline.report.page.results import UNREADABLE, PrecisionResults, Results, unreadable
 from pipeline.report.train import describe
 from pipeline.report.units import duration
 from pipeline.report.verify import ratio_text, remarks
 from pipeline.workflow.artifacts import ENGINE, GRAPH, GRAPH_SUBJECT
+
+if TYPE_CHECKING:
+    from pipeline.workflow.hints import Place
 
 _COMMAND = re.compile(r"(`[^`]+`)")
 # What Markdown or HTML would take for markup.
 _MARKUP = re.compile(r"([\\`*_\[\]<>|~#&])")
 
 
-def text(page: Page, results: Results) -> str:
-    """Returns accuracy, choice, one table with a row for each engine, and what is missing.
-
-    Results of another version's form are left out; `page` says so.
-    """
-    lines = [f"### {_escaped(results.model)}", ""]
-    for write in (_accuracy, _choices, _engines):
+def text(results: Results, place: Place) -> str:
+    """Returns accuracy, choice, one table with a row for each engine, and what is missing."""
+    lines, gaps = [f"### {_escaped(results.model)}", ""], [*results.gaps]
+    parts = {"the accuracy": _accuracy, "the choice": _choices, "the table": _engines}
+    for part, write in parts.items():
         try:
             lines += write(results)
-        except UNREADABLE:
-            continue
-    lines += [f"- {_prose(gap.problem)}: {_prose(gap.hint)}" for gap in page.gaps]
+        except UNREADABLE as error:
+            gaps.append(unreadable(part, error, results.model, place))
+    lines += [f"- {_prose(gap.problem)}: {_prose(gap.hint)}" for gap in gaps]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -54,6 +54,15 @@ class Gap:
     hint: str
 
 
+def unreadable(part: str, error: Exception, model: str, place: hints.Place) -> Gap:
+    """Returns the gap for a part of a report whose files have another form than this version's."""
+    return Gap(
+        f"{part} is left out, since its files have not the form that this version of assay writes"
+        f" ({type(error).__name__}: {error})",
+        hints.complete(f"run `{hints.command('run', {'model': model})} --force`", place),
+    )
+
+
 @dataclass(frozen=True)
 class File:
     """A file that a stage made, whose digest has been compared with its record.

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.report.page import origin, proof, speed
 from pipeline.report.page.content import Section, table
-from pipeline.report.page.results import UNREADABLE, Gap, Results
-from pipeline.workflow import hints
+from pipeline.report.page.results import UNREADABLE, Gap, Results, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,18 +48,11 @@ def page(results: Results, place: Place) -> Page:
     A section whose files have another form than this version's becomes a gap.
     """
     sections, gaps = [], [*results.gaps]
-    again = hints.complete(f"run `{hints.command('run', {'model': results.model})} --force`", place)
     for title, make in _SECTIONS.items():
         try:
             section = make(results)
         except UNREADABLE as error:
-            gaps.append(
-                Gap(
-                    f"the section on {title} is left out, since its files have not the form that"
-                    f" this version of assay writes ({type(error).__name__}: {error})",
-                    again,
-                )
-            )
+            gaps.append(unreadable(f"the section on {title}", error, results.model, place))
             continue
         if section is not None:
             sections.append(section)

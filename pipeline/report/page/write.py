@@ -39,11 +39,11 @@ def write(
     if page_file is not None:
         html.need_libraries()
     known = results.collect(model, precisions, store)
-    page = sections.page(known, store.place)
     if page_file is not None:
+        page = sections.page(known, store.place)
         _write(page_file, html.text(page, known, store.root))
     if text is not None:
-        content = markdown.text(page, known)
+        content = markdown.text(known, store.place)
         if text == STDOUT:
             for line in content.splitlines():
                 console.result(line)
