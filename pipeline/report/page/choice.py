@@ -134,6 +134,12 @@ def named(name: str, precision: str) -> tuple[str, str]:
     return " ".join(word for word in words if word not in PRECISIONS), own
 
 
+def loads(points: Sequence[Candidate]) -> list[tuple[int, str]]:
+    """Returns batches and sizes: sizes in the order in which they were measured."""
+    every = dict.fromkeys((point.batch, point.size) for point in points)
+    return sorted(every, key=lambda load: load[0])
+
+
 def frontier(points: Sequence[Candidate]) -> list[Candidate]:
     """Returns those that no other one beats in latency and throughput, from the lowest latency."""
     best: list[Candidate] = []

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.report.page import svg
+from pipeline.report.page import choice, svg
 from pipeline.report.page.choice import Candidate
 from pipeline.report.page.content import Figure
 from pipeline.report.units import duration
@@ -54,7 +54,7 @@ def latency(name: str, title: str, points: Sequence[Candidate], text: str) -> Fi
     Args:
         name: Makes the identifier of the figure.
     """
-    batches = sorted({(point.batch, point.size) for point in points})
+    batches = choice.loads(points)
     panels = [
         sorted((p for p in points if (p.batch, p.size) == batch), key=lambda p: -p.seconds)
         for batch in batches

@@ -55,7 +55,7 @@ def _choices(results: Results) -> list[str]:
 def _engines(results: Results) -> list[str]:
     """Returns a table with the verdict, accuracy, latency and size of each engine."""
     known = choice.candidates(results.precisions)
-    loads = sorted({(point.batch, point.size) for point in known})
+    loads = choice.loads(known)
     columns = [
         *("engine", "precision", "verdict", "error x floor", "top-1"),
         *(f"batch {batch}" + (f" at {size}" if size else "") for batch, size in loads),

@@ -49,9 +49,6 @@ def deploy(results: Results) -> Section | None:
         *("for", "engine", "precision", "device", ">batch", "size", ">latency"),
         *(">95 % interval", ">rows/s", ">top-1"),
     )
-    doubts = [
-        f"{entry.goal.capitalize()}: {sentence}" for entry in choices for sentence in entry.doubts
-    ]
     bundles = [
         (
             part.name,
@@ -69,9 +66,10 @@ def deploy(results: Results) -> Section | None:
     return Section(
         "deploy",
         "What to deploy",
-        tuple(f"For {entry.goal}: {' '.join(entry.reasons)}" for entry in choices),
+        tuple(
+            f"For {entry.goal}: {' '.join((*entry.reasons, *entry.doubts))}" for entry in choices
+        ),
         tables=tuple(tables),
-        remarks=tuple(doubts),
     )
 
 
@@ -114,7 +112,7 @@ def latency(results: Results) -> Section | None:
 
 
 def _fastest(points: Sequence[Candidate]) -> Iterable[str]:
-    for batch, size in sorted({(point.batch, point.size) for point in points}):
+    for batch, size in choice.loads(points):
         best = min(
             (point for point in points if (point.batch, point.size) == (batch, size)),
             key=lambda point: point.seconds,
