@@ -33,7 +33,7 @@ from pipeline.workflow import console
     is_flag=False,
     flag_value="-",
     metavar="[FILE]",
-    help="Write a summary for a pull request to a file [standard output].",
+    help="Write a summary for a pull request to a file [standard output]. Goes after MODEL.",
 )
 @storing
 def report(

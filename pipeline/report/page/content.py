@@ -94,6 +94,9 @@ def table(
 
     Args:
         columns: Titles; those that begin with ">" are of columns of numbers.
+
+    Raises:
+        TypeError: A cell is not text, since a file has another form than expected.
     """
     cells = [[_cell(cell) for cell in row] for row in rows]
     kept = [i for i in range(len(columns)) if not cells or any(row[i].text for row in cells)]
@@ -108,7 +111,10 @@ def table(
 
 
 def _cell(cell: Cell | str) -> Cell:
-    return Cell(cell, status=_status(cell)) if isinstance(cell, str) else cell
+    whole = cell if isinstance(cell, Cell) else Cell(cell, status=_status(cell))
+    if type(whole.text) is not str:
+        raise TypeError(f"{whole.text!r:.40} is not text")
+    return whole
 
 
 def _status(text: str) -> str:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pipeline.workflow.runner import Store
 
 # What a damaged file, or one of another version, makes of code that expects this version's.
-UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 
 
 @dataclass(frozen=True)

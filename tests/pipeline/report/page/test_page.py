@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.page import html, results, sections
+from pipeline.report.page import html, markdown, results, sections
 from pipeline.report.page.results import Results
 from pipeline.report.units import duration
 from pipeline.workflow.records import SCHEMA
@@ -346,6 +346,30 @@ def test_measurements_of_another_form_are_named(store: Store, content: object) -
     assert "not the form that this version of assay writes" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "section"),
+    [
+        ("graph", {"inputs": [{"a": 1}]}, "environment"),
+        ("graph", {"multiply_adds": "many"}, "layers"),
+        ("measurements", {"results": [{"name": "pytorch"}]}, "latency"),
+        ("measurements", {"machine": [5], "devices": 10**400}, "what to deploy"),
+    ],
+)
+def test_values_of_another_type_cost_their_sections_only(
+    built: Store, known: Results, name: str, change: dict[str, object], section: str
+) -> None:
+    (part,) = known.precisions
+    content = {**vars(part)[name], **change}
+    part = dataclasses.replace(part, **{name: content})
+    changed = dataclasses.replace(known, precisions=(part,))
+    page = sections.page(changed, built.place)
+    assert f"the section on {section} is left out" in "; ".join(gap.problem for gap in page.gaps)
+    names = {entry.name for entry in page.sections}
+    assert {"verdicts", "noise", "training", "sizes", "provenance"} <= names
+    assert parse(html.text(page, changed, built.root)).all("h1")
+    assert "assay run lenet --force" in markdown.text(changed, built.place) or name == "graph"
+
+
 def test_a_verdict_of_another_form_is_named(store: Store) -> None:
     files = ("lenet/fp32/pytorch/verdict.json", "lenet/fp32/pytorch/verify.json")
     rewrite(store, *files, lambda content: {**content, "later": 1})
@@ -354,6 +378,7 @@ def test_a_verdict_of_another_form_is_named(store: Store) -> None:
     assert "assay verify lenet --engine pytorch" in text
 
 
+@pytest.mark.slow(4)
 def test_the_same_records_give_the_same_bytes(
     built: Store, assay: Assay, process: Callable[..., Any], tmp_path: Path
 ) -> None:
