@@ -35,8 +35,8 @@ def training(name: str, curve: Sequence[Mapping[str, Any]], text: str) -> Figure
     with svg.plotting(f"figure-training-{name}", title, text, 130) as plot:
         axes = plot.drawing.subplots()
         axes.plot(
-            [entry["epoch"] for entry in curve],
-            [entry[name] for entry in curve],
+            [float(entry["epoch"]) for entry in curve],
+            [float(entry[name]) for entry in curve],
             marker="o" if len(curve) <= _MARKED else "",
             color=svg.SERIES[0],
         )
@@ -187,9 +187,15 @@ def noise(
 def _log_axis(
     axes: Axes, axis: Axis, low: float, high: float, words: Callable[[float], str]
 ) -> None:
-    """Makes an axis logarithmic, with three to six ticks at round numbers."""
+    """Makes an axis logarithmic, with three to six ticks at round numbers.
+
+    Raises:
+        ValueError: A value is not positive.
+    """
     from matplotlib.ticker import MaxNLocator
 
+    if not low > 0:
+        raise ValueError(f"{low} is not above 0")
     low, high = low / _PAD, high * _PAD
     if axis is axes.xaxis:
         axes.set_xscale("log")
