@@ -25,7 +25,7 @@ from pipeline.exporting.graphs import Draft, Exported, quantized, with_weights
 from pipeline.golden import graph_ranges, graph_reference, graph_rows
 from pipeline.golden import rows as golden_rows
 from pipeline.golden.file import Reference
-from pipeline.golden.graph_ranges import SizedRows
+from pipeline.golden.graph_ranges import SizedRows, run_rows
 from pipeline.verification import limits
 from pipeline.workflow import console, phases
 from pipeline.workflow.digests import sha256_file
@@ -128,11 +128,14 @@ def prepare(path: Path, asked: Asked) -> GraphModel:
     run = GraphRun(model, exactly=True)
     batched = may_batch and graph_reference.takes_batches(run, sizes[0], limits.ALONE_TOLERANCE)
     if may_batch and not batched:
+        alone = graph_rows.rows(specs, shapes, asked.inputs, count, batched=False)
+        # Says what is wrong with the inputs, if that is why they do not run in a batch.
+        run_rows(run, alone[0].take([0, 1]), batched=False)
         console.say(
             "export: the first axis is not the batch: a row depends on others, so each row is one"
             " run of the graph"
         )
-        sizes = graph_rows.rows(specs, shapes, asked.inputs, count, batched=False)
+        sizes = alone
     _separate_axes(model, sizes, batched=batched)
     _set_true_outputs(model, run, sizes[0], batched=batched)
     return GraphModel(path, model, sizes, batched)
@@ -167,7 +170,7 @@ def _set_true_outputs(
     Args:
         run: The graph in float64.
     """
-    computed = graph_ranges.run_rows(run, rows.take([0]), batched=batched)
+    computed = run_rows(run, rows.take([0]), batched=batched)
     for value in model.graph.output:
         shape = computed[value.name].shape[0 if batched else 1 :]
         declared, kind = spec_of(value), value.type.tensor_type

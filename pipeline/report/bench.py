@@ -31,12 +31,16 @@ def show(measurements: dict[str, Any]) -> None:
     names = [
         name if len(baselines) == 1 else f"{name} ({kind})" for kind, name in baselines.items()
     ]
-    title = f"Latency, and speed against {', '.join(names)}"
-    columns = dict(_COLUMNS)
+    compared = {name for name, _, _ in rows} - {*baselines.values()}
+    title = f"Latency, and speed against {', '.join(names)}" if compared else "Latency"
+    throughput = f">{measurements.get('counted', 'images')}/s"
+    columns = {
+        throughput if column == _THROUGHPUT else column: cell for column, cell in _COLUMNS.items()
+    }
     if not any(size for _, _, size in rows):
         del columns[_SIZE]
     cells = [[cell(row) for cell in columns.values()] for row in rows.values()]
-    console.table(title, tuple(columns), cells, _OPTIONAL)
+    console.table(title, tuple(columns), cells, (throughput, *_OPTIONAL))
     if not all(entry["settled"] for entry in measurements["results"]):
         console.result(UNSETTLED_NOTE)
     for sentence in bounds(measurements["results"]):
@@ -105,6 +109,7 @@ def _time(row: _Row, boundary: str) -> str:
 
 
 _SIZE = "size"
+_THROUGHPUT = "throughput"  # stands for images/s or rows/s
 # Each column's cells by its title; ">" aligns a column to the right.
 _COLUMNS: dict[str, Callable[[_Row], str]] = {
     "engine": lambda row: str(row[WHOLE]["name"]),
@@ -115,8 +120,8 @@ _COLUMNS: dict[str, Callable[[_Row], str]] = {
     ">end to end": lambda row: _time(row, WHOLE),
     ">95 % interval": _interval,
     ">p99": _p99,
-    ">images/s": lambda row: f"{row[WHOLE]['batch'] / row[WHOLE]['seconds']['value']:,.0f}",
+    _THROUGHPUT: lambda row: f"{row[WHOLE]['batch'] / row[WHOLE]['seconds']['value']:,.0f}",
     ">speed": _speed,
 }
 # Left out in this order where the terminal is narrow.
-_OPTIONAL = (">images/s", ">95 % interval", "device", ">on device")
+_OPTIONAL = (">95 % interval", "device", ">on device")
