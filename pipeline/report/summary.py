@@ -73,7 +73,10 @@ def collect(model: str, precision: str, store: Store) -> Summary:
         try:
             RecordVerifier(store.root).digest(filled, paths, fields)
         except DeployError as error:
-            what = error.message.removeprefix(f"{filled.label} is ").removeprefix(f"{path} is ")
+            what = error.message
+            for name in (filled.label, str(path)):
+                if what.startswith(f"{name} is "):
+                    what = f"it{what.removeprefix(name)}"
             reason = f"{what}; {hints.complete(error.hint, store.place)}"
             left_out.setdefault(reason, []).append(str(path))
             return None
