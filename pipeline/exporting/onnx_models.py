@@ -208,12 +208,7 @@ def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: flo
     phases.start("reading the graph")
     source = prepare(path, asked)
     row = PRECISIONS[precision]
-    own = half_graph.precision_of(source.model)
-    if own not in (DEFAULT_PRECISION, precision):
-        raise UsageError(
-            f"{path} computes in {own}, so it cannot be exported in {precision}",
-            f"give --precision {own}, or the graph in {DEFAULT_PRECISION}",
-        )
+    to_cast = _to_cast(source, precision)
     served, kept = source.model, dict[str, str]()
     if row.quantized and not source.batched:
         raise DeployError(
@@ -221,10 +216,10 @@ def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: flo
             "export it in another precision, or with a batch as the first axis of all inputs and"
             " outputs",
         )
-    if own != precision:
+    if to_cast or row.quantized:
         fixed = with_fixed_constants(source.model)
         source = dataclasses.replace(source, model=fixed)
-    if own != precision and row.dtype != PRECISIONS[DEFAULT_PRECISION].dtype:
+    if to_cast:
         phases.start(f"casting to {precision}")
         served, kept = _halved(source, precision)
     elif row.quantized:
@@ -259,6 +254,33 @@ def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: flo
     if row.quantized:
         draft = quantized(draft, precision, _calibration(source, asked.calibration), finish)
     return with_weights(draft)
+
+
+def in_precision(source: GraphModel, precision: str) -> GraphModel:
+    """Returns a model cast to a precision that is not quantized, as `export` casts it.
+
+    Raises:
+        UsageError: The graph has another half type.
+    """
+    if not _to_cast(source, precision):
+        return source
+    source = dataclasses.replace(source, model=with_fixed_constants(source.model))
+    return dataclasses.replace(source, model=_halved(source, precision)[0])
+
+
+def _to_cast(source: GraphModel, precision: str) -> bool:
+    """Whether the graph is in fp32 and the precision is a half type.
+
+    Raises:
+        UsageError: The graph has a half type, which is not the precision.
+    """
+    own = half_graph.precision_of(source.model)
+    if own not in (DEFAULT_PRECISION, precision):
+        raise UsageError(
+            f"{source.path} computes in {own}, so it cannot be exported in {precision}",
+            f"give --precision {own}, or the graph in {DEFAULT_PRECISION}",
+        )
+    return own != precision and PRECISIONS[precision].dtype != PRECISIONS[DEFAULT_PRECISION].dtype
 
 
 def _halved(source: GraphModel, precision: str) -> tuple[onnx.ModelProto, dict[str, str]]:
