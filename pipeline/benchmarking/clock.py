@@ -53,8 +53,8 @@ SESSIONS_DIFFER = 0.005
 SETTLED = 0.05
 # How often a round looks at how long the threads wait for a CPU, which takes longer than a sample.
 _WAITING_EVERY = 10
-# Busy: threads wait at least this long for a CPU in each second, and a typical sample takes this much
-# longer than a fast one. Where only few samples are interrupted, their median is as on a quiet
+# Busy: threads wait at least this long for a CPU in each second, and a typical sample takes this
+# much longer than a fast one. Where only few samples are interrupted, their median is as on a quiet
 # machine. Threads that wait for each other by spinning are late in all of them.
 BUSY_WAITING = 0.25
 BUSY_SLOWER = 1.5

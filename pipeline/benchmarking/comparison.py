@@ -34,9 +34,9 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Returns the timings of sessions in their JSON form; see `clock.Timing`.
 
-    Each also has its "batch", its "size" if there is one, and the name of its "baseline"; on a GPU,
-    what it is "bound" by and "enqueue_seconds", as in `bottleneck`; and "others", the part of the CPUs
-    that other processes took meanwhile.
+    Each also has its "batch", its "size" if there is one, the name of its "baseline", and "others",
+    the part of the CPUs that other processes took meanwhile; on a GPU, what it is "bound" by and
+    "enqueue_seconds", as in `bottleneck`.
 
     Args:
         sessions: Open sessions by name; the first on each kind of device is its baseline.

@@ -33,7 +33,10 @@ def show(verdicts: Sequence[Verdict]) -> None:
         for output in verdict.outputs:
             rows.append([cell(verdict, output) for _, cell in columns.values()])
     titles = [title for title, _ in columns.values()]
-    console.table("Parity with the model", titles, rows, _OPTIONAL)
+    labels = {output.label for verdict in verdicts for output in verdict.outputs}
+    # The name of a single output is known; of several, it tells the rows from each other.
+    optional = ("output", *_OPTIONAL) if len(labels) == 1 else (*_OPTIONAL, "output")
+    console.table("Parity with the model", titles, rows, optional)
     for verdict in verdicts:
         for output in verdict.outputs:
             for sentence in rows_not_compared(
@@ -148,7 +151,7 @@ _COLUMNS: dict[str, _Column] = {
 }
 # Left out in this order where the terminal is narrow.
 _OPTIONAL = (
-    *(">rms error", ">max error", "output", ">top-1"),
+    *(">rms error", ">max error", ">top-1"),
     # Of a quantized graph, the errors are those of quantization.
     *(">rms x floor", ">max x floor", ">weights", ">flips"),
 )

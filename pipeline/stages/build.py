@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from engines.contract import BuildOptions
 
 
+BATCH_OPT, BATCH_MAX = 8, 256
+
+
 def _buildable(_params: Mapping[str, Any], _root: Path) -> list[str]:
     available = {name: engines.get(name).available() for name in engines.names()}
     for name, state in available.items():
@@ -53,8 +56,12 @@ class Params:
         role=OptionRole(expand_all=_buildable, skip_unavailable=True, shown_by_run=True),
     )
     batch_min: int = option(1, text="Smallest batch (TensorRT's optimization profile).")
-    batch_opt: int = option(8, text="Batch to optimise for (TensorRT).")
-    batch_max: int = option(256, text="Largest batch (TensorRT).")
+    batch_opt: int | None = option(
+        None, text=f"Batch to optimise for (TensorRT) [{BATCH_OPT}, within the other two]."
+    )
+    batch_max: int | None = option(
+        None, text=f"Largest batch (TensorRT) [{BATCH_MAX}, or the largest of the other two]."
+    )
     profiles: tuple[str, ...] = option(
         (),
         text="Ranges of sizes to optimise for, too, as in batch=1,batch=2:8:32/width=64:128:256"
@@ -99,7 +106,7 @@ def resolve(params: Params) -> Params:
         for option in options(Params)
         if _FOR_SOME.get(option.name, option.name) not in taken
     }
-    params = dataclasses.replace(params, **ignored)
+    params = _with_batches(dataclasses.replace(params, **ignored))
     precision = PRECISIONS[params.precision]
     program = engines.get(params.engine).source == "program"
     if program and models.graph_file(params.model) is not None:
@@ -148,10 +155,21 @@ def check_options(explicit: frozenset[str], runs: Sequence[Params]) -> None:
             )
 
 
+def _with_batches(params: Params) -> Params:
+    """Fills in the batch sizes that are not given, so that they fit those that are."""
+    low, usual, high = params.batch_min, params.batch_opt, params.batch_max
+    if high is None:
+        high = max(low, usual or 0, BATCH_MAX)
+    if usual is None:
+        usual = min(max(low, BATCH_OPT), high)
+    return dataclasses.replace(params, batch_opt=usual, batch_max=high)
+
+
 def _options(params: Params) -> BuildOptions:
     from engines.contract import BuildOptions
 
-    values = {field: getattr(params, name) for name, field in _CHOICES.items()}
+    filled = _with_batches(params)
+    values = {field: getattr(filled, name) for name, field in _CHOICES.items()}
     return BuildOptions(**values | {"profiles": profiles.parse(params.profiles)})
 
 

@@ -296,14 +296,14 @@ def test_a_plan_has_a_profile_for_all_sizes_and_for_each_range(tmp_path: Path) -
     real = builder.create_builder_config()
     add_profiles(builder, network, real, options)
     assert real.num_optimization_profiles == 4
-    built = engines.get("tensorrt_rtx").build(two_axes(tmp_path), tmp_path / "engine", options)
-    assert built and (tmp_path / "engine").stat().st_size
+    engines.get("tensorrt_rtx").build(two_axes(tmp_path), tmp_path / "engine", options)
+    assert (tmp_path / "engine").stat().st_size
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["width=1"], r"names the axis 'width', and the dynamic axes are batch, x\.0, height, x\.2"),
+        (["width=1"], r"names the axis 'width', .* are batch, x\.0, height, x\.2"),
         (["height=8:16:32"], "has height from 8 to 32, and the engine's is from 16 to 256"),
         (["batch=1:8:512"], "has batch from 1 to 512, and the engine's is from 1 to 256"),
     ],
