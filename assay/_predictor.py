@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ from engines import temporary
 from engines.errors import DeployError, NotAvailableError, ParityError, UsageError
 
 if TYPE_CHECKING:
-    from engines.contract import Array, Feeds, Session, TensorSpec
+    from engines.contract import Array, Feeds, Outputs, Session, TensorSpec
     from pipeline.bundling.checking import Unpacked
+    from pipeline.golden.file import Reference
 
 # Time and rows for choosing the fastest engine.
 _TIMING_SECONDS = 0.2
@@ -40,6 +41,7 @@ class Predictor:
         engine: str,
         session: Session,
         manifest: Mapping[str, Any],
+        sizes: Mapping[str, Sequence[list[int] | None]],
         files: ExitStack,
     ) -> None:
         self.engine = engine
@@ -49,6 +51,7 @@ class Predictor:
         self.outputs: tuple[TensorSpec, ...] = session.outputs
         self.manifest = manifest
         self._session = session
+        self._sizes = sizes  # see `Reference.sizes`
         self._remove_files = weakref.finalize(self, files.close)
 
     def predict(self, *arrays: Array, **named: Array) -> Array | dict[str, Array]:
@@ -63,7 +66,8 @@ class Predictor:
             The output, `[batch, …]`; a dictionary by name if the model has several.
 
         Raises:
-            DeployError: An input's name, dtype or shape does not match the graph.
+            DeployError: An input's name, dtype or shape does not match the graph, or an axis has a
+                size that was not verified.
         """
         if len(arrays) > len(self.inputs):
             raise DeployError(
@@ -75,7 +79,7 @@ class Predictor:
             raise DeployError(
                 f"{', '.join(twice)} given both by position and by name", "give every input once"
             )
-        outputs = self._session.run({**feeds, **named})
+        outputs = self._run({**feeds, **named})
         if len(outputs) == 1:
             return next(iter(outputs.values()))
         return outputs
@@ -91,8 +95,27 @@ class Predictor:
         """
         if not self.labels:
             raise DeployError("the model has no labels", "call predict() for its outputs")
-        outputs = self._session.run({self.inputs[0].name: images})
+        outputs = self._run({self.inputs[0].name: images})
         return [self.labels[index] for index in outputs[self.outputs[0].name].argmax(axis=1)]
+
+    def _run(self, feeds: Feeds) -> Outputs:
+        for spec in self.inputs:
+            shape, axes = getattr(feeds.get(spec.name), "shape", ()), self._sizes.get(spec.name, ())
+            if len(shape) != len(axes):
+                continue  # the session says what is wrong
+            for axis, (size, known) in enumerate(zip(shape, axes, strict=True)):
+                if known is None or spec.shape[axis] is not None:
+                    continue
+                if known[0] <= size <= known[2]:
+                    continue
+                name = f" ({spec.axes[axis]})" if spec.axes and spec.axes[axis] else ""
+                raise DeployError(
+                    f"input {spec.name!r} has size {size} on axis {axis}{name}, but the engine was"
+                    f" verified for {known[0]} to {known[2]} only",
+                    "resize or pad the input, or export the model for a wider range:"
+                    " assay.Model(dynamic=...), or --shape for an ONNX file",
+                )
+        return self._session.run(feeds)
 
     def close(self) -> None:
         """Frees the engine and removes the unpacked files. May be called twice."""
@@ -130,6 +153,7 @@ def load(
     """
     from engines.hardware import available_cpus
     from pipeline.bundling import checking
+    from pipeline.golden import file as goldens
     from pipeline.workflow import console
 
     if not isinstance(bundle, str | os.PathLike):
@@ -144,9 +168,11 @@ def load(
         with console.redirected():
             unpacked = checking.unpack(Path(bundle), files.enter_context(temporary.folder()))
             threads = threads or available_cpus()
+            golden = goldens.load(unpacked.golden)
             proved = _proved(unpacked, engine, device, threads)
-            chosen, session = _fastest(proved, unpacked, device, threads)
-        return Predictor(chosen, session, unpacked.manifest, files)
+            chosen, session = _fastest(proved, unpacked, golden, device, threads)
+        sizes = golden.sizes(session.inputs)
+        return Predictor(chosen, session, unpacked.manifest, sizes, files)
     except BaseException:
         files.close()
         raise
@@ -179,16 +205,15 @@ def _proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -
 
 
 def _fastest(
-    names: list[str], unpacked: Unpacked, device: str, threads: int
+    names: list[str], unpacked: Unpacked, golden: Reference, device: str, threads: int
 ) -> tuple[str, Session]:
     """Opens engines, times them on a few golden rows, and returns the fastest one."""
     import engines
     from engines.contract import OpenOptions
-    from pipeline.golden import file as goldens
     from pipeline.verification.engine_proof import open_built
 
     options = OpenOptions(device=device, threads=threads)
-    feeds = goldens.load(unpacked.golden).feeds(_TIMING_ROWS)
+    feeds = golden.feeds(_TIMING_ROWS)
     with ExitStack() as stack:
         sessions = {
             name: stack.enter_context(

@@ -159,7 +159,12 @@ class _Evaluator(ReferenceEvaluator):
             if node.op_type == "Cast" and node.to in FLOATS:
                 outputs = (np.asarray(inputs[0]).astype(self._type(node.to)),)
             else:
-                outputs = node.run(*inputs, **linked, **context)
+                try:
+                    outputs = node.run(*inputs, **linked, **context)
+                except DeployError:  # of a subgraph
+                    raise
+                except Exception as error:  # the implementations raise many types
+                    raise _not_run(node, error) from error
             for name, value in zip(node.output, outputs, strict=False):
                 if name:
                     wide = self._checked(node, value)
@@ -184,6 +189,16 @@ class _Evaluator(ReferenceEvaluator):
                 "assay cannot judge a graph with this operator",
             )
         return value.astype(np.float64, copy=False)
+
+
+def _not_run(node: Any, error: Exception) -> DeployError:
+    name = node.onnx_node.name or node.output[0]
+    hint = "check the shapes and values of the inputs: --inputs FILE.npz, --shape"
+    if isinstance(error, IndexError):
+        hint = "give integers that its tables have, such as token ids: --inputs FILE.npz"
+    return DeployError(
+        f"the graph cannot be run on its inputs, at {node.op_type} {name}: {error}", hint
+    )
 
 
 def constants(model: onnx.ModelProto) -> Mapping[str, onnx.TensorProto]:

@@ -54,6 +54,12 @@ _CAUSES = (
         "replace `if` and `int()` on tensors by torch.where, or by sizes taken from shapes",
     ),
     (
+        r"index out of range|out of bounds",
+        "an index, such as a token id, is beyond the end of a table",
+        "give inputs whose integers the model's tables have, as example inputs of assay.Model or by"
+        " --inputs FILE.npz",
+    ),
+    (
         r"\.numpy\(\)|numpy",
         "it leaves PyTorch for numpy",
         "use the torch function of the same name",

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import engines
 from pipeline.workflow import chain
@@ -45,6 +47,7 @@ def make(*words: str) -> str:
 def test_the_commands_and_examples_work_one_after_the_other(
     tmp_path: Path, process: Callable[..., Process]
 ) -> None:
+    write_images(tmp_path / "pets")
     ran = 0
     for name in ORDER:
         blocks = re.findall(r"```(sh|python)\n(.*?)```", DOCUMENTS[name], re.DOTALL)
@@ -53,7 +56,7 @@ def test_the_commands_and_examples_work_one_after_the_other(
                 source = re.match(r"# (\S+\.py)\n", block)
                 assert source, f"{name}: an example without the name of its file"
                 (tmp_path / source[1]).write_text(block)
-                if source[1] in ("chain.py", "predict.py", "other.py"):
+                if source[1] in ("chain.py", "predict.py", "classify.py", "other.py"):
                     run_example(tmp_path / source[1])
                 continue
             for line in block.splitlines():
@@ -72,6 +75,15 @@ def test_the_commands_and_examples_work_one_after_the_other(
     )
 
 
+def write_images(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for index in range(10):
+            pixels = random.integers(0, 256, (20, 20, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+
+
 def run_example(path: Path) -> None:
     done = subprocess.run(
         [sys.executable, path],
@@ -88,6 +100,7 @@ def run_example(path: Path) -> None:
 @pytest.mark.slow(15)
 def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "image.png")
     script = tmp_path / "example.py"
     script.write_text(
         "from tests.subset import SUBSET, shorten_benchmarks, registry\n"

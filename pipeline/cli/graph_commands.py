@@ -94,6 +94,9 @@ def diff(
 @click.command()
 @click.argument("graph", metavar="FILE", type=_path)
 @click.option("--engine", default="onnxruntime", show_default=True, help="The engine that fails.")
+@click.option(
+    "--precision", help="Cast the graph to fp16 or bf16 first, as `assay export` does [its own]."
+)
 @click.option("--output", type=_path, help="The smaller graph [FILE-reduced.onnx].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @_inputs
@@ -103,6 +106,7 @@ def diff(
 def reduce(
     graph: Path,
     engine: str,
+    precision: str | None,
     output: Path | None,
     device: str,
     inputs: Path | None,
@@ -122,15 +126,25 @@ def reduce(
     graphical = [name for name in engines.names() if engines.get(name).source == "graph"]
     if engine not in graphical:
         raise UsageError(f"{engine!r} builds no ONNX graphs", suggestion(engine, graphical))
+    known = [name for name in exporters.PRECISIONS if name not in exporters.QUANTIZED]
+    if precision is not None and precision not in known:
+        raise UsageError(f"reduce does not cast to {precision!r}", suggestion(precision, known))
     require_file(graph, "give the path of an ONNX graph")
     target = output or graph.with_name(f"{graph.stem}-reduced.onnx")
     data = target.with_suffix(".npz")
     source = onnx_models.prepare(graph, onnx_models.Asked(_words(shape), inputs))
+    if precision is not None:
+        source = onnx_models.in_precision(source, precision)
     smaller = reduction.reduce(
         source.model, source.sizes, engine, batched=source.batched, device=device
     )
     onnx_files.write(smaller.model, target)
-    np.savez(data, **smaller.inputs)  # type: ignore[arg-type]  # its stub is too narrow
+    arrays = {
+        # numpy has no bfloat16, whose values float32 holds exactly.
+        name: array if array.dtype.isbuiltin else array.astype(np.float32)
+        for name, array in smaller.inputs.items()
+    }
+    np.savez(data, **arrays)  # type: ignore[arg-type]  # its stub is too narrow
     few, many = smaller.nodes
     console.result(f"{engine}: {smaller.failure.kind}: {smaller.failure.message}")
     console.result(f"{target}: {few} of {many} nodes; inputs for it: {data}")

@@ -23,9 +23,11 @@ from pipeline import __version__
 from pipeline.cli import commands, graph_commands, stage_runs
 from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import SectionedCommand, click_parameter
-from pipeline.workflow import chain, console, signals
+from pipeline.workflow import chain, console, hints, signals
+from pipeline.workflow.artifacts import BUNDLE
 from pipeline.workflow.digests import read_json
-from pipeline.workflow.runner import Outcome
+from pipeline.workflow.records import RecordVerifier
+from pipeline.workflow.runner import Outcome, Store
 from pipeline.workflow.stage import Option, options
 
 INTERRUPTED = 130  # by SIGINT; see `signals.Interrupted`
@@ -89,9 +91,10 @@ def _add_stage(name: str) -> None:
             action = getattr(stage_runs, [declared for declared in instead if declared][-1])
             console.document(action(arguments, store, **extra))
             return
-        console.document(
-            {"outcomes": _document(stage_runs.run_command(name, arguments, store, extra))}
-        )
+        outcomes = stage_runs.run_command(name, arguments, store, extra)
+        if not all(outcome.skipped for outcome in outcomes):
+            _say_if_bundle_is_outdated(outcomes[-1].params, store)
+        console.document({"outcomes": _document(outcomes)})
 
     parameters = [click_parameter(option) for option in (*options(stage.params), *own)]
     if stage.opens_engines:
@@ -99,6 +102,20 @@ def _add_stage(name: str) -> None:
     decorated = click.command(name, help=stage.help)(command)
     decorated.params = parameters + decorated.params
     cli.add_command(decorated)
+
+
+def _say_if_bundle_is_outdated(params: dict[str, Any], store: Store) -> None:
+    if not {"model", "precision"} <= params.keys():
+        return
+    bundle = BUNDLE.at(model=params["model"], precision=params["precision"])
+    if not (store.dist / bundle.path).exists():
+        return
+    try:
+        with hints.completed(store.place):
+            RecordVerifier(store.root).check_fresh(bundle)
+    except DeployError as error:
+        if bundle.label in error.message:  # otherwise other stages have to run first
+            console.say(f"{error.message}; {error.hint}")
 
 
 def _add_run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,11 +141,21 @@ def get(name: str) -> DataSet:
     if name not in DATASETS:
         if os.path.exists(name):  # noqa: PTH110 - any text is a name
             raise UsageError(f"{name} is not a folder", "give a folder of images with --data")
-        others = ", or a folder of images in ImageFolder layout"
-        if len(Path(name).parts) > 1:
-            others += f"; {name} does not exist"
-        raise UsageError(f"unknown data set {name!r}", suggestion(name, names()) + others)
+        raise UsageError(
+            f"unknown data set {name!r}, and no folder of that name exists",
+            suggestion(name, [*names(), *_folders_like(name)])
+            + ", or a folder of images in ImageFolder layout",
+        )
     return DATASETS[name]
+
+
+def _folders_like(name: str) -> list[str]:
+    """Returns the folder that is beside a missing one and has the most similar name, if any."""
+    try:
+        folders = [str(path) for path in Path(name).parent.iterdir() if path.is_dir()]
+    except OSError:
+        folders = []
+    return difflib.get_close_matches(name, folders, n=1, cutoff=0.6)
 
 
 def check_name(name: str) -> None:

@@ -25,7 +25,7 @@ from pipeline.exporting.graphs import Draft, Exported, quantized, with_weights
 from pipeline.golden import graph_ranges, graph_reference, graph_rows
 from pipeline.golden import rows as golden_rows
 from pipeline.golden.file import Reference
-from pipeline.golden.graph_ranges import SizedRows
+from pipeline.golden.graph_ranges import SizedRows, run_rows
 from pipeline.verification import limits
 from pipeline.workflow import console, phases
 from pipeline.workflow.digests import sha256_file
@@ -128,11 +128,14 @@ def prepare(path: Path, asked: Asked) -> GraphModel:
     run = GraphRun(model, exactly=True)
     batched = may_batch and graph_reference.takes_batches(run, sizes[0], limits.ALONE_TOLERANCE)
     if may_batch and not batched:
+        alone = graph_rows.rows(specs, shapes, asked.inputs, count, batched=False)
+        # Says what is wrong with the inputs, if that is why they do not run in a batch.
+        run_rows(run, alone[0].take([0, 1]), batched=False)
         console.say(
             "export: the first axis is not the batch: a row depends on others, so each row is one"
             " run of the graph"
         )
-        sizes = graph_rows.rows(specs, shapes, asked.inputs, count, batched=False)
+        sizes = alone
     _separate_axes(model, sizes, batched=batched)
     _set_true_outputs(model, run, sizes[0], batched=batched)
     return GraphModel(path, model, sizes, batched)
@@ -167,7 +170,7 @@ def _set_true_outputs(
     Args:
         run: The graph in float64.
     """
-    computed = graph_ranges.run_rows(run, rows.take([0]), batched=batched)
+    computed = run_rows(run, rows.take([0]), batched=batched)
     for value in model.graph.output:
         shape = computed[value.name].shape[0 if batched else 1 :]
         declared, kind = spec_of(value), value.type.tensor_type
@@ -205,12 +208,7 @@ def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: flo
     phases.start("reading the graph")
     source = prepare(path, asked)
     row = PRECISIONS[precision]
-    own = half_graph.precision_of(source.model)
-    if own not in (DEFAULT_PRECISION, precision):
-        raise UsageError(
-            f"{path} computes in {own}, so it cannot be exported in {precision}",
-            f"give --precision {own}, or the graph in {DEFAULT_PRECISION}",
-        )
+    to_cast = _to_cast(source, precision)
     served, kept = source.model, dict[str, str]()
     if row.quantized and not source.batched:
         raise DeployError(
@@ -218,10 +216,10 @@ def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: flo
             "export it in another precision, or with a batch as the first axis of all inputs and"
             " outputs",
         )
-    if own != precision:
+    if to_cast or row.quantized:
         fixed = with_fixed_constants(source.model)
         source = dataclasses.replace(source, model=fixed)
-    if own != precision and row.dtype != PRECISIONS[DEFAULT_PRECISION].dtype:
+    if to_cast:
         phases.start(f"casting to {precision}")
         served, kept = _halved(source, precision)
     elif row.quantized:
@@ -256,6 +254,33 @@ def export(path: Path, name: str, precision: str, asked: Asked, *, max_drop: flo
     if row.quantized:
         draft = quantized(draft, precision, _calibration(source, asked.calibration), finish)
     return with_weights(draft)
+
+
+def in_precision(source: GraphModel, precision: str) -> GraphModel:
+    """Returns a model cast to a precision that is not quantized, as `export` casts it.
+
+    Raises:
+        UsageError: The graph has another half type.
+    """
+    if not _to_cast(source, precision):
+        return source
+    source = dataclasses.replace(source, model=with_fixed_constants(source.model))
+    return dataclasses.replace(source, model=_halved(source, precision)[0])
+
+
+def _to_cast(source: GraphModel, precision: str) -> bool:
+    """Whether the graph is in fp32 and the precision is a half type.
+
+    Raises:
+        UsageError: The graph has a half type, which is not the precision.
+    """
+    own = half_graph.precision_of(source.model)
+    if own not in (DEFAULT_PRECISION, precision):
+        raise UsageError(
+            f"{source.path} computes in {own}, so it cannot be exported in {precision}",
+            f"give --precision {own}, or the graph in {DEFAULT_PRECISION}",
+        )
+    return own != precision and PRECISIONS[precision].dtype != PRECISIONS[DEFAULT_PRECISION].dtype
 
 
 def _halved(source: GraphModel, precision: str) -> tuple[onnx.ModelProto, dict[str, str]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +45,19 @@ def parse(words: Sequence[str]) -> dict[str, Shape]:
         except ValueError:
             parts = [[]]
         axes = [part * 3 if len(part) == 1 else part for part in parts]
-        for axis in axes:
-            if len(axis) != 3 or not 1 <= axis[0] <= axis[1] <= axis[2] < _LARGEST_SIZE:  # noqa: PLR2004
+        for index, axis in enumerate(axes):
+            if len(axis) != 3 or not all(1 <= size < _LARGEST_SIZE for size in axis):  # noqa: PLR2004
                 raise UsageError(
                     f"--shape {word!r} is not the name and shape of an input",
                     "write NAME=1x3x320x320; a size may be a range, LEAST:USUAL:LARGEST, as in"
                     " NAME=1x3x320:640:960x320:640:960",
+                )
+            if not axis[0] <= axis[1] <= axis[2]:
+                least, usual, largest = sorted(axis)
+                raise UsageError(
+                    f"--shape {word!r}: axis {index} of {name or 'the input'} is"
+                    f" {':'.join(map(str, axis))}, but a range is LEAST:USUAL:LARGEST",
+                    f"write {least}:{usual}:{largest}",
                 )
         if not name:
             raise UsageError(f"--shape {word!r} names no input", "write NAME=1x3x320x320")
@@ -86,6 +94,7 @@ def rows(
             )
     _check_shapes(specs, shapes)
     from_file = {} if file is None else _read(specs, file, batched=batched)
+    _check_sized(specs, shapes.keys() | from_file.keys(), 1 if batched else 0)
     sizes = {
         spec.name: _sizes(spec, shapes.get(spec.name), from_file.get(spec.name), batched=batched)
         for spec in specs
@@ -137,6 +146,33 @@ def _check_shapes(specs: Sequence[TensorSpec], shapes: Mapping[str, Shape]) -> N
             )
 
 
+def _check_sized(specs: Sequence[TensorSpec], known: Collection[str], first: int) -> None:
+    """Raises UsageError, with all sizes to give, if the size of an axis is not known.
+
+    Args:
+        known: The inputs whose sizes are.
+        first: The number of the first axis of a row.
+    """
+    missing = [spec for spec in specs if spec.name not in known and None in spec.shape[first:]]
+    if not missing:
+        return
+    words = [
+        f"{spec.name}="
+        + "x".join(
+            str(size or 1 if axis < first or size else "SIZE")
+            for axis, size in enumerate(spec.shape)
+        )
+        for spec in missing
+    ]
+    many = len(missing) > 1
+    raise UsageError(
+        f"{'inputs' if many else 'input'} {', '.join(map(str, missing))}"
+        f" {'have' if many else 'has'} axes of any size",
+        f"say which: --shape {shlex.quote(','.join(words))}, where a SIZE is a number or a range"
+        " LEAST:USUAL:LARGEST; or give --inputs FILE.npz",
+    )
+
+
 def _written(axes: Shape) -> str:
     return "x".join(
         str(low) if low == high else f"{low}:{usual}:{high}" for low, usual, high in axes
@@ -156,21 +192,6 @@ def _sizes(spec: TensorSpec, shape: Shape | None, example: Array | None, *, batc
         return shape[first:]
     if example is not None:
         return tuple((size, size, size) for size in example.shape[1:])
-    open_axes = [
-        spec.axes[axis] if spec.axes and spec.axes[axis] else str(axis)
-        for axis, size in enumerate(spec.shape)
-        if size is None and axis >= first
-    ]
-    if open_axes:
-        sizes = "x".join(
-            str(size or 1 if axis < first or size else "SIZE")
-            for axis, size in enumerate(spec.shape)
-        )
-        raise UsageError(
-            f"input {spec} has axes of any size: {', '.join(open_axes)}",
-            f"say which: --shape {spec.name}={sizes}, where a SIZE may be a range"
-            " LEAST:USUAL:LARGEST; or give --inputs FILE.npz",
-        )
     return tuple((size or 1,) * 3 for size in spec.shape[first:])
 
 

@@ -39,7 +39,7 @@ def ranges(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tup
         DeployError: `Model.dynamic` is malformed, or does not fit the inputs.
     """
     known: dict[str, tuple[Range, ...]] = {}
-    by_name: dict[str, tuple[int, int, int]] = {}
+    by_name: dict[str, tuple[tuple[int, int, int], str]] = {}
     if not isinstance(model.dynamic, Mapping):
         raise DeployError(f"Model.dynamic is a {type(model.dynamic).__name__}", _FORM)
     for name, axes in model.dynamic.items():
@@ -68,10 +68,12 @@ def ranges(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tup
                     f" {name!r} has {usual}",
                     "give an example of a usual size, between the two",
                 )
-            if by_name.setdefault(part.name, sizes) != sizes:
+            other, place = by_name.setdefault(part.name, (sizes, f"axis {part.axis} of {name!r}"))
+            if other != sizes:
                 raise DeployError(
                     f"Model.dynamic: {part.name!r} is {part.low} to {part.high}, usually {usual},"
-                    f" in {name!r} but not in another input",
+                    f" as axis {part.axis} of {name!r}, but {other[0]} to {other[2]}, usually"
+                    f" {other[1]}, as {place}",
                     "axes of one name have the same sizes; give others another name",
                 )
     return known
@@ -83,8 +85,14 @@ def _range(name: str, axis: Any, entry: Any) -> Range:
         and isinstance(entry, tuple | list)
         and [type(part) for part in entry] == [str, int, int]
     )
-    if not fits or not str(entry[0]).isidentifier() or not 1 <= entry[1] <= entry[2]:
+    if not fits or not str(entry[0]).isidentifier() or min(entry[1:]) < 1:
         raise DeployError(f"Model.dynamic has {axis!r}: {entry!r} for {name!r}", _FORM)
+    if entry[1] > entry[2]:
+        raise DeployError(
+            f"Model.dynamic: {entry[0]}, axis {axis} of {name!r}, is {entry[1]} to {entry[2]}, but"
+            " the least size comes first",
+            f'write {axis}: ("{entry[0]}", {entry[2]}, {entry[1]})',
+        )
     return Range(axis, *entry)
 
 

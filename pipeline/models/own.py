@@ -134,6 +134,15 @@ def _factory(module: ModuleType, place: str, what: str, name: str) -> Any:
     if factory is None:
         functions = [key for key, value in vars(module).items() if callable(value)]
         raise UsageError(f"{name}: {place} has no {what!r}", suggestion(what, functions))
+    from torch import nn
+
+    if isinstance(factory, nn.Module | Model):  # a module can be called, too
+        kind = type(factory).__name__
+        raise UsageError(
+            f"{name}: {what!r} is a {kind} that is made already, not a function that makes one",
+            f"each training starts from a new model: write `def make(): return {kind}(...)` and"
+            f" give {place}:make",
+        )
     if not callable(factory):
         raise UsageError(f"{name}: {what!r} is {type(factory).__name__}, not a function")
     return factory

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.report.train import describe
+from pipeline.report.units import size
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
@@ -16,21 +17,28 @@ def show(model: str, runs: Sequence[Run]) -> None:
     """Prints a row for each run, with its result, data set, date and size."""
     console.table(
         f"Trained weights of {model}",
-        ("run", "", "result", "data set", "seed", "started", ">MiB"),
+        ("run", "", "result", "data set", "seed", "started", ">size"),
         [
             (
                 run.name,
                 "current" if run.current else "",
-                describe(run.training) if run.training else "its records are damaged",
+                _result(run),
                 str(run.training.get("data") or ""),
                 str(run.training.get("seed", "")),
                 "" if run.record is None else _minute(run.record.started),
-                _mebibytes(run.size),
+                size(run.size),
             )
             for run in runs
         ],
-        (">MiB", "seed"),
+        (">size", "seed", "data set"),
     )
+
+
+def _result(run: Run) -> str:
+    """Returns the accuracy or loss of a run, and how it was trained."""
+    if not run.training:
+        return "its records are damaged"
+    return describe(run.training).removeprefix("test accuracy ")
 
 
 def _minute(started: str) -> str:
@@ -42,10 +50,6 @@ def show_removed(runs: Sequence[Run], *, dry_run: bool) -> None:
     """Prints which runs were, or would be, removed, and how much space they took."""
     verb = "would remove" if dry_run else "removed"
     for run in runs:
-        console.result(f"{verb} run {run.name}: {_mebibytes(run.size)} MiB")
-    total = _mebibytes(sum(run.size for run in runs))
-    console.result(f"{verb} {total} MiB" if runs else "there is nothing to remove")
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:,.1f}"
+        console.result(f"{verb} run {run.name}: {size(run.size)}")
+    total = size(sum(run.size for run in runs))
+    console.result(f"{verb} {total}" if runs else "there is nothing to remove")

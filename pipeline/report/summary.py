@@ -10,8 +10,8 @@ from typing import Any
 import engines
 from engines.errors import DeployError
 from exporters import DEFAULT_PRECISION
-from pipeline.report.bench import UNSETTLED, UNSETTLED_NOTE, load_of
-from pipeline.report.train import describe
+from pipeline.report import train
+from pipeline.report.bench import UNSETTLED, doubts, load_of
 from pipeline.report.units import duration
 from pipeline.report.verify import deviating_type, limits_of, ratio_text, rows_not_compared
 from pipeline.workflow import console, hints
@@ -62,8 +62,7 @@ def collect(model: str, precision: str, store: Store) -> Summary:
         DeployError: No stage has run for this model yet.
     """
     fields = {"model": model, "precision": precision}
-
-    notes = []
+    left_out: dict[str, list[str]] = {}  # paths by the reason
 
     def verified_path(artifact: Artifact) -> Path | None:
         filled = artifact.at(**fields)
@@ -73,8 +72,16 @@ def collect(model: str, precision: str, store: Store) -> Summary:
             return None
         try:
             RecordVerifier(store.root).digest(filled, paths, fields)
-        except (DeployError, OSError) as error:
-            notes.append(f"{path} is left out: {error}")
+        except DeployError as error:
+            what = error.message
+            for name in (filled.label, str(path)):
+                if what.startswith(f"{name} is "):
+                    what = f"it{what.removeprefix(name)}"
+            reason = f"{what}; {hints.complete(error.hint, store.place)}"
+            left_out.setdefault(reason, []).append(str(path))
+            return None
+        except OSError as error:
+            left_out.setdefault(str(error), []).append(str(path))
             return None
         return path
 
@@ -86,6 +93,10 @@ def collect(model: str, precision: str, store: Store) -> Summary:
     subjects |= {name: ENGINE_VERDICT.at(engine=name) for name in engines.names()}
     verdicts = {name: read(artifact) for name, artifact in subjects.items()}
     bundle = verified_path(BUNDLE)
+    notes = [
+        f"{', '.join(paths)} {'are' if len(paths) > 1 else 'is'} left out: {reason}"
+        for reason, paths in left_out.items()
+    ]
     summary = Summary(
         model=model,
         precision=precision,
@@ -107,7 +118,7 @@ def collect(model: str, precision: str, store: Store) -> Summary:
 def show(summary: Summary) -> None:
     """Prints the accuracy, a row for each engine, and the bundle's path."""
     if summary.training is not None:
-        console.result(f"{summary.model}: {describe(summary.training)}")
+        train.show(summary.model, summary.training)
     batches = [*dict.fromkeys(load_of(entry) for entry in _results(summary))]
     columns = ["engine", "verdict", ">error x floor", ">flips", ">top-1"]
     deviating = {
@@ -128,8 +139,8 @@ def show(summary: Summary) -> None:
     ]
     title = f"{summary.model}, {summary.precision}: end-to-end latency"
     console.table(title, columns, rows, (">flips", ">error x floor"))
-    if not all(entry["settled"] for entry in _results(summary)):
-        console.result(UNSETTLED_NOTE)
+    for sentence in doubts(_results(summary)):
+        console.result(sentence)
     for name, verdict in summary.verdicts.items():
         if verdict["status"] == "not run":
             console.result(f"{name}: not run on this machine: {verdict['reason']}")

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.workflow import console
+
+_ONE_SIDED_95 = 1.645  # standard deviations
 
 
 def show(model: str, training: dict[str, Any]) -> None:
     """Prints a model's test accuracy and how it was trained."""
     console.result(f"{model}: {describe(training)}")
+    if doubt := chance_doubt(training):
+        console.result(f"{model}: {doubt}")
+
+
+def chance_doubt(training: Mapping[str, Any]) -> str:
+    """Returns a sentence if a trained classifier may be no better than chance, or "".
+
+    Chance is the share of the largest class in the test set. The accuracy has to exceed it by
+    more than the test set's size explains in 19 of 20 cases.
+
+    Args:
+        training: The content of `training.json`.
+    """
+    if not training["epochs"] or "confusion" not in training:
+        return ""
+    chance = max(map(sum, training["confusion"])) / training["test_images"]
+    deviation = math.sqrt(chance * (1 - chance) / training["test_images"])
+    if training["test_accuracy"] > chance + _ONE_SIDED_95 * deviation:
+        return ""
+    steps = training["epochs"] * math.ceil(training["images"] / training["batch_size"])
+    return (
+        f"this may be chance: naming one class always gives {chance:.2%} of"
+        f" {training['test_images']:,} test images. It was trained for {steps:,} step"
+        f"{'s' if steps > 1 else ''}; try more --epochs, a smaller --batch-size, --optimizer"
+        " adamw, or another --lr, with --retrain"
+    )
 
 
 def describe(training: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Times in words."""
+"""Times and sizes in words."""
 
 from __future__ import annotations
 
@@ -12,3 +12,10 @@ def duration(seconds: float) -> str:
     value = seconds / unit
     digits = 2 if value < 10 else 1 if value < 100 else 0  # noqa: PLR2004
     return f"{value:,.{digits}f} {name}"
+
+
+def size(count: int) -> str:
+    """Returns a number of bytes with its unit, such as "12.3 KiB" or "1,021.0 MiB"."""
+    if count < 2**20:
+        return f"{count / 2**10:,.1f} KiB"
+    return f"{count / 2**20:,.1f} MiB"

@@ -20,7 +20,10 @@ _LONG = 1e6
 
 def show(verdicts: Sequence[Verdict]) -> None:
     """Prints a table with a row for each output, then the remarks and reasons of each verdict."""
-    console.table("Parity with the model", *cells(verdicts), _OPTIONAL)
+    labels = {output.label for verdict in verdicts for output in verdict.outputs}
+    # The name of a single output is known; of several, it tells the rows from each other.
+    optional = ("output", *_OPTIONAL) if len(labels) == 1 else (*_OPTIONAL, "output")
+    console.table("Parity with the model", *cells(verdicts), optional)
     for verdict in verdicts:
         for sentence in remarks(verdict):
             console.result(sentence)
@@ -158,7 +161,7 @@ _COLUMNS: dict[str, _Column] = {
 }
 # Left out in this order where the terminal is narrow.
 _OPTIONAL = (
-    *(">rms error", ">max error", "output", ">top-1"),
+    *(">rms error", ">max error", ">top-1"),
     # Of a quantized graph, the errors are those of quantization.
     *(">rms x floor", ">max x floor", ">weights", ">flips"),
 )

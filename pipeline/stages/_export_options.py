@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.errors import UsageError
 from exporters import PRECISIONS, QUANTIZED
@@ -14,6 +15,9 @@ from pipeline.stages import data_option, model_option, precision_option
 from pipeline.verification import limits
 from pipeline.workflow.digests import require_file
 from pipeline.workflow.stage import OptionRole, option
+
+if TYPE_CHECKING:
+    from pipeline.workflow.records import Record
 
 EXPORTERS = ("dynamo", "torchscript")
 
@@ -80,6 +84,16 @@ class CommandOptions:
         text="Take the tensors of --weights whose names begin with this, such as model_ema.",
         role=OptionRole(requires=("weights",), requires_hint="name the file with --weights"),
     )
+
+
+def inherit(params: Params, explicit: frozenset[str], record: Record) -> Params:
+    """Completes the sizes of an ONNX file's inputs by those of the last export.
+
+    The rows of `--inputs` have sizes of their own.
+    """
+    if {"shape", "inputs"} & explicit:
+        return params
+    return dataclasses.replace(params, shape=tuple(record.params.get("shape", ())))
 
 
 def resolve(params: Params) -> Params:

@@ -202,6 +202,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         {
             "baseline": next(iter(sessions)),
             "devices": devices,
+            "counted": "images" if [*golden.inputs] == [models.IMAGE] else "rows",
             "machine": {
                 "cpu": hardware.cpu_model(),
                 "cpus": hardware.available_cpus(),
@@ -303,6 +304,7 @@ STAGE = Stage(
     outputs=lambda params: (_measurements(params),),
     run=run,
     tools=("numpy",),
+    revision=2,
     facts=facts,
     resolve=resolve,
     show=show,

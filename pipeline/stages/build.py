@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
+from engines import profiles
 from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
 from exporters import PRECISIONS
 from pipeline import models
@@ -29,6 +30,9 @@ from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option, option
 
 if TYPE_CHECKING:
     from engines.contract import BuildOptions
+
+
+BATCH_OPT, BATCH_MAX = 8, 256
 
 
 def _buildable(_params: Mapping[str, Any], _root: Path) -> list[str]:
@@ -52,8 +56,17 @@ class Params:
         role=OptionRole(expand_all=_buildable, skip_unavailable=True, shown_by_run=True),
     )
     batch_min: int = option(1, text="Smallest batch (TensorRT's optimization profile).")
-    batch_opt: int = option(8, text="Batch to optimise for (TensorRT).")
-    batch_max: int = option(256, text="Largest batch (TensorRT).")
+    batch_opt: int | None = option(
+        None, text=f"Batch to optimise for (TensorRT) [{BATCH_OPT}, within the other two]."
+    )
+    batch_max: int | None = option(
+        None, text=f"Largest batch (TensorRT) [{BATCH_MAX}, or the largest of the other two]."
+    )
+    profiles: tuple[str, ...] = option(
+        (),
+        text="Ranges of sizes to optimise for, too, as in batch=1,batch=2:8:32/width=64:128:256"
+        " (TensorRT).",
+    )
     workspace: int = option(1024, text="Scratch memory that TensorRT may use, in MiB.", high=2**20)
     tf32: bool = option(False, text="Let TensorRT compute fp32 products in TF32.")
     optimization_level: int | None = option(
@@ -93,7 +106,7 @@ def resolve(params: Params) -> Params:
         for option in options(Params)
         if _FOR_SOME.get(option.name, option.name) not in taken
     }
-    params = dataclasses.replace(params, **ignored)
+    params = _with_batches(dataclasses.replace(params, **ignored))
     precision = PRECISIONS[params.precision]
     program = engines.get(params.engine).source == "program"
     if program and models.graph_file(params.model) is not None:
@@ -114,13 +127,14 @@ def resolve(params: Params) -> Params:
     return params
 
 
-# The options that only some engines use, by the names that `Engine.build_options` has. Training has
-# --tf32, too, and `assay run` cannot tell which one is meant.
-_FOR_SOME = {
+# The options of a build, by their names in `BuildOptions`. For training there is a --tf32, too, and
+# `assay run` cannot tell which one is meant.
+_CHOICES = {
     option.name: "workspace_mib" if option.name == "workspace" else option.name
     for option in options(Params)
-    if option.name not in ("model", "precision", "engine", "tf32")
+    if option.name not in ("model", "precision", "engine")
 }
+_FOR_SOME = {name: option for name, option in _CHOICES.items() if name != "tf32"}
 
 
 def check_options(explicit: frozenset[str], runs: Sequence[Params]) -> None:
@@ -141,23 +155,22 @@ def check_options(explicit: frozenset[str], runs: Sequence[Params]) -> None:
             )
 
 
+def _with_batches(params: Params) -> Params:
+    """Fills in the batch sizes that are not given, so that they fit those that are."""
+    low, usual, high = params.batch_min, params.batch_opt, params.batch_max
+    if high is None:
+        high = max(low, usual or 0, BATCH_MAX)
+    if usual is None:
+        usual = min(max(low, BATCH_OPT), high)
+    return dataclasses.replace(params, batch_opt=usual, batch_max=high)
+
+
 def _options(params: Params) -> BuildOptions:
     from engines.contract import BuildOptions
 
-    return BuildOptions(
-        batch_min=params.batch_min,
-        batch_opt=params.batch_opt,
-        batch_max=params.batch_max,
-        workspace_mib=params.workspace,
-        tf32=params.tf32,
-        optimization_level=params.optimization_level,
-        target_sm=params.target_sm,
-        version_compatible=params.version_compatible,
-        hardware_compatible=params.hardware_compatible,
-        refit=params.refit,
-        strip_weights=params.strip_weights,
-        other_types=params.other_types,
-    )
+    filled = _with_batches(params)
+    values = {field: getattr(filled, name) for name, field in _CHOICES.items()}
+    return BuildOptions(**values | {"profiles": profiles.parse(params.profiles)})
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:

@@ -17,7 +17,7 @@ from pipeline.stages import (
     data_artifacts,
     need_torch,
 )
-from pipeline.stages._export_options import EXPORTERS, CommandOptions, Params, resolve
+from pipeline.stages._export_options import EXPORTERS, CommandOptions, Params, inherit, resolve
 from pipeline.training import data_fit
 from pipeline.training.weights import load
 from pipeline.verification import limits
@@ -306,6 +306,7 @@ STAGE = Stage(
     revision=15,
     tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime-gpu", "numpy"),
     facts=facts,
+    inherit=inherit,
     resolve=resolve,
     command_options=CommandOptions,
     prerequisite=prerequisite,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 _NAMED = 5  # classes in a message
 _COLOURS = 3
+# What PyTorch says of a convolution whose input has another number of channels.
+_OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
+# What converts images, by their channels and those of the network.
+_CONVERSIONS = {
+    (3, 1): ", as by image.float().mean(1, keepdim=True) / 255",
+    (1, 3): ", as by image.expand(-1, 3, -1, -1).float() / 255",
+}
 
 
 @dataclass(frozen=True)
@@ -259,14 +267,28 @@ def _width(name: str, model: Model, contents: Contents) -> int:
 
     shape = "x".join(map(str, contents.shape))
     hint = "change the model, or decode the images at another size with `assay data --image-size`"
-    with explained(f" of {shape}", hint):
-        output = _output(model, _blank(contents))
+    try:
+        with explained(f" of {shape}", hint):
+            output = _output(model, _blank(contents))
+    except DeployError as error:
+        if match := _OTHER_CHANNELS.search(error.message):
+            wanted, has = map(int, match.groups())
+            error.hint = (
+                f"the network takes {_channels(wanted)} and the images have {has}: give its first"
+                f" layer {has} input channels, or return an assay.Model whose `prepare` converts"
+                f" the images{_CONVERSIONS.get((has, wanted), '')}"
+            )
+        raise
     if output.ndim != 2 or len(output) != 2:  # noqa: PLR2004
         raise DeployError(
             f"{name} gives {list(output.shape)} for two images; a classifier gives [2, classes]",
             "return the logits as the first output",
         )
     return int(output.shape[1])
+
+
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
 
 
 def _blank(contents: Contents) -> torch.Tensor:

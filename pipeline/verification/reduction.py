@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,9 +15,10 @@ from onnx import helper
 
 import engines
 from engines import temporary
+from engines.checks import choose_device
 from engines.contract import Array, BuildOptions, OpenOptions
 from engines.errors import CrashedError, DeployError, NotAvailableError
-from exporters import DEFAULT_PRECISION, onnx_files
+from exporters import half_graph, onnx_files, typed_graph
 from exporters.graph_run import GraphRun
 from exporters.onnx_nodes import graphs_of, inputs_of, spec_of
 from pipeline.golden import graph_reference
@@ -74,6 +76,7 @@ class _Parts:
             if node.op_type == "Constant"
             for name in node.output
         }
+        self._halves = typed_graph.half_values(model)
         self._rows: list[dict[str, Array]] = []
         for index in range(len(rows.cases)):
             part = slice(index, index + 1)
@@ -121,7 +124,7 @@ class _Parts:
             functions=self.model.functions,
         )
         inputs = {
-            name: np.stack([values[name] for values in self._rows])
+            name: np.stack([values[name] for values in self._rows]).astype(self._dtype(name))
             for name in names
             if len({values[name].shape for values in self._rows}) == 1
         }
@@ -142,9 +145,14 @@ class _Parts:
         return [n for n in self.nodes[index].output if n in self._rows[0]]
 
     def _value(self, name: str) -> onnx.ValueInfoProto:
-        array = self._rows[0][name]
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        return helper.make_tensor_value_info(name, kind, array.shape)
+        kind = helper.np_dtype_to_tensor_dtype(self._dtype(name))
+        return helper.make_tensor_value_info(name, kind, self._rows[0][name].shape)
+
+    def _dtype(self, name: str) -> Any:
+        """Returns the numpy dtype of a value in the graph, which is run with halves in float32."""
+        if name in self._halves:
+            return helper.tensor_dtype_to_np_dtype(self._halves[name])
+        return self._rows[0][name].dtype
 
 
 def _read(node: onnx.NodeProto) -> list[str]:
@@ -180,8 +188,10 @@ def reduce(
 
     Raises:
         DeployError: The engine does not fail on the graph.
-        NotAvailableError: The engine can neither be built nor run here.
+        NotAvailableError: The engine cannot be built here, or there is no such device.
     """
+    if engines.get(engine).available().run:
+        choose_device(engines.get(engine), device)
     for rows in itertools.chain.from_iterable(map(_few, sizes)):
         whole = failure(*_whole(model, rows, batched=batched), engine, device)
         if whole is not None:
@@ -271,13 +281,20 @@ def failure(model: onnx.ModelProto, rows: SizedRows, engine: str, device: str) -
             measured = graph_reference.measure(
                 model, model, rows, batched=False, noise_runs=limits.NOISE_RUNS
             )
-            return worker.call(f"running {engine}", _judge, engine, built, measured, device)
+            precision = half_graph.precision_of(model)
+            return worker.call(
+                f"running {engine}", _judge, engine, built, measured, precision, device
+            )
         except CrashedError as error:
             return Failure("crashed", error.message)
-        except NotAvailableError:
-            raise
-        except _RefusedError as error:
-            return Failure("refused", error.message.replace(str(source), "the graph"))
+        except (NotAvailableError, _RefusedError) as error:
+            # An engine that can be built here may lack a kernel for a node.
+            if not engines.get(engine).available().build:
+                raise
+            message = error.message
+            for path in (str(source), str(built), source.name):
+                message = message.replace(path, "the graph")
+            return Failure("refused", message)
 
 
 class _RefusedError(DeployError):
@@ -305,9 +322,9 @@ def _build(
 
 
 def _judge(
-    engine: str, built: Path, measured: graph_reference.Measured, device: str
+    engine: str, built: Path, measured: graph_reference.Measured, precision: str, device: str
 ) -> Failure | None:
-    reference = measured.as_reference(DEFAULT_PRECISION, 0.0, batched=False)
+    reference = measured.as_reference(precision, 0.0, batched=False)
     try:
         options = OpenOptions("cpu" if device == "auto" else device, threads=1)
         with closing(engines.get(engine).open(built, options)) as session:

@@ -242,17 +242,18 @@ def table(
     rows = [[_in_one_line(cell) for cell in row] for row in rows]
     if settings.listener is not None or _hold(partial(table, title, columns, rows, optional)):
         return
+    if not rows:
+        result(f"{title}: none")
+        return
     from rich.console import Console
 
     stream = _stderr() if settings.json else _stdout()
     # A column that says nothing is not printed.
-    kept = [index for index in range(len(columns)) if not rows or any(row[index] for row in rows)]
+    kept = [index for index in range(len(columns)) if any(row[index] for row in rows)]
     # A file gets all columns, however wide.
     width = None if stream.isatty() else max(_PLAIN_WIDTH, _width(columns, rows, kept))
     console = Console(file=stream, width=width)
-    for name in optional:
-        if _width(columns, rows, kept) > console.width:
-            kept = [index for index in kept if columns[index] != name]
+    kept = _fitting(columns, rows, kept, optional, console.width)
     chosen = [columns[index] for index in kept]
     cells = [[row[index] for index in kept] for row in rows]
     if _width(columns, rows, kept) > console.width:
@@ -269,17 +270,52 @@ def table(
         if index not in kept and any(row[index] for row in rows)
     ]
     if left_out:
-        say(f"left out, as the terminal is narrow: {', '.join(left_out)}")
+        result(
+            f"left out, as the terminal is narrow: {', '.join(left_out)}; a wider one or a pipe"
+            " shows all"
+        )
     if settings.explain:
         _explain([*chosen, *(word for row in cells for cell in row for word in cell.split())])
 
 
-def _width(columns: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[int]) -> int:
-    """Returns how many characters a table needs so that no word and no number is broken."""
+def _fitting(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    kept: list[int],
+    optional: Sequence[str],
+    width: int,
+) -> list[int]:
+    """Returns the columns to print: without optional ones, in their order, until the rest fits.
+
+    Cells are broken between words only if that is not enough.
+    """
+    for least in (_full_width, _least_width):
+        fitting = kept
+        for name in optional:
+            if _width(columns, rows, fitting, least) > width:
+                fitting = [index for index in fitting if columns[index] != name]
+        if _width(columns, rows, fitting, least) <= width:
+            return fitting
+    return fitting
+
+
+def _width(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    kept: Sequence[int],
+    least: Callable[[str, Sequence[str]], int] | None = None,
+) -> int:
+    """Returns how many characters a table needs, by default so that no word is broken."""
     needed = 4 + 3 * (len(kept) - 1)  # the space around and between columns
     for index in kept:
-        needed += _least_width(columns[index], [row[index] for row in rows])
+        needed += (least or _least_width)(columns[index], [row[index] for row in rows])
     return needed
+
+
+def _full_width(column: str, cells: Sequence[str]) -> int:
+    from rich.cells import cell_len
+
+    return max(map(cell_len, (column.lstrip(">"), *cells)), default=0)
 
 
 def _least_width(column: str, cells: Sequence[str]) -> int:
@@ -294,7 +330,6 @@ def _least_width(column: str, cells: Sequence[str]) -> int:
 def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], spare: int) -> Table:
     """Returns a table whose columns share the characters that are not needed."""
     from rich import box
-    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
@@ -303,8 +338,7 @@ def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], sp
     for index, column in enumerate(columns):
         cells = [row[index] for row in rows]
         least = _least_width(column, cells)
-        wanted = max(map(cell_len, [column.lstrip(">"), *cells]))
-        more = min(spare, wanted - least)
+        more = min(spare, _full_width(column, cells) - least)
         spare -= more
         justify: Any = "right" if column.startswith(">") else "left"
         drawn.add_column(column.lstrip(">"), justify=justify, width=least + more, overflow="fold")

@@ -17,6 +17,8 @@ from pipeline.workflow.artifacts import CHECKPOINT, Artifact, Paths
 from pipeline.workflow.digests import read_json, sha256_file
 
 SCHEMA = 1
+# Stands for any precision in the path of a record.
+_ANY = "any-precision"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,26 @@ def load(path: Path) -> Record | None:
     if not path.exists():
         return None
     return parse(read_json(path), str(path))
+
+
+def last(root: Path, artifact: Artifact, fields: Mapping[str, str]) -> Record | None:
+    """Returns the record of an artifact, or else the newest one of it at another precision.
+
+    Args:
+        fields: Parameters that fill the artifact's template.
+
+    Returns:
+        None if there is none, or it is damaged.
+    """
+    path = root / artifact.at(**fields).record
+    if not path.exists() and "precision" in fields:
+        template = artifact.at(**{**fields, "precision": _ANY}).record
+        others = root.glob(template.replace(_ANY, "*"))
+        path = max(others, key=lambda file: file.stat().st_mtime, default=path)
+    try:
+        return load(path)
+    except DeployError:
+        return None
 
 
 def again(record: Record) -> str:
@@ -156,6 +178,18 @@ class RecordVerifier:
             )
         self._check_fresh(artifact.label, record)
         return actual
+
+    def check_fresh(self, artifact: Artifact) -> None:
+        """Checks by the records alone that nothing an artifact was made from is another now.
+
+        Args:
+            artifact: The artifact, with its fields filled in.
+
+        Raises:
+            DeployError: It is out of date.
+        """
+        if (record := load(self.root / artifact.record)) is not None:
+            self._check_fresh(artifact.label, record)
 
     def _check_fresh(self, label: str, record: Record) -> None:
         makers = {name: load(self.root / entry["record"]) for name, entry in record.inputs.items()}

@@ -21,7 +21,7 @@ from pipeline import __version__
 from pipeline.workflow import console, hints, leftovers, lock, signals
 from pipeline.workflow.artifacts import Artifact, Paths, failure_report, lock_file
 from pipeline.workflow.digests import replace_json, sha256_file, sha256_json
-from pipeline.workflow.records import SCHEMA, Record, RecordVerifier, load
+from pipeline.workflow.records import SCHEMA, Record, RecordVerifier, last, load
 from pipeline.workflow.stage import Difference, Stage, options, validate_params
 
 
@@ -101,12 +101,8 @@ def run(
 
 def _inherited(stage: Stage[Any], params: Any, store: Store, explicit: frozenset[str]) -> Any:
     """Returns parameters completed by those of the last record; see `Stage.inherit`."""
-    fields = dataclasses.asdict(params)
-    (record,) = {artifact.at(**_joined(fields)).record for artifact in stage.outputs(params)}
-    try:
-        old = load(store.root / record)
-    except DeployError:
-        old = None
+    artifact = stage.outputs(params)[0]  # all have one record
+    old = last(store.root, artifact, _joined(dataclasses.asdict(params)))
     return params if old is None else stage.inherit(params, explicit, old)
 
 

@@ -24,6 +24,7 @@ TERMS = {
     " rounding noise.",
     "speed": "time of the baseline over the engine's, in the same rounds, with a 95 % interval;"
     " none is given if the interval spans more than a factor of 3.",
+    "rows/s": "batch size over the end-to-end median; one inference at a time.",
     "SQNR (dB)": "signal to quantization noise ratio; at 10 dB the noise is a third of the signal.",
     "top-1": "part of the test images whose largest logit is that of the right class.",
     "verdict": "pass: equal to PyTorch but for rounding; mismatch: it computes something else;"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporters import PRECISIONS
-from pipeline.report.bench import WHOLE, load_of
+from pipeline.report.bench import WHOLE, counted, load_of
 from pipeline.report.page.results import PrecisionResults
 from pipeline.report.units import duration
 from pipeline.workflow import hints
@@ -28,7 +28,9 @@ class Candidate:
         low: Lower end of its 95 % interval.
         high: Upper end.
         settled: Whether the interval became narrow enough within the budget.
+        busy: Whether other processes slowed it down so much that they are what was measured.
         accuracy: The part of the test images that it classifies right; None if not known.
+        counted: What a batch consists of: "images" or "rows".
         run: Names the run of bench; only engines of the same run were measured side by side.
     """
 
@@ -41,12 +43,14 @@ class Candidate:
     low: float
     high: float
     settled: bool
+    busy: bool
     accuracy: float | None
+    counted: str
     run: str
 
     @property
     def rate(self) -> float:
-        """Rows per second, one inference at a time."""
+        """Images or rows per second, one inference at a time."""
         return self.batch / self.seconds
 
     @property
@@ -106,7 +110,9 @@ def candidates(precisions: Sequence[PrecisionResults]) -> list[Candidate]:
                 low=seconds["low"],
                 high=seconds["high"],
                 settled=entry["settled"],
+                busy=entry["busy"],
                 accuracy=accuracy(verdict),
+                counted=counted(measurements),
                 run=run,
             )
             every.setdefault(candidate.point, candidate)
@@ -170,29 +176,25 @@ class _Goal:
 
     Attributes:
         share: Returns the part of an inference's seconds that counts.
-        text: Says the seconds that count.
+        text: Says what the goal makes of a candidate.
     """
 
     share: Callable[[Candidate], float]
-    text: Callable[[float], str]
+    text: Callable[[Candidate], str]
 
 
 _GOALS = {
-    "latency": _Goal(lambda _: 1.0, duration),
+    "latency": _Goal(lambda _: 1.0, lambda entry: duration(entry.seconds)),
     "throughput": _Goal(
-        lambda entry: 1 / entry.batch, lambda seconds: f"{1 / seconds:,.0f} rows/s"
+        lambda entry: 1 / entry.batch, lambda entry: f"{entry.rate:,.0f} {entry.counted}/s"
     ),
 }
 
 
 def _best(goal: str, model: str, known: Sequence[Candidate]) -> Choice:
     """Returns the fastest; of those that the measurement cannot tell from it, the most precise."""
-    share, text = _GOALS[goal].share, _GOALS[goal].text
+    share, words = _GOALS[goal].share, _GOALS[goal].text
     digits = [*PRECISIONS].index
-
-    def words(entry: Candidate) -> str:
-        return text(entry.seconds * share(entry))
-
     ranked = sorted(known, key=lambda entry: entry.seconds * share(entry))
     reach = ranked[0].high * share(ranked[0])
     near = [entry for entry in ranked if entry.low * share(entry) <= reach]
@@ -216,8 +218,10 @@ def _best(goal: str, model: str, known: Sequence[Candidate]) -> Choice:
             doubts.append(f"{described} may be as fast{less}: the 95 % intervals overlap.")
     if best.accuracy is not None:
         reasons.append(f"It classifies {best.accuracy:.2%} of the test images right.")
+    if best.busy:
+        doubts.append("Other processes slowed it down; measure on a quiet machine.")
     if not best.settled:
-        doubts.append("Its time is unstable: other processes, or too few rounds.")
+        doubts.append("Its time is unstable; a larger --budget helps.")
     if elsewhere := _measured_elsewhere(model, best, others):
         doubts.append(elsewhere)
     return Choice(goal, best, tuple(reasons), tuple(doubts))

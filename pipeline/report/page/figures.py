@@ -89,7 +89,7 @@ def _label(point: Candidate, points: Sequence[Candidate]) -> str:
 def trade_off(
     name: str, title: str, points: Sequence[Candidate], best: Sequence[Candidate], text: str
 ) -> Figure:
-    """Draws rows per second over latency, a line for each engine through its batch sizes.
+    """Draws images or rows per second over latency, a line for each engine through its batch sizes.
 
     Args:
         name: Makes the identifier of the figure.
@@ -135,7 +135,7 @@ def trade_off(
         rates = [point.rate for point in points]
         _log_axis(axes, axes.yaxis, min(rates), max(rates), lambda value: f"{value:,.0f}")
         axes.set_xlabel("latency of one inference, end to end")
-        axes.set_title("rows/s")
+        axes.set_title(f"{points[0].counted}/s")
         plot.drawing.legend(loc="outside lower left", ncols=columns)
     return Figure(title, text, plot.svg)
 

@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.report.bench import UNSETTLED, UNSETTLED_NOTE
+from pipeline.report.bench import UNSETTLED, doubts
 from pipeline.report.page import choice
-from pipeline.report.page.origin import size_text
 from pipeline.report.page.results import UNREADABLE, PrecisionResults, Results, unreadable
-from pipeline.report.train import describe
-from pipeline.report.units import duration
+from pipeline.report.train import chance_doubt, describe
+from pipeline.report.units import duration, size
 from pipeline.report.verify import ratio_text, remarks
 from pipeline.workflow.artifacts import ENGINE, GRAPH, GRAPH_SUBJECT
 
@@ -40,7 +39,12 @@ def _accuracy(results: Results) -> list[str]:
     if results.training is None:
         return []
     words = describe(results.training)
-    return [f"{words[0].upper()}{_escaped(words[1:])}.", ""]
+    doubt = chance_doubt(results.training)
+    return [
+        f"{words[0].upper()}{_escaped(words[1:])}.",
+        "",
+        *([_escaped(doubt), ""] if doubt else []),
+    ]
 
 
 def _choices(results: Results) -> list[str]:
@@ -85,14 +89,12 @@ def _engines(results: Results) -> list[str]:
         *(_row([_escaped(cell) for cell in row]) for row in rows),
         "",
     ]
-    if any(UNSETTLED in cell for row in rows for cell in row):
-        lines += [_escaped(UNSETTLED_NOTE), ""]
-    sentences = dict.fromkeys(
-        f"- {_escaped(sentence)}"
-        for part in results.precisions
-        for verdict in part.verdicts.values()
-        for sentence in remarks(verdict)
-    )
+    every = [
+        s for _, _, content in choice.runs(results.precisions) for s in doubts(content["results"])
+    ]
+    for part in results.precisions:
+        every += [sentence for verdict in part.verdicts.values() for sentence in remarks(verdict)]
+    sentences = dict.fromkeys(f"- {_escaped(sentence)}" for sentence in every)
     return [*lines, *sentences, *([""] if sentences else [])]
 
 
@@ -110,7 +112,7 @@ def _size(results: Results, part: PrecisionResults, subject: str) -> str:
     engine = "" if subject == GRAPH_SUBJECT else subject
     for file in results.files:
         if (file.kind, file.engine, file.precision) == (kind, engine, part.name):
-            return size_text(file.size)
+            return size(file.size)
     return ""
 
 

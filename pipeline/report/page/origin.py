@@ -10,8 +10,8 @@ from pipeline.report.page import choice, figures
 from pipeline.report.page.content import Cell, Figure, Section, Table, table
 from pipeline.report.page.results import PrecisionResults, Results
 from pipeline.report.page.speed import plain
-from pipeline.report.train import describe
-from pipeline.report.units import duration
+from pipeline.report.train import chance_doubt, describe
+from pipeline.report.units import duration, size
 from pipeline.verification.verdict import COMPUTED_IN
 
 _CURVES = ("loss", "accuracy")
@@ -30,6 +30,7 @@ def training(results: Results) -> Section | None:
         return None
     text = describe(content)
     text = text[0].upper() + text[1:]
+    doubts = tuple(filter(None, [chance_doubt(content)]))
     curve = content["curve"]
     drawn: list[Figure] = []
     tables: list[Table] = []
@@ -49,7 +50,7 @@ def training(results: Results) -> Section | None:
     if "confusion" in content:
         tables += _confusion(content["classes"], content["confusion"])
     tables.append(table("Training record", ("field", "value"), settings, folded=True))
-    return Section("training", "Training", (f"{text}.",), tuple(drawn), tuple(tables))
+    return Section("training", "Training", (f"{text}.",), tuple(drawn), tuple(tables), doubts)
 
 
 def _course(name: str, curve: Sequence[dict[str, Any]]) -> str:
@@ -189,13 +190,13 @@ def sizes(results: Results) -> Section | None:
     for part in results.precisions:
         if part.graph is not None:
             cells.setdefault("elements", {})[part.name] = f"{part.graph['parameters']:,}"
-            cells.setdefault("bytes in memory", {})[part.name] = size_text(part.graph["size"])
+            cells.setdefault("bytes in memory", {})[part.name] = size(part.graph["size"])
     constants = [(what, *(row.get(name, "") for name in names)) for what, row in cells.items()]
     files: dict[str, dict[str, str]] = {}
     for file in results.files:
         if not file.label.endswith(".json"):
             what = f"{file.kind} {file.engine}".strip()
-            files.setdefault(what, {})[file.precision] = size_text(file.size)
+            files.setdefault(what, {})[file.precision] = size(file.size)
     shared = "all precisions" if any("" in row for row in files.values()) else ""
     rows = [
         (what, row.get("", ""), *(row.get(n, "") for n in names)) for what, row in files.items()
@@ -207,14 +208,6 @@ def sizes(results: Results) -> Section | None:
         columns = ("file", f">{shared}", *(f">{name}" for name in names))
         tables.append(table("Files", columns, rows, note="Exact sizes are under Provenance."))
     return Section("sizes", "Memory and sizes", (), (), tuple(tables)) if tables else None
-
-
-def size_text(count: int) -> str:
-    """Returns a number of bytes with a unit, such as "1.4 MiB"."""
-    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(units) > 1:  # noqa: PLR2004
-        value, units = value / 1024, units[1:]
-    return f"{count} B" if value == count else f"{value:,.1f} {units[0]}"
 
 
 def environment(results: Results) -> Section | None:

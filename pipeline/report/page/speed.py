@@ -18,10 +18,11 @@ from pipeline.report.units import duration
 _RESULT = frozenset(
     {
         *("name", "batch", "size", "boundary", "baseline", "seconds", "ratio", "rounds"),
-        *("iterations", "percentiles", "settled", "bound", "enqueue_seconds"),
+        *("iterations", "percentiles", "settled", "busy", "waiting", "others"),
+        *("bound", "enqueue_seconds"),
     }
 )
-_FILE = frozenset({"baseline", "devices", "machine", "results"})
+_FILE = frozenset({"baseline", "counted", "devices", "machine", "results"})
 
 
 def deploy(results: Results) -> Section | None:
@@ -47,7 +48,7 @@ def deploy(results: Results) -> Section | None:
     ]
     columns = (
         *("for", "engine", "precision", "device", ">batch", "size", ">latency"),
-        *(">95 % interval", ">rows/s", ">top-1"),
+        *(">95 % interval", f">{choices[0].candidate.counted}/s", ">top-1"),
     )
     bundles = [
         (
@@ -92,8 +93,7 @@ def latency(results: Results) -> Section | None:
         tables.append(table(f"{title}, in {run}", columns, rows))
         tables.append(_every_number(f"All measurements in {run}", measurements["results"]))
         tables += _other_numbers(measurements, run)
-        if not all(entry["settled"] for entry in measurements["results"]):
-            remarks.append(bench.UNSETTLED_NOTE)
+        remarks += bench.doubts(measurements["results"])
         remarks += bench.bounds(measurements["results"])
     if not tables:
         return None
@@ -142,13 +142,16 @@ def _every_number(title: str, entries: Sequence[Mapping[str, Any]]) -> Table:
             duration(entry["seconds"]["low"]),
             duration(entry["seconds"]["high"]),
             *(
-                duration(entry["percentiles"][name]) if name in entry["percentiles"] else ""
+                _interval(entry["percentiles"][name]) if name in entry["percentiles"] else ""
                 for name in percentiles
             ),
             _ratio(entry),
             f"{entry['rounds']:,}",
             f"{entry['iterations']:,}",
-            "yes" if entry["settled"] else "no",
+            plain(entry["settled"]),
+            plain(entry["busy"]),
+            f"{entry['waiting']:.3f}",
+            "" if entry["others"] is None else f"{entry['others']:.1%}",
             entry.get("bound", ""),
             duration(entry["enqueue_seconds"]) if "enqueue_seconds" in entry else "",
             *(plain(entry.get(name, "")) for name in others),
@@ -158,10 +161,16 @@ def _every_number(title: str, entries: Sequence[Mapping[str, Any]]) -> Table:
     columns = (
         *("engine", ">batch", "size", "boundary", ">median", ">low", ">high"),
         *(f">{name}" for name in percentiles),
-        *(">ratio", ">rounds", ">iterations", "settled", "bound by", ">enqueue"),
+        *(">ratio", ">rounds", ">iterations", "settled", "busy", ">waiting s/s", ">others"),
+        *("bound by", ">enqueue"),
         *(f">{name.replace('_', ' ')}" for name in others),
     )
     return table(title, columns, rows, folded=True)
+
+
+def _interval(seconds: Mapping[str, float]) -> str:
+    value, low, high = (duration(seconds[name]) for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def _ratio(entry: Mapping[str, Any]) -> str:
@@ -196,6 +205,8 @@ def _is_plain(value: Any) -> bool:
 
 def plain(value: Any) -> str:
     """Returns a JSON value that is neither a list nor an object, as text."""
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,.6g}" if isinstance(value, float) else f"{value}"
@@ -213,10 +224,10 @@ def trade_off(results: Results) -> Section | None:
         points = [point for point in known if (point.run, point.size) == (run, size)]
         if not points:
             continue
-        best = choice.frontier(points)
+        best, counted = choice.frontier(points), points[0].counted
         where = f"{run} at {size}" if size else run
         words = "On the frontier, from the lowest latency: " + "; ".join(
-            f"{p.name} at batch {p.batch}, {duration(p.seconds)}, {p.rate:,.0f} rows/s"
+            f"{p.name} at batch {p.batch}, {duration(p.seconds)}, {p.rate:,.0f} {p.counted}/s"
             for p in best
         )
         title = f"Latency against throughput in {where}"
@@ -232,7 +243,7 @@ def trade_off(results: Results) -> Section | None:
             )
             for point in sorted(points, key=lambda entry: entry.seconds)
         ]
-        columns = ("engine", "precision", ">batch", ">latency", ">rows/s", "on the frontier")
+        columns = ("engine", "precision", ">batch", ">latency", f">{counted}/s", "on the frontier")
         tables.append(table(title, columns, rows, folded=True))
     if not drawn:
         return None

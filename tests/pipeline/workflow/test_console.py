@@ -63,13 +63,27 @@ def test_a_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = drawn(100, monkeypatch)
     assert "error x floor" in wide
     narrow = drawn(50, monkeypatch, optional=(">error x floor",))
+    narrow, note = narrow.split("left out, as the terminal is narrow: ")
     assert "error x floor" not in narrow
+    assert note.startswith("error x floor;")
     for text in (wide, narrow):
         for name, *_, time in ROWS:
             (line,) = (line for line in text.splitlines() if name in line)
             assert time in line
     plain = re.sub("\x1b\\[[0-9;]*m", "", narrow)
     assert max(map(len, plain.splitlines())) <= 50
+
+
+def test_a_column_is_left_out_before_a_text_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "output at 3x64x96"
+    monkeypatch.setattr(sys.modules[__name__], "ROWS", [("graph", long, "0.68", "54.3 µs")])
+    assert long in drawn(50, monkeypatch, optional=(">error x floor",))
+    assert long not in drawn(30, monkeypatch, optional=(">error x floor",))
+
+
+def test_without_rows_no_empty_table_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROWS", [])
+    assert drawn(100, monkeypatch) == "Title: none\n"
 
 
 def test_a_wide_character_takes_two_columns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ USUAL = Candidate(
     low=0.9e-3,
     high=1.1e-3,
     settled=True,
+    busy=False,
     accuracy=0.9,
+    counted="images",
     run="fp32",
 )
 
@@ -35,7 +37,7 @@ def test_latency_and_throughput_have_their_own_best() -> None:
     latency, throughput = chosen(large, quick)
     assert latency.candidate == quick
     assert throughput.candidate == large
-    assert "8,000 rows/s" in throughput.reasons[0]
+    assert "8,000 images/s" in throughput.reasons[0]
     assert "the best of 2 proved engines measured at batch 1, 64" in latency.reasons[0]
 
 
@@ -70,7 +72,12 @@ def test_no_comparison_is_suggested_that_no_engine_allows() -> None:
 def test_an_unstable_time_is_a_doubt() -> None:
     latency, _ = chosen(candidate(1e-3, settled=False))
     assert "the only proved engine" in latency.reasons[0]
-    assert latency.doubts == ("Its time is unstable: other processes, or too few rounds.",)
+    assert latency.doubts == ("Its time is unstable; a larger --budget helps.",)
+
+
+def test_a_time_on_a_busy_machine_is_a_doubt() -> None:
+    latency, _ = chosen(candidate(1e-3, busy=True))
+    assert latency.doubts == ("Other processes slowed it down; measure on a quiet machine.",)
 
 
 def test_only_the_first_size_counts() -> None:

@@ -43,8 +43,9 @@ def with_all_fields(known: Results) -> Results:
         return known
     fields = {"bound": "launches", "enqueue_seconds": 123e-6, "size": "image 1x320"}
     names = ("p50", "p90", "p95", "p99", "p99.9")
+    interval = {"value": 123e-6, "low": 12.3e-6, "high": 12.3e-3}
     entries = [
-        {**entry, **fields, "percentiles": dict.fromkeys(names, 123e-6)}
+        {**entry, **fields, "percentiles": dict.fromkeys(names, interval)}
         for entry in part.measurements["results"]
     ]
     measurements = {**part.measurements, "results": entries}
@@ -190,8 +191,11 @@ def test_every_measured_number_is_in_a_table(known: Results, texts: set[str]) ->
     measurements = known.precisions[0].measurements
     assert measurements is not None
     for entry in measurements["results"]:
-        seconds = [*entry["seconds"].values(), *entry["percentiles"].values()]
-        assert {*map(duration, seconds)} <= texts
+        assert {*map(duration, entry["seconds"].values())} <= texts
+        for interval in entry["percentiles"].values():
+            low, value, high = (duration(interval[name]) for name in ("low", "value", "high"))
+            assert f"{value} ({low} to {high})" in texts
+        assert f"{entry['waiting']:.3f}" in texts
         assert {f"{entry[name]:,}" for name in ("batch", "rounds", "iterations")} <= texts
         if entry["name"] != entry["baseline"]:
             assert "{value:.3f} ({low:.3f}-{high:.3f})".format(**entry["ratio"]) in texts
