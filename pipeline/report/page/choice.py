@@ -10,6 +10,7 @@ from exporters import PRECISIONS
 from pipeline.report.bench import WHOLE, counted, load_of
 from pipeline.report.page.results import PrecisionResults
 from pipeline.report.units import duration
+from pipeline.report.verify import deviating_type
 from pipeline.workflow import hints
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Candidate:
 
     Attributes:
         engine: Its name, with " graph" if it replays a CUDA graph.
+        computed_in: The types it computes in, if they are others than the graph's.
         batch: Rows in one inference.
         size: The sizes of the inputs' axes, where several are measured; else "".
         seconds: Median time of one inference end to end.
@@ -36,6 +38,7 @@ class Candidate:
 
     engine: str
     precision: str
+    computed_in: str
     device: str
     batch: int
     size: str
@@ -81,9 +84,9 @@ class Choice:
 
 
 def candidates(precisions: Sequence[PrecisionResults]) -> list[Candidate]:
-    """Returns all engines that are proved and measured, at each batch size.
+    """Returns all engines that are proved and measured, at each batch size and in each run.
 
-    Measurements of several precisions side by side replace those of the single precisions.
+    Runs with several precisions side by side come first.
     """
     verdicts = {
         (part.name, name): verdict
@@ -91,7 +94,7 @@ def candidates(precisions: Sequence[PrecisionResults]) -> list[Candidate]:
         for name, verdict in part.verdicts.items()
         if verdict.status == "pass"
     }
-    every: dict[tuple[str, str, int, str], Candidate] = {}
+    every = []
     for run, precision, measurements in runs(precisions):
         for entry in measurements["results"]:
             engine, own = named(entry["name"], precision)
@@ -103,6 +106,7 @@ def candidates(precisions: Sequence[PrecisionResults]) -> list[Candidate]:
             candidate = Candidate(
                 engine=engine,
                 precision=own,
+                computed_in=deviating_type(verdict.facts, own),
                 device=measurements["devices"][entry["name"]],
                 batch=batch,
                 size=size,
@@ -115,15 +119,17 @@ def candidates(precisions: Sequence[PrecisionResults]) -> list[Candidate]:
                 counted=counted(measurements),
                 run=run,
             )
-            every.setdefault(candidate.point, candidate)
-    return list(every.values())
+            every.append(candidate)
+    return every
 
 
 def runs(precisions: Sequence[PrecisionResults]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yields name, precision and measurements of each run of bench; comparisons come first."""
     for part in precisions:
         if part.comparison is not None:
-            yield f"{part.name} beside other precisions", part.name, part.comparison
+            names = [named(entry["name"], part.name)[1] for entry in part.comparison["results"]]
+            others = sorted({*names} - {part.name}, key=[*PRECISIONS].index)
+            yield f"{part.name} beside {' and '.join(others)}", part.name, part.comparison
     for part in precisions:
         if part.measurements is not None:
             yield part.name, part.name, part.measurements
@@ -164,9 +170,12 @@ def accuracy(verdict: Verdict) -> float | None:
 def choose(model: str, known: Sequence[Candidate]) -> tuple[Choice, ...]:
     """Returns the choice for each goal; () if nothing is proved and measured.
 
-    If several sizes of the inputs were measured, the first one counts.
+    Of several runs with the same engine, and of several sizes of the inputs, the first one counts.
     """
-    same_size = [entry for entry in known if entry.size == known[0].size]
+    first: dict[tuple[str, str, int, str], Candidate] = {}
+    for entry in known:
+        first.setdefault(entry.point, entry)
+    same_size = [entry for entry in first.values() if entry.size == known[0].size]
     return tuple(_best(goal, model, same_size) for goal in _GOALS if same_size)
 
 
@@ -218,6 +227,8 @@ def _best(goal: str, model: str, known: Sequence[Candidate]) -> Choice:
             doubts.append(f"{described} may be as fast{less}: the 95 % intervals overlap.")
     if best.accuracy is not None:
         reasons.append(f"It classifies {best.accuracy:.2%} of the test images right.")
+    if best.computed_in:
+        doubts.append(f"It computes in {best.computed_in} here, so a target may differ.")
     if best.busy:
         doubts.append("Other processes slowed it down; measure on a quiet machine.")
     if not best.settled:
@@ -229,7 +240,8 @@ def _best(goal: str, model: str, known: Sequence[Candidate]) -> Choice:
 
 def _measured_elsewhere(model: str, best: Candidate, others: Sequence[Candidate]) -> str:
     """Returns what to say of precisions that were measured in another run than the best."""
-    against = {entry.precision for entry in others if entry.run != best.run}
+    beside = {entry.precision for entry in others if entry.run == best.run}
+    against = {entry.precision for entry in others} - beside - {best.precision}
     if not against:
         return ""
     names = sorted(against, key=[*PRECISIONS].index)

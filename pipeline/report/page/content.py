@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+# Characters that fit on a line of A4; longer cells than this are broken there.
+_PAPER, _BROKEN = 130, 32
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -46,6 +49,15 @@ class Table:
     note: str = ""
     folded: bool = False
     dense: bool = False
+
+    @property
+    def wide(self) -> bool:
+        """Whether paper needs smaller letters for it."""
+        lengths = [len(column.title) for column in self.columns]
+        for row in self.rows:
+            lengths = [max(*pair) for pair in zip(lengths, map(_length, row), strict=True)]
+        between = 2 * len(lengths)
+        return between + sum(min(length, _BROKEN) for length in lengths) > _PAPER
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,10 @@ def _cell(cell: Cell | str) -> Cell:
     if type(whole.text) is not str:
         raise TypeError(f"{whole.text!r:.40} is not text")
     return whole
+
+
+def _length(cell: Cell) -> int:
+    return len(cell.text)
 
 
 def _status(text: str) -> str:

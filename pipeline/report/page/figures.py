@@ -196,11 +196,12 @@ def _log_axis(
 
     if not low > 0:
         raise ValueError(f"{low} is not above 0")
-    low, high = low / _PAD, high * _PAD
     if axis is axes.xaxis:
+        low, high = low / _PAD, high * _PAD
         axes.set_xscale("log")
         axes.set_xlim(low, high)
     else:
+        low, high = low / _PAD, high * _PAD**2  # the uppermost points have labels above them
         axes.set_yscale("log")
         axes.set_ylim(low, high)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

@@ -282,7 +282,7 @@ def provenance(results: Results) -> Section | None:
         (
             Cell(path, code=True),
             record.stage,
-            record.started,
+            record.started[:19].replace("T", " "),
             duration(record.seconds),
             ", ".join(dict.fromkeys(entry["record"] for entry in record.inputs.values())),
             Cell(record.key, code=True),
@@ -310,7 +310,7 @@ def provenance(results: Results) -> Section | None:
         tables=(
             table(
                 "Records",
-                ("record", "stage", "started", ">time", "made from", "key"),
+                ("record", "stage", "started (UTC)", ">time", "made from", "key"),
                 runs,
                 folded=True,
             ),

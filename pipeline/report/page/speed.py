@@ -92,6 +92,7 @@ def latency(results: Results) -> Section | None:
         title, columns, rows = bench.table(measurements)
         tables.append(table(f"{title}, in {run}", columns, rows))
         tables.append(_every_number(f"All measurements in {run}", measurements["results"]))
+        tables.append(_percentiles(f"Percentiles in {run}", measurements["results"]))
         tables += _other_numbers(measurements, run)
         remarks += bench.doubts(measurements["results"])
         remarks += bench.bounds(measurements["results"])
@@ -123,7 +124,6 @@ def _fastest(points: Sequence[Candidate]) -> Iterable[str]:
 
 def _every_number(title: str, entries: Sequence[Mapping[str, Any]]) -> Table:
     """Returns a table with a row for each result and a column for each of its fields."""
-    percentiles = [*dict.fromkeys(name for entry in entries for name in entry["percentiles"])]
     others = sorted(
         {
             name
@@ -141,10 +141,6 @@ def _every_number(title: str, entries: Sequence[Mapping[str, Any]]) -> Table:
             duration(entry["seconds"]["value"]),
             duration(entry["seconds"]["low"]),
             duration(entry["seconds"]["high"]),
-            *(
-                _interval(entry["percentiles"][name]) if name in entry["percentiles"] else ""
-                for name in percentiles
-            ),
             _ratio(entry),
             f"{entry['rounds']:,}",
             f"{entry['iterations']:,}",
@@ -160,11 +156,30 @@ def _every_number(title: str, entries: Sequence[Mapping[str, Any]]) -> Table:
     ]
     columns = (
         *("engine", ">batch", "size", "boundary", ">median", ">low", ">high"),
-        *(f">{name}" for name in percentiles),
         *(">ratio", ">rounds", ">iterations", "settled", "busy", ">waiting s/s", ">others"),
         *("bound by", ">enqueue"),
         *(f">{name.replace('_', ' ')}" for name in others),
     )
+    return table(title, columns, rows, folded=True)
+
+
+def _percentiles(title: str, entries: Sequence[Mapping[str, Any]]) -> Table:
+    """Returns a table with a row for each result and a column for each percentile."""
+    names = [*dict.fromkeys(name for entry in entries for name in entry["percentiles"])]
+    rows = [
+        (
+            entry["name"],
+            f"{entry['batch']}",
+            entry.get("size", ""),
+            entry["boundary"],
+            *(
+                _interval(entry["percentiles"][name]) if name in entry["percentiles"] else ""
+                for name in names
+            ),
+        )
+        for entry in entries
+    ]
+    columns = ("engine", ">batch", "size", "boundary", *(f">{name}" for name in names))
     return table(title, columns, rows, folded=True)
 
 

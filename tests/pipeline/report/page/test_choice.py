@@ -5,6 +5,7 @@ from pipeline.report.page.choice import Candidate, Choice, choose, frontier, nam
 USUAL = Candidate(
     engine="onnxruntime",
     precision="fp32",
+    computed_in="",
     device="cpu",
     batch=1,
     size="",
@@ -61,6 +62,23 @@ def test_precisions_of_different_runs_are_not_compared_without_a_word() -> None:
     assert command in doubt
     latency, _ = chosen(candidate(1e-3), candidate(5e-4, precision="fp16"))
     assert not latency.doubts
+
+
+def test_a_precision_that_is_in_the_same_run_needs_no_other_comparison() -> None:
+    side_by_side = candidate(1e-3), candidate(5e-4, precision="fp16")
+    apart = candidate(3e-3, engine="pytorch", precision="fp16", run="fp16")
+    latency, _ = chosen(*side_by_side, apart)
+    assert not latency.doubts
+
+
+def test_the_first_run_of_an_engine_counts() -> None:
+    latency, _ = chosen(candidate(1e-3), candidate(5e-4, run="alone"))
+    assert latency.candidate.seconds == 1e-3
+
+
+def test_other_types_than_the_graphs_are_a_doubt() -> None:
+    latency, _ = chosen(candidate(1e-3, precision="fp16", computed_in="fp32"))
+    assert latency.doubts == ("It computes in fp32 here, so a target may differ.",)
 
 
 def test_no_comparison_is_suggested_that_no_engine_allows() -> None:

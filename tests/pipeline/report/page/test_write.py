@@ -120,6 +120,7 @@ def test_a_missing_library_is_named_before_the_work(
 
 @pytest.mark.slow(5)
 def test_a_wheel_has_the_template_and_the_style(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77")
     project = tmp_path / "project"
     shutil.copytree(ROOT / "pipeline" / "report", project / "pipeline" / "report")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
