@@ -274,9 +274,7 @@ def main() -> int:
                 f" {row['seconds']:.1f} |"
             )
     if spreads:
-        print(
-            f"\n| ratio of equal sessions, {RUNS} runs | deviation | range |\n|---|---|---|"
-        )
+        print(f"\n| ratio of equal sessions, {RUNS} runs | deviation | range |\n|---|---|---|")
         for name, deviation, low, high in spreads:
             print(f"| {name} | {deviation:.2%} | {low:.3f} to {high:.3f} |")
     print(

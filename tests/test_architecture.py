@@ -85,6 +85,15 @@ ALLOWED = {
         "pipeline/verification/bisection",
         "pipeline/workflow",
     },
+    "pipeline/report/page": {
+        "engines",
+        "exporters",
+        "pipeline",
+        "pipeline/models",
+        "pipeline/report",
+        "pipeline/verification",
+        "pipeline/workflow",
+    },
     "pipeline/stages": {
         "engines",
         "exporters",
@@ -111,6 +120,7 @@ ALLOWED = {
         "pipeline/golden",
         "pipeline/models",
         "pipeline/report",
+        "pipeline/report/page",
         "pipeline/stages",
         "pipeline/training",
         "pipeline/verification",
