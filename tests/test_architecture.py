@@ -113,6 +113,7 @@ ALLOWED = {
         "engines",
         "exporters",
         "pipeline",
+        "pipeline/benchmarking",
         "pipeline/bundling",
         "pipeline/data",
         "pipeline/exporting",

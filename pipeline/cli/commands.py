@@ -107,7 +107,7 @@ def check(
         engine=engine,
         digests_only=digests_only,
         max_bytes=int(max_size * 2**30),
-        consent=lambda lines: None if trust else _ask(bundle, lines),
+        consent=lambda lines: None if trust else ask(bundle, lines),
     )
     members = len(checked.manifest["members"])
     console.result(f"{bundle}: {members} members and {checked.links} digests of the chain match")
@@ -120,7 +120,7 @@ def check(
     console.document(checked.document())
 
 
-def _ask(bundle: Path, lines: Sequence[str]) -> None:
+def ask(bundle: Path, lines: Sequence[str]) -> None:
     """Asks whether to open what is in a bundle.
 
     Raises:
