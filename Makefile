@@ -88,7 +88,7 @@ test-long: $(STAMP) ## run the tests that take minutes
 
 test-report: $(STAMP) ## check the HTML report in Chromium, which has to be installed
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[browser]'
-	$(RUN) -m pytest -m browser tests/pipeline/report/page $(ARGS)
+	$(RUN) -m pytest -rs -m browser tests/pipeline/report/page $(ARGS)
 
 test-engines: $(STAMP) ## run the tests of engines, with the long ones and engines that compile
 	ASSAY_TEST_COMPILERS=1 $(RUN) -m pytest -m 'not large and not gpu' tests/engines $(ARGS)
