@@ -203,7 +203,9 @@ def sizes(results: Results) -> Section | None:
     ]
     tables = []
     if constants:
-        tables.append(table("Constants of the graph", ("what", *(f">{n}" for n in names)), constants))
+        tables.append(
+            table("Constants of the graph", ("what", *(f">{n}" for n in names)), constants)
+        )
     if rows:
         columns = ("file", f">{shared}", *(f">{name}" for name in names))
         tables.append(table("Files", columns, rows, note="Exact sizes are under Provenance."))
