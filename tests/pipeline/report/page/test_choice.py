@@ -14,6 +14,7 @@ USUAL = Candidate(
     settled=True,
     busy=False,
     accuracy=0.9,
+    p99=None,
     counted="images",
     run="fp32",
 )
