@@ -50,7 +50,7 @@ def test_a_graph_of_any_size_goes_through_the_whole_chain(
     assert checked.code == 0, checked.err
     with library.load("dist/onnx-det.onnx-fp32.tar.zst") as model:
         assert model.predict(np.zeros((2, 3, 20, 36), np.float32)).shape == (2, 5, 10, 18)
-        with pytest.raises(library.DeployError, match="size 44 on axis 3.*for 16 to 40 only"):
+        with pytest.raises(library.DeployError, match=r"size 44 on axis 3.*for 16 to 40 only"):
             model.predict(np.zeros((2, 3, 20, 44), np.float32))
     again = assay("run", "onnx:det.onnx", "--shape", SIZES, *engine, *QUICK)
     assert "6 stages, 6 skipped" in again.err

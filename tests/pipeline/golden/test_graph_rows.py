@@ -17,6 +17,6 @@ def test_the_sizes_of_all_inputs_are_asked_for_at_once() -> None:
         graph_rows.rows(specs, {}, None, batched=True)
     assert "--shape image=1x3xSIZExSIZE,mask=1x1xSIZEx8," in caught.value.hint
     known = graph_rows.parse(["image=1x3x8x8"])
-    with pytest.raises(UsageError, match="^input mask: .* has axes") as caught:
+    with pytest.raises(UsageError, match=r"^input mask: .* has axes") as caught:
         graph_rows.rows(specs, known, None, batched=True)
     assert "image" not in caught.value.hint
