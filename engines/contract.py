@@ -11,6 +11,7 @@ import numpy as np
 
 from engines.errors import UsageError
 from engines.layer_report import Layer
+from engines.profiles import Profile
 
 _LONGEST_AXIS = 24  # exporters name some axes by formulas
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -78,6 +79,7 @@ class BuildOptions:
         batch_max: Largest batch the engine has to accept.
         sizes: By input, the least, the usual and the largest size of each axis, for inputs of
             which another axis than the batch is dynamic; None for the batch.
+        profiles: Ranges of sizes to optimise for, besides the one of all sizes (TensorRT).
         workspace_mib: Scratch memory that TensorRT may use while it runs, in MiB.
         tf32: Let TensorRT compute fp32 matrix products in TF32 (10-bit mantissa).
         optimization_level: TensorRT's, 0 (builds fast) to 5 (runs fast); None means its default.
@@ -100,6 +102,7 @@ class BuildOptions:
     batch_opt: int = 8
     batch_max: int = 256
     sizes: Mapping[str, Sequence[Sequence[int] | None]] = field(default_factory=dict)
+    profiles: Sequence[Profile] = ()
     workspace_mib: int = 1024
     tf32: bool = False
     optimization_level: int | None = None

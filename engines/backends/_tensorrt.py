@@ -16,7 +16,7 @@ from typing import Any, Literal
 from engines import cache, hardware
 from engines.backends import _turing
 from engines.backends._tensorrt_library import logger_of, monitor_of, started
-from engines.backends._tensorrt_network import parse, profile_of, strongly_typed, type_mismatches
+from engines.backends._tensorrt_network import add_profiles, parse, strongly_typed, type_mismatches
 from engines.backends._tensorrt_session import TensorRTSession, inspected
 from engines.checks import (
     available_on_cpu,
@@ -43,6 +43,7 @@ COMMON_OPTIONS = frozenset(
         "batch_min",
         "batch_opt",
         "batch_max",
+        "profiles",
         "workspace_mib",
         "tf32",
         "optimization_level",
@@ -142,7 +143,7 @@ class TensorRTEngine(Engine):
         return None
 
     def build(self, source: Path, target: Path, options: BuildOptions) -> tuple[Layer, ...]:
-        """Writes a serialized plan with one optimization profile over the batch.
+        """Writes a serialized plan with an optimization profile for all sizes, and more if asked.
 
         Returns:
             The plan's layers after all fusions, with the types they compute in.
@@ -153,7 +154,8 @@ class TensorRTEngine(Engine):
                 types than the graph has.
             NotAvailableError: The library is missing, or this flavour needs a GPU to build, or
                 lacks one of the options.
-            UsageError: Options exclude each other, or a target does not exist.
+            UsageError: Options exclude each other, a target does not exist, or a profile does not
+                fit the graph.
             KeyboardInterrupt: The build was cancelled.
         """
         self.check(options)
@@ -178,7 +180,7 @@ class TensorRTEngine(Engine):
             # On by default, and a hundred times less precise than the fp32 it stands in for.
             config.clear_flag(vendor.BuilderFlag.TF32)
         _configure(vendor, config, options)
-        config.add_optimization_profile(profile_of(builder, network, options))
+        add_profiles(builder, network, config, options)
         monitor = monitor_of(vendor, options.progress)
         config.progress_monitor = monitor
         timings = None if self.builds_without_gpu else self._timings()

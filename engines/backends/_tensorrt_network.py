@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from engines import profiles
 from engines.checks import import_vendor
 from engines.contract import BuildOptions
 from engines.errors import DeployError
@@ -42,33 +43,51 @@ def _cause(error: Any) -> str:
     return f"{where}: {error.code().name}: {reason}"
 
 
-def profile_of(builder: Any, network: Any, options: BuildOptions) -> Any:
-    """Returns the optimization profile for the batches and sizes of the options.
+def add_profiles(builder: Any, network: Any, config: Any, options: BuildOptions) -> None:
+    """Adds the optimization profile for all sizes of the options, then the more special ones.
 
     Raises:
         DeployError: An axis other than the first is dynamic, and the options have no sizes for it.
+        UsageError: A profile names another axis, or sizes that are not among them.
     """
-    profile = builder.create_optimization_profile()
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    whole = {tensor.name: _ranges(tensor, options) for tensor in inputs if -1 in tensor.shape}
+    words = {
+        (tensor.name, axis): tensor.get_dimension_name(axis)
+        for tensor in inputs
+        for axis, size in enumerate(tensor.shape)
+        if size == -1
+    }
+    profiles.check_names(options.profiles, words)
+    for wanted in ({}, *options.profiles):
+        profile = builder.create_optimization_profile()
+        for name, ranges in whole.items():
+            chosen = [
+                profiles.range_of(wanted, name, axis, words[name, axis], sizes)
+                if (name, axis) in words
+                else sizes
+                for axis, sizes in enumerate(ranges)
+            ]
+            profile.set_shape(name, *zip(*chosen, strict=True))
+        config.add_optimization_profile(profile)
+
+
+def _ranges(tensor: Any, options: BuildOptions) -> list[profiles.Range]:
+    """Returns the least, the usual and the largest size of each axis of an input."""
+    shape = tuple(tensor.shape)
+    sizes = options.sizes.get(tensor.name)
+    if -1 in shape[1:] and (sizes is None or len(sizes) != len(shape)):
+        raise DeployError(
+            f"input {tensor.name!r} has shape {shape}: an axis other than the batch is dynamic",
+            "say its sizes when the model is exported: assay.Model(dynamic=...), or --shape for"
+            " an ONNX file",
+        )
     batches = (options.batch_min, options.batch_opt, options.batch_max)
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        shape = tuple(tensor.shape)
-        if -1 not in shape:
-            continue
-        sizes = options.sizes.get(tensor.name)
-        if -1 in shape[1:] and (sizes is None or len(sizes) != len(shape)):
-            raise DeployError(
-                f"input {tensor.name!r} has shape {shape}: an axis other than the batch is dynamic",
-                "say its sizes when the model is exported: assay.Model(dynamic=...), or --shape for"
-                " an ONNX file",
-            )
-        wanted = sizes or [None] * len(shape)
-        ranges = [
-            (axis,) * 3 if axis != -1 else size or batches
-            for axis, size in zip(shape, wanted, strict=True)
-        ]
-        profile.set_shape(tensor.name, *zip(*ranges, strict=True))
-    return profile
+    ranges = []
+    for axis, size in zip(shape, sizes or [None] * len(shape), strict=True):
+        least, usual, largest = (axis,) * 3 if axis != -1 else size or batches
+        ranges.append((least, usual, largest))
+    return ranges
 
 
 def type_mismatches(source: Path, layers: Iterable[Layer]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,14 +87,19 @@ class TensorRTSession:
         specs = [self._spec(index) for index in range(self._engine.num_io_tensors)]
         self.inputs = tuple(spec for spec in specs if self._is_input(spec.name))
         self.outputs = tuple(spec for spec in specs if not self._is_input(spec.name))
+        # By profile and input, the least and the largest shape. The first profile has all.
+        self._profiles = [
+            {spec.name: self._range(spec.name, index) for spec in self.inputs}
+            for index in range(self._engine.num_optimization_profiles)
+        ]
         self.batch: tuple[int, int] | None = None
         sizes = {}
         for spec in self.inputs:
-            low, _, high = self._engine.get_tensor_profile_shape(spec.name, 0)
+            low, high = self._profiles[0][spec.name]
             if None in spec.shape[:1]:
                 self.batch = (low[0], high[0])
             if None in spec.shape[1:]:
-                sizes[spec.name] = tuple(low), tuple(high)
+                sizes[spec.name] = low, high
         self._check = FeedCheck(self.inputs, self.batch, sizes)
         self._start()
 
@@ -102,6 +108,7 @@ class TensorRTSession:
         self._graph_shapes: tuple[tuple[int, ...], ...] = ()
         self._buffers: list[_Buffer] = []
         self._bound = False
+        self._profile = 0
         self._context: Any = self._new_context()
         if self._context is None:
             raise DeployError(f"{self._name} has no memory on the GPU for the plan's activations")
@@ -226,8 +233,7 @@ class TensorRTSession:
     def _reserve(self) -> None:
         """Allocates every tensor at its largest size, and gives its address to the context."""
         for spec in self.inputs:
-            *_, high = self._engine.get_tensor_profile_shape(spec.name, 0)
-            self._set_shape(spec.name, tuple(high))
+            self._set_shape(spec.name, self._profiles[0][spec.name][1])
         for spec in (*self.inputs, *self.outputs):
             shape = tuple(self._context.get_tensor_shape(spec.name))
             if min(shape, default=0) < 0:
@@ -250,6 +256,9 @@ class TensorRTSession:
         self._require_open()
         self._check(feeds)
         inputs, outputs = self._split()
+        same = self._bound and all(b.shape == feeds[b.spec.name].shape for b in inputs)
+        if len(self._profiles) > 1 and not same:
+            self._choose_profile(feeds)
         for buffer in inputs:
             feed = feeds[buffer.spec.name]
             if buffer.shape != feed.shape or not self._bound:
@@ -260,6 +269,30 @@ class TensorRTSession:
         for buffer in outputs:
             buffer.shape = tuple(self._context.get_tensor_shape(buffer.spec.name))
         self._bound = True
+
+    def _choose_profile(self, feeds: Feeds) -> None:
+        """Switches to the profile with the smallest range that has the shapes of the inputs."""
+        fitting = {
+            index: sum(math.prod(high) - math.prod(low) for low, high in ranges.values())
+            for index, ranges in enumerate(self._profiles)
+            if all(
+                all(map(operator.le, low, feeds[name].shape))
+                and all(map(operator.ge, high, feeds[name].shape))
+                for name, (low, high) in ranges.items()
+            )
+        }
+        best = min(fitting, key=fitting.__getitem__)
+        if best == self._profile:
+            return
+        if not self._context.set_optimization_profile_async(best, self._stream):
+            raise DeployError(f"{self._name} does not switch to profile {best} of the plan")
+        self.synchronize()
+        self._profile = best
+        self._bound = False  # the switch has dropped the shapes
+
+    def _range(self, name: str, profile: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        low, _, high = self._engine.get_tensor_profile_shape(name, profile)
+        return tuple(low), tuple(high)
 
     def _set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         if not self._context.set_input_shape(name, shape):

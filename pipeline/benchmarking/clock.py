@@ -4,42 +4,60 @@ Every backend is timed at the same boundaries. "device" is from launch to comple
 inputs already where the engine reads them. "end to end" is from numpy arrays to numpy arrays.
 
 A round times every candidate once at each boundary, in random order, so that drift of the machine
-affects all alike. The median of a candidate's iterations in a round is one sample. A ratio is the
-median over rounds of the ratios within each round, so that drift common to both cancels.
+affects all alike. The median of a candidate's iterations in a round is one sample. A ratio is of
+the samples within each round, so that drift common to both cancels. Rounds are short, and many: in
+the same time, 1 ms for a candidate gave intervals a third as wide as 20 ms did.
 """
 
 from __future__ import annotations
 
 import gc
-import math
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from engines.contract import Feeds, Session
+from pipeline.benchmarking import intervals
+from pipeline.benchmarking.contention import Waiting
+from pipeline.benchmarking.intervals import Interval
 
 Boundary = Literal["device", "end to end"]
 BOUNDARIES: tuple[Boundary, ...] = ("device", "end to end")
 
-MIN_ROUNDS = 10
-# Fewer if rounds take long: the range of five samples still covers the median at 94 %. Such a
-# result never counts as settled.
-FEWEST_ROUNDS = 5
-MAX_ROUNDS = 500
-# One candidate's part of a round: long for the clock's resolution, short for the machine's drift.
-ROUND_SECONDS = 0.02
-WARMUP_SECONDS = 0.1
+# Two rounds in each block of an interval. Fewer only if rounds take long.
+MIN_ROUNDS = 2 * intervals.BLOCKS
+MAX_ROUNDS = 5000
+# Other processes come and go within seconds, so that a shorter time would show but one of their
+# states.
+MIN_SECONDS = 1.0
+# One candidate's part of a round.
+ROUND_SECONDS = 0.001
+# Warm if this many runs in a row have not been faster than one before.
+WARM_RUNS = 3
+WARMUP_SECONDS = (0.1, 3.0)
 # Above this, cold caches do not matter to an iteration.
 LONG_SECONDS = 0.2
-# Settled: the 95 % interval of the median reaches at most this part of it to either side.
-SETTLED = 0.02
-_RESAMPLES = 1000
-# A percentile is recorded only if at least this many samples lie beyond it.
-_BEYOND = 10
+# Enough rounds: no interval reaches further than this, as a part of its value, to either side.
+NARROW = 0.01
+# Rounds grow by this part between two looks at the intervals. Each look is a chance to stop at a
+# happily narrow one.
+_LOOK = 1.3
+# Two sessions on the same file differ by up to this much, whatever the time (benchmarks/method.py):
+# where their memory lies is another accident each time.
+SESSIONS_DIFFER = 0.005
+# Settled: the interval reaches at most this part of the value to either side.
+SETTLED = 0.05
+# How often a round looks at how long the threads wait for a CPU, which takes longer than a sample.
+_WAITING_EVERY = 10
+# Busy: threads wait at least this long for a CPU in each second, and a typical sample takes this
+# much longer than a fast one. Where only few samples are interrupted, their median is as on a quiet
+# machine. Threads that wait for each other by spinning are late in all of them.
+BUSY_WAITING = 0.25
+BUSY_SLOWER = 1.5
 
 
 @dataclass(frozen=True)
@@ -52,26 +70,20 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Timing:
     """The time of one inference at one boundary.
 
     Attributes:
-        seconds: Median over rounds of the rounds' medians, in seconds.
-        ratio: The baseline's time divided by this one, paired by round: above 1 is faster.
+        seconds: The typical median of a round, in seconds.
+        ratio: The baseline's time divided by this one, paired by round: above 1 is faster. Its
+            interval has `SESSIONS_DIFFER` added.
         rounds: Number of rounds.
         iterations: Number of iterations over all rounds.
-        percentiles: Seconds by percentile ("p99"), over all iterations; only percentiles with
-            enough samples beyond them.
-        settled: The interval became narrow enough before the budget was spent.
+        percentiles: Seconds by percentile ("p99"), over all iterations, with their intervals; only
+            those whose interval lies within the samples.
+        settled: The ratio's interval, or the baseline's own, is narrow enough.
+        waiting: How long its threads waited for a CPU in each second, of all threads together.
+        busy: Other processes slowed it down so much that they are what was measured.
     """
 
     name: str
@@ -80,8 +92,10 @@ class Timing:
     ratio: Interval
     rounds: int
     iterations: int
-    percentiles: dict[str, float]
+    percentiles: dict[str, Interval]
     settled: bool
+    waiting: float
+    busy: bool
 
 
 def measure(
@@ -93,10 +107,12 @@ def measure(
 ) -> list[Timing]:
     """Times candidates side by side at both boundaries; the first is the ratios' baseline.
 
+    It ends when every interval is narrow, or when the budget is spent.
+
     Args:
         budget: Seconds for all of them together. A result that has not settled by then has
             `settled` False.
-        seed: Seed of the order within rounds and of the bootstrap.
+        seed: Seed of the order within rounds.
         progress: Called after every round with the seconds it took.
     """
     order = random.Random(seed)  # noqa: S311 - no secret
@@ -105,7 +121,8 @@ def measure(
     plans = [_plan(run) for run in runs]
     samples: list[list[float]] = [[] for _ in runs]
     every: list[list[float]] = [[] for _ in runs]
-    start = time.perf_counter()
+    waiting = [Waiting() for _ in runs]
+    start, look = time.perf_counter(), float(MIN_ROUNDS)
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -113,65 +130,75 @@ def measure(
             began = time.perf_counter()
             for index in order.sample(range(len(runs)), len(runs)):
                 counted, spare = plans[index]
+                if number % _WAITING_EVERY == 1:
+                    waiting[index].start()
                 times = runs[index](spare + counted)[spare:]
+                if number % _WAITING_EVERY == 1:
+                    waiting[index].stop()
                 samples[index].append(float(np.median(times)))
                 every[index].extend(times)
             progress(time.perf_counter() - began)
             spent = time.perf_counter() - start
-            if number >= MIN_ROUNDS and (spent >= budget or all(map(_settled, samples))):
+            if number >= intervals.FEWEST and (
+                spent >= (budget if number >= MIN_ROUNDS // 2 else 2 * budget)
+            ):
                 break
-            if number >= FEWEST_ROUNDS and spent >= 2 * budget:
-                break
+            if number >= look and spent >= MIN_SECONDS:
+                if all(
+                    _reach(samples, index, len(candidates)) <= NARROW for index in range(len(runs))
+                ):
+                    break
+                look *= _LOOK
     finally:
         if collecting:
             gc.enable()
-    medians = np.array(samples)
     return [
         Timing(
             name=candidate.name,
             boundary=boundary,
-            seconds=bootstrap(medians[index], seed),
-            ratio=bootstrap(medians[index - index % len(candidates)] / medians[index], seed),
-            rounds=len(medians[index]),
+            seconds=intervals.location(np.array(samples[index])),
+            ratio=_ratio(samples, index, len(candidates)),
+            rounds=len(samples[index]),
             iterations=len(every[index]),
             percentiles=_percentiles(every[index]),
-            settled=_settled(samples[index]),
+            settled=_reach(samples, index, len(candidates)) <= SETTLED,
+            waiting=waiting[index].part,
+            busy=waiting[index].part > BUSY_WAITING and _slowed(samples[index]),
         )
         for index, (candidate, boundary) in enumerate(pairs)
     ]
 
 
-def bootstrap(samples: np.ndarray[Any, Any], seed: int) -> Interval:
-    """Returns the median of samples `[count]` and its 95 % percentile bootstrap interval.
+def _ratio(samples: Sequence[Sequence[float]], index: int, count: int) -> Interval:
+    """Returns the time of a timing's baseline divided by its own.
 
-    Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    Args:
+        samples: By timing, those of a boundary one after the other and the baseline first.
+        count: How many candidates there are.
     """
-    generator = np.random.default_rng(seed)
-    drawn = generator.choice(samples, (_RESAMPLES, len(samples)))
-    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-    return Interval(float(np.median(samples)), float(low), float(high))
+    baseline = index - index % count
+    if baseline == index:
+        return Interval(1.0, 1.0, 1.0)
+    ratios = np.array(samples[baseline]) / np.array(samples[index])
+    return intervals.location(ratios).widened(SESSIONS_DIFFER)
 
 
-def _settled(samples: list[float]) -> bool:
-    """Whether the interval of the median is narrow enough, by order statistics.
-
-    Conover, Practical Nonparametric Statistics (3rd ed.), section 3.2: the ranks
-    n/2 -+ 0.98 sqrt(n) bound the median at 95 %. Far cheaper than a bootstrap every round.
-    """
-    count = len(samples)
-    if count < MIN_ROUNDS:
-        return False
-    ranked = sorted(samples)
-    reach = 0.98 * math.sqrt(count)
-    low = ranked[max(0, math.floor(count / 2 - reach))]
-    high = ranked[min(count - 1, math.ceil(count / 2 + reach))]
-    middle = ranked[count // 2]
-    return max(high - middle, middle - low) <= SETTLED * middle
+def _reach(samples: Sequence[Sequence[float]], index: int, count: int) -> float:
+    """Returns how far the interval of a ratio reaches, or of the seconds for a baseline."""
+    if index % count:
+        return _ratio(samples, index, count).reach - SESSIONS_DIFFER
+    return intervals.location(np.array(samples[index])).reach
 
 
-def _percentiles(times: list[float]) -> dict[str, float]:
-    known = [q for q in (50, 90, 95, 99, 99.9) if len(times) * (1 - q / 100) >= _BEYOND]
-    return {f"p{q:g}": float(np.percentile(times, q)) for q in known}
+def _slowed(samples: Sequence[float]) -> bool:
+    fast, typical = np.percentile(samples, [10, 50])
+    return bool(typical > BUSY_SLOWER * fast)
+
+
+def _percentiles(times: list[float]) -> dict[str, Interval]:
+    ranked = np.sort(times)
+    known = {f"p{q:g}": intervals.percentile(ranked, q) for q in (50, 90, 95, 99, 99.9)}
+    return {name: interval for name, interval in known.items() if interval is not None}
 
 
 def _plan(run: Callable[[int], list[float]]) -> tuple[int, int]:
@@ -180,12 +207,14 @@ def _plan(run: Callable[[int], list[float]]) -> tuple[int, int]:
     The first one does not count, since it brings code and data back into the caches, unless
     iterations take so long that this does not matter.
     """
+    least, most = WARMUP_SECONDS
+    start = time.perf_counter()
     run(1)  # may compile something
-    deadline = time.perf_counter() + WARMUP_SECONDS
-    times = run(1)
-    while time.perf_counter() < deadline:
-        times = run(2)
-    fastest = max(min(times), 1e-9)
+    fastest, since = max(min(run(1)), 1e-9), 0
+    while (spent := time.perf_counter() - start) < most and (spent < least or since < WARM_RUNS):
+        now = float(np.median(run(max(1, min(1000, round(ROUND_SECONDS / fastest))))))
+        since = 0 if now < fastest * (1 - NARROW) else since + 1
+        fastest = max(min(now, fastest), 1e-9)
     return max(1, min(1000, round(ROUND_SECONDS / fastest))), int(fastest < LONG_SECONDS)
 
 

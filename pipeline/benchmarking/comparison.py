@@ -9,6 +9,7 @@ from typing import Any
 from engines.contract import Feeds, Session
 from pipeline.benchmarking import clock
 from pipeline.benchmarking.bottleneck import bottleneck, enqueue_seconds
+from pipeline.benchmarking.contention import Others
 from pipeline.workflow import console
 
 
@@ -33,19 +34,22 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Returns the timings of sessions in their JSON form; see `clock.Timing`.
 
-    Each also has its "batch", its "size" if there is one, and the name of its "baseline"; on a GPU,
-    what it is "bound" by and "enqueue_seconds", as in `bottleneck`.
+    Each also has its "batch", its "size" if there is one, the name of its "baseline", and "others",
+    the part of the CPUs that other processes took meanwhile; on a GPU, what it is "bound" by and
+    "enqueue_seconds", as in `bottleneck`.
 
     Args:
         sessions: Open sessions by name; the first on each kind of device is its baseline.
         loads: What they are timed on, one after the other.
-        budget: Seconds for each load.
+        budget: Seconds for each load. What one does not need is added to the next, up to once.
         seed: Seed of the order within rounds and of the bootstrap.
     """
-    results = []
+    results: list[dict[str, Any]] = []
+    saved = 0.0  # what loads before did not need
     with console.bar("bench", len(loads) * budget) as bar:
         for load in loads:
-            left = budget
+            whole = left = budget + saved
+            others = Others()
 
             def progress(seconds: float, load: Load = load) -> None:
                 nonlocal left
@@ -56,7 +60,7 @@ def compare(
                 candidates = [clock.Candidate(name, sessions[name], load.feeds) for name in group]
                 timings = clock.measure(
                     candidates,
-                    budget=budget * len(group) / len(sessions),
+                    budget=whole * len(group) / len(sessions),
                     seed=seed,
                     progress=progress,
                 )
@@ -67,11 +71,14 @@ def compare(
                         **({"size": load.size} if load.size else {}),
                         "baseline": group[0],
                         **dataclasses.asdict(entry),
+                        "others": others.part(),
                         **bounds[entry.name],
                     }
                     for entry in timings
                 ]
-            bar.advance(max(left, 0))
+            saved = min(max(left, 0), budget)
+            bar.advance(max(left, 0) - saved)
+        bar.advance(saved)
     return results
 
 

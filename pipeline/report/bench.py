@@ -14,8 +14,9 @@ _Row = dict[str, Any]
 DEVICE, WHOLE = "device", "end to end"
 # A ratio that may be three times as large as it may be small is not a result.
 _WIDEST = 3.0
-UNSETTLED = "*"
-UNSETTLED_NOTE = "* unstable: other processes, or too few rounds; a larger --budget may help"
+UNSETTLED, BUSY = "*", "busy"
+# Above this part of the CPUs, other processes are named as the cause.
+_OTHERS = 0.1
 
 
 def show(measurements: dict[str, Any]) -> None:
@@ -27,6 +28,8 @@ def show(measurements: dict[str, Any]) -> None:
         row["device name"] = measurements["devices"][entry["name"]]
         # For files written before each kind of device had its own baseline.
         row["baseline"] = entry.get("baseline", measurements["baseline"])
+    for (_, *load), row in rows.items():
+        row["baseline busy"] = rows[row["baseline"], *load][WHOLE]["busy"]
     baselines = {row["device name"].partition(":")[0]: row["baseline"] for row in rows.values()}
     names = [
         name if len(baselines) == 1 else f"{name} ({kind})" for kind, name in baselines.items()
@@ -41,10 +44,30 @@ def show(measurements: dict[str, Any]) -> None:
         del columns[_SIZE]
     cells = [[cell(row) for cell in columns.values()] for row in rows.values()]
     console.table(title, tuple(columns), cells, (throughput, *_OPTIONAL))
-    if not all(entry["settled"] for entry in measurements["results"]):
-        console.result(UNSETTLED_NOTE)
-    for sentence in bounds(measurements["results"]):
+    for sentence in (*doubts(measurements["results"]), *bounds(measurements["results"])):
         console.result(sentence)
+
+
+def doubts(results: list[dict[str, Any]]) -> list[str]:
+    """Returns a sentence for each reason why some results are uncertain, with what to do.
+
+    Args:
+        results: As `pipeline.benchmarking.comparison.compare` returns them.
+    """
+    others = max((entry["others"] or 0.0 for entry in results), default=0.0)
+    cause = f"other processes took up to {others:.0%} of the CPUs"
+    sentences = []
+    if any(entry["busy"] for entry in results):
+        sentences.append(
+            f"{BUSY}: {cause}, and threads waited for each other; measure on a quiet machine, or"
+            " with fewer --threads"
+        )
+    if not all(entry["settled"] for entry in results):
+        sentences.append(
+            f"{UNSETTLED} unstable: {cause if others > _OTHERS else 'too few rounds'}; a larger"
+            " --budget helps"
+        )
+    return sentences
 
 
 def bounds(results: list[dict[str, Any]]) -> list[str]:
@@ -88,14 +111,16 @@ def _interval(row: _Row) -> str:
 
 
 def _p99(row: _Row) -> str:
-    known = row[WHOLE].get("percentiles", {})
-    return duration(known["p99"]) if "p99" in known else ""
+    known = row[WHOLE]["percentiles"]
+    return duration(known["p99"]["value"]) if "p99" in known else ""
 
 
 def _speed(row: _Row) -> str:
     if row[WHOLE]["name"] == row["baseline"]:
         return ""
     ratio = row[WHOLE]["ratio"]
+    if row[WHOLE]["busy"] or row["baseline busy"]:
+        return BUSY
     if ratio["high"] > _WIDEST * ratio["low"]:
         return "not known"
     return f"{ratio['value']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})"

@@ -11,7 +11,7 @@ import engines
 from engines.errors import DeployError
 from exporters import DEFAULT_PRECISION
 from pipeline.report import train
-from pipeline.report.bench import UNSETTLED, UNSETTLED_NOTE, load_of
+from pipeline.report.bench import UNSETTLED, doubts, load_of
 from pipeline.report.units import duration
 from pipeline.report.verify import deviating_type, limits_of, ratio_text, rows_not_compared
 from pipeline.workflow import console, hints
@@ -139,8 +139,8 @@ def show(summary: Summary) -> None:
     ]
     title = f"{summary.model}, {summary.precision}: end-to-end latency"
     console.table(title, columns, rows, (">flips", ">error x floor"))
-    if not all(entry["settled"] for entry in _results(summary)):
-        console.result(UNSETTLED_NOTE)
+    for sentence in doubts(_results(summary)):
+        console.result(sentence)
     for name, verdict in summary.verdicts.items():
         if verdict["status"] == "not run":
             console.result(f"{name}: not run on this machine: {verdict['reason']}")

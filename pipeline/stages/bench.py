@@ -304,6 +304,7 @@ STAGE = Stage(
     outputs=lambda params: (_measurements(params),),
     run=run,
     tools=("numpy",),
+    revision=2,
     facts=facts,
     resolve=resolve,
     show=show,

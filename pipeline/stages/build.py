@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
+from engines import profiles
 from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
 from exporters import PRECISIONS
 from pipeline import models
@@ -60,6 +61,11 @@ class Params:
     )
     batch_max: int | None = option(
         None, text=f"Largest batch (TensorRT) [{BATCH_MAX}, or the largest of the other two]."
+    )
+    profiles: tuple[str, ...] = option(
+        (),
+        text="Ranges of sizes to optimise for, too, as in batch=1,batch=2:8:32/width=64:128:256"
+        " (TensorRT).",
     )
     workspace: int = option(1024, text="Scratch memory that TensorRT may use, in MiB.", high=2**20)
     tf32: bool = option(False, text="Let TensorRT compute fp32 products in TF32.")
@@ -121,13 +127,14 @@ def resolve(params: Params) -> Params:
     return params
 
 
-# The options that only some engines use, by the names that `Engine.build_options` has. Training has
-# --tf32, too, and `assay run` cannot tell which one is meant.
-_FOR_SOME = {
+# The options of a build, by their names in `BuildOptions`. For training there is a --tf32, too, and
+# `assay run` cannot tell which one is meant.
+_CHOICES = {
     option.name: "workspace_mib" if option.name == "workspace" else option.name
     for option in options(Params)
-    if option.name not in ("model", "precision", "engine", "tf32")
+    if option.name not in ("model", "precision", "engine")
 }
+_FOR_SOME = {name: option for name, option in _CHOICES.items() if name != "tf32"}
 
 
 def check_options(explicit: frozenset[str], runs: Sequence[Params]) -> None:
@@ -162,20 +169,8 @@ def _options(params: Params) -> BuildOptions:
     from engines.contract import BuildOptions
 
     filled = _with_batches(params)
-    return BuildOptions(
-        batch_min=params.batch_min,
-        batch_opt=filled.batch_opt or BATCH_OPT,
-        batch_max=filled.batch_max or BATCH_MAX,
-        workspace_mib=params.workspace,
-        tf32=params.tf32,
-        optimization_level=params.optimization_level,
-        target_sm=params.target_sm,
-        version_compatible=params.version_compatible,
-        hardware_compatible=params.hardware_compatible,
-        refit=params.refit,
-        strip_weights=params.strip_weights,
-        other_types=params.other_types,
-    )
+    values = {field: getattr(filled, name) for name, field in _CHOICES.items()}
+    return BuildOptions(**values | {"profiles": profiles.parse(params.profiles)})
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:

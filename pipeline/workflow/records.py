@@ -154,27 +154,28 @@ class RecordVerifier:
                 one of its own inputs was made again since.
         """
         path = paths.locate(artifact)
-        fix = f"run `{hints.making(artifact, params)}`"
+
+        def fix(more: str = "") -> str:  # only for an error, since it imports the model
+            return f"run `{hints.making(artifact, params)}{more}`"
+
+        retrain = " --retrain" if artifact.stage == CHECKPOINT.stage else ""
         if not path.exists():
-            raise DeployError(f"no {artifact.kind} here: {path} does not exist", fix)
-        if artifact.stage == CHECKPOINT.stage:
-            fix = f"run `{hints.making(artifact, params)} --retrain`"
+            raise DeployError(f"no {artifact.kind} here: {path} does not exist", fix())
         try:
             record = load(self.root / artifact.record)
         except DeployError as error:
-            raise DeployError(error.message, fix) from error
+            raise DeployError(error.message, fix(retrain)) from error
         if record is None or artifact.label not in record.outputs:
             raise DeployError(
                 f"no record lists {path}",
-                f"{fix}, which writes {self.root / artifact.record}",
+                f"{fix(retrain)}, which writes {self.root / artifact.record}",
             )
-        fix = f"run `{again(record)}`"
         expected, actual = record.outputs[artifact.label]["sha256"], sha256_file(path)
         if actual != expected:
             raise DeployError(
                 f"{path} is not the {artifact.kind} that was made: expected sha256 {expected},"
                 f" found {actual}",
-                f"restore the file, or {fix}",
+                f"restore the file, or run `{again(record)}`",
             )
         self._check_fresh(artifact.label, record)
         return actual

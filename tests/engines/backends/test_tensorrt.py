@@ -1,8 +1,10 @@
 """Plans of TensorRT for RTX, built without a GPU: options, errors, progress."""
 
+import importlib
 import json
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,9 @@ import onnx
 import pytest
 
 import engines
-from engines import hardware
+from engines import hardware, profiles
 from engines.backends import _turing
-from engines.backends._tensorrt_network import type_mismatches
+from engines.backends._tensorrt_network import add_profiles, parse, type_mismatches
 from engines.contract import BuildOptions, Engine, OpenOptions
 from engines.errors import DeployError, NotAvailableError, UsageError
 from engines.layer_report import Layer, of_inspector
@@ -252,7 +254,7 @@ def test_an_operator_tensorrt_lacks_is_named_with_its_node(tmp_path: Path) -> No
     assert not (tmp_path / "engine").exists()
 
 
-def test_a_second_dynamic_axis_is_an_error(tmp_path: Path) -> None:
+def two_axes(tmp_path: Path) -> Path:
     shape = ["batch", 3, "height"]
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
@@ -263,5 +265,53 @@ def test_a_second_dynamic_axis_is_an_error(tmp_path: Path) -> None:
     )
     path = tmp_path / "two.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), path)
+    return path
+
+
+def test_a_second_dynamic_axis_is_an_error(tmp_path: Path) -> None:
+    path = two_axes(tmp_path)
     with pytest.raises(DeployError, match="an axis other than the batch is dynamic"):
         engines.get("tensorrt_rtx").build(path, tmp_path / "engine", BuildOptions())
+
+
+SIZES = {"x": (None, (3, 3, 3), (16, 64, 256))}
+
+
+def test_a_plan_has_a_profile_for_all_sizes_and_for_each_range(tmp_path: Path) -> None:
+    vendor = importlib.import_module(engines.get("tensorrt_rtx").module)
+    builder = vendor.Builder(vendor.Logger())
+    network = builder.create_network(0)
+    parse(vendor, network, vendor.Logger(), two_axes(tmp_path), None)
+    wanted = profiles.parse(["batch=1", "height=16:32:48/batch=2:4:8", "x.2=100"])
+    added: list[Any] = []
+    config = SimpleNamespace(add_optimization_profile=added.append)
+    options = BuildOptions(batch_max=32, sizes=SIZES, profiles=wanted)
+    add_profiles(builder, network, config, options)
+    assert [[tuple(shape) for shape in profile.get_shape("x")] for profile in added] == [
+        [(1, 3, 16), (8, 3, 64), (32, 3, 256)],
+        [(1, 3, 16), (1, 3, 64), (1, 3, 256)],
+        [(2, 3, 16), (4, 3, 32), (8, 3, 48)],
+        [(1, 3, 100), (8, 3, 100), (32, 3, 100)],
+    ]
+    real = builder.create_builder_config()
+    add_profiles(builder, network, real, options)
+    assert real.num_optimization_profiles == 4
+    engines.get("tensorrt_rtx").build(two_axes(tmp_path), tmp_path / "engine", options)
+    assert (tmp_path / "engine").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["width=1"], r"names the axis 'width', .* are batch, x\.0, height, x\.2"),
+        (["height=8:16:32"], "has height from 8 to 32, and the engine's is from 16 to 256"),
+        (["batch=1:8:512"], "has batch from 1 to 512, and the engine's is from 1 to 256"),
+    ],
+)
+def test_a_profile_that_does_not_fit_the_graph_is_refused(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    options = BuildOptions(sizes=SIZES, profiles=profiles.parse(words))
+    with pytest.raises(UsageError, match=message):
+        engines.get("tensorrt_rtx").build(two_axes(tmp_path), tmp_path / "engine", options)
+    assert not (tmp_path / "engine").exists()

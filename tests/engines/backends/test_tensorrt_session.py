@@ -126,6 +126,11 @@ class Context:
         self.shape: tuple[int, ...] = ()
         self.addresses: dict[str, int] = {}
         self.enqueued = 0
+        self.profile = 0
+
+    def set_optimization_profile_async(self, index: int, _stream: int) -> bool:
+        self.profile, self.shape = index, ()
+        return True
 
     def set_input_shape(self, _name: str, shape: tuple[int, ...]) -> bool:
         self.shape = shape
@@ -155,8 +160,12 @@ class Vendor:
 
     TensorIOMode = SimpleNamespace(INPUT=0, OUTPUT=1)
 
-    def __init__(self, runtime: Runtime, *, accepts: bool = True) -> None:
+    def __init__(
+        self, runtime: Runtime, *, accepts: bool = True, batches: tuple[int, ...] = ()
+    ) -> None:
         self.runtime = runtime
+        self.profiles = [(1, LARGEST), *((batch, batch) for batch in batches)]
+        self.num_optimization_profiles = len(self.profiles)
         self.accepts = accepts
         self.contexts: list[Context] = []
         self.num_io_tensors = 2
@@ -189,8 +198,9 @@ class Vendor:
     def nptype(self, kind: type) -> type:
         return kind
 
-    def get_tensor_profile_shape(self, _name: str, _profile: int) -> tuple[tuple[int, int], ...]:
-        return (1, 3), (2, 3), (LARGEST, 3)
+    def get_tensor_profile_shape(self, _name: str, profile: int) -> tuple[tuple[int, int], ...]:
+        least, largest = self.profiles[profile]
+        return (least, 3), (least, 3), (largest, 3)
 
 
 @pytest.fixture
@@ -245,6 +255,21 @@ def test_a_graph_is_captured_once_until_the_shape_changes(runtime: Runtime, tmp_
     assert (runtime.graphs, vendor.contexts[0].enqueued) == (1, 4)
     np.testing.assert_array_equal(session.run(rows(2, 5))["y"], 2 * rows(2, 5)["x"])
     assert (runtime.graphs, vendor.contexts[0].enqueued) == (1, 6)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_each_shape_runs_with_the_narrowest_profile_that_has_it(
+    runtime: Runtime, tmp_path: Path, cuda_graph: bool
+) -> None:
+    vendor = Vendor(runtime, batches=(1, LARGEST))
+    session = opened(vendor, tmp_path, cuda_graph=cuda_graph)
+    used = []
+    for count in (LARGEST, 1, 2, 1, LARGEST):  # the buffers begin with the largest shape
+        output = session.run(rows(count, first=count))["y"]
+        np.testing.assert_array_equal(output, 2 * rows(count, first=count)["x"])
+        used.append(vendor.contexts[0].profile)
+    assert used == [2, 1, 0, 1, 2]
+    session.close()
 
 
 def test_a_failed_capture_is_ended(runtime: Runtime, tmp_path: Path) -> None:

@@ -106,38 +106,51 @@ def test_rounds_are_interleaved_in_random_order(clock: Clock) -> None:
     # one run, so a fixed order would give a single pattern of runs.
     assert len(runs) > timings[0].rounds
     lengths = [len(list(group)) for _, group in itertools.groupby(log)][10:]
-    assert len(set(lengths)) > 4
+    assert len(set(lengths)) > 2
 
 
 def test_an_unsettled_result_is_kept_and_marked(clock: Clock) -> None:
     timings = timing.measure(candidates(clock, [], spread=3.0), budget=0.01, seed=0)
-    assert all(entry.rounds == timing.FEWEST_ROUNDS for entry in timings)
+    assert all(entry.rounds == timing.intervals.FEWEST for entry in timings)
     assert not all(entry.settled for entry in timings)
 
 
-def test_settled_results_stop_early(clock: Clock) -> None:
+def test_narrow_results_stop_early(clock: Clock) -> None:
     timings = timing.measure(candidates(clock, [], drift=0), budget=1e9, seed=0)
     assert all(entry.settled for entry in timings)
-    assert timings[0].rounds < timing.MAX_ROUNDS
+    assert clock.now >= timing.MIN_SECONDS
+    assert timings[0].rounds < timing.MAX_ROUNDS / 2
 
 
-def test_a_percentile_needs_samples_beyond_it() -> None:
-    assert timing._percentiles([1.0] * 10) == {}
-    assert set(timing._percentiles([1.0] * 20)) == {"p50"}
-    assert set(timing._percentiles([1.0] * 999)) == {"p50", "p90", "p95"}
-    assert "p99" in timing._percentiles([1.0] * 1001)
+def test_two_sessions_may_differ_by_accident(clock: Clock) -> None:
+    same = [timing.Candidate(n, Timed(clock, n, 1e-3, 1e-3, [], drift=0), {}) for n in "ab"]
+    for entry in timing.measure(same, budget=1, seed=0):
+        if entry.name == "b":
+            part = timing.SESSIONS_DIFFER
+            assert (entry.ratio.low, entry.ratio.high) == pytest.approx((1 - part, 1 + part))
 
 
-def test_the_bootstrap_interval_covers_the_median_at_95_percent() -> None:
-    generator = np.random.default_rng(0)
-    inside = 0
-    for trial in range(200):
-        interval = timing.bootstrap(generator.lognormal(size=30), trial)
-        inside += interval.low <= 1.0 <= interval.high  # the median of a lognormal
-    assert 180 <= inside <= 200
+def test_it_warms_up_until_runs_are_no_longer_faster() -> None:
+    times = itertools.chain(np.linspace(1.0, 0.1, 40), itertools.repeat(0.1))
+    runs = []
+
+    def run(count: int) -> list[float]:
+        runs.append(count)
+        return [float(next(times)) for _ in range(count)]
+
+    assert timing._plan(run) == (1, 1)
+    assert len(runs) >= 40
 
 
-def test_settling_is_a_narrow_interval_of_the_median() -> None:
-    assert timing._settled([1.0] * timing.MIN_ROUNDS)
-    assert not timing._settled([1.0] * (timing.MIN_ROUNDS - 1))
-    assert not timing._settled([1.0, 2.0] * timing.MIN_ROUNDS)
+def test_threads_that_wait_for_a_cpu_make_a_slow_result_busy(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing.Waiting, "part", 2.0)
+    steady = timing.measure(candidates(clock, [], drift=0), budget=1, seed=0)
+    assert not any(entry.busy for entry in steady)
+    slowed = timing.measure(candidates(clock, [], drift=0, spread=9.0), budget=1, seed=0)
+    assert any(entry.busy for entry in slowed)
+    monkeypatch.setattr(timing.Waiting, "part", 0.0)
+    assert not any(
+        e.busy for e in timing.measure(candidates(clock, [], spread=9.0), budget=1, seed=0)
+    )

@@ -255,7 +255,7 @@ def test_a_model_with_a_fixed_size_is_refused(assay: Callable[..., Result]) -> N
         ("unknown", "Model.dynamic names the input 'x', but the model takes image"),
         ("malformed", "Model.dynamic has 2: (16, 64) for 'image'"),
         ("a_list", "Model.dynamic has [2, 3] for 'image'"),
-        ("only_one", "the model fixes axis 1 of tokens, which Model.dynamic names, to 12"),
+        ("only_one", "the model fixes axis 1 of tokens (length), which Model.dynamic names, to 12"),
         ("too_large", "(at 40x8; the usual size runs)"),
         ("backwards", 'write 2: ("height", 16, 64)'),
         ("one_name", "usually 32, as axis 3 of 'image', but 16 to 64, usually 24, as axis 2 of"),
@@ -273,6 +273,7 @@ def test_wrong_declarations_are_explained(
 
 
 @pytest.mark.slow(5)
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # of PyTorch, about its speed
 def test_an_lstm_with_projections_becomes_its_steps(assay: Callable[..., Result]) -> None:
     exported = assay("export", "nets.py:projected")
     assert exported.code == 0, exported.err

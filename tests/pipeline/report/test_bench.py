@@ -10,7 +10,8 @@ def measured(name: str, boundary: str, **more: object) -> dict[str, object]:
     seconds = {"value": 2e-6, "low": 1e-6, "high": 3e-6}
     ratio = {"value": 1.5, "low": 1.25, "high": 1.75}
     common = {"batch": 4, "baseline": "a", "seconds": seconds, "ratio": ratio, "settled": True}
-    percentiles = {"p50": 2e-6, "p99": 4e-3}
+    common |= {"busy": False, "others": 0.0}
+    percentiles = {"p99": {"value": 4e-3, "low": 3e-3, "high": 5e-3}}
     return {"name": name, "boundary": boundary, **common, "percentiles": percentiles, **more}
 
 
@@ -34,6 +35,23 @@ def test_an_engine_at_a_batch_size_is_one_row(capsys: pytest.CaptureFixture[str]
     assert " ".join(first[3:]) == "2.00 µs 2.00 µs 1.00 µs to 3.00 µs 4.00 ms 2,000,000"
     words = "2.00 µs* 50.0 ms 40.0 ms to 60.0 ms 4.00 ms 80 1.50x (1.25-1.75)"
     assert second == ["b", "cuda:0", "4", *words.split()]
+
+
+@pytest.mark.parametrize("slowed", ["a", "b"])
+def test_a_ratio_to_an_engine_that_others_slowed_is_not_printed(
+    capsys: pytest.CaptureFixture[str], slowed: str
+) -> None:
+    shown(*(measured(n, "end to end", busy=n == slowed, others=0.45) for n in "ab"))
+    out = capsys.readouterr().out
+    assert "1.50x" not in out
+    assert "busy: other processes took up to 45% of the CPUs" in out
+
+
+def test_the_cause_of_an_unstable_result_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    shown(measured("a", "end to end", settled=False, others=0.3))
+    assert "* unstable: other processes took up to 30% of the CPUs" in capsys.readouterr().out
+    shown(measured("a", "end to end", settled=False, others=None))
+    assert "* unstable: too few rounds" in capsys.readouterr().out
 
 
 def test_a_ratio_that_is_hardly_known_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:

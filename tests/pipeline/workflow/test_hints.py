@@ -107,6 +107,17 @@ def test_the_hint_for_a_missing_artifact_makes_it(
     assert path.exists()
 
 
+def test_no_hint_is_made_without_an_error(
+    store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise AssertionError("a hint imports the model, and with it torch")
+
+    monkeypatch.setattr(hints, "making", fail)
+    words = ("bundle", "lenet", "--root", store.root, "--dist", store.dist, "--force")
+    assert assay(*words).code == 0
+
+
 def test_the_hint_for_a_changed_artifact_restores_it(copy: Store, assay: Assay) -> None:
     place = ["--root", copy.root, "--dist", copy.dist]
     words = [*WORDS["export"], "--exporter", "torchscript"]

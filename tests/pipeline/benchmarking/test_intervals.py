@@ -1,0 +1,66 @@
+"""Confidence intervals, on samples whose median is known."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from pipeline.benchmarking import intervals
+
+
+def correlated(generator: np.random.Generator, count: int) -> np.ndarray:
+    """Returns samples of median 1 that follow each other, some of them far too large."""
+    level = np.zeros(count)
+    for index in range(1, count):
+        level[index] = 0.8 * level[index - 1] + 0.02 * generator.normal()
+    late = generator.exponential(size=count) * (generator.random(count) < 0.1)
+    early = generator.exponential(size=count) * (generator.random(count) < 0.1)
+    return np.exp(level + late - early)
+
+
+@pytest.mark.parametrize("count", [20, 400])
+def test_the_interval_covers_the_median_of_independent_samples(count: int) -> None:
+    generator = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        interval = intervals.location(generator.lognormal(size=count))
+        assert interval.low <= interval.value <= interval.high
+        inside += interval.low <= 1 <= interval.high
+    assert 370 <= inside <= 398  # 380 expected
+
+
+def test_it_covers_the_median_of_correlated_samples_with_outliers() -> None:
+    generator = np.random.default_rng(0)
+    inside = 0
+    for _ in range(300):
+        interval = intervals.location(correlated(generator, 400))
+        inside += interval.low <= 1 <= interval.high
+    assert inside >= 276  # 92 %
+
+
+@pytest.mark.parametrize("count", [6, 7, 8, 10])
+def test_the_cut_is_that_of_all_signs(count: int) -> None:
+    ranks = np.arange(1, count + 1)
+    signs = np.array([*itertools.product([0, 1], repeat=count)])
+    sums = np.sort(signs @ ranks)
+    cut = intervals._cut(count)
+    assert np.mean(sums <= cut) <= 0.025 < np.mean(sums <= cut + 1)
+
+
+def test_few_samples_give_their_range() -> None:
+    interval = intervals.location(np.array([1.0, 4.0, 2.0]))
+    assert (interval.low, interval.high) == pytest.approx((1, 4))
+    assert interval.reach == pytest.approx(1)  # from 2 to 4
+
+
+def test_a_percentile_is_known_only_with_samples_to_both_sides_of_its_interval() -> None:
+    assert intervals.percentile(np.arange(1.0, 101), 99) is None
+    known = intervals.percentile(np.arange(1.0, 1001), 99)
+    assert known is not None
+    assert known.low < 990 < known.high < 1000
+    generator, inside = np.random.default_rng(0), 0
+    for _ in range(300):
+        interval = intervals.percentile(np.sort(generator.random(2000)), 95)
+        assert interval is not None
+        inside += interval.low <= 0.95 <= interval.high
+    assert 275 <= inside <= 297  # 285 expected
