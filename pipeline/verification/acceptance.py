@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # The verdicts with which an engine may be bundled; one that is not run here is proved elsewhere.
 ACCEPTED = ("pass", "not run")
-_NAMED = 3  # reasons in an error; the table of verdicts is printed with all
+_NAMED = 5  # reasons in an error; the table of verdicts is printed with all
 _FAILED_HINT = "build the engine again, or name the other engines with --engine"
 _CRASH_HINT = "name the other engines with --engine, or install another version of the library"
 

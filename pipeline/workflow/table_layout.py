@@ -30,7 +30,7 @@ def fitting_columns(
         width: Characters in a line.
     """
     chosen = kept
-    for least in (_full_width, _least_width):
+    for least in (_unbroken_width, _least_width):
         chosen = kept
         for name in optional:
             if _sum(least, columns, rows, chosen) > width:
@@ -45,6 +45,17 @@ def least_width(columns: Sequence[str], rows: Sequence[Sequence[str]], kept: Seq
     return _sum(_least_width, columns, rows, kept)
 
 
+def file_width(columns: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[int]) -> int:
+    """Returns how many characters a table in a file needs: headings of numbers are not broken."""
+    whole = {column: _longest([column.lstrip(">")]) for column in columns if column[:1] == ">"}
+    return _sum(
+        lambda column, cells: max(_least_width(column, cells), whole.get(column, 0)),
+        columns,
+        rows,
+        kept,
+    )
+
+
 def _sum(
     needed: Callable[[str, Sequence[str]], int],
     columns: Sequence[str],
@@ -56,18 +67,21 @@ def _sum(
     return around + sum(needed(columns[index], [row[index] for row in rows]) for index in kept)
 
 
-def _full_width(column: str, cells: Sequence[str]) -> int:
-    from rich.cells import cell_len
-
-    return max(map(cell_len, (column.lstrip(">"), *cells)), default=0)
+def _unbroken_width(column: str, cells: Sequence[str]) -> int:
+    """Returns the width at which only the heading is broken between words."""
+    return _longest([*column.lstrip(">").split(), *cells])
 
 
 def _least_width(column: str, cells: Sequence[str]) -> int:
+    """Returns the width at which texts are broken between words, but no number."""
+    if column.startswith(">"):
+        return _unbroken_width(column, cells)
+    return _longest([word for part in (column, *cells) for word in part.split()])
+
+
+def _longest(parts: Sequence[str]) -> int:
     from rich.cells import cell_len  # a Chinese character takes the width of two
 
-    parts = [column.lstrip(">"), *cells]
-    if not column.startswith(">"):  # texts may be broken between words
-        parts = [word for part in parts for word in part.split()]
     return max(map(cell_len, parts), default=0)
 
 
@@ -82,7 +96,7 @@ def draw(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], spar
     for index, column in enumerate(columns):
         cells = [row[index] for row in rows]
         least = _least_width(column, cells)
-        more = min(spare, _full_width(column, cells) - least)
+        more = min(spare, _longest([column.lstrip(">"), *cells]) - least)
         spare -= more
         justify: Any = "right" if column.startswith(">") else "left"
         table.add_column(column.lstrip(">"), justify=justify, width=least + more, overflow="fold")

@@ -470,4 +470,4 @@ def test_an_error_names_a_few_of_many_reasons(golden: Golden) -> None:
     many = dataclasses.replace(verdict, status="mismatch", reason="; ".join(reasons))
     with pytest.raises(ParityError) as caught:
         require_pass([many], "m")
-    assert caught.value.message.endswith("fault 0; fault 1; 6 more; fault 8")
+    assert caught.value.message.endswith("fault 2; fault 3; 4 more; fault 8")
