@@ -24,7 +24,7 @@ ASSAY := $(RUN) -m pipeline.cli
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-fast test-large test-long test-engines test-gpu fuzz interruptions gpu-report lint clean
+.PHONY: help setup pipeline data train export verify build bench bundle report summary doctor test test-fast test-large test-long test-report test-engines test-gpu fuzz interruptions gpu-report lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,13 +78,17 @@ test: $(STAMP) ## run all tests that need no GPU and no long run
 	$(RUN) -m pytest $(PARALLEL) $(ARGS)
 
 test-fast: $(STAMP) ## run the tests that take under a second each
-	$(RUN) -m pytest $(PARALLEL) -m 'not large and not long and not gpu and not slow' $(ARGS)
+	$(RUN) -m pytest $(PARALLEL) -m 'not large and not long and not gpu and not browser and not slow' $(ARGS)
 
 test-large: $(STAMP) ## run the tests that take 16 GiB of memory
 	$(RUN) -m pytest -m large $(ARGS)
 
 test-long: $(STAMP) ## run the tests that take minutes
 	$(RUN) -m pytest -m long $(ARGS)
+
+test-report: $(STAMP) ## check the HTML report in Chromium, which has to be installed
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	$(RUN) -m pytest -m browser tests/pipeline/report/page $(ARGS)
 
 test-engines: $(STAMP) ## run the tests of engines, with the long ones and engines that compile
 	ASSAY_TEST_COMPILERS=1 $(RUN) -m pytest -m 'not large and not gpu' tests/engines $(ARGS)

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import os
-import time
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import temporary
-from engines.errors import DeployError, NotAvailableError, ParityError, UsageError
+from engines.errors import DeployError, UsageError
 
 if TYPE_CHECKING:
     from engines.contract import Array, Feeds, Outputs, Session, TensorSpec
-    from pipeline.bundling.checking import Unpacked
-    from pipeline.golden.file import Reference
 
-# Time and rows for choosing the fastest engine.
-_TIMING_SECONDS = 0.2
-_TIMING_ROWS = 8
 _MAX_THREADS = 1024
 
 
@@ -152,7 +146,7 @@ def load(
         NotAvailableError: This machine can run no engine of the bundle, or not the named one.
     """
     from engines.hardware import available_cpus
-    from pipeline.bundling import checking
+    from pipeline.bundling import checking, opening
     from pipeline.golden import file as goldens
     from pipeline.workflow import console
 
@@ -169,75 +163,10 @@ def load(
             unpacked = checking.unpack(Path(bundle), files.enter_context(temporary.folder()))
             threads = threads or available_cpus()
             golden = goldens.load(unpacked.golden)
-            proved = _proved(unpacked, engine, device, threads)
-            chosen, session = _fastest(proved, unpacked, golden, device, threads)
+            proved = opening.proved(unpacked, engine, device, threads)
+            chosen, session = opening.fastest(proved, unpacked, golden, device, threads)
         sizes = golden.sizes(session.inputs)
         return Predictor(chosen, session, unpacked.manifest, sizes, files)
     except BaseException:
         files.close()
         raise
-
-
-def _proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -> list[str]:
-    """Returns the names of the engines that pass verification on this machine."""
-    from pipeline.workflow.artifacts import GRAPH_SUBJECT
-
-    names = [name for name in unpacked.subjects if name != GRAPH_SUBJECT]
-    if engine is not None:
-        if engine not in names:
-            raise NotAvailableError(
-                f"the bundle has no engine {engine!r}", f"available: {', '.join(names)}"
-            )
-        names = [engine]
-    verdicts = [unpacked.prove(name, device, threads) for name in names]
-    proved = [verdict.subject for verdict in verdicts if verdict.status == "pass"]
-    if proved:
-        return proved
-    reasons = "; ".join(
-        f"{verdict.subject}: {verdict.status}, {verdict.reason}" for verdict in verdicts
-    )
-    if any(verdict.status not in ("pass", "not run") for verdict in verdicts):
-        raise ParityError(f"no engine of the bundle passes verification here: {reasons}")
-    raise NotAvailableError(
-        f"no engine of the bundle runs on this machine: {reasons}",
-        "`pip install onnxruntime-gpu` runs the engine onnxruntime",
-    )
-
-
-def _fastest(
-    names: list[str], unpacked: Unpacked, golden: Reference, device: str, threads: int
-) -> tuple[str, Session]:
-    """Opens engines, times them on a few golden rows, and returns the fastest one."""
-    import engines
-    from engines.contract import OpenOptions
-    from pipeline.verification.engine_proof import open_built
-
-    options = OpenOptions(device=device, threads=threads)
-    feeds = golden.feeds(_TIMING_ROWS)
-    with ExitStack() as stack:
-        sessions = {
-            name: stack.enter_context(
-                closing(open_built(engines.get(name), unpacked.subjects[name], options))
-            )
-            for name in names
-        }
-        chosen = names[0]
-        if len(names) > 1:
-            chosen = min(names, key=lambda name: _shortest_run(sessions[name], feeds))
-        stack.pop_all()
-    for name, session in sessions.items():
-        if name != chosen:
-            session.close()
-    return chosen, sessions[chosen]
-
-
-def _shortest_run(session: Session, feeds: Feeds) -> float:
-    """Returns the seconds of the shortest run; repeats runs for `_TIMING_SECONDS`."""
-    session.run(feeds)
-    times: list[float] = []
-    end = time.perf_counter() + _TIMING_SECONDS
-    while not times or time.perf_counter() < end:
-        start = time.perf_counter()
-        session.run(feeds)
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -48,6 +48,12 @@ class NotAvailableError(DeployError):
     exit_code = 4
 
 
+class NotMetError(DeployError):
+    """A bound that measurements do not meet, such as a latency."""
+
+    exit_code = 5
+
+
 class CrashedError(DeployError):
     """A vendor library that ended its process, or was stopped at a limit of time or memory."""
 

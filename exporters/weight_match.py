@@ -383,7 +383,8 @@ def _close(array: Array, expected: Expected, roundings: int) -> bool:
     value = expected.value
     kind = ml_dtypes.finfo(array.dtype)  # type: ignore[no-untyped-call]  # knows bfloat16
     unit, least = float(kind.eps) / 2, float(kind.smallest_subnormal)
-    size = np.broadcast_to(np.asarray(expected.size), value.shape).reshape(-1)
+    allowed = roundings * (unit * np.asarray(expected.size) + least)
+    allowed = np.broadcast_to(allowed, value.shape).reshape(-1)
     for form in forms(array):
         if form is not array and form.shape != value.shape:
             continue
@@ -391,11 +392,7 @@ def _close(array: Array, expected: Expected, roundings: int) -> bool:
         # In parts, since most tensors differ in the first, and temporary ones stay in the cache.
         parts = (slice(i, i + _PART) for i in range(0, len(wanted), _PART))
         if all(
-            np.all(
-                np.abs(numbers[p].astype(np.float64) - wanted[p])
-                <= roundings * (unit * size[p] + least)
-            )
-            for p in parts
+            np.all(np.abs(numbers[p].astype(np.float64) - wanted[p]) <= allowed[p]) for p in parts
         ):
             return True
     return False

@@ -198,7 +198,7 @@ def check(
         names = unpacked.subjects if engine is None else (GRAPH_SUBJECT, engine)
         verdicts = []
         if not digests_only:
-            consent(_opened(unpacked, names))
+            consent(opened(unpacked, names))
             verdicts = _prove(bundle, root, unpacked, names, device, threads)
     if verdicts and all(verdict.status == "not run" for verdict in verdicts):
         reasons = "; ".join(f"{verdict.subject}: {verdict.reason}" for verdict in verdicts)
@@ -210,7 +210,7 @@ def check(
     return Checked(unpacked.manifest, unpacked.links, verdicts)
 
 
-def _opened(unpacked: Unpacked, names: Iterable[str]) -> list[str]:
+def opened(unpacked: Unpacked, names: Iterable[str]) -> list[str]:
     """Returns a line for each file that will be opened: what it is, and what opens it."""
     lines = []
     for name in names:

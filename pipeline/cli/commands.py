@@ -18,23 +18,49 @@ from pipeline.workflow import console
 @click.argument("model")
 @click.option(
     "--precision",
-    default=exporters.DEFAULT_PRECISION,
-    show_default=True,
-    help="Precision of the graph.",
+    help=f"Precision of the graph [{exporters.DEFAULT_PRECISION}; of --html and --markdown: all"
+    " that were exported].",
+)
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write all results, with plots, to one HTML file that needs no other.",
+)
+@click.option(
+    "--markdown",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    is_flag=False,
+    flag_value="-",
+    metavar="[FILE]",
+    help="Write a summary for a pull request to a file [standard output]. Goes after MODEL.",
 )
 @storing
-def report(model: str, precision: str, **values: Any) -> None:
+def report(
+    model: str, precision: str | None, page: Path | None, markdown: Path | None, **values: Any
+) -> None:
     """Print a model's results: accuracy, verdicts, latency, bundle."""
     from pipeline import models
     from pipeline.report import summary
 
     store = make_store(values)
     models.check_name(model)
-    if precision not in exporters.PRECISIONS:
+    if precision is not None and precision not in exporters.PRECISIONS:
         known = list(exporters.PRECISIONS)
         raise UsageError(f"unknown precision {precision!r}", suggestion(precision, known))
-    results = summary.collect(model, precision, store)
-    summary.show(results)
+    if page is not None or markdown is not None:
+        from pipeline.report.page import write
+
+        if markdown == write.STDOUT and console.settings.json:
+            raise UsageError(
+                "--json and --markdown without a file both print on stdout", "give --markdown FILE"
+            )
+        write.write(model, [precision] if precision else [], store, page, markdown)
+        if not console.settings.json:
+            return
+    results = summary.collect(model, precision or exporters.DEFAULT_PRECISION, store)
+    if page is None and markdown is None:
+        summary.show(results)
     console.document(results.document())
 
 
@@ -81,7 +107,7 @@ def check(
         engine=engine,
         digests_only=digests_only,
         max_bytes=int(max_size * 2**30),
-        consent=lambda lines: None if trust else _ask(bundle, lines),
+        consent=lambda lines: None if trust else ask(bundle, lines),
     )
     members = len(checked.manifest["members"])
     console.result(f"{bundle}: {members} members and {checked.links} digests of the chain match")
@@ -94,7 +120,7 @@ def check(
     console.document(checked.document())
 
 
-def _ask(bundle: Path, lines: Sequence[str]) -> None:
+def ask(bundle: Path, lines: Sequence[str]) -> None:
     """Asks whether to open what is in a bundle.
 
     Raises:

@@ -21,6 +21,13 @@ _OTHERS = 0.1
 
 def show(measurements: dict[str, Any]) -> None:
     """Prints one row for each engine and batch size."""
+    console.table(*table(measurements), (_throughput(measurements), *_OPTIONAL))
+    for sentence in (*doubts(measurements["results"]), *bounds(measurements["results"])):
+        console.result(sentence)
+
+
+def table(measurements: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """Returns a title, titles of columns, and a row of cells for each engine and batch size."""
     rows: dict[tuple[str, int, str], _Row] = {}
     for entry in measurements["results"]:
         row = rows.setdefault((entry["name"], *load_of(entry)), {})
@@ -36,16 +43,22 @@ def show(measurements: dict[str, Any]) -> None:
     ]
     compared = {name for name, _, _ in rows} - {*baselines.values()}
     title = f"Latency, and speed against {', '.join(names)}" if compared else "Latency"
-    throughput = f">{measurements.get('counted', 'images')}/s"
+    throughput = _throughput(measurements)
     columns = {
         throughput if column == _THROUGHPUT else column: cell for column, cell in _COLUMNS.items()
     }
     if not any(size for _, _, size in rows):
         del columns[_SIZE]
-    cells = [[cell(row) for cell in columns.values()] for row in rows.values()]
-    console.table(title, tuple(columns), cells, (throughput, *_OPTIONAL))
-    for sentence in (*doubts(measurements["results"]), *bounds(measurements["results"])):
-        console.result(sentence)
+    return title, [*columns], [[cell(row) for cell in columns.values()] for row in rows.values()]
+
+
+def counted(measurements: dict[str, Any]) -> str:
+    """Returns what a batch consists of: "images" or "rows"."""
+    return str(measurements.get("counted", "images"))
+
+
+def _throughput(measurements: dict[str, Any]) -> str:
+    return f">{counted(measurements)}/s"
 
 
 def doubts(results: list[dict[str, Any]]) -> list[str]:

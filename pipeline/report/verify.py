@@ -20,6 +20,17 @@ _LONG = 1e6
 
 def show(verdicts: Sequence[Verdict]) -> None:
     """Prints a table with a row for each output, then the remarks and reasons of each verdict."""
+    labels = {output.label for verdict in verdicts for output in verdict.outputs}
+    # The name of a single output is known; of several, it tells the rows from each other.
+    optional = ("output", *_OPTIONAL) if len(labels) == 1 else (*_OPTIONAL, "output")
+    console.table("Parity with the model", *cells(verdicts), optional)
+    for verdict in verdicts:
+        for sentence in remarks(verdict):
+            console.result(sentence)
+
+
+def cells(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
+    """Returns titles of columns and rows of cells, with a row for each output of a verdict."""
     columns = dict(_COLUMNS)
     if any(PRECISIONS[verdict.precision].quantized for verdict in verdicts):
         columns |= _QUANTIZED_COLUMNS
@@ -32,27 +43,26 @@ def show(verdicts: Sequence[Verdict]) -> None:
             rows.append([verdict.subject, verdict.status, *empty])
         for output in verdict.outputs:
             rows.append([cell(verdict, output) for _, cell in columns.values()])
-    titles = [title for title, _ in columns.values()]
-    labels = {output.label for verdict in verdicts for output in verdict.outputs}
-    # The name of a single output is known; of several, it tells the rows from each other.
-    optional = ("output", *_OPTIONAL) if len(labels) == 1 else (*_OPTIONAL, "output")
-    console.table("Parity with the model", titles, rows, optional)
-    for verdict in verdicts:
-        for output in verdict.outputs:
-            for sentence in rows_not_compared(
-                verdict.subject, verdict.precision, dataclasses.asdict(output)
-            ):
-                console.result(sentence)
-            if output.constant and verdict.status == "pass":
-                console.result(
-                    f"{verdict.subject}: {output.label} matches, but is the same for every input"
-                )
-        for sentence in limits_of(dataclasses.asdict(verdict)):
-            console.result(sentence)
-        if verdict.audit is not None and verdict.audit.gap:
-            console.result(f"{verdict.subject}: {verdict.audit.gap}")
-        if verdict.reason:
-            console.result(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
+    return [title for title, _ in columns.values()], rows
+
+
+def remarks(verdict: Verdict) -> list[str]:
+    """Returns what has to be said beside a verdict, and its reason."""
+    sentences = []
+    for output in verdict.outputs:
+        sentences += rows_not_compared(
+            verdict.subject, verdict.precision, dataclasses.asdict(output)
+        )
+        if output.constant and verdict.status == "pass":
+            sentences.append(
+                f"{verdict.subject}: {output.label} matches, but is the same for every input"
+            )
+    sentences += limits_of(dataclasses.asdict(verdict))
+    if verdict.audit is not None and verdict.audit.gap:
+        sentences.append(f"{verdict.subject}: {verdict.audit.gap}")
+    if verdict.reason:
+        sentences.append(f"{verdict.subject}: {verdict.status}: {verdict.reason}")
+    return sentences
 
 
 def limits_of(verdict: Mapping[str, Any]) -> list[str]:

@@ -198,6 +198,11 @@ def is_engine(label: str) -> bool:
     return path.stem == "engine" and len(path.parts) == len(Path(ENGINE.path).parts)
 
 
+def failure_report(record: Path) -> Path:
+    """Returns the file for the whole report of a failed run, by the path of the stage's record."""
+    return record.with_name(f"{record.stem}-failure.txt")
+
+
 def training_state(root: Path, model: str) -> Path:
     """Returns the file in which a training keeps its progress."""
     return root / ".resume" / f"{slug(model)}.safetensors"

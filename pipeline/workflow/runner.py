@@ -19,7 +19,7 @@ from engines.cache import sync
 from engines.errors import DeployError
 from pipeline import __version__
 from pipeline.workflow import console, hints, leftovers, lock, signals
-from pipeline.workflow.artifacts import Artifact, Paths, lock_file
+from pipeline.workflow.artifacts import Artifact, Paths, failure_report, lock_file
 from pipeline.workflow.digests import replace_json, sha256_file, sha256_json
 from pipeline.workflow.records import SCHEMA, Record, RecordVerifier, last, load
 from pipeline.workflow.stage import Difference, Stage, options, validate_params
@@ -350,7 +350,7 @@ class _Job:
     @contextmanager
     def _reported(self) -> Iterator[None]:
         """Writes the report of an error to a file and names the file in the hint."""
-        file = self.record.with_name(f"{self.record.stem}-failure.txt")
+        file = failure_report(self.record)
         file.unlink(missing_ok=True)
         try:
             yield

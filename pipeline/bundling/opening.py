@@ -1,0 +1,85 @@
+"""Opening an engine of an unpacked bundle: the fastest that passes verification here."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, closing
+
+import engines
+from engines.contract import Feeds, OpenOptions, Session
+from engines.errors import NotAvailableError, ParityError
+from pipeline.bundling.checking import Unpacked
+from pipeline.golden.file import Reference
+from pipeline.verification.engine_proof import open_built
+from pipeline.workflow.artifacts import GRAPH_SUBJECT
+
+# Time and rows for choosing the fastest engine.
+_TIMING_SECONDS = 0.2
+_TIMING_ROWS = 8
+
+
+def proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -> list[str]:
+    """Returns the names of a bundle's engines that pass verification on this machine.
+
+    Args:
+        engine: The only one to judge; None means all.
+
+    Raises:
+        ParityError: None passes, and at least one computes something else.
+        NotAvailableError: This machine can run none, or the bundle does not have the named one.
+    """
+    names = [name for name in unpacked.subjects if name != GRAPH_SUBJECT]
+    if engine is not None:
+        if engine not in names:
+            raise NotAvailableError(
+                f"the bundle has no engine {engine!r}", f"available: {', '.join(names)}"
+            )
+        names = [engine]
+    verdicts = [unpacked.prove(name, device, threads) for name in names]
+    passed = [verdict.subject for verdict in verdicts if verdict.status == "pass"]
+    if passed:
+        return passed
+    reasons = "; ".join(
+        f"{verdict.subject}: {verdict.status}, {verdict.reason}" for verdict in verdicts
+    )
+    if any(verdict.status not in ("pass", "not run") for verdict in verdicts):
+        raise ParityError(f"no engine of the bundle passes verification here: {reasons}")
+    raise NotAvailableError(
+        f"no engine of the bundle runs on this machine: {reasons}",
+        "`pip install onnxruntime-gpu` runs the engine onnxruntime",
+    )
+
+
+def fastest(
+    names: list[str], unpacked: Unpacked, golden: Reference, device: str, threads: int
+) -> tuple[str, Session]:
+    """Opens engines, times them on a few golden rows, and returns the fastest one."""
+    options = OpenOptions(device=device, threads=threads)
+    feeds = golden.feeds(_TIMING_ROWS)
+    with ExitStack() as stack:
+        sessions = {
+            name: stack.enter_context(
+                closing(open_built(engines.get(name), unpacked.subjects[name], options))
+            )
+            for name in names
+        }
+        chosen = names[0]
+        if len(names) > 1:
+            chosen = min(names, key=lambda name: _shortest_run(sessions[name], feeds))
+        stack.pop_all()
+    for name, session in sessions.items():
+        if name != chosen:
+            session.close()
+    return chosen, sessions[chosen]
+
+
+def _shortest_run(session: Session, feeds: Feeds) -> float:
+    """Returns the seconds of the shortest run; repeats runs for `_TIMING_SECONDS`."""
+    session.run(feeds)
+    times: list[float] = []
+    end = time.perf_counter() + _TIMING_SECONDS
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        session.run(feeds)
+        times.append(time.perf_counter() - start)
+    return min(times)

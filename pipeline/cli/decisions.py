@@ -1,0 +1,197 @@
+"""The commands that decide by measurements: `compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engines import temporary
+from engines.errors import NotMetError, UsageError
+from pipeline.cli.commands import ask
+from pipeline.cli.flags import limit, limiting, print_as, printing
+from pipeline.workflow import console, worker
+
+if TYPE_CHECKING:
+    from engines.contract import Session
+
+_path = click.Path(path_type=Path)
+
+
+def _sizes(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    if not all(word.isdecimal() and 1 <= int(word) <= 65536 for word in words):  # noqa: PLR2004
+        raise UsageError(f"--batch {text}: not batch sizes", "give numbers from 1, as in 1,8,64")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
+@click.command()
+@click.argument("first", metavar="A", type=_path)
+@click.argument("second", metavar="B", type=_path)
+@click.option("--batch", default="1", show_default=True, callback=_sizes, help="Batch sizes.")
+@click.option("--engine", metavar="NAME", help="The engine to time [all that both have].")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1000),
+    default=2.0,
+    show_default=True,
+    help="Percent that B may be slower.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [all available].")
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True, max=86400),
+    default=8.0,
+    show_default=True,
+    help="Seconds for each batch size.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the order in rounds.")
+@click.option("--trust", is_flag=True, help="Open engines without asking (for scripts).")
+@limiting
+@printing
+def compare(
+    first: Path,
+    second: Path,
+    batch: tuple[int, ...],
+    engine: str | None,
+    tolerance: float,
+    device: str,
+    threads: int | None,
+    budget: float,
+    seed: int,
+    trust: bool,
+    **values: Any,
+) -> None:
+    """Time bundle B beside bundle A; exit 5 if B is slower.
+
+    Engines are proved on this machine first. A and B run in turns, many times a second, so that
+    what else happens on the machine affects both.
+    """
+    from engines.hardware import available_cpus
+    from pipeline.benchmarking.comparison import Load
+    from pipeline.benchmarking.comparison import compare as timed
+    from pipeline.bundling import checking, opening
+    from pipeline.golden import file as goldens
+    from pipeline.report import bench as report
+
+    print_as(values)
+    limit(values)
+    count = threads or available_cpus()
+    with ExitStack() as stack:
+        folders = [stack.enter_context(temporary.folder()).resolve() for _ in range(2)]
+        unpacked = [
+            checking.unpack(path, folder)
+            for path, folder in zip((first, second), folders, strict=True)
+        ]
+        if not trust:
+            for path, bundle in zip((first, second), unpacked, strict=True):
+                ask(path, checking.opened(bundle, bundle.subjects))
+        proved = [opening.proved(bundle, engine, device, count) for bundle in unpacked]
+        worker.end()  # it holds memory, on a GPU too
+        golden = [goldens.load(bundle.golden) for bundle in unpacked]
+        loads = [Load(size, golden[0].feeds(size)) for size in batch]
+        common = [name for name in proved[0] if name in proved[1]]
+        results: list[dict[str, Any]] = []
+        devices: dict[str, str] = {}
+        choices: list[list[str]] = [[name] for name in common] or [[]]
+        for choice in choices:
+            sessions: dict[str, Session] = {}
+            for letter, bundle, names, rows in zip("AB", unpacked, proved, golden, strict=True):
+                # Only bundles without a common engine are compared by the fastest of each.
+                name, session = opening.fastest(choice or names, bundle, rows, device, count)
+                sessions[f"{letter} {name}"] = stack.enter_context(closing(session))
+            _require_alike(*sessions.values())
+            pair = timed(sessions, loads, budget=budget / len(choices), seed=seed)
+            devices |= {name: session.device for name, session in sessions.items()}
+            report.show({"baseline": next(iter(sessions)), "devices": devices, "results": pair})
+            results += pair
+    whole = [entry for entry in results if entry["boundary"] == "end to end"]
+    slowed = {(entry["name"], entry["batch"]): entry["busy"] for entry in whole}
+    verdicts = [
+        _judged(entry, slowed[entry["baseline"], entry["batch"]], tolerance)
+        for entry in whole
+        if entry["name"] != entry["baseline"]
+    ]
+    for verdict in verdicts:
+        console.result(verdict["sentence"])
+    console.document(
+        {
+            "bundles": {"A": str(first), "B": str(second)},
+            "manifests": [bundle.manifest for bundle in unpacked],
+            "devices": devices,
+            "tolerance": tolerance,
+            "verdicts": verdicts,
+            "results": results,
+        }
+    )
+    _require_none_slower(verdicts, tolerance)
+
+
+def _require_alike(one: Session, two: Session) -> None:
+    """Raises UsageError if two sessions do not take the same inputs on the same kind of device."""
+    if len(one.inputs) != len(two.inputs) or not all(
+        a.accepts(b) or b.accepts(a) for a, b in zip(one.inputs, two.inputs, strict=True)
+    ):
+        takes = ["; ".join(map(str, session.inputs)) for session in (one, two)]
+        raise UsageError(
+            f"A takes {takes[0]}, and B takes {takes[1]}", "compare bundles of the same inputs"
+        )
+    kinds = [session.device.partition(":")[0] for session in (one, two)]
+    if kinds[0] != kinds[1]:
+        raise UsageError(
+            f"A is fastest on {kinds[0]}, and B on {kinds[1]}", "give --device or --engine"
+        )
+
+
+def _judged(entry: dict[str, Any], busy: bool, tolerance: float) -> dict[str, Any]:
+    """Returns how much longer B takes at one batch size, and whether that is within the tolerance.
+
+    Args:
+        entry: Of B end to end, as `pipeline.benchmarking.comparison.compare` returns it.
+        busy: Other processes slowed A down.
+        tolerance: In percent.
+    """
+    ratio, limit = entry["ratio"], 1 + tolerance / 100
+    longer = {name: 1 / ratio[other] for name, other in _INVERSE}
+    if entry["busy"] or busy:
+        status, words = "busy", "other processes slowed it down, so that nothing is known"
+    elif longer["low"] > limit:
+        status, words = "slower", f"more than the tolerance of {tolerance:g} %"
+    elif longer["high"] < limit:
+        status, words = "pass", f"within the tolerance of {tolerance:g} %"
+    else:
+        status = "pass"
+        words = f"not known to be more than the tolerance of {tolerance:g} %; --budget narrows it"
+    name = entry["name"].partition(" ")[2]
+    sentence = (
+        f"{name}, batch {entry['batch']}: B takes {longer['value']:.3f} times as long as A"
+        f" ({longer['low']:.3f} to {longer['high']:.3f}): {words}"
+    )
+    return {
+        "name": name,
+        "batch": entry["batch"],
+        "status": status,
+        "longer": longer,
+        "sentence": sentence,
+    }
+
+
+# Of the interval of an inverse.
+_INVERSE = (("value", "value"), ("low", "high"), ("high", "low"))
+
+
+def _require_none_slower(verdicts: Sequence[dict[str, Any]], tolerance: float) -> None:
+    slower = [verdict for verdict in verdicts if verdict["status"] == "slower"]
+    if slower:
+        raise NotMetError(
+            f"B is slower than A by more than {tolerance:g} %: "
+            + ", ".join(f"{verdict['name']} at batch {verdict['batch']}" for verdict in slower),
+            "a larger --tolerance accepts it",
+        )
+
+
+COMMANDS = (compare,)

@@ -1,0 +1,247 @@
+"""Chooses what to deploy: the fastest of the proved engines, for latency and for throughput."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from exporters import PRECISIONS
+from pipeline.report.bench import WHOLE, counted, load_of
+from pipeline.report.page.results import PrecisionResults
+from pipeline.report.units import duration
+from pipeline.workflow import hints
+
+if TYPE_CHECKING:
+    from pipeline.verification.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine that is proved and measured, at one batch size.
+
+    Attributes:
+        engine: Its name, with " graph" if it replays a CUDA graph.
+        batch: Rows in one inference.
+        size: The sizes of the inputs' axes, where several are measured; else "".
+        seconds: Median time of one inference end to end.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        settled: Whether the interval became narrow enough within the budget.
+        busy: Whether other processes slowed it down so much that they are what was measured.
+        accuracy: The part of the test images that it classifies right; None if not known.
+        counted: What a batch consists of: "images" or "rows".
+        run: Names the run of bench; only engines of the same run were measured side by side.
+    """
+
+    engine: str
+    precision: str
+    device: str
+    batch: int
+    size: str
+    seconds: float
+    low: float
+    high: float
+    settled: bool
+    busy: bool
+    accuracy: float | None
+    counted: str
+    run: str
+
+    @property
+    def rate(self) -> float:
+        """Images or rows per second, one inference at a time."""
+        return self.batch / self.seconds
+
+    @property
+    def name(self) -> str:
+        """The engine and its precision, in words."""
+        return f"{self.engine} in {self.precision}"
+
+    @property
+    def point(self) -> tuple[str, str, int, str]:
+        """What is measured."""
+        return self.engine, self.precision, self.batch, self.size
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to deploy for one goal.
+
+    Attributes:
+        goal: "latency" or "throughput".
+        reasons: Why, in sentences.
+        doubts: What weakens the choice, in sentences; a command stands between backquotes.
+    """
+
+    goal: str
+    candidate: Candidate
+    reasons: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+
+def candidates(precisions: Sequence[PrecisionResults]) -> list[Candidate]:
+    """Returns all engines that are proved and measured, at each batch size.
+
+    Measurements of several precisions side by side replace those of the single precisions.
+    """
+    verdicts = {
+        (part.name, name): verdict
+        for part in precisions
+        for name, verdict in part.verdicts.items()
+        if verdict.status == "pass"
+    }
+    every: dict[tuple[str, str, int, str], Candidate] = {}
+    for run, precision, measurements in runs(precisions):
+        for entry in measurements["results"]:
+            engine, own = named(entry["name"], precision)
+            verdict = verdicts.get((own, engine.split()[0]))
+            if entry["boundary"] != WHOLE or verdict is None:
+                continue
+            seconds = entry["seconds"]
+            batch, size = load_of(entry)
+            candidate = Candidate(
+                engine=engine,
+                precision=own,
+                device=measurements["devices"][entry["name"]],
+                batch=batch,
+                size=size,
+                seconds=seconds["value"],
+                low=seconds["low"],
+                high=seconds["high"],
+                settled=entry["settled"],
+                busy=entry["busy"],
+                accuracy=accuracy(verdict),
+                counted=counted(measurements),
+                run=run,
+            )
+            every.setdefault(candidate.point, candidate)
+    return list(every.values())
+
+
+def runs(precisions: Sequence[PrecisionResults]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yields name, precision and measurements of each run of bench; comparisons come first."""
+    for part in precisions:
+        if part.comparison is not None:
+            yield f"{part.name} beside other precisions", part.name, part.comparison
+    for part in precisions:
+        if part.measurements is not None:
+            yield part.name, part.name, part.measurements
+
+
+def named(name: str, precision: str) -> tuple[str, str]:
+    """Returns engine and precision of a name in measurements, such as "openvino fp32 graph".
+
+    Args:
+        precision: The precision of engines whose name has none.
+    """
+    words = name.split()
+    own = next((word for word in words if word in PRECISIONS), precision)
+    return " ".join(word for word in words if word not in PRECISIONS), own
+
+
+def loads(points: Sequence[Candidate]) -> list[tuple[int, str]]:
+    """Returns batches and sizes: sizes in the order in which they were measured."""
+    every = dict.fromkeys((point.batch, point.size) for point in points)
+    return sorted(every, key=lambda load: load[0])
+
+
+def frontier(points: Sequence[Candidate]) -> list[Candidate]:
+    """Returns those that no other one beats in latency and throughput, from the lowest latency."""
+    best: list[Candidate] = []
+    for point in sorted(points, key=lambda entry: (entry.seconds, -entry.rate)):
+        if not best or point.rate > best[-1].rate:
+            best.append(point)
+    return best
+
+
+def accuracy(verdict: Verdict) -> float | None:
+    """Returns the part of the images that an engine classifies right; None if not known."""
+    flips = verdict.flips
+    return None if flips is None or flips.correct is None else flips.correct / flips.images
+
+
+def choose(model: str, known: Sequence[Candidate]) -> tuple[Choice, ...]:
+    """Returns the choice for each goal; () if nothing is proved and measured.
+
+    If several sizes of the inputs were measured, the first one counts.
+    """
+    same_size = [entry for entry in known if entry.size == known[0].size]
+    return tuple(_best(goal, model, same_size) for goal in _GOALS if same_size)
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """What is to be small.
+
+    Attributes:
+        share: Returns the part of an inference's seconds that counts.
+        text: Says what the goal makes of a candidate.
+    """
+
+    share: Callable[[Candidate], float]
+    text: Callable[[Candidate], str]
+
+
+_GOALS = {
+    "latency": _Goal(lambda _: 1.0, lambda entry: duration(entry.seconds)),
+    "throughput": _Goal(
+        lambda entry: 1 / entry.batch, lambda entry: f"{entry.rate:,.0f} {entry.counted}/s"
+    ),
+}
+
+
+def _best(goal: str, model: str, known: Sequence[Candidate]) -> Choice:
+    """Returns the fastest; of those that the measurement cannot tell from it, the most precise."""
+    share, words = _GOALS[goal].share, _GOALS[goal].text
+    digits = [*PRECISIONS].index
+    ranked = sorted(known, key=lambda entry: entry.seconds * share(entry))
+    reach = ranked[0].high * share(ranked[0])
+    near = [entry for entry in ranked if entry.low * share(entry) <= reach]
+    best = min(near, key=lambda entry: digits(entry.precision))
+    others = [e for e in ranked if (e.engine, e.precision) != (best.engine, best.precision)]
+    count = len({(entry.engine, entry.precision) for entry in known})
+    batches = ", ".join(map(str, sorted({entry.batch for entry in known})))
+    among = f"the best of {count} proved engines" if others else "the only proved engine"
+    reasons = [
+        f"{best.name} at batch {best.batch} on {best.device}: {words(best)} end to end, one"
+        f" inference at a time, {among} measured at batch {batches}."
+    ]
+    doubts = []
+    if others:
+        second = others[0]
+        described = f"{second.name} at batch {second.batch} ({words(second)})"
+        if second not in near:
+            reasons.append(f"Next is {described}; the 95 % intervals do not overlap.")
+        else:
+            less = " but less precise" if digits(second.precision) > digits(best.precision) else ""
+            doubts.append(f"{described} may be as fast{less}: the 95 % intervals overlap.")
+    if best.accuracy is not None:
+        reasons.append(f"It classifies {best.accuracy:.2%} of the test images right.")
+    if best.busy:
+        doubts.append("Other processes slowed it down; measure on a quiet machine.")
+    if not best.settled:
+        doubts.append("Its time is unstable; a larger --budget helps.")
+    if elsewhere := _measured_elsewhere(model, best, others):
+        doubts.append(elsewhere)
+    return Choice(goal, best, tuple(reasons), tuple(doubts))
+
+
+def _measured_elsewhere(model: str, best: Candidate, others: Sequence[Candidate]) -> str:
+    """Returns what to say of precisions that were measured in another run than the best."""
+    against = {entry.precision for entry in others if entry.run != best.run}
+    if not against:
+        return ""
+    names = sorted(against, key=[*PRECISIONS].index)
+    sentence = (
+        f"{' and '.join(names)} {'were' if len(names) > 1 else 'was'} measured in another run"
+    )
+    engines: dict[str, set[str]] = {}
+    for entry in (best, *others):
+        engines.setdefault(entry.precision, set()).add(entry.engine.split()[0])
+    shared = set.intersection(*(engines[name] for name in (best.precision, *names)))
+    if not shared:
+        return f"{sentence}."
+    params = {"model": model, "precision": best.precision, "against": names}
+    command = hints.command("bench", {**params, "engine": sorted(shared)})
+    return f"{sentence}; `{command}` measures side by side."

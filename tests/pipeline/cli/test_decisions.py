@@ -1,0 +1,125 @@
+"""`assay compare`, on real bundles."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import engines
+from benchmarks.method import Slowed
+from pipeline.bundling import opening
+from pipeline.workflow.runner import Store
+from tests.bundles import bundle_of
+from tests.conftest import Result
+
+WORDS = ("--trust", "--engine", "onnxruntime", "--threads", "1")
+
+
+def documented(result: Result) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(result.out)
+    return document
+
+
+def test_a_bundle_is_not_slower_than_itself(built: Store, assay: Callable[..., Result]) -> None:
+    bundle = bundle_of(built)
+    result = assay("compare", bundle, bundle, *WORDS, "--batch", "1,2", "--budget", "0.4")
+    assert result.code in (0, 5), result.err
+    assert "speed against A onnxruntime" in result.out
+    assert result.out.count("times as long as A") == 2
+    words = (*WORDS, "--tolerance", "100", "--budget", "0.4", "--json")
+    result = assay("compare", bundle, bundle, *words)
+    assert result.code == 0, result.err
+    (verdict,) = documented(result)["verdicts"]
+    assert verdict["status"] in ("pass", "busy")
+    assert verdict["longer"]["low"] <= verdict["longer"]["value"] <= verdict["longer"]["high"]
+
+
+def test_a_slower_bundle_is_found(
+    built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fastest, calls = opening.fastest, []
+
+    def slowed(*words: Any) -> Any:
+        name, session = fastest(*words)
+        calls.append(name)
+        return name, Slowed(session, 1.0) if len(calls) == 2 else session  # B
+
+    monkeypatch.setattr(opening, "fastest", slowed)
+    bundle = bundle_of(built)
+    result = assay("compare", bundle, bundle, *WORDS, "--tolerance", "10", "--budget", "1")
+    assert result.code == 5, result.out
+    assert "B is slower than A by more than 10 %: onnxruntime at batch 1" in result.err
+    calls.clear()
+    result = assay("compare", bundle, bundle, *WORDS, "--tolerance", "900", "--budget", "1")
+    assert result.code == 0, result.err
+
+
+@pytest.mark.long
+def test_every_engine_that_both_have_is_compared(
+    built: Store, assay: Callable[..., Result]
+) -> None:
+    bundle = bundle_of(built)
+    words = ("--trust", "--tolerance", "900", "--budget", "0.2", "--json")
+    document = documented(assay("compare", bundle, bundle, *words))
+    held = [*document["manifests"][0]["engines"]]
+    compared = [verdict["name"] for verdict in document["verdicts"]]
+    assert compared == [name for name in held if engines.get(name).available().run]
+
+
+def test_nothing_is_opened_without_consent(built: Store, assay: Callable[..., Result]) -> None:
+    result = assay("compare", bundle_of(built), bundle_of(built))
+    assert result.code == 2
+    assert "give --trust" in result.err
+
+
+def test_bundles_of_other_inputs_are_not_compared(
+    built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fastest, calls = opening.fastest, []
+
+    def renamed(*words: Any) -> Any:
+        name, session = fastest(*words)
+        calls.append(name)
+        if len(calls) == 2:
+            session.inputs = ()
+        return name, session
+
+    monkeypatch.setattr(opening, "fastest", renamed)
+    result = assay("compare", bundle_of(built), bundle_of(built), *WORDS)
+    assert result.code == 2
+    assert "compare bundles of the same inputs" in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--batch", "0"), "not batch sizes"),
+        (("--batch", "1,x"), "not batch sizes"),
+        (("--engine", "nothing"), "the bundle has no engine 'nothing'"),
+        (("--tolerance", "-1"), "-1"),
+    ],
+)
+def test_wrong_words_are_explained(
+    built: Store, assay: Callable[..., Result], words: tuple[str, ...], message: str
+) -> None:
+    result = assay("compare", bundle_of(built), bundle_of(built), "--trust", *words)
+    assert result.code in (2, 4)
+    assert message in result.err
+
+
+def test_a_damaged_bundle_is_named(
+    built: Store, assay: Callable[..., Result], tmp_path: Path
+) -> None:
+    good, bad = bundle_of(built), tmp_path / "bad.tar.zst"
+    shutil.copy(good, bad)
+    bad.write_bytes(bad.read_bytes()[:-100])
+    result = assay("compare", good, bad, "--trust")
+    assert result.code == 1
+    assert str(bad) in result.err
+    result = assay("compare", good, tmp_path / "none", "--trust")
+    assert (result.code, "none does not exist" in result.err) == (1, True)
