@@ -53,6 +53,10 @@ class NotMetError(DeployError):
 
     exit_code = 5
 
+    def __init__(self, message: str, hint: str, details: dict[str, Any]) -> None:
+        super().__init__(message, hint)
+        self.details = details
+
 
 class CrashedError(DeployError):
     """A vendor library that ended its process, or was stopped at a limit of time or memory."""

@@ -107,17 +107,27 @@ def _translatable(program: Any) -> Any:
     """Returns a program without operators that the exporter translates badly.
 
     - Einsums in bfloat16 become matrix products: ONNX's Einsum does not take that type.
+    - An LSTM with projections (`proj_size`) becomes its steps: ONNX's LSTM has none.
     - Pooling to one pixel becomes a mean. Its own decomposition restores the strides of a tensor
       whose channels are last in memory, and in ONNX that is a Gather by computed indices.
     """
     einsum, pool = torch.ops.aten.einsum.default, torch.ops.aten.adaptive_avg_pool2d.default
+    lstm = torch.ops.aten.lstm.input
     table = {}
     for node in program.graph.nodes:
         if node.target is einsum and node.meta["val"].dtype == torch.bfloat16:
             table[einsum] = torch.export.default_decompositions()[einsum]
+        elif node.target is lstm and _has_projections(node):
+            table[lstm] = torch.export.default_decompositions()[lstm]
         elif node.target is pool and node.args[0].meta["val"].stride()[1] == 1:
             table[pool] = _pool
     return program.run_decompositions(table) if table else program
+
+
+def _has_projections(node: Any) -> bool:
+    """Whether the hidden state of an LSTM is smaller than its cell's."""
+    hidden, cell = (state.meta["val"].shape[-1] for state in node.args[1])
+    return bool(hidden != cell)
 
 
 def _pool(x: torch.Tensor, size: Sequence[int]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 from engines.backends.pytorch import SIGNATURE, load_program
 from engines.contract import TensorSpec
 from engines.errors import DeployError
-from exporters.trace_errors import guarded
+from exporters.trace_errors import at_line, guarded, line_of
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -26,7 +27,7 @@ def export_program(
     module: nn.Module,
     examples: Sequence[torch.Tensor],
     names: Sequence[str] = (),
-    dynamic: Mapping[str, Mapping[int, tuple[int, int]]] | None = None,
+    dynamic: Mapping[str, Mapping[int, tuple[str, int, int]]] | None = None,
 ) -> Any:
     """Traces a module into a torch.export program.
 
@@ -35,7 +36,8 @@ def export_program(
         examples: One tensor for each positional argument. The first axis is the batch, of two
             rows: torch.export would take a batch of one for a constant.
         names: The names of the inputs, for error messages and `dynamic`.
-        dynamic: By input, the other axes that are dynamic, with their least and largest size.
+        dynamic: By input, the other axes that are dynamic: the name of each, its least and its
+            largest size.
 
     Raises:
         DeployError: The module cannot be traced, or fixes a dynamic axis; the message names the
@@ -45,17 +47,61 @@ def export_program(
     dim = torch.export.Dim.DYNAMIC
     shapes: tuple[Any, ...] = tuple({0: dim} for _ in examples)
     for shape, name in zip(shapes, names, strict=False):
-        for axis, (low, high) in (dynamic or {}).get(name, {}).items():
+        for axis, (_, low, high) in (dynamic or {}).get(name, {}).items():
             if low < high:
                 shape[axis] = dim(min=low, max=high)
     kinds = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         shapes = (shapes,)  # `*inputs` is one argument to torch.export
-    return guarded(
+    axes = {n: {axis: part[0] for axis, part in p.items()} for n, p in (dynamic or {}).items()}
+    program = guarded(
         "torch.export",
         lambda: torch.export.export(module, tuple(examples), dynamic_shapes=shapes),
         names,
+        axes,
     )
+    _check_pools(program, names, axes)
+    return program
+
+
+def _check_pools(program: Any, names: Sequence[str], axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Raises DeployError if a pooling to a fixed size has an input of any size.
+
+    Its translation to ONNX has the size that it was traced with, and gives no error.
+    """
+    symbols: dict[str, str] = {}
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    user = [node for node in placeholders if node.name in program.graph_signature.user_inputs]
+    for node, name in zip(user, names, strict=False):
+        for axis, axis_name in axes.get(name, {}).items():
+            symbols |= dict.fromkeys(_symbols(node.meta["val"].shape[axis]), axis_name)
+    for node in program.graph.nodes:
+        if not re.match(r"aten\.adaptive_(avg|max)_pool", str(node.target)):
+            continue
+        sizes = node.args[1]
+        shape = node.args[0].meta["val"].shape[-len(sizes) :]
+        fixed = [
+            *dict.fromkeys(
+                symbols.get(symbol, symbol)
+                for size, axis in zip(sizes, shape, strict=True)
+                if size != 1
+                for symbol in _symbols(axis)
+            )
+        ]
+        if fixed:
+            kind = str(node.target).split(".")[1]
+            raise DeployError(
+                f"the model pools {' and '.join(fixed)}, which Model.dynamic names, to"
+                f" {'x'.join(map(str, sizes))} by {kind}{at_line(line_of(node))}: ONNX has no such"
+                " pooling of an axis of any size",
+                "pool to size 1 (or x.mean) or with a fixed kernel, such as avg_pool2d(x, 2), or"
+                f" leave {' and '.join(fixed)} out of Model.dynamic",
+            )
+
+
+def _symbols(size: Any) -> list[str]:
+    """Returns the symbols of an axis of any size; [] for a number."""
+    return [] if isinstance(size, int) else sorted(map(str, size.node.expr.free_symbols))
 
 
 class _Writer(io.BufferedWriter):

@@ -9,9 +9,11 @@ import os
 import re
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from engines.errors import DeployError
 from exporters import native_output
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
+_RECURRENT = str(Path(torch.__file__).parent / "nn/modules/rnn.py")
 _ROOT = Path(__file__).parents[1]
 # Our own code; the models in pipeline/models are the user's.
 _OURS = tuple(str(_ROOT / name) + os.sep for name in ("assay", "engines", "exporters", "pipeline"))
@@ -102,11 +105,12 @@ class Report:
     Attributes:
         text: What its Python code printed and logged.
         native: Returns what its native code printed.
-        fixed: For each axis that was fixed: its size, and the line of the model that fixed it.
+        fixed: For each axis that was fixed: its size, the line of the model that fixed it, and
+            whether a recurrent layer of PyTorch did.
     """
 
     text: io.StringIO
-    fixed: list[tuple[int, str]]
+    fixed: list[tuple[int, str, bool]]
     native: Callable[[], str]
 
     @property
@@ -126,8 +130,9 @@ class _Recorder(logging.Handler):
         message = record.getMessage()
         match = _FIXED.match(message)
         if match:
-            line = place(traceback.extract_stack()[:-1])  # the last is this function
-            self._report.fixed.append((int(match[2]), line))
+            stack = traceback.extract_stack()[:-1]  # the last is this function
+            recurrent = any(frame.filename == _RECURRENT for frame in stack)
+            self._report.fixed.append((int(match[2]), place(stack), recurrent))
         self._report.text.write(f"{message}\n")
 
 
@@ -180,19 +185,26 @@ def _own(file: str) -> bool:
     return file.startswith(_MODELS) or not file.startswith((_TORCH, *_OURS, "<"))
 
 
-def failure(step: str, error: Exception, report: Report, names: Sequence[str] = ()) -> DeployError:
+def failure(
+    step: str,
+    error: Exception,
+    report: Report,
+    names: Sequence[str] = (),
+    axes: Mapping[str, Mapping[int, str]] = MappingProxyType({}),
+) -> DeployError:
     """Returns an error that the user can act on; its report has torch's own output.
 
     Args:
         step: What failed, such as "torch.export".
         names: The names of the inputs, which torch only numbers.
+        axes: By input, the names of its dynamic axes besides the batch.
     """
     message = str(error).strip()
     full = "".join(traceback.format_exception(error))
     text = f"{report.printed}\n{full}"
     where = place(traceback.extract_tb(error.__traceback__))
     if re.search(r"marked .* as dynamic but your code specialized", message):
-        return _fixed_axis(step, message, report, text, names)
+        return _fixed_axis(step, message, report, text, names, axes)
     if known := cause_of(" ".join([*_marks(error), message])):
         cause, change = known
         return DeployError(
@@ -225,15 +237,37 @@ def cause_of(message: str) -> tuple[str, str] | None:
 
 
 def _fixed_axis(
-    step: str, message: str, report: Report, text: str, names: Sequence[str]
+    step: str,
+    message: str,
+    report: Report,
+    text: str,
+    names: Sequence[str],
+    axis_names: Mapping[str, Mapping[int, str]],
 ) -> DeployError:
     axes = re.findall(r"L\['(\w+)'\](?:\[(\d+)\])?\.size\(\)\[(\d+)\]", message)
     size = re.search(r"constant \((\d+)\)", message)
     number = size[1] if size else "a number"
     axes_by_name = [(names[int(i)] if i and names else name, axis) for name, i, axis in axes]
-    named = " and ".join(dict.fromkeys(f"axis {axis} of {name}" for name, axis in axes_by_name))
-    lines = [line for fixed, line in report.fixed if line and (not size or str(fixed) == number)]
+    known = {
+        (name, axis): axis_names.get(name, {}).get(int(axis), "") for name, axis in axes_by_name
+    }
+    named = " and ".join(
+        f"axis {axis} of {name}" + (f" ({label})" if label else "")
+        for (name, axis), label in known.items()
+    )
+    fixing = [entry for entry in report.fixed if not size or str(entry[0]) == number]
+    lines = [line for _, line, _ in fixing if line]
     if axes and all(axis != "0" for _, _, axis in axes):
+        if any(recurrent for _, _, recurrent in fixing):
+            return DeployError(
+                f"the model fixes {named}, which Model.dynamic names, to {number}"
+                f"{at_line(lines[0] if lines else '')}: {step} unrolls a recurrent layer, one copy"
+                " for each step",
+                "give --exporter torchscript, which keeps an LSTM, GRU or RNN of any length, or"
+                f" leave {' and '.join(filter(None, known.values())) or 'the axis'} out of"
+                " Model.dynamic and pad sequences to one length",
+                report=text,
+            )
         return DeployError(
             f"the model fixes {named}, which Model.dynamic names, to {number}, the size it was"
             f" traced with{at_line(lines[0] if lines else '')}",
@@ -320,19 +354,26 @@ def _first(message: str) -> str:
     return next((line.strip() for line in plain.splitlines() if line.strip()), "no message")
 
 
-def guarded(step: str, run: Callable[[], Any], names: Sequence[str] = ()) -> Any:
+def guarded(
+    step: str,
+    run: Callable[[], Any],
+    names: Sequence[str] = (),
+    axes: Mapping[str, Mapping[int, str]] = MappingProxyType({}),
+) -> Any:
     """Runs a step of torch's exporter and explains its errors.
 
     Raises:
         DeployError: The step failed. The error has the line of the model, the cause, and torch's
             own output.
     """
-    with recorded() as report:
+    with recorded() as report, warnings.catch_warnings():
+        # Of every recurrent layer, whose weights torch.export itself replaces while it traces.
+        warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
         try:
             return run()
         except DeployError:
             raise
         except Exception as error:  # torch raises many types, some of them private
-            explained = failure(step, error, report, names)
+            explained = failure(step, error, report, names, axes)
             cause = error
     raise explained from cause

@@ -1,8 +1,8 @@
-"""The commands that decide by measurements: `compare`."""
+"""The commands that decide by measurements: `choose` and `compare`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +10,87 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines import temporary
-from engines.errors import NotMetError, UsageError
+from engines.errors import DeployError, NotMetError, UsageError
 from pipeline.cli.commands import ask
-from pipeline.cli.flags import limit, limiting, print_as, printing
-from pipeline.workflow import console, worker
+from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
+from pipeline.workflow import console, hints, worker
 
 if TYPE_CHECKING:
     from engines.contract import Session
 
 _path = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--p99", metavar="TIME", help="Time that 99 of 100 inferences may take, as in 5ms.")
+@click.option("--latency", metavar="TIME", help="Time that the median inference may take.")
+@click.option(
+    "--min-throughput",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Images or rows per second, one inference at a time.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 100),
+    help="Percentage points of accuracy that may be lost.",
+)
+@storing
+def choose(
+    model: str,
+    p99: str | None,
+    latency: str | None,
+    min_throughput: float | None,
+    max_drop: float | None,
+    **values: Any,
+) -> None:
+    """Name the engine, precision and batch that keep bounds; exit 5 if none does.
+
+    Chooses among the engines of all precisions that are proved and that `assay bench` has measured.
+    With a bound on a time, it names the one of the highest throughput; else the quickest.
+    """
+    from pipeline import models
+    from pipeline.report.page import bounds as judge
+    from pipeline.report.page import bounds_table, choice, results
+
+    store = make_store(values)
+    models.check_name(model)
+    bounds = judge.Bounds(
+        p99=None if p99 is None else judge.seconds(p99),
+        latency=None if latency is None else judge.seconds(latency),
+        throughput=min_throughput,
+        drop=max_drop,
+    )
+    if bounds == judge.Bounds():
+        raise UsageError(
+            "there are no bounds to choose by",
+            "give --p99, --latency, --min-throughput or --max-drop",
+        )
+    known = results.collect(model, [], store)
+    candidates = choice.candidates(known.precisions)
+    if not candidates:
+        raise DeployError(
+            f"no engine of {model} is both proved and measured",
+            hints.complete(f"run `{hints.command('bench', {'model': model})}`", store.place),
+        )
+    accuracy = (known.training or {}).get("test_accuracy")
+    compared = [judge.kept(entry, bounds, accuracy) for entry in candidates]
+    best = judge.best(compared, bounds)
+    bounds_table.show(compared, best)
+    document = {
+        "bounds": dataclasses.asdict(bounds),
+        "chosen": None if best is None else dataclasses.asdict(best.candidate),
+        "candidates": [dataclasses.asdict(entry) for entry in compared],
+        "gaps": [dataclasses.asdict(gap) for gap in known.gaps],
+    }
+    if best is None:
+        raise NotMetError(
+            f"none of the {len(compared)} measured engines and batch sizes surely keeps the bounds",
+            "measure more with `assay bench` (--batch, --precision, a larger --budget), or relax"
+            " the bounds",
+            document,
+        )
+    console.document(document)
 
 
 def _sizes(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, ...]:
@@ -118,17 +190,23 @@ def compare(
     ]
     for verdict in verdicts:
         console.result(verdict["sentence"])
-    console.document(
-        {
-            "bundles": {"A": str(first), "B": str(second)},
-            "manifests": [bundle.manifest for bundle in unpacked],
-            "devices": devices,
-            "tolerance": tolerance,
-            "verdicts": verdicts,
-            "results": results,
-        }
-    )
-    _require_none_slower(verdicts, tolerance)
+    document = {
+        "bundles": {"A": str(first), "B": str(second)},
+        "manifests": [bundle.manifest for bundle in unpacked],
+        "devices": devices,
+        "tolerance": tolerance,
+        "verdicts": verdicts,
+        "results": results,
+    }
+    slower = [verdict for verdict in verdicts if verdict["status"] == "slower"]
+    if slower:
+        raise NotMetError(
+            f"B is slower than A by more than {tolerance:g} %: "
+            + ", ".join(f"{verdict['name']} at batch {verdict['batch']}" for verdict in slower),
+            "a larger --tolerance accepts it",
+            document,
+        )
+    console.document(document)
 
 
 def _require_alike(one: Session, two: Session) -> None:
@@ -184,14 +262,4 @@ def _judged(entry: dict[str, Any], busy: bool, tolerance: float) -> dict[str, An
 _INVERSE = (("value", "value"), ("low", "high"), ("high", "low"))
 
 
-def _require_none_slower(verdicts: Sequence[dict[str, Any]], tolerance: float) -> None:
-    slower = [verdict for verdict in verdicts if verdict["status"] == "slower"]
-    if slower:
-        raise NotMetError(
-            f"B is slower than A by more than {tolerance:g} %: "
-            + ", ".join(f"{verdict['name']} at batch {verdict['batch']}" for verdict in slower),
-            "a larger --tolerance accepts it",
-        )
-
-
-COMMANDS = (compare,)
+COMMANDS = (choose, compare)

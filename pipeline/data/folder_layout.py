@@ -18,6 +18,9 @@ _SPLITS = {
 }
 # Left behind by archives and file managers; so are all names that begin with a dot.
 _IGNORED = ("__MACOSX", "@eaDir", "lost+found")
+# Subfolders of data sets whose targets are boxes or masks.
+_IMAGES = ("image", "images", "img", "imgs")
+_TARGETS = ("label", "labels", "mask", "masks", "annotation", "annotations")
 _NAMED = 5  # names in a message
 _DEEPEST = 8  # folders that hold nothing but one other folder
 
@@ -148,6 +151,7 @@ def _splits(folder: Path) -> dict[str, Path]:
 def _classes(folder: Path) -> tuple[list[str], list[Entry], tuple[str, ...]]:
     """Returns the classes in a folder, the path and class of every image, and notes."""
     labels = [path.name for path in _subfolders(folder)]
+    _check_no_targets(folder, labels)
     if not labels:
         raise DeployError(
             f"{folder} has no subfolders", "put the images of each class in a folder of its own"
@@ -173,6 +177,20 @@ def _classes(folder: Path) -> tuple[list[str], list[Entry], tuple[str, ...]]:
     loose = _images(folder)
     notes = (f"left out {loose} images in {folder} that are in no class",) if loose else ()
     return labels, entries, notes
+
+
+def _check_no_targets(folder: Path, names: list[str]) -> None:
+    """Raises DeployError for the layout of object detection or segmentation."""
+    images = [name for name in names if name.lower() in _IMAGES]
+    targets = [name for name in names if name.lower() in _TARGETS]
+    if images and targets:
+        raise DeployError(
+            f"{folder} has {images[0]} beside {targets[0]}: these are no classes, but images and"
+            " what to find in them, as for object detection or segmentation",
+            "assay trains classifiers: give a folder with a subfolder of images for each class. A"
+            " network for other tasks needs no --data: give its --weights, and golden inputs by"
+            " --inputs FILE.npz",
+        )
 
 
 def _check_apart(listing: Listing) -> None:

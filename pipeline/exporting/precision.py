@@ -77,7 +77,9 @@ def at_precision(
     inputs = [torch.from_numpy(array) for array in rows.inputs.values()]
     phases.start("tracing the model")
     try:
-        dynamic = {n: {part.axis: (part.low, part.high) for part in p} for n, p in axes.items()}
+        dynamic = {
+            n: {part.axis: (part.name, part.low, part.high) for part in p} for n, p in axes.items()
+        }
         examples = [tensor[:2] for tensor in inputs]
         program = export_program(module, examples, [*rows.inputs], dynamic)
     except DeployError:

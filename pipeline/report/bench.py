@@ -36,7 +36,7 @@ def table(measurements: dict[str, Any]) -> tuple[str, list[str], list[list[str]]
         # For files written before each kind of device had its own baseline.
         row["baseline"] = entry.get("baseline", measurements["baseline"])
     for (_, *load), row in rows.items():
-        row["baseline busy"] = rows[row["baseline"], *load][WHOLE]["busy"]
+        row["baseline busy"] = rows[row["baseline"], *load][WHOLE].get("busy")
     baselines = {row["device name"].partition(":")[0]: row["baseline"] for row in rows.values()}
     names = [
         name if len(baselines) == 1 else f"{name} ({kind})" for kind, name in baselines.items()
@@ -67,10 +67,10 @@ def doubts(results: list[dict[str, Any]]) -> list[str]:
     Args:
         results: As `pipeline.benchmarking.comparison.compare` returns them.
     """
-    others = max((entry["others"] or 0.0 for entry in results), default=0.0)
+    others = max((entry.get("others") or 0.0 for entry in results), default=0.0)
     cause = f"other processes took up to {others:.0%} of the CPUs"
     sentences = []
-    if any(entry["busy"] for entry in results):
+    if any(entry.get("busy") for entry in results):
         sentences.append(
             f"{BUSY}: {cause}, and threads waited for each other; measure on a quiet machine, or"
             " with fewer --threads"
@@ -132,7 +132,7 @@ def _speed(row: _Row) -> str:
     if row[WHOLE]["name"] == row["baseline"]:
         return ""
     ratio = row[WHOLE]["ratio"]
-    if row[WHOLE]["busy"] or row["baseline busy"]:
+    if row[WHOLE].get("busy") or row["baseline busy"]:
         return BUSY
     if ratio["high"] > _WIDEST * ratio["low"]:
         return "not known"

@@ -65,7 +65,8 @@ def show(description: dict[str, Any], *, nodes: bool) -> None:
     else:
         counts = description["operators"].items()
         console.table("Operators", ("operator", ">nodes"), [(k, str(n)) for k, n in counts])
-    metadata = [(key, _short(value)) for key, value in description["metadata"].items()]
-    console.table("Metadata", ("key", "value"), metadata)
+    for key, value in description["metadata"].items():
+        if value:
+            console.result(f"{key}: {_short(value)}")
     if importlib.util.find_spec("netron") is not None:
         console.result(f"to view it: netron {description['file']}")

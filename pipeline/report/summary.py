@@ -138,7 +138,8 @@ def show(summary: Summary) -> None:
         for name, verdict in summary.verdicts.items()
     ]
     title = f"{summary.model}, {summary.precision}: end-to-end latency"
-    console.table(title, columns, rows, (">flips", ">error x floor"))
+    if rows:
+        console.table(title, columns, rows, (">flips", ">error x floor"))
     for sentence in doubts(_results(summary)):
         console.result(sentence)
     for name, verdict in summary.verdicts.items():

@@ -11,23 +11,28 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_DEEPEST = 4  # dictionaries in dictionaries
+_DEEPEST = 16  # dictionaries in dictionaries
 # What torch.compile and DataParallel put into the names of the modules that they wrap.
 _WRAPPING = ("_orig_mod", "module")
 _NAMED = 5  # tensors in a message
 
 
-def flatten(content: Any, prefix: str = "", depth: int = _DEEPEST) -> dict[str, torch.Tensor]:
+def flatten(content: Any, prefix: str = "", outer: tuple[Any, ...] = ()) -> dict[str, torch.Tensor]:
     """Returns all tensors in nested dictionaries, by their keys joined by dots.
 
     What is not a tensor, such as the number of an epoch, is left out.
+
+    Args:
+        prefix: What the names begin with.
+        outer: The dictionaries around this one; one that contains itself is not followed again.
 
     Raises:
         ValueError: Two tensors have the same name.
     """
     import torch
 
-    if not isinstance(content, Mapping) or not depth:
+    is_inside_itself = any(content is other for other in outer)
+    if not isinstance(content, Mapping) or is_inside_itself or len(outer) >= _DEEPEST:
         return {}
     tensors: dict[str, torch.Tensor] = {}
     for key, value in content.items():
@@ -35,7 +40,7 @@ def flatten(content: Any, prefix: str = "", depth: int = _DEEPEST) -> dict[str, 
         if isinstance(value, torch.Tensor):
             inside = {name: value}
         else:
-            inside = flatten(value, f"{name}.", depth - 1)
+            inside = flatten(value, f"{name}.", (*outer, content))
         if twice := sorted(tensors.keys() & inside.keys()):
             raise ValueError(f"two tensors are called {twice[0]}")
         tensors |= inside
@@ -73,15 +78,23 @@ def select(
                 f"{where} has no tensors under {key!r}; it holds {listed(held)}",
                 "give the first parts of their names with --weights-key",
             )
+        inside = _under(group, "", _common_prefix(wanted))
+        if _fits(inside, wanted, network) and not _fits(group, wanted, network):
+            group = inside
         return _tied(group, network), f"took the {len(group):,} tensors under {key!r}"
-    complete = [
-        p for p in _prefixes(plain, wanted, network) if _fits(_under(plain, p), wanted, network)
-    ]
-    if "" in complete or not complete:
-        inner = _common_prefix(wanted) if not complete else ""
-        if inner and _fits({f"{inner}{n}": t for n, t in plain.items()}, wanted, network):
-            renamed = {f"{inner}{name}": tensor for name, tensor in plain.items()}
-            return _tied(renamed, network), f"put {inner!r} before the names"
+    complete: list[str] = []
+    for lacking in dict.fromkeys(("", _common_prefix(wanted))):
+        complete = [
+            prefix
+            for prefix in _prefixes(plain, wanted, network, lacking)
+            if _fits(_under(plain, prefix, lacking), wanted, network)
+        ]
+        if complete:
+            break
+    put = f"put {lacking!r} before the names" if lacking else ""
+    if "" in complete:
+        return _tied(_under(plain, "", lacking), network), put
+    if not complete:
         return _tied(plain, network), ""
     if len(complete) > 1:
         names = ", ".join(prefix.rstrip(".") for prefix in complete)
@@ -90,10 +103,11 @@ def select(
             f"choose one, as with --weights-key {complete[0].rstrip('.')}",
         )
     (prefix,) = complete
-    group = _under(plain, prefix)
+    group = _under(plain, prefix, lacking)
     note = f"took the {len(group):,} tensors under {prefix.rstrip('.')!r}"
     if others := len(plain) - len(group):
         note += f" and left out {others:,} others"
+    note += f" ({put})" if put else ""
     return _tied(group, network), note
 
 
@@ -120,24 +134,35 @@ def _unwrapped(held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed if len(renamed) == len(held) else dict(held)
 
 
-def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _under(
+    tensors: Mapping[str, torch.Tensor], prefix: str, lacking: str = ""
+) -> dict[str, torch.Tensor]:
+    """Returns the tensors under a prefix, by names in which another one takes its place."""
     return {
-        name.removeprefix(prefix): tensor
+        f"{lacking}{name.removeprefix(prefix)}": tensor
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
 
 
 def _prefixes(
-    held: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], network: nn.Module
+    held: Mapping[str, torch.Tensor],
+    wanted: Mapping[str, torch.Tensor],
+    network: nn.Module,
+    lacking: str,
 ) -> list[str]:
-    """Returns the prefixes under which the file has the tensor with the longest name."""
+    """Returns the prefixes under which the file has the tensor with the longest name.
+
+    Args:
+        lacking: What the network's names begin with and the file's do not.
+    """
     if not wanted:
         return [""]
     # Of tied weights, a file may lack one.
     longest = max(wanted, key=len)
     anchors = next((names for names in shared(network) if longest in names), [longest])
-    ends = [name.removesuffix(a) for a in anchors for name in held if name.endswith(a)]
+    tails = [anchor.removeprefix(lacking) for anchor in anchors]
+    ends = [name.removesuffix(tail) for tail in tails for name in held if name.endswith(tail)]
     return [prefix for prefix in dict.fromkeys(ends) if not prefix or prefix.endswith(".")]
 
 

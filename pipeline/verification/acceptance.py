@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # The verdicts with which an engine may be bundled; one that is not run here is proved elsewhere.
 ACCEPTED = ("pass", "not run")
-_NAMED = 2  # reasons in an error; the table of verdicts is printed with all
+_NAMED = 5  # reasons in an error; the table of verdicts is printed with all
 _FAILED_HINT = "build the engine again, or name the other engines with --engine"
 _CRASH_HINT = "name the other engines with --engine, or install another version of the library"
 
@@ -69,9 +69,10 @@ def _sentence(verdict: Verdict) -> str:
     if verdict.status == "failed":
         return f"{verdict.subject} cannot be judged: {verdict.reason}"
     reasons = verdict.reason.split("; ")
-    more = f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
-    named = "; ".join(reasons[:_NAMED])
-    return f"{verdict.subject} is not proved equal to the model: {named}{more}"
+    if len(reasons) > _NAMED:  # the last one is of the weights, if they differ
+        more = f"{len(reasons) - _NAMED} more"
+        reasons = [*reasons[: _NAMED - 1], more, reasons[-1]]
+    return f"{verdict.subject} is not proved equal to the model: {'; '.join(reasons)}"
 
 
 def _parity_hint(verdict: Verdict, model: str, file: Path | None) -> str:

@@ -18,10 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any, TextIO
 
 # rich assumes 80 columns where there is no terminal, too few for our tables.
 _PLAIN_WIDTH = 140
@@ -247,23 +244,25 @@ def table(
         return
     from rich.console import Console
 
+    from pipeline.workflow.table_layout import draw, file_width, fitting_columns, least_width
+
     stream = _stderr() if settings.json else _stdout()
     # A column that says nothing is not printed.
     kept = [index for index in range(len(columns)) if any(row[index] for row in rows)]
     # A file gets all columns, however wide.
-    width = None if stream.isatty() else max(_PLAIN_WIDTH, _width(columns, rows, kept))
+    width = None if stream.isatty() else max(_PLAIN_WIDTH, file_width(columns, rows, kept))
     console = Console(file=stream, width=width)
-    kept = _fitting(columns, rows, kept, optional, console.width)
+    kept = fitting_columns(columns, rows, kept, optional, console.width)
     chosen = [columns[index] for index in kept]
     cells = [[row[index] for index in kept] for row in rows]
-    if _width(columns, rows, kept) > console.width:
+    if least_width(columns, rows, kept) > console.width:
         kept, chosen = [*range(len(columns))], [*columns]
         print(_in_one_line(title), file=stream)
         for row in rows:
             _print_block(stream, chosen, row)
     else:
-        spare = console.width - _width(columns, rows, kept)
-        console.print(_drawn(title, chosen, cells, spare))
+        spare = console.width - least_width(columns, rows, kept)
+        console.print(draw(_in_one_line(title), chosen, cells, spare))
     left_out = [
         name.lstrip(">")
         for index, name in enumerate(columns)
@@ -276,75 +275,6 @@ def table(
         )
     if settings.explain:
         _explain([*chosen, *(word for row in cells for cell in row for word in cell.split())])
-
-
-def _fitting(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    kept: list[int],
-    optional: Sequence[str],
-    width: int,
-) -> list[int]:
-    """Returns the columns to print: without optional ones, in their order, until the rest fits.
-
-    Cells are broken between words only if that is not enough.
-    """
-    for least in (_full_width, _least_width):
-        fitting = kept
-        for name in optional:
-            if _width(columns, rows, fitting, least) > width:
-                fitting = [index for index in fitting if columns[index] != name]
-        if _width(columns, rows, fitting, least) <= width:
-            return fitting
-    return fitting
-
-
-def _width(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    kept: Sequence[int],
-    least: Callable[[str, Sequence[str]], int] | None = None,
-) -> int:
-    """Returns how many characters a table needs, by default so that no word is broken."""
-    needed = 4 + 3 * (len(kept) - 1)  # the space around and between columns
-    for index in kept:
-        needed += (least or _least_width)(columns[index], [row[index] for row in rows])
-    return needed
-
-
-def _full_width(column: str, cells: Sequence[str]) -> int:
-    from rich.cells import cell_len
-
-    return max(map(cell_len, (column.lstrip(">"), *cells)), default=0)
-
-
-def _least_width(column: str, cells: Sequence[str]) -> int:
-    from rich.cells import cell_len  # a Chinese character takes the width of two
-
-    parts = [column.lstrip(">"), *cells]
-    if not column.startswith(">"):  # texts may be broken between words
-        parts = [word for part in parts for word in part.split()]
-    return max(map(cell_len, parts), default=0)
-
-
-def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], spare: int) -> Table:
-    """Returns a table whose columns share the characters that are not needed."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    heading = Text(_in_one_line(title))
-    drawn = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for index, column in enumerate(columns):
-        cells = [row[index] for row in rows]
-        least = _least_width(column, cells)
-        more = min(spare, _full_width(column, cells) - least)
-        spare -= more
-        justify: Any = "right" if column.startswith(">") else "left"
-        drawn.add_column(column.lstrip(">"), justify=justify, width=least + more, overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(cell, style=_style(cell)) for cell in row))
-    return drawn
 
 
 def _print_block(stream: TextIO, columns: Sequence[str], row: Sequence[str]) -> None:
@@ -363,14 +293,6 @@ def _explain(words: Sequence[str]) -> None:
     for term, meaning in TERMS.items():
         if term in seen:
             result(f"{term}: {meaning}")
-
-
-def _style(cell: str) -> str:
-    if cell.startswith("pass"):
-        return "green"
-    if cell.startswith(("mismatch", "vacuous", "crashed", "failed")):
-        return "bold red"
-    return "yellow" if cell.startswith(("not run", "unstable")) else ""
 
 
 class Bar:

@@ -124,7 +124,6 @@ def operators(graph: onnx.ModelProto) -> set[str]:
 
 
 @pytest.mark.slow(1)
-@pytest.mark.filterwarnings("ignore:The tensor attributes")  # of torch, about recurrent layers
 @pytest.mark.parametrize("kind", [Token, Attention, Filled, State, ChannelsLast, Resized])
 def test_no_size_is_computed(kind: type[nn.Module]) -> None:
     module, graph = exported(kind())

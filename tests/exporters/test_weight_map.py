@@ -184,7 +184,6 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
 
 
 @pytest.mark.slow(1)
-@pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch.export, of recurrent layers
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_parameter_is_found_in_the_graph(name: str) -> None:
     module, shape = LAYERS[name]()

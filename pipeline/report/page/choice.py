@@ -32,6 +32,7 @@ class Candidate:
         settled: Whether the interval became narrow enough within the budget.
         busy: Whether other processes slowed it down so much that they are what was measured.
         accuracy: The part of the test images that it classifies right; None if not known.
+        p99: The 95 % interval of the time that 99 of 100 inferences take; None if not known.
         counted: What a batch consists of: "images" or "rows".
         run: Names the run of bench; only engines of the same run were measured side by side.
     """
@@ -48,6 +49,7 @@ class Candidate:
     settled: bool
     busy: bool
     accuracy: float | None
+    p99: tuple[float, float] | None
     counted: str
     run: str
 
@@ -103,6 +105,7 @@ def candidates(precisions: Sequence[PrecisionResults]) -> list[Candidate]:
                 continue
             seconds = entry["seconds"]
             batch, size = load_of(entry)
+            known = entry["percentiles"].get("p99")
             candidate = Candidate(
                 engine=engine,
                 precision=own,
@@ -116,6 +119,7 @@ def candidates(precisions: Sequence[PrecisionResults]) -> list[Candidate]:
                 settled=entry["settled"],
                 busy=entry["busy"],
                 accuracy=accuracy(verdict),
+                p99=(known["low"], known["high"]) if known else None,
                 counted=counted(measurements),
                 run=run,
             )

@@ -1,4 +1,4 @@
-"""`assay compare`, on real bundles."""
+"""`assay compare` and `assay choose`, on real bundles and results."""
 
 from __future__ import annotations
 
@@ -123,3 +123,34 @@ def test_a_damaged_bundle_is_named(
     assert str(bad) in result.err
     result = assay("compare", good, tmp_path / "none", "--trust")
     assert (result.code, "none does not exist" in result.err) == (1, True)
+
+
+def test_an_engine_that_keeps_the_bounds_is_chosen(
+    built: Store, assay: Callable[..., Result]
+) -> None:
+    where = ("--root", built.root, "--dist", built.dist)
+    result = assay("choose", "lenet", *where, "--latency", "10s", "--max-drop", "1")
+    if result.code == 5:  # on a machine so busy that nothing is sure
+        assert "other processes slowed it down" in result.out
+    else:
+        assert result.code == 0, result.err
+        assert "chosen: " in result.out
+    result = assay("choose", "lenet", *where, "--latency", "1us", "--json")
+    assert result.code == 5
+    document = documented(result)
+    assert document["chosen"] is None
+    assert all(entry["status"] == "no" for entry in document["candidates"])
+    assert {entry["candidate"]["batch"] for entry in document["candidates"]} == {1, 4}
+
+
+def test_choosing_without_bounds_or_results_is_explained(
+    assay: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = assay("choose", "lenet")
+    assert result.code == 2
+    assert "give --p99, --latency" in result.err
+    result = assay("choose", "lenet", "--p99", "1ms")
+    assert result.code == 1
+    assert "run `assay run lenet`" in result.err
+    assert assay("choose", "lenet", "--p99", "soon").code == 2

@@ -287,6 +287,25 @@ def test_after_training_again_a_report_names_outdated_files(store: Store, assay:
     assert any("lenet-fp32.tar.zst" in note and "left out" in note for note in document["notes"])
 
 
+def test_a_bundle_with_older_measurements_is_named(store: Store, assay: Assay) -> None:
+    words = ("--engine", "onnxruntime", "--batch", "1", "--budget", "0.05")
+    measured = assay("bench", "lenet", *where(store), *words)
+    assert measured.code == 0, measured.err
+    assert "dist/lenet-fp32.tar.zst is out of date" in measured.err
+    assert "run `assay bundle lenet" in measured.err
+    reported = assay("report", "lenet", *where(store)).out
+    assert "lenet-fp32.tar.zst is left out: it is out of date" in reported
+    assert reported.count("lenet-fp32.tar.zst") == 1
+
+
+def test_a_mistyped_folder_is_named(
+    tmp_path: Path, assay: Assay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shapes").mkdir()
+    assert "did you mean 'shapes'?" in assay("data", "--data", "shpaes/").err
+
+
 def test_json_is_one_document_on_stdout(store: Store, assay: Assay) -> None:
     for words in (
         ("report", "lenet", *where(store)),

@@ -223,6 +223,8 @@ REFUSED = {
     "no training images": (("test", "val"), "no training images"),
     "one name in two spellings": (("train", "Train", "test"), "two folders for train"),
     "two names of one split": (("train", "val", "valid"), "two folders for validation"),
+    "masks": (("images", "masks"), "images beside masks: these are no classes"),
+    "boxes": (("Images", "labels"), "Images beside labels: these are no classes"),
     "one class": (("cats",), "one class only, cats"),
 }
 

@@ -122,6 +122,51 @@ def too_large():
     return assay.Model(network=Table(), inputs={"x": torch.rand(2, 7, 8)}, dynamic=axes)
 
 
+def backwards():
+    axes = {2: ("height", 64, 16)}
+    return assay.Model(network=Segmenter(), image=(3, 24, 32), dynamic={"image": axes})
+
+
+def one_name():
+    axes = {2: ("size", 16, 64), 3: ("size", 16, 64)}
+    return assay.Model(network=Segmenter(), image=(3, 24, 32), dynamic={"image": axes})
+
+
+class Pooled(nn.Module):
+    def forward(self, x):
+        return functional.adaptive_avg_pool2d(x, 3)
+
+
+def pooled():
+    return assay.Model(
+        network=Pooled(), inputs={"x": torch.rand(2, 3, 24, 32)}, dynamic={"x": SIZES}
+    )
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(6, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x)[0]
+
+
+def recurrent():
+    axes = {1: ("length", 2, 9)}
+    return assay.Model(network=Recurrent(), inputs={"x": torch.rand(2, 7, 6)}, dynamic={"x": axes})
+
+
+class Projected(Recurrent):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(6, 4, batch_first=True, proj_size=3)
+
+
+def projected():
+    return assay.Model(network=Projected(), inputs={"x": torch.rand(2, 2, 6)})
+
+
 def too_small():
     axes = {2: ("height", 32, 64)}
     return assay.Model(network=Segmenter(), image=(3, 24, 32), dynamic={"image": axes})
@@ -210,8 +255,12 @@ def test_a_model_with_a_fixed_size_is_refused(assay: Callable[..., Result]) -> N
         ("unknown", "Model.dynamic names the input 'x', but the model takes image"),
         ("malformed", "Model.dynamic has 2: (16, 64) for 'image'"),
         ("a_list", "Model.dynamic has [2, 3] for 'image'"),
-        ("only_one", "the model fixes axis 1 of tokens, which Model.dynamic names, to 12"),
+        ("only_one", "the model fixes axis 1 of tokens (length), which Model.dynamic names, to 12"),
         ("too_large", "(at 40x8; the usual size runs)"),
+        ("backwards", 'write 2: ("height", 16, 64)'),
+        ("one_name", "usually 32, as axis 3 of 'image', but 16 to 64, usually 24, as axis 2 of"),
+        ("pooled", "the model pools height and width, which Model.dynamic names, to 3x3"),
+        ("recurrent", "give --exporter torchscript, which keeps an LSTM"),
         ("too_small", "height is 32 to 64, but the example of 'image' has 24"),
     ],
 )
@@ -221,3 +270,14 @@ def test_wrong_declarations_are_explained(
     failed = assay("export", f"nets.py:{name}")
     assert failed.code == 1
     assert message in failed.err
+
+
+@pytest.mark.slow(5)
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # of PyTorch, about its speed
+def test_an_lstm_with_projections_becomes_its_steps(assay: Callable[..., Result]) -> None:
+    exported = assay("export", "nets.py:projected")
+    assert exported.code == 0, exported.err
+    judged = assay("verify", "nets.py:projected")
+    assert judged.code == 0, judged.err
+    graph = onnx.load("artifacts/nets.py-projected/fp32/model.onnx").graph
+    assert "LSTM" not in {node.op_type for node in graph.node}

@@ -50,6 +50,8 @@ def test_a_graph_of_any_size_goes_through_the_whole_chain(
     assert checked.code == 0, checked.err
     with library.load("dist/onnx-det.onnx-fp32.tar.zst") as model:
         assert model.predict(np.zeros((2, 3, 20, 36), np.float32)).shape == (2, 5, 10, 18)
+        with pytest.raises(library.DeployError, match=r"size 44 on axis 3.*for 16 to 40 only"):
+            model.predict(np.zeros((2, 3, 20, 44), np.float32))
     again = assay("run", "onnx:det.onnx", "--shape", SIZES, *engine, *QUICK)
     assert "6 stages, 6 skipped" in again.err
 
@@ -160,7 +162,7 @@ def test_a_fault_at_another_size_is_found(assay: Callable[..., Result], detector
         (("export", "onnx:det.onnx", "--shape", "image=1x3x8x8"), "did you mean 'images'"),
         (("export", "onnx:det.onnx", "--shape", "images=1x4x8x8"), "does not fit images"),
         (("export", "onnx:det.onnx", "--shape", "images=1x3x8"), "does not fit images"),
-        (("export", "onnx:det.onnx", "--shape", "images=1x3x9:8:7x8"), "LEAST:USUAL:LARGEST"),
+        (("export", "onnx:det.onnx", "--shape", "images=1x3x9:8:7x8"), "axis 2 of images is 9:8:7"),
         (("export", "onnx:det.onnx", "--shape", "images=axb"), "LEAST:USUAL:LARGEST"),
         (("export", "onnx:det.onnx", "--opset", "20"), "--opset does not apply to an ONNX file"),
         (("export", "onnx:none.onnx"), "none.onnx does not exist"),
@@ -178,6 +180,32 @@ def test_wrong_usage_is_explained(
     failed = assay(*words)
     assert failed.code == 2
     assert message in failed.err
+
+
+@pytest.mark.usefixtures("detector")
+def test_sizes_that_are_not_given_again_are_kept(assay: Callable[..., Result]) -> None:
+    assert assay("export", "onnx:det.onnx", "--shape", SIZES).code == 0
+    again = assay("export", "onnx:det.onnx")
+    assert again.code == 0, again.err
+    assert "nothing changed" in again.err
+    assert assay("export", "onnx:det.onnx", "--precision", "fp16").code == 0
+    half = goldens.load(Path("artifacts/onnx-det.onnx/fp16/golden.npz"))
+    assert [part.size for part in (half, *half.others)] == ["3x24x32", "3x16x16", "3x40x40"]
+
+
+def test_an_index_out_of_range_is_the_reason_that_is_named(assay: Callable[..., Result]) -> None:
+    foreign.save(
+        Path("table.onnx"),
+        [helper.make_node("Gather", ["table", "ids"], ["rows"], "lookup")],
+        {"ids": (onnx.TensorProto.INT64, ["batch", 4])},
+        {"rows": ["batch", 4, 3]},
+        {"table": np.ones((50, 3), np.float32)},
+    )
+    np.savez("ids.npz", ids=np.full((4, 4), 99))
+    failed = assay("export", "onnx:table.onnx", "--inputs", "ids.npz")
+    assert failed.code == 1
+    assert "at Gather lookup: index 99 is out of bounds" in failed.err
+    assert "depends on others" not in failed.err
 
 
 @pytest.mark.usefixtures("detector")

@@ -47,6 +47,14 @@ def two():
     return Two()
 
 
+instance = Two()
+
+
+def beyond():
+    inputs = {"image": np.zeros((3, 4, 4), np.float32), "token": np.full((3, 5), 50)}
+    return Model(network=Two(), inputs=inputs)
+
+
 def spec():
     random = np.random.default_rng(0)
     inputs = {
@@ -281,6 +289,8 @@ def test_a_changed_source_exports_again_and_verify_needs_no_source(
     [
         ("nope", 2, "has no 'nope'"),
         ("value", 2, "'value' is int, not a function"),
+        ("instance", 2, "'instance' is a Two that is made already"),
+        ("beyond", 1, "give inputs whose integers the model's tables have"),
         ("raises", 1, "raised ValueError: no such luck"),
         ("number", 1, "returned int, not a model"),
         ("two", 1, "declares neither example inputs nor an image shape"),

@@ -106,3 +106,15 @@ def test_what_bounds_an_engine_on_a_gpu_is_printed_below_the_table() -> None:
         " --cuda-graph replays them as one",
         "b at batch 8 is bound by transfers: 1.00 ms of 4.00 ms are on the device",
     ]
+
+
+def test_one_engine_is_compared_with_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    results = [measured("a", "device"), measured("a", "end to end")]
+    devices = {"a": "cpu"}
+    document = {"baseline": "a", "devices": devices, "counted": "rows", "results": results}
+    bench.show(document)
+    out = capsys.readouterr().out
+    assert out.startswith("Latency ")
+    assert "speed" not in out
+    assert "rows/s" in out
+    assert "images/s" not in out

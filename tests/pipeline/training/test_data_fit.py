@@ -71,6 +71,10 @@ def flat():
     return nn.Sequential(nn.Flatten(), nn.Linear(5, 3))
 
 
+def gray():
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 def maps():
     return nn.Conv2d(3, 3, 1)
 
@@ -162,6 +166,7 @@ REFUSED = {
     "large": "gives 7 classes, but the data set has 3",
     "other_size": "takes images 3x16x16, but those of the data set are 3x8x8",
     "flat": "cannot be run on its inputs of 3x8x8",
+    "gray": "takes 1 channel and the images have 3: give its first layer 3 input channels",
     "maps": "gives [2, 3, 8, 8] for two images",
 }
 

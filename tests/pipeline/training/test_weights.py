@@ -240,3 +240,26 @@ def test_a_key_is_an_option_of_train_and_export(tmp_path: Path, assay: Assay) ->
     kept = weights.read(tmp_path / "lenet/checkpoint.safetensors")
     assert all(torch.equal(kept[name], half[name]) for name in half)
     assert assay("export", "lenet", "--root", tmp_path, "--weights-key", "ema").code == 2
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = linear()
+
+
+@pytest.mark.parametrize("network", [linear, Wrapped])
+@pytest.mark.parametrize(
+    "place", ["", "state_dict", "state_dict.module", "a.b.c.d.e", "module.net"]
+)
+def test_weights_are_found_however_deep_and_wrapped(
+    tmp_path: Path, network: Callable[[], nn.Module], place: str
+) -> None:
+    content: dict[str, object] = {**linear(1).state_dict(), "epoch": 3}
+    for part in filter(None, place.split(".")[::-1]):
+        content = {part: content}
+    content["itself"] = content
+    torch.save(content, tmp_path / "w.pt")
+    loaded = network()
+    weights.load(loaded, tmp_path / "w.pt", "linear")
+    assert torch.equal(next(loaded.parameters()), linear(1).weight)

@@ -76,3 +76,17 @@ def test_all_rows_are_tried_a_few_at_a_time() -> None:
     parts = [*reduction._few(rows)]
     assert [row for part in parts for row in part.cases] == [*"abcdefgh"]
     assert [int(row) for part in parts for row in part.inputs["x"]] == [*range(8)]
+
+
+@pytest.mark.slow(5)
+def test_a_missing_kernel_of_a_precision_is_a_failure(assay: Callable[..., Result]) -> None:
+    foreign.detector(Path("net.onnx"))
+    words = ("--precision", "bf16", "--shape", "images=1x3x16x16")
+    reduced = assay("reduce", "net.onnx", *words)
+    assert reduced.code == 0, reduced.err
+    assert "refused: ONNX Runtime has no CPU kernel for a node of the graph" in reduced.out
+    (node,) = onnx.load("net-reduced.onnx").graph.node
+    assert node.op_type == "Conv"
+    refused = assay("reduce", "net.onnx", "--precision", "int8")
+    assert refused.code == 2
+    assert "available: fp32, fp16, bf16" in refused.err

@@ -462,3 +462,12 @@ def test_a_quantized_graph_is_not_proved_on_a_few_images(golden: Golden) -> None
     loose = dataclasses.replace(quantized, max_drop=1.0)
     assert judge("engine", Computed(), loose, test).status == "pass"
     assert judge("engine", Computed(), golden, test).status == "pass"
+
+
+def test_an_error_names_a_few_of_many_reasons(golden: Golden) -> None:
+    verdict = judge("engine", Computed(), golden)
+    reasons = [f"fault {number}" for number in range(9)]
+    many = dataclasses.replace(verdict, status="mismatch", reason="; ".join(reasons))
+    with pytest.raises(ParityError) as caught:
+        require_pass([many], "m")
+    assert caught.value.message.endswith("fault 2; fault 3; 4 more; fault 8")

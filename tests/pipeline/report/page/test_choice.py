@@ -15,6 +15,7 @@ USUAL = Candidate(
     settled=True,
     busy=False,
     accuracy=0.9,
+    p99=None,
     counted="images",
     run="fp32",
 )

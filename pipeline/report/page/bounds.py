@@ -1,0 +1,109 @@
+"""Which of the proved and measured engines keep bounds on latency, throughput and accuracy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engines.errors import UsageError
+from pipeline.report.page.choice import Candidate
+from pipeline.report.units import duration
+
+_UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What an engine must keep; None does not bound.
+
+    Attributes:
+        p99: Seconds that 99 of 100 inferences may take, end to end.
+        latency: Seconds that the median inference may take, end to end.
+        throughput: The least number of images (or rows) per second, one inference at a time.
+        drop: Percentage points of accuracy that may be lost against the model in float64.
+    """
+
+    p99: float | None = None
+    latency: float | None = None
+    throughput: float | None = None
+    drop: float | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Whether a candidate keeps all bounds.
+
+    Attributes:
+        status: "yes" if it is sure at 95 %, "unsure" if the interval holds the bound, else "no".
+        failing: The bounds that it does not keep, or not surely, in words.
+    """
+
+    candidate: Candidate
+    status: str
+    failing: tuple[str, ...]
+
+
+def seconds(text: str) -> float:
+    """Returns a time that is written as in 5ms, 800us or 0.1s.
+
+    Raises:
+        UsageError: It is written in another way, or is not above 0.
+    """
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+) ?(us|µs|ms|s)", text)
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"{text!r} is not a time", "write it as in 5ms, 800us or 0.1s")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def kept(candidate: Candidate, bounds: Bounds, accuracy: float | None) -> Kept:
+    """Compares what was measured with the bounds.
+
+    Args:
+        accuracy: The part of the test images that the model classifies right; None if not known.
+    """
+    checks = []
+    if bounds.latency is not None:
+        checks.append(_above("median", candidate.low, candidate.high, bounds.latency))
+    if bounds.p99 is not None:
+        if candidate.p99 is not None:
+            checks.append(_above("p99", *candidate.p99, bounds.p99))
+        elif candidate.low > bounds.p99:
+            checks.append(_above("median", candidate.low, candidate.high, bounds.p99))
+        else:
+            checks.append(("unsure", "too few inferences to know the p99"))
+    if bounds.throughput is not None:
+        low, high = candidate.batch / candidate.high, candidate.batch / candidate.low
+        words = f"{low:,.0f} to {high:,.0f} {candidate.counted}/s"
+        checks.append((_status(bounds.throughput <= low, bounds.throughput <= high), words))
+    if bounds.drop is not None:
+        if accuracy is None or candidate.accuracy is None:
+            checks.append(("unsure", "the accuracy is not known"))
+        else:
+            lost = 100 * (accuracy - candidate.accuracy)
+            within = lost <= bounds.drop
+            checks.append((_status(within, within), f"it loses {lost:.2f} points of accuracy"))
+    if candidate.busy:
+        checks.append(("unsure", "other processes slowed it down"))
+    found = [status for status, _ in checks]
+    status = "no" if "no" in found else "unsure" if "unsure" in found else "yes"
+    return Kept(candidate, status, tuple(words for state, words in checks if state != "yes"))
+
+
+def _above(name: str, low: float, high: float, bound: float) -> tuple[str, str]:
+    return _status(high <= bound, low <= bound), f"{name} {duration(low)} to {duration(high)}"
+
+
+def _status(surely: bool, perhaps: bool) -> str:
+    return "yes" if surely else "unsure" if perhaps else "no"
+
+
+def best(results: Sequence[Kept], bounds: Bounds) -> Kept | None:
+    """Returns the best of those that surely keep the bounds; None if none does.
+
+    With a bound on a time, that is the one of the highest throughput; else the quickest.
+    """
+    able = [entry for entry in results if entry.status == "yes"]
+    if bounds.p99 is None and bounds.latency is None:
+        return min(able, key=lambda entry: entry.candidate.seconds, default=None)
+    return max(able, key=lambda entry: entry.candidate.rate, default=None)

@@ -1,0 +1,80 @@
+"""Bounds on latency, throughput and accuracy, on candidates of known speed."""
+
+from typing import Any
+
+import pytest
+
+from engines.errors import UsageError
+from pipeline.report.page import bounds
+from pipeline.report.page.bounds import Bounds
+from tests.pipeline.report.page.test_choice import candidate
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("5ms", 5e-3), ("800us", 8e-4), ("0.1s", 0.1), (".5 ms", 5e-4)]
+)
+def test_times_have_units(text: str, seconds: float) -> None:
+    assert bounds.seconds(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["5", "ms", "-1ms", "0ms", "5 min", "1e-3s", "nan s"])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a time"):
+        bounds.seconds(text)
+
+
+# A candidate of 1 ms at batch 4, from 0.99 to 1.01 ms, with a p99 from 1.9 to 2.1 ms.
+USUAL = candidate(1e-3, batch=4, p99=(1.9e-3, 2.1e-3), accuracy=0.9)
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "words"),
+    [
+        ({"p99": 2.2e-3}, "yes", ()),
+        ({"p99": 2.0e-3}, "unsure", ("p99 1.90 ms to 2.10 ms",)),
+        ({"p99": 1.8e-3}, "no", ("p99 1.90 ms to 2.10 ms",)),
+        ({"latency": 1.02e-3}, "yes", ()),
+        ({"latency": 1.0e-3}, "unsure", ("median 990 µs to 1.01 ms",)),
+        ({"throughput": 3900}, "yes", ()),
+        ({"throughput": 4000}, "unsure", ("3,960 to 4,040 images/s",)),
+        ({"throughput": 4100}, "no", ("3,960 to 4,040 images/s",)),
+        ({"drop": 1.1}, "yes", ()),
+        ({"drop": 0.5}, "no", ("it loses 1.00 points of accuracy",)),
+        ({"p99": 1e-3, "drop": 2.0}, "no", ("p99 1.90 ms to 2.10 ms",)),
+    ],
+)
+def test_a_bound_is_kept_if_the_whole_interval_is_within(
+    limits: dict[str, float], status: str, words: tuple[str, ...]
+) -> None:
+    entry = bounds.kept(USUAL, Bounds(**limits), accuracy=0.91)
+    assert (entry.status, entry.failing) == (status, words)
+
+
+@pytest.mark.parametrize(
+    ("more", "limit", "status"),
+    [
+        ({"p99": None}, {"p99": 5e-3}, "unsure"),
+        ({"p99": None}, {"p99": 0.5e-3}, "no"),  # the median is above it
+        ({"accuracy": None}, {"drop": 1.0}, "unsure"),
+        ({"busy": True}, {"p99": 5e-3}, "unsure"),
+    ],
+)
+def test_what_is_not_known_is_not_sure(
+    more: dict[str, Any], limit: dict[str, float], status: str
+) -> None:
+    entry = candidate(1e-3, **{"p99": (1e-3, 2e-3), **more})
+    assert bounds.kept(entry, Bounds(**limit), accuracy=0.9).status == status
+
+
+def test_a_bound_on_time_leaves_the_highest_throughput() -> None:
+    quick, large = candidate(1e-3), candidate(4e-3, batch=64)
+    slow = candidate(9e-3, batch=256)
+
+    def best(limits: Bounds) -> object:
+        chosen = bounds.best([bounds.kept(e, limits, None) for e in (quick, large, slow)], limits)
+        return chosen and chosen.candidate
+
+    assert best(Bounds(latency=5e-3)) == large
+    assert best(Bounds(throughput=900)) == quick
+    assert best(Bounds(throughput=5000)) == large
+    assert best(Bounds(latency=1e-4)) is None
