@@ -83,7 +83,7 @@ def test_the_python_of_the_readme_runs_where_the_bundle_is_unpacked(
     built: Store, tmp_path: Path
 ) -> None:
     with opened(bundle_of(built)) as files:
-        files.extractall(tmp_path, filter="data")
+        files.extractall(tmp_path)  # our own, and some Python 3.11 have no filters
     folder = tmp_path / FOLDER
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert len(code.splitlines()) <= 10
