@@ -50,14 +50,16 @@ def add_profiles(builder: Any, network: Any, config: Any, options: BuildOptions)
         DeployError: An axis other than the first is dynamic, and the options have no sizes for it.
         UsageError: A profile names another axis, or sizes that are not among them.
     """
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    whole = {tensor.name: _ranges(tensor, options) for tensor in inputs if -1 in tensor.shape}
-    words = {
-        (tensor.name, axis): tensor.get_dimension_name(axis)
-        for tensor in inputs
-        for axis, size in enumerate(tensor.shape)
-        if size == -1
-    }
+    whole: dict[str, list[profiles.Range]] = {}
+    words: dict[tuple[str, int], str] = {}
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if -1 not in tensor.shape:
+            continue
+        whole[tensor.name] = _ranges(tensor, options)
+        for axis, size in enumerate(tensor.shape):
+            if size == -1:
+                words[tensor.name, axis] = tensor.get_dimension_name(axis)
     profiles.check_names(options.profiles, words)
     for wanted in ({}, *options.profiles):
         profile = builder.create_optimization_profile()
