@@ -67,12 +67,17 @@ def choose(
             "give --p99, --latency, --min-throughput or --max-drop",
         )
     known = results.collect(model, [], store)
-    candidates = choice.candidates(known.precisions)
-    if not candidates:
+    measure = hints.complete(f"run `{hints.command('bench', {'model': model})}`", store.place)
+    try:
+        candidates = choice.candidates(known.precisions)
+    except results.UNREADABLE as error:
         raise DeployError(
-            f"no engine of {model} is both proved and measured",
-            hints.complete(f"run `{hints.command('bench', {'model': model})}`", store.place),
-        )
+            f"the measurements of {model} have not the form that this version of assay writes"
+            f" ({type(error).__name__}: {error})",
+            measure,
+        ) from error
+    if not candidates:
+        raise DeployError(f"no engine of {model} is both proved and measured", measure)
     accuracy = (known.training or {}).get("test_accuracy")
     compared = [judge.kept(entry, bounds, accuracy) for entry in candidates]
     best = judge.best(compared, bounds)

@@ -16,6 +16,7 @@ from pipeline.bundling import opening
 from pipeline.workflow.runner import Store
 from tests.bundles import bundle_of
 from tests.conftest import Result
+from tests.pipeline.report.page.pages import rewrite
 
 WORDS = ("--trust", "--engine", "onnxruntime", "--threads", "1")
 
@@ -154,3 +155,19 @@ def test_choosing_without_bounds_or_results_is_explained(
     assert result.code == 1
     assert "run `assay run lenet`" in result.err
     assert assay("choose", "lenet", "--p99", "soon").code == 2
+
+
+def test_measurements_of_another_version_are_measured_again(
+    store: Store, assay: Callable[..., Result]
+) -> None:
+    def as_before(content: dict[str, Any]) -> dict[str, Any]:
+        for entry in content["results"]:
+            del entry["busy"]
+        return content
+
+    rewrite(store, "lenet/fp32/measurements.json", "lenet/fp32/bench.json", as_before)
+    where = ("--root", store.root, "--dist", store.dist)
+    result = assay("choose", "lenet", *where, "--latency", "10s")
+    assert result.code == 1
+    assert "KeyError: 'busy'" in result.err
+    assert "run `assay bench lenet" in result.err

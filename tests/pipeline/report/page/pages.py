@@ -1,10 +1,15 @@
-"""Reads pages: their elements, texts and tables."""
+"""Reads pages: their elements, texts and tables; changes the results that they show."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from typing import Any
+
+from pipeline.workflow.runner import Store
 
 # Elements that have no end tag, in HTML.
 _VOID = frozenset({"br", "link", "meta", "img", "input", "hr"})
@@ -68,3 +73,13 @@ def parse(text: str) -> Element:
 def cells(root: Element) -> list[str]:
     """Returns the texts of all cells of all tables."""
     return [cell.text for table in root.all("table") for cell in table.all("th", "td")]
+
+
+def rewrite(store: Store, file: str, record: str, change: Callable[[Any], Any]) -> None:
+    """Changes a JSON file, and its digest in the record, as another version would have made it."""
+    content = change(json.loads((store.root / file).read_text()))
+    (store.root / file).write_text(json.dumps(content))
+    digest = hashlib.sha256((store.root / file).read_bytes()).hexdigest()
+    made = json.loads((store.root / record).read_text())
+    made["outputs"][file]["sha256"] = digest
+    (store.root / record).write_text(json.dumps(made))

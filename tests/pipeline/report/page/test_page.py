@@ -1,7 +1,6 @@
 """The HTML page of a model, read with an HTML parser."""
 
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
@@ -17,7 +16,7 @@ from pipeline.report.units import duration
 from pipeline.workflow.records import SCHEMA
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
-from tests.pipeline.report.page.pages import Element, cells, parse
+from tests.pipeline.report.page.pages import Element, cells, parse, rewrite
 
 Assay = Callable[..., Result]
 SCRIPT = "<script>alert(1)</script>"
@@ -105,16 +104,6 @@ def gaps(store: Store, *, drawn: bool = False) -> str:
     known = results.collect("lenet", (), store)
     every = sections.page(known, store.place).gaps if drawn else known.gaps
     return "\n".join(f"{gap.problem}: {gap.hint}" for gap in every)
-
-
-def rewrite(store: Store, file: str, record: str, change: Callable[[Any], Any]) -> None:
-    """Changes a JSON file, and its digest in the record, as another version would have made it."""
-    content = change(json.loads((store.root / file).read_text()))
-    (store.root / file).write_text(json.dumps(content))
-    digest = hashlib.sha256((store.root / file).read_bytes()).hexdigest()
-    made = json.loads((store.root / record).read_text())
-    made["outputs"][file]["sha256"] = digest
-    (store.root / record).write_text(json.dumps(made))
 
 
 def test_a_complete_model_has_all_sections(root: Element) -> None:
