@@ -14,6 +14,7 @@ import onnx
 import torch
 
 import engines
+from engines import hardware
 from engines.contract import Array, OpenOptions, TensorSpec
 from engines.errors import DeployError, NotAvailableError
 from exporters import PRECISIONS, attention, weight_map, weight_quantized
@@ -314,7 +315,7 @@ def _verdict(graph: onnx.ModelProto, source: Source) -> verdict.Status:
     """
     computed_in = PRECISIONS[source.reference.precision].computed_in
     reference = dataclasses.replace(source.reference, precision=computed_in)
-    options = OpenOptions("cpu", threads=1, optimize=False)
+    options = OpenOptions("cpu", threads=hardware.available_cpus(), optimize=False)
     with as_it_says(graph) as path:
         try:
             session = engines.get(engine_proof.GRAPH_RUNNER).open(path, options)
