@@ -271,9 +271,10 @@ def measured_noise(
     """
     names = tuple(native)
     phases.start("rounding noise", noise_runs * len(tensors[0]))
-    ended = threading.Event()
+    ended, threads = threading.Event(), torch.get_num_threads()
 
     def run(seed: int) -> dict[str, Array]:
+        torch.set_num_threads(1)  # copies beside each other share the CPUs
         with rounding.at_random(served, seed) as rounded:
             rounded.register_forward_pre_hook(lambda *_: _raise_if(ended))
             return run_all(rounded, tensors, names)
@@ -283,6 +284,7 @@ def measured_noise(
             runs = [native, *pool.map(run, range(noise_runs))]
         finally:
             ended.set()  # a signal must not wait until all runs are done
+            torch.set_num_threads(threads)
     return {name: noise.measure(reference[name], [run[name] for run in runs]) for name in names}
 
 
