@@ -26,7 +26,7 @@ WITH_DATA = 256
 # Generated ones, without a data set. A large network takes a second for each in float64.
 # With fewer, edge cases could set the usual scale of an output (`limits.USUAL_SCALE_QUANTILE`):
 # some have outputs that are ten thousand times as large as those of usual images.
-WITHOUT_DATA = 14
+WITHOUT_DATA = 16
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Params:
     )
     golden_rows: int | None = option(
         None,
-        text="Golden inputs besides the edge cases [256 test images; 14 generated ones without a"
+        text="Golden inputs besides the edge cases [256 test images; 16 generated ones without a"
         " data set].",
         low=2,
         high=100_000,
