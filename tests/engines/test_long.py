@@ -55,7 +55,8 @@ def test_a_thousand_sessions_leak_nothing(name: str, built: Store) -> None:
     seen.append((resident(), open_files()))
     memory, files = np.array(seen).T
     assert files.max() == files.min()
-    assert memory[-1] - memory[0] < ROOM, memory
+    # In the second half, since PyTorch's allocator takes some hundred sessions to settle.
+    assert memory[-1] - memory[1] < ROOM / 2, memory
 
 
 def test_a_compiled_package_names_no_folder_of_this_machine(built: Store, tmp_path: Path) -> None:
