@@ -5,8 +5,7 @@ inputs already where the engine reads them. "end to end" is from numpy arrays to
 
 A round times every candidate once at each boundary, in random order, so that drift of the machine
 affects all alike. The median of a candidate's iterations in a round is one sample. A ratio is of
-the samples within each round, so that drift common to both cancels. Rounds are short, and many: in
-the same time, 1 ms for a candidate gave intervals a third as wide as 20 ms did.
+the samples within each round, so that drift common to both cancels. Rounds are short, and many.
 """
 
 from __future__ import annotations
@@ -34,8 +33,11 @@ MAX_ROUNDS = 5000
 # Other processes come and go within seconds, so that a shorter time would show but one of their
 # states.
 MIN_SECONDS = 1.0
-# One candidate's part of a round.
-ROUND_SECONDS = 0.001
+# One candidate's part of a round that counts, and what goes before it. The threads of the candidate
+# before wait for work by spinning: for 10 ms they made others on the same CPUs 1.3 to 2 times as
+# slow. It also brings code and data back into the caches.
+ROUND_SECONDS = 0.005
+RUN_IN_SECONDS = 0.01
 # Warm if this many runs in a row have not been faster than one before.
 WARM_RUNS = 3
 WARMUP_SECONDS = (0.1, 3.0)
@@ -204,8 +206,7 @@ def _percentiles(times: list[float]) -> dict[str, Interval]:
 def _plan(run: Callable[[int], list[float]]) -> tuple[int, int]:
     """Warms a candidate up; returns how many iterations of a round count, and how many do not.
 
-    The first one does not count, since it brings code and data back into the caches, unless
-    iterations take so long that this does not matter.
+    Those of `RUN_IN_SECONDS` do not, unless iterations take so long that this does not matter.
     """
     least, most = WARMUP_SECONDS
     start = time.perf_counter()
@@ -215,7 +216,8 @@ def _plan(run: Callable[[int], list[float]]) -> tuple[int, int]:
         now = float(np.median(run(max(1, min(1000, round(ROUND_SECONDS / fastest))))))
         since = 0 if now < fastest * (1 - NARROW) else since + 1
         fastest = max(min(now, fastest), 1e-9)
-    return max(1, min(1000, round(ROUND_SECONDS / fastest))), int(fastest < LONG_SECONDS)
+    counted, spare = (max(1, round(part / fastest)) for part in (ROUND_SECONDS, RUN_IN_SECONDS))
+    return min(counted, 1000), min(spare, 5000) if fastest < LONG_SECONDS else 0
 
 
 def _clocked(candidate: Candidate, boundary: Boundary) -> Callable[[int], list[float]]:

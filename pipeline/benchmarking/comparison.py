@@ -13,6 +13,10 @@ from pipeline.benchmarking.contention import Others
 from pipeline.workflow import console
 
 
+# Above this part of the CPUs, other processes may be what slows an engine down.
+_OTHERS = 0.1
+
+
 @dataclasses.dataclass(frozen=True)
 class Load:
     """What the sessions are timed on.
@@ -64,6 +68,7 @@ def compare(
                     seed=seed,
                     progress=progress,
                 )
+                part = others.part()
                 bounds = {name: _bound(sessions[name], load.feeds, name, timings) for name in group}
                 results += [
                     {
@@ -71,7 +76,9 @@ def compare(
                         **({"size": load.size} if load.size else {}),
                         "baseline": group[0],
                         **dataclasses.asdict(entry),
-                        "others": others.part(),
+                        "others": part,
+                        # Else its threads wait for those of the other engines.
+                        "busy": entry.busy and (part is None or part > _OTHERS),
                         **bounds[entry.name],
                     }
                     for entry in timings
