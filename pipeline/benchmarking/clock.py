@@ -52,7 +52,7 @@ _LOOK = 1.3
 # where their memory lies is another accident each time.
 SESSIONS_DIFFER = 0.005
 # Settled: the interval reaches at most this part of the value to either side.
-SETTLED = 0.05
+SETTLED = 0.1
 # How often a round looks at how long the threads wait for a CPU, which takes longer than a sample.
 _WAITING_EVERY = 10
 # Busy: threads wait at least this long for a CPU in each second, and a typical sample takes this

@@ -12,7 +12,6 @@ from pipeline.benchmarking.bottleneck import bottleneck, enqueue_seconds
 from pipeline.benchmarking.contention import Others
 from pipeline.workflow import console
 
-
 # Above this part of the CPUs, other processes may be what slows an engine down.
 _OTHERS = 0.1
 
