@@ -27,7 +27,7 @@ from engines.contract import BuildOptions, OpenOptions, TensorSpec
 from exporters import onnx_files, onnx_graph
 from exporters.module import Served
 from exporters.program import export_program
-from pipeline.benchmarking import clock
+from pipeline.benchmarking import clock, intervals
 
 _SHAPE = (3, 64, 64)
 _WINDOWS = ([4, 4], 96, [2, 2], [3, 6], [4, 4])
@@ -57,7 +57,7 @@ def graph(model: nn.Module, *, computed: bool) -> onnx.ModelProto:
         return next(onnx_graph.export_graph(program, inputs, outputs, {}).graphs)
 
 
-def ratio(engine: str, paths: dict[str, Path], batch: int) -> clock.Interval:
+def ratio(engine: str, paths: dict[str, Path], batch: int) -> intervals.Interval:
     """Returns the time with computed sizes as a multiple of that with constant ones."""
     images = np.random.default_rng(0).normal(size=(batch, *_SHAPE)).astype(np.float32)
     options = OpenOptions(device="cpu", threads=1)

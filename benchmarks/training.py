@@ -35,7 +35,7 @@ from torchvision.datasets import FashionMNIST
 
 from engines import hardware
 from pipeline import models
-from pipeline.benchmarking import clock
+from pipeline.benchmarking import intervals
 from pipeline.data import download, registry
 from pipeline.training import loop
 from pipeline.training.settings import seed
@@ -129,7 +129,7 @@ def measure(name: str, folder: Path, threads: int) -> dict[str, Any]:
     speeds = dict(zip(ways, np.array(rounds[1:]).T, strict=True))  # the first warms up
     measured: dict[str, Any] = {"model": name, "images_a_round": IMAGES[name], "rounds": ROUNDS}
     for way, speed in speeds.items():
-        ratio = clock.bootstrap(speed / speeds["notebook"], seed=0)
+        ratio = intervals.location(speed / speeds["notebook"])
         measured[way] = {
             "images_per_second": round(float(np.median(speed)), 1),
             "ratio": {key: round(value, 2) for key, value in vars(ratio).items()},

@@ -23,7 +23,7 @@ import torch
 from engines import hardware
 from exporters.module import Served
 from pipeline import models
-from pipeline.benchmarking import clock
+from pipeline.benchmarking import intervals
 from pipeline.data import idx
 from pipeline.golden import file as goldens
 from pipeline.training.weights import load
@@ -75,7 +75,7 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
         rounds.append(seconds)
     verdicts, eagers = np.array(rounds[1:]).T  # the first warms up
-    ratio = clock.bootstrap(verdicts / eagers, seed=0)
+    ratio = intervals.location(verdicts / eagers)
     print(
         json.dumps(
             {

@@ -1,5 +1,7 @@
 """The benchmark scripts, on small cases."""
 
+import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -12,6 +14,45 @@ from benchmarks import gpu_report
 from tests.subset import ROOT, python_path
 
 pytestmark = pytest.mark.timeout(300)
+
+OWN = ("assay", "benchmarks", "engines", "exporters", "pipeline", "tests")
+
+
+def missing(path: Path) -> list[str]:
+    """Returns what a script asks of modules of ours that they do not have."""
+    tree = ast.parse(path.read_text())
+    modules, problems = {}, []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or (node.module or "").partition(".")[0] not in OWN:
+            continue
+        for alias in node.names:
+            try:
+                known = importlib.import_module(f"{node.module}.{alias.name}")
+            except ModuleNotFoundError:
+                if not hasattr(importlib.import_module(node.module), alias.name):
+                    problems.append(f"{node.module}.{alias.name}")
+            else:
+                modules[alias.asname or alias.name] = known
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = modules.get(node.value.id)
+            if owner is not None and not hasattr(owner, node.attr):
+                problems.append(f"{owner.__name__}.{node.attr}")
+    return problems
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_a_script_asks_for_what_exists(path: Path) -> None:
+    assert missing(path) == []
+
+
+def test_a_name_that_a_script_lacks_is_reported(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pipeline.benchmarking import clock\nfrom engines.contract import Nothing\n"
+        "clock.measure\nclock.bootstrap\n"
+    )
+    assert missing(script) == ["engines.contract.Nothing", "pipeline.benchmarking.clock.bootstrap"]
 
 
 def zoo(*words: object) -> subprocess.CompletedProcess[str]:
