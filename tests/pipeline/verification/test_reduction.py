@@ -29,8 +29,8 @@ def test_an_operator_that_cannot_be_built_is_all_that_is_left(assay: Callable[..
     assert "refused" in reduced.out
     graph = onnx.load("net-reduced.onnx").graph
     assert [node.op_type for node in graph.node] == ["Det"]
-    inputs = np.load("net-reduced.npz")
-    assert {name: inputs[name].shape for name in inputs} == {"c": (2, 4, 4)}
+    with np.load("net-reduced.npz") as inputs:
+        assert {name: inputs[name].shape for name in inputs} == {"c": (2, 4, 4)}
 
 
 @pytest.mark.long
