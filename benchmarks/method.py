@@ -245,25 +245,25 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--busy", action="store_true")
     parser.add_argument("--no-spread", action="store_true")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     others, load = Others(), os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="assay-") as path, another_process(given.busy):
-        graph = Graph(Path(path), given.threads)
+    with tempfile.TemporaryDirectory(prefix="assay-") as path, another_process(arguments.busy):
+        graph = Graph(Path(path), arguments.threads)
         results = {
-            name: claims(graph, given.pairs, given.budget, part)
+            name: claims(graph, arguments.pairs, arguments.budget, part)
             for name, part in (("A/A", 0.0), ("3 % slower", SLOWER))
         }
-        spreads = [] if given.no_spread else spread(graph, given.budget, Path(path))
+        spreads = [] if arguments.no_spread else spread(graph, arguments.budget, Path(path))
     words = " ".join(["python benchmarks/method.py", *sys.argv[1:]])
     part = others.part()
     print(
         f"`{words}`: ONNX Runtime {hardware.version('onnxruntime-gpu')}, {hardware.cpu_model()},"
-        f" {hardware.available_cpus()} CPUs, {given.threads} thread(s); load average {load:.1f}"
+        f" {hardware.available_cpus()} CPUs, {arguments.threads} thread(s); load average {load:.1f}"
         f" before and {os.getloadavg()[0]:.1f} after, other processes took"
         f" {'an unknown part' if part is None else f'{part:.0%}'} of the CPUs.\n"
     )
     print(
-        f"| pairs of sessions, {given.pairs} each | boundary | interval excludes 1 | faster |",
+        f"| pairs of sessions, {arguments.pairs} each | boundary | interval excludes 1 | faster |",
         end="",
     )
     print(" busy | unsettled | median ratio | half-width | seconds a pair |\n|" + "---|" * 9)

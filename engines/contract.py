@@ -11,7 +11,7 @@ import numpy as np
 
 from engines.errors import UsageError
 from engines.layer_report import Layer
-from engines.profiles import Profile
+from engines.profiles import BATCH_MAX, BATCH_OPT, Profile
 
 _LONGEST_AXIS = 24  # exporters name some axes by formulas
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -99,8 +99,8 @@ class BuildOptions:
     """
 
     batch_min: int = 1
-    batch_opt: int = 8
-    batch_max: int = 256
+    batch_opt: int = BATCH_OPT
+    batch_max: int = BATCH_MAX
     sizes: Mapping[str, Sequence[Sequence[int] | None]] = field(default_factory=dict)
     profiles: Sequence[Profile] = ()
     workspace_mib: int = 1024

@@ -12,6 +12,8 @@ Range = tuple[int, int, int]
 Profile = Mapping[str, Range]
 # What the first axis is called, whatever its name in a graph.
 BATCH = "batch"
+# The usual and the largest batch, unless the user says otherwise.
+BATCH_OPT, BATCH_MAX = 8, 256
 
 _HINT = (
     "write AXIS=LEAST:USUAL:LARGEST, with / between the axes of a profile and commas between"
@@ -46,7 +48,7 @@ def _profile(word: str) -> Profile:
 
 
 def check_names(profiles: Sequence[Profile], axes: Mapping[tuple[str, int], str]) -> None:
-    """Raises UsageError if a profile names an axis that is none of the dynamic ones.
+    """Raises UsageError if a profile names an axis that is not dynamic.
 
     Args:
         axes: By input and number of a dynamic axis, its name; "" if it has none.

@@ -78,6 +78,7 @@ ALLOWED = {
     "pipeline/report": {
         "engines",
         "exporters",
+        "pipeline/benchmarking",
         "pipeline/data",
         "pipeline/golden",
         "pipeline/models",

@@ -14,6 +14,7 @@ import gc
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -132,11 +133,8 @@ def measure(
             began = time.perf_counter()
             for index in order.sample(range(len(runs)), len(runs)):
                 counted, spare = plans[index]
-                if number % _WAITING_EVERY == 1:
-                    waiting[index].start()
-                times = runs[index](spare + counted)[spare:]
-                if number % _WAITING_EVERY == 1:
-                    waiting[index].stop()
+                with waiting[index] if number % _WAITING_EVERY == 1 else nullcontext():
+                    times = runs[index](spare + counted)[spare:]
                 samples[index].append(float(np.median(times)))
                 every[index].extend(times)
             progress(time.perf_counter() - began)
@@ -146,9 +144,7 @@ def measure(
             ):
                 break
             if number >= look and spent >= MIN_SECONDS:
-                if all(
-                    _reach(samples, index, len(candidates)) <= NARROW for index in range(len(runs))
-                ):
+                if all(e.reach <= NARROW for e in _estimates(samples, len(candidates))):
                     break
                 look *= _LOOK
     finally:
@@ -158,38 +154,51 @@ def measure(
         Timing(
             name=candidate.name,
             boundary=boundary,
-            seconds=intervals.location(np.array(samples[index])),
-            ratio=_ratio(samples, index, len(candidates)),
+            seconds=estimate.seconds,
+            ratio=estimate.ratio,
             rounds=len(samples[index]),
             iterations=len(every[index]),
             percentiles=_percentiles(every[index]),
-            settled=_reach(samples, index, len(candidates)) <= SETTLED,
+            settled=estimate.reach <= SETTLED,
             waiting=waiting[index].part,
             busy=waiting[index].part > BUSY_WAITING and _slowed(samples[index]),
         )
-        for index, (candidate, boundary) in enumerate(pairs)
+        for index, ((candidate, boundary), estimate) in enumerate(
+            zip(pairs, _estimates(samples, len(candidates)), strict=True)
+        )
     ]
 
 
-def _ratio(samples: Sequence[Sequence[float]], index: int, count: int) -> Interval:
-    """Returns the time of a timing's baseline divided by its own.
+@dataclass(frozen=True)
+class _Estimate:
+    """What the rounds of a timing say; see `Timing`.
+
+    Attributes:
+        reach: How far the interval of the ratio reaches, or of the seconds for a baseline.
+    """
+
+    seconds: Interval
+    ratio: Interval
+    reach: float
+
+
+def _estimates(samples: Sequence[Sequence[float]], count: int) -> list[_Estimate]:
+    """Returns an estimate for each timing.
 
     Args:
         samples: By timing, those of a boundary one after the other and the baseline first.
         count: How many candidates there are.
     """
-    baseline = index - index % count
-    if baseline == index:
-        return Interval(1.0, 1.0, 1.0)
-    ratios = np.array(samples[baseline]) / np.array(samples[index])
-    return intervals.location(ratios).widened(SESSIONS_DIFFER)
-
-
-def _reach(samples: Sequence[Sequence[float]], index: int, count: int) -> float:
-    """Returns how far the interval of a ratio reaches, or of the seconds for a baseline."""
-    if index % count:
-        return _ratio(samples, index, count).reach - SESSIONS_DIFFER
-    return intervals.location(np.array(samples[index])).reach
+    times, estimates = np.array(samples), []
+    for index, own in enumerate(times):
+        seconds = intervals.location(own)
+        if index % count == 0:
+            baseline = own
+            estimates.append(_Estimate(seconds, Interval(1.0, 1.0, 1.0), seconds.reach))
+        else:
+            ratio = intervals.location(baseline / own).widened(SESSIONS_DIFFER)
+            estimates.append(_Estimate(seconds, ratio, ratio.reach - SESSIONS_DIFFER))
+    return estimates
 
 
 def _slowed(samples: Sequence[float]) -> bool:

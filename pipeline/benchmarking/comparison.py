@@ -9,11 +9,8 @@ from typing import Any
 from engines.contract import Feeds, Session
 from pipeline.benchmarking import clock
 from pipeline.benchmarking.bottleneck import bottleneck, enqueue_seconds
-from pipeline.benchmarking.contention import Others
+from pipeline.benchmarking.contention import NOTICEABLE, Others
 from pipeline.workflow import console
-
-# Above this part of the CPUs, other processes may be what slows an engine down.
-_OTHERS = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +42,7 @@ def compare(
         sessions: Open sessions by name; the first on each kind of device is its baseline.
         loads: What they are timed on, one after the other.
         budget: Seconds for each load. What one does not need is added to the next, up to once.
-        seed: Seed of the order within rounds and of the bootstrap.
+        seed: Seed of the order within rounds.
     """
     results: list[dict[str, Any]] = []
     saved = 0.0  # what loads before did not need
@@ -77,7 +74,7 @@ def compare(
                         **dataclasses.asdict(entry),
                         "others": part,
                         # Else its threads wait for those of the other engines.
-                        "busy": entry.busy and (part is None or part > _OTHERS),
+                        "busy": entry.busy and (part is None or part > NOTICEABLE),
                         **bounds[entry.name],
                     }
                     for entry in timings

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from engines import hardware
 
+# Above this part of the CPUs, other processes may be what slows an engine down.
+NOTICEABLE = 0.1
 _TASKS = Path("/proc/self/task")
 _STAT = Path("/proc/stat")
 # The columns of /proc/stat that a CPU spends idle: idle and iowait.
@@ -18,18 +20,16 @@ _COLUMNS = 8  # user to steal; guests' times are part of user's
 
 @dataclass
 class Waiting:
-    """How long this process's threads waited for a CPU, for each second of the times added."""
+    """How long this process's threads waited for a CPU; a context manager adds its body's time."""
 
     seconds: float = 0.0
     waited: float = 0.0
     _began: tuple[float, float] = field(default=(0.0, 0.0), repr=False)
 
-    def start(self) -> None:
-        """Begins a time."""
+    def __enter__(self) -> None:
         self._began = waited_seconds(), time.perf_counter()
 
-    def stop(self) -> None:
-        """Adds the time since `start`."""
+    def __exit__(self, *_error: object) -> None:
         ended = time.perf_counter()
         self.waited += waited_seconds() - self._began[0]
         self.seconds += ended - self._began[1]

@@ -63,13 +63,13 @@ def choose(
     )
     if bounds == judge.Bounds():
         raise UsageError(
-            "there are no bounds to choose by",
+            "choose needs a bound",
             "give --p99, --latency, --min-throughput or --max-drop",
         )
     known = results.collect(model, [], store)
     measure = hints.complete(f"run `{hints.command('bench', {'model': model})}`", store.place)
     try:
-        candidates = choice.candidates(known.precisions)
+        candidates = choice.first_of_each(choice.candidates(known.precisions))
     except results.UNREADABLE as error:
         raise DeployError(
             f"the measurements of {model} have not the form that this version of assay writes"
@@ -177,12 +177,13 @@ def compare(
         choices: list[list[str]] = [[name] for name in common] or [[]]
         for choice in choices:
             sessions: dict[str, Session] = {}
-            for letter, bundle, names, rows in zip("AB", unpacked, proved, golden, strict=True):
-                # Only bundles without a common engine are compared by the fastest of each.
-                name, session = opening.fastest(choice or names, bundle, rows, device, count)
-                sessions[f"{letter} {name}"] = stack.enter_context(closing(session))
-            _require_alike(*sessions.values())
-            pair = timed(sessions, loads, budget=budget / len(choices), seed=seed)
+            with ExitStack() as opened:
+                for letter, bundle, names, rows in zip("AB", unpacked, proved, golden, strict=True):
+                    # Only bundles without a common engine are compared by the fastest of each.
+                    name, session = opening.fastest(choice or names, bundle, rows, device, count)
+                    sessions[f"{letter} {name}"] = opened.enter_context(closing(session))
+                _require_alike(*sessions.values())
+                pair = timed(sessions, loads, budget=budget / len(choices), seed=seed)
             devices |= {name: session.device for name, session in sessions.items()}
             report.show({"baseline": next(iter(sessions)), "devices": devices, "results": pair})
             results += pair

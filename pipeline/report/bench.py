@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.benchmarking.contention import NOTICEABLE
 from pipeline.report.units import duration
 from pipeline.workflow import console
 
@@ -15,8 +16,6 @@ DEVICE, WHOLE = "device", "end to end"
 # A ratio that may be three times as large as it may be small is not a result.
 _WIDEST = 3.0
 UNSETTLED, BUSY = "*", "busy"
-# Above this part of the CPUs, other processes are named as the cause.
-_OTHERS = 0.1
 
 
 def show(measurements: dict[str, Any]) -> None:
@@ -77,7 +76,7 @@ def doubts(results: list[dict[str, Any]]) -> list[str]:
         )
     if not all(entry["settled"] for entry in results):
         sentences.append(
-            f"{UNSETTLED} unstable: {cause if others > _OTHERS else 'too few rounds'}; a larger"
+            f"{UNSETTLED} unstable: {cause if others > NOTICEABLE else 'too few rounds'}; a larger"
             " --budget helps"
         )
     return sentences

@@ -66,7 +66,7 @@ class Params:
         False, text="Also measure engines that replay their launches as one CUDA graph."
     )
     budget: float | None = option(None, text="Seconds for each batch size [8; edge: 0.5].")
-    seed: int = option(0, text="Seed of the order within rounds and of the bootstrap.", low=0)
+    seed: int = option(0, text="Seed of the order within rounds.", low=0)
 
 
 def resolve(params: Params) -> Params:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import engines
 from engines import profiles
 from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
+from engines.profiles import BATCH_MAX, BATCH_OPT
 from exporters import PRECISIONS
 from pipeline import models
 from pipeline.report import build as report
@@ -30,9 +31,6 @@ from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option, option
 
 if TYPE_CHECKING:
     from engines.contract import BuildOptions
-
-
-BATCH_OPT, BATCH_MAX = 8, 256
 
 
 def _buildable(_params: Mapping[str, Any], _root: Path) -> list[str]:
@@ -96,9 +94,9 @@ def resolve(params: Params) -> Params:
 
     Options that the engine ignores get their defaults, so that they do not change the key.
     """
-    _options(params)
+    chosen = _options(params)
     engine = engines.get(params.engine)
-    engine.check(_options(params))
+    engine.check(chosen)
     params = dataclasses.replace(params, target_sm=tuple(sorted(set(params.target_sm))))
     taken = {*engine.build_options, *("model", "precision", "engine")}
     ignored = {

@@ -188,7 +188,7 @@ def reduce(
 
     Raises:
         DeployError: The engine does not fail on the graph.
-        NotAvailableError: The engine cannot be built here, or there is no such device.
+        NotAvailableError: The engine cannot be built here, or the device does not exist here.
     """
     if engines.get(engine).available().run:
         choose_device(engines.get(engine), device)

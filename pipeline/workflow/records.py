@@ -65,7 +65,7 @@ def last(root: Path, artifact: Artifact, fields: Mapping[str, str]) -> Record | 
         fields: Parameters that fill the artifact's template.
 
     Returns:
-        None if there is none, or it is damaged.
+        None if none exists, or it is damaged.
     """
     path = root / artifact.at(**fields).record
     if not path.exists() and "precision" in fields:

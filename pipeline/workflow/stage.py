@@ -236,7 +236,7 @@ class Stage(Generic[P]):
             options and the root. That stage gets the options that it shares.
         opens_engines: It builds or opens engines in a child process, whose limits are options.
         inherit: Completes parameters by those of the last record, given the names of the options
-            that the user gave. If there is none at this precision, it is that of another one.
+            that the user gave. Without a record at this precision, it is one at another.
         protect: Whether to keep outputs that would be made again, given the parameters, the
             names of the options that the user gave, the record, None if it is damaged, and the
             differences from it. Raises UsageError if the user has to decide.

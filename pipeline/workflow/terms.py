@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 TERMS = {
-    "95 % interval": "of the end-to-end median, by bootstrap over rounds.",
+    "95 % interval": "of the end-to-end median, by signed ranks over rounds.",
     "accuracy lost": "top-1 of the float64 model minus the engine's, with Tango's 95 % interval.",
     "batch": "rows in one inference; `assay bench --batch` chooses.",
+    "busy": "other processes slowed the engine or its baseline down, so that no ratio is given.",
     "computed in": "the types that the engine's layers compute in, as its library reports them.",
     "end to end": "median time of one inference from arrays on the host to arrays on the host.",
     "error x floor": "root mean square error, in units of the model's own rounding noise: how far"

@@ -85,9 +85,9 @@ def kept(candidate: Candidate, bounds: Bounds, accuracy: float | None) -> Kept:
             checks.append((_status(within, within), f"it loses {lost:.2f} points of accuracy"))
     if candidate.busy:
         checks.append(("unsure", "other processes slowed it down"))
-    found = [status for status, _ in checks]
-    status = "no" if "no" in found else "unsure" if "unsure" in found else "yes"
-    return Kept(candidate, status, tuple(words for state, words in checks if state != "yes"))
+    statuses = {status for status, _ in checks}
+    worst = next((status for status in ("no", "unsure") if status in statuses), "yes")
+    return Kept(candidate, worst, tuple(words for state, words in checks if state != "yes"))
 
 
 def _above(name: str, low: float, high: float, bound: float) -> tuple[str, str]:

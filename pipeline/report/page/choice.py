@@ -171,15 +171,20 @@ def accuracy(verdict: Verdict) -> float | None:
     return None if flips is None or flips.correct is None else flips.correct / flips.images
 
 
+def first_of_each(known: Sequence[Candidate]) -> list[Candidate]:
+    """Returns those that were measured first, of several runs with the same point."""
+    first: dict[tuple[str, str, int, str], Candidate] = {}
+    for entry in known:
+        first.setdefault(entry.point, entry)
+    return [*first.values()]
+
+
 def choose(model: str, known: Sequence[Candidate]) -> tuple[Choice, ...]:
     """Returns the choice for each goal; () if nothing is proved and measured.
 
     Of several runs with the same engine, and of several sizes of the inputs, the first one counts.
     """
-    first: dict[tuple[str, str, int, str], Candidate] = {}
-    for entry in known:
-        first.setdefault(entry.point, entry)
-    same_size = [entry for entry in first.values() if entry.size == known[0].size]
+    same_size = [entry for entry in first_of_each(known) if entry.size == known[0].size]
     return tuple(_best(goal, model, same_size) for goal in _GOALS if same_size)
 
 

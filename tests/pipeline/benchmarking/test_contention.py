@@ -41,10 +41,8 @@ def test_a_process_on_the_same_cpu_makes_us_wait() -> None:
     waiting = contention.Waiting()
     with hardware.keeping_to([cpu]):
         others = contention.Others()
-        with a_busy_process(cpu):
-            waiting.start()
+        with a_busy_process(cpu), waiting:
             spin(0.5)
-            waiting.stop()
         part = others.part()
     assert waiting.part > 0.2
     assert part is not None

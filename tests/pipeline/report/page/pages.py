@@ -80,6 +80,6 @@ def rewrite(store: Store, file: str, record: str, change: Callable[[Any], Any]) 
     content = change(json.loads((store.root / file).read_text()))
     (store.root / file).write_text(json.dumps(content))
     digest = hashlib.sha256((store.root / file).read_bytes()).hexdigest()
-    made = json.loads((store.root / record).read_text())
-    made["outputs"][file]["sha256"] = digest
-    (store.root / record).write_text(json.dumps(made))
+    recorded = json.loads((store.root / record).read_text())
+    recorded["outputs"][file]["sha256"] = digest
+    (store.root / record).write_text(json.dumps(recorded))

@@ -106,8 +106,8 @@ def test_axe_has_nothing_serious(browser: "Browser", file: Path, width: int, sch
 
     page = opened(browser, file, width, scheme)
     unfold(page)
-    found = Axe().run(page).response["violations"]
-    serious = [entry for entry in found if entry["impact"] in ("serious", "critical")]
+    violations = Axe().run(page).response["violations"]
+    serious = [entry for entry in violations if entry["impact"] in ("serious", "critical")]
     assert [(entry["id"], entry["nodes"][0]["html"]) for entry in serious] == []
 
 
