@@ -9,8 +9,7 @@ import pytest
 
 from engines import hardware
 from engines.errors import ParityError
-from pipeline.stages import bench, bundle
-from pipeline.stages._measured import Subject
+from pipeline.stages import Subject, bench, bundle
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
