@@ -3,14 +3,16 @@
 Every backend is timed at the same boundaries. "device" is from launch to completion, with the
 inputs already where the engine reads them. "end to end" is from numpy arrays to numpy arrays.
 
-A round times every candidate once at each boundary, in random order, so that drift of the machine
-affects all alike. The median of a candidate's iterations in a round is one sample. A ratio is of
-the samples within each round, so that drift common to both cancels. Rounds are short, and many.
+In a round each candidate has one turn, in random order, so that drift of the machine affects all
+alike; in its turn it is timed once at each boundary. The median of a turn's iterations at a
+boundary is one sample. A ratio is of the samples within each round, so that drift common to both
+cancels. Rounds are short, and many.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +24,7 @@ import numpy as np
 
 from engines.contract import Feeds, Session
 from pipeline.benchmarking import intervals
-from pipeline.benchmarking.contention import Waiting
+from pipeline.benchmarking.contention import Waiting, longest_run
 from pipeline.benchmarking.intervals import Interval
 
 Boundary = Literal["device", "end to end"]
@@ -34,15 +36,19 @@ MAX_ROUNDS = 5000
 # Other processes come and go within seconds, so that a shorter time would show but one of their
 # states.
 MIN_SECONDS = 1.0
-# One candidate's part of a round that counts, and what goes before it. The threads of the candidate
-# before wait for work by spinning: for 10 ms they made others on the same CPUs 1.3 to 2 times as
-# slow. It also brings code and data back into the caches.
-ROUND_SECONDS = 0.005
-RUN_IN_SECONDS = 0.01
+# What counts of one candidate's turn at one boundary.
+TURN_SECONDS = 0.002
+# A turn begins with iterations that do not count. They bring code and data back into the caches,
+# and last as long as the threads of the candidate before spin, waiting for work: GNU OpenMP's for
+# 7 ms, oneTBB's for 1 ms. In that time others on the same CPUs took 1.3 to 2 times as long.
+RUN_IN_SECONDS = 0.002
+_SPIN_WATCHED = 0.03
+_SPIN_UNKNOWN = 0.01
 # Warm if this many runs in a row have not been faster than one before.
 WARM_RUNS = 3
 WARMUP_SECONDS = (0.1, 3.0)
-# Above this, cold caches do not matter to an iteration.
+MOST_ITERATIONS = 5000  # of a turn
+# Neither cold caches nor threads that spin matter to an iteration this long.
 LONG_SECONDS = 0.2
 # Enough rounds: no interval reaches further than this, as a part of its value, to either side.
 NARROW = 0.01
@@ -121,7 +127,10 @@ def measure(
     order = random.Random(seed)  # noqa: S311 - no secret
     pairs = [(candidate, boundary) for boundary in BOUNDARIES for candidate in candidates]
     runs = [_clocked(candidate, boundary) for candidate, boundary in pairs]
-    plans = [_plan(run) for run in runs]
+    fastest = [_warm(run) for run in runs]
+    spins = [_spin_seconds(run) for run in runs[: len(candidates)]]
+    turns = [range(index, len(runs), len(candidates)) for index in range(len(candidates))]
+    last: int | None = None  # the candidate whose turn was the last
     samples: list[list[float]] = [[] for _ in runs]
     every: list[list[float]] = [[] for _ in runs]
     waiting = [Waiting() for _ in runs]
@@ -131,12 +140,17 @@ def measure(
     try:
         for number in range(1, MAX_ROUNDS + 1):
             began = time.perf_counter()
-            for index in order.sample(range(len(runs)), len(runs)):
-                counted, spare = plans[index]
-                with waiting[index] if number % _WAITING_EVERY == 1 else nullcontext():
-                    times = runs[index](spare + counted)[spare:]
-                samples[index].append(float(np.median(times)))
-                every[index].extend(times)
+            for candidate_number in order.sample(range(len(candidates)), len(candidates)):
+                turn = turns[candidate_number]
+                run_in = RUN_IN_SECONDS if last is None else max(RUN_IN_SECONDS, spins[last])
+                for place, index in enumerate(order.sample(turn, len(turn))):
+                    spare = 0 if place else _count(run_in, fastest[index], LONG_SECONDS)
+                    counted = _count(TURN_SECONDS, fastest[index])
+                    with waiting[index] if number % _WAITING_EVERY == 1 else nullcontext():
+                        times = runs[index](spare + counted)[spare:]
+                    samples[index].append(float(np.median(times)))
+                    every[index].extend(times)
+                last = candidate_number
             progress(time.perf_counter() - began)
             spent = time.perf_counter() - start
             if number >= intervals.FEWEST and (
@@ -212,21 +226,32 @@ def _percentiles(times: list[float]) -> dict[str, Interval]:
     return {name: interval for name, interval in known.items() if interval is not None}
 
 
-def _plan(run: Callable[[int], list[float]]) -> tuple[int, int]:
-    """Warms a candidate up; returns how many iterations of a round count, and how many do not.
-
-    Those of `RUN_IN_SECONDS` do not, unless iterations take so long that this does not matter.
-    """
+def _warm(run: Callable[[int], list[float]]) -> float:
+    """Runs a candidate until it is no longer getting faster; returns its seconds an iteration."""
     least, most = WARMUP_SECONDS
     start = time.perf_counter()
     run(1)  # may compile something
     fastest, since = max(min(run(1)), 1e-9), 0
     while (spent := time.perf_counter() - start) < most and (spent < least or since < WARM_RUNS):
-        now = float(np.median(run(max(1, min(1000, round(ROUND_SECONDS / fastest))))))
+        now = float(np.median(run(_count(TURN_SECONDS, fastest))))
         since = 0 if now < fastest * (1 - NARROW) else since + 1
         fastest = max(min(now, fastest), 1e-9)
-    counted, spare = (max(1, round(part / fastest)) for part in (ROUND_SECONDS, RUN_IN_SECONDS))
-    return min(counted, 1000), min(spare, 5000) if fastest < LONG_SECONDS else 0
+    return fastest
+
+
+def _count(seconds: float, each: float, longest: float = math.inf) -> int:
+    """Returns how many iterations take about so many seconds; none if one takes the longest."""
+    return min(MOST_ITERATIONS, max(1, round(seconds / each))) if each < longest else 0
+
+
+def _spin_seconds(run: Callable[[int], list[float]]) -> float:
+    """Returns how long a candidate's threads spin after a run, in seconds."""
+    longest = 0.0
+    for _ in range(WARM_RUNS):
+        run(1)
+        ran = longest_run(_SPIN_WATCHED)
+        longest = max(longest, _SPIN_UNKNOWN if ran is None else ran)
+    return longest
 
 
 def _clocked(candidate: Candidate, boundary: Boundary) -> Callable[[int], list[float]]:

@@ -138,7 +138,7 @@ def test_it_warms_up_until_runs_are_no_longer_faster() -> None:
         runs.append(count)
         return [float(next(times)) for _ in range(count)]
 
-    assert timing._plan(run) == (1, 1)
+    assert timing._warm(run) == pytest.approx(0.1)
     assert len(runs) >= 40
 
 
@@ -154,3 +154,18 @@ def test_threads_that_wait_for_a_cpu_make_a_slow_result_busy(
     assert not any(
         e.busy for e in timing.measure(candidates(clock, [], spread=9.0), budget=1, seed=0)
     )
+
+
+def test_a_turn_runs_in_for_as_long_as_the_threads_of_the_one_before_spin(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spins = {"slow": 0.02, "fast": 0.0}
+    log: list[str] = []
+    pair = candidates(clock, log, drift=0)
+    monkeypatch.setattr(timing, "longest_run", lambda _seconds: spins[log[-1]])
+    timing.measure(pair, budget=0.1, seed=0)
+    turns = [(name, len(list(group))) for name, group in itertools.groupby(log)][-9:-1]
+    fewest = {name: min(count for turn, count in turns if turn == name) for name in spins}
+    # What counts is 2 ms at each boundary, where an inference takes 2 and 3, or 1 and 2 ms.
+    assert fewest["slow"] == 1 + 2
+    assert fewest["fast"] >= 10 + 3
