@@ -37,11 +37,11 @@ MAX_ROUNDS = 5000
 # states.
 MIN_SECONDS = 1.0
 # What counts of one candidate's turn at one boundary.
-TURN_SECONDS = 0.002
+TURN_SECONDS = 0.001
 # A turn begins with iterations that do not count. They bring code and data back into the caches,
 # and last as long as the threads of the candidate before spin, waiting for work: GNU OpenMP's for
 # 7 ms, oneTBB's for 1 ms. In that time others on the same CPUs took 1.3 to 2 times as long.
-RUN_IN_SECONDS = 0.002
+RUN_IN_SECONDS = 0.001
 _SPIN_WATCHED = 0.03
 _SPIN_UNKNOWN = 0.01
 # Warm if this many runs in a row have not been faster than one before.
