@@ -172,7 +172,7 @@ def measure(
             ratio=estimate.ratio,
             rounds=len(samples[index]),
             iterations=len(every[index]),
-            percentiles=_percentiles(every[index]),
+            percentiles=intervals.percentiles(every[index]),
             settled=estimate.reach <= SETTLED,
             waiting=waiting[index].part,
             busy=waiting[index].part > BUSY_WAITING and _slowed(samples[index]),
@@ -218,12 +218,6 @@ def _estimates(samples: Sequence[Sequence[float]], count: int) -> list[_Estimate
 def _slowed(samples: Sequence[float]) -> bool:
     fast, typical = np.percentile(samples, [10, 50])
     return bool(typical > BUSY_SLOWER * fast)
-
-
-def _percentiles(times: list[float]) -> dict[str, Interval]:
-    ranked = np.sort(times)
-    known = {f"p{q:g}": intervals.percentile(ranked, q) for q in (50, 90, 95, 99, 99.9)}
-    return {name: interval for name, interval in known.items() if interval is not None}
 
 
 def _warm(run: Callable[[int], list[float]]) -> float:
