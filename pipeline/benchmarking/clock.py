@@ -23,6 +23,7 @@ from typing import Literal
 import numpy as np
 
 from engines.contract import Feeds, Session
+from engines.errors import DeployError
 from pipeline.benchmarking import intervals
 from pipeline.benchmarking.contention import Waiting, longest_run
 from pipeline.benchmarking.intervals import Interval
@@ -113,6 +114,7 @@ def measure(
     budget: float,
     seed: int,
     progress: Callable[[float], None] = lambda _seconds: None,
+    failed: Callable[[str, DeployError], None] | None = None,
 ) -> list[Timing]:
     """Times candidates side by side at both boundaries; the first is the ratios' baseline.
 
@@ -123,63 +125,58 @@ def measure(
             `settled` False.
         seed: Seed of the order within rounds.
         progress: Called after every round with the seconds it took.
+        failed: Called with the name of a candidate that fails and its error; the others go on, and
+            the first of them is the baseline. By default the error is raised.
+
+    Returns:
+        The timings of the candidates that did not fail, boundary by boundary.
     """
     order = random.Random(seed)  # noqa: S311 - no secret
-    pairs = [(candidate, boundary) for boundary in BOUNDARIES for candidate in candidates]
-    runs = [_clocked(candidate, boundary) for candidate, boundary in pairs]
-    fastest = [_warm(run) for run in runs]
-    spins = [_spin_seconds(run) for run in runs[: len(candidates)]]
-    turns = [range(index, len(runs), len(candidates)) for index in range(len(candidates))]
-    last: int | None = None  # the candidate whose turn was the last
-    samples: list[list[float]] = [[] for _ in runs]
-    every: list[list[float]] = [[] for _ in runs]
-    waiting = [Waiting() for _ in runs]
+    entrants: list[_Entrant] = []
+
+    def gone(name: str, error: DeployError) -> None:
+        if failed is None:
+            raise error
+        failed(name, error)
+
+    for candidate in candidates:
+        try:
+            entrants.append(_Entrant(candidate))
+        except DeployError as error:
+            gone(candidate.name, error)
+    run_in = RUN_IN_SECONDS
     start, look = time.perf_counter(), float(MIN_ROUNDS)
     collecting = gc.isenabled()
     gc.disable()
     try:
         for number in range(1, MAX_ROUNDS + 1):
             began = time.perf_counter()
-            for candidate_number in order.sample(range(len(candidates)), len(candidates)):
-                turn = turns[candidate_number]
-                run_in = RUN_IN_SECONDS if last is None else max(RUN_IN_SECONDS, spins[last])
-                for place, index in enumerate(order.sample(turn, len(turn))):
-                    spare = 0 if place else _count(run_in, fastest[index], LONG_SECONDS)
-                    counted = _count(TURN_SECONDS, fastest[index])
-                    with waiting[index] if number % _WAITING_EVERY == 1 else nullcontext():
-                        times = runs[index](spare + counted)[spare:]
-                    samples[index].append(float(np.median(times)))
-                    every[index].extend(times)
-                last = candidate_number
+            for entrant in order.sample(entrants, len(entrants)):
+                try:
+                    entrant.turn(order, run_in, observe=number % _WAITING_EVERY == 1)
+                except DeployError as error:
+                    gone(entrant.candidate.name, error)
+                    entrants.remove(entrant)
+                run_in = max(RUN_IN_SECONDS, entrant.spin)
             progress(time.perf_counter() - began)
+            if not entrants:
+                return []
             spent = time.perf_counter() - start
             if number >= intervals.FEWEST and (
                 spent >= (budget if number >= MIN_ROUNDS // 2 else 2 * budget)
             ):
                 break
             if number >= look and spent >= MIN_SECONDS:
-                if all(e.reach <= NARROW for e in _estimates(samples, len(candidates))):
+                if all(e.reach <= NARROW for b in BOUNDARIES for e in _estimates(entrants, b)):
                     break
                 look *= _LOOK
     finally:
         if collecting:
             gc.enable()
     return [
-        Timing(
-            name=candidate.name,
-            boundary=boundary,
-            seconds=estimate.seconds,
-            ratio=estimate.ratio,
-            rounds=len(samples[index]),
-            iterations=len(every[index]),
-            percentiles=intervals.percentiles(every[index]),
-            settled=estimate.reach <= SETTLED,
-            waiting=waiting[index].part,
-            busy=waiting[index].part > BUSY_WAITING and _slowed(samples[index]),
-        )
-        for index, ((candidate, boundary), estimate) in enumerate(
-            zip(pairs, _estimates(samples, len(candidates)), strict=True)
-        )
+        entrant.parts[boundary].timing(entrant.candidate.name, boundary, estimate)
+        for boundary in BOUNDARIES
+        for entrant, estimate in zip(entrants, _estimates(entrants, boundary), strict=True)
     ]
 
 
@@ -196,21 +193,77 @@ class _Estimate:
     reach: float
 
 
-def _estimates(samples: Sequence[Sequence[float]], count: int) -> list[_Estimate]:
-    """Returns an estimate for each timing.
+class _Part:
+    """The runs of a candidate at one boundary, which is warm when this has been made.
 
-    Args:
-        samples: By timing, those of a boundary one after the other and the baseline first.
-        count: How many candidates there are.
+    Attributes:
+        each: Seconds of an iteration, about.
+        samples: The median of each turn.
+        every: All durations that count.
+        waiting: How long its threads waited for a CPU.
     """
-    times, estimates = np.array(samples), []
+
+    def __init__(self, run: Callable[[int], list[float]]) -> None:
+        self.run, self.each = run, _warm(run)
+        self.samples: list[float] = []
+        self.every: list[float] = []
+        self.waiting = Waiting()
+
+    def turn(self, run_in: float) -> None:
+        """Runs for `TURN_SECONDS`, after so many seconds that do not count."""
+        spare = _count(run_in, self.each, LONG_SECONDS) if run_in else 0
+        times = self.run(spare + _count(TURN_SECONDS, self.each))[spare:]
+        self.samples.append(float(np.median(times)))
+        self.every.extend(times)
+
+    def timing(self, name: str, boundary: Boundary, estimate: _Estimate) -> Timing:
+        """Returns the result."""
+        return Timing(
+            name=name,
+            boundary=boundary,
+            seconds=estimate.seconds,
+            ratio=estimate.ratio,
+            rounds=len(self.samples),
+            iterations=len(self.every),
+            percentiles=intervals.percentiles(self.every),
+            settled=estimate.reach <= SETTLED,
+            waiting=self.waiting.part,
+            busy=self.waiting.part > BUSY_WAITING and _slowed(self.samples),
+        )
+
+
+class _Entrant:
+    """A candidate and what has been measured of it.
+
+    Attributes:
+        parts: By boundary.
+        spin: How long its threads spin after a run, in seconds.
+    """
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self.parts = {boundary: _Part(_clocked(candidate, boundary)) for boundary in BOUNDARIES}
+        self.spin = _spin_seconds(self.parts["end to end"].run)
+
+    def turn(self, order: random.Random, run_in: float, *, observe: bool) -> None:
+        """Runs it at each boundary, after so many seconds that do not count."""
+        for boundary in order.sample(BOUNDARIES, len(BOUNDARIES)):
+            part = self.parts[boundary]
+            with part.waiting if observe else nullcontext():
+                part.turn(run_in)
+            run_in = 0.0
+
+
+def _estimates(entrants: Sequence[_Entrant], boundary: Boundary) -> list[_Estimate]:
+    """Returns an estimate for each candidate at a boundary; the first is the baseline."""
+    times = [np.array(entrant.parts[boundary].samples) for entrant in entrants]
+    estimates = []
     for index, own in enumerate(times):
         seconds = intervals.location(own)
-        if index % count == 0:
-            baseline = own
+        if index == 0:
             estimates.append(_Estimate(seconds, Interval(1.0, 1.0, 1.0), seconds.reach))
         else:
-            ratio = intervals.location(baseline / own).widened(SESSIONS_DIFFER)
+            ratio = intervals.location(times[0] / own).widened(SESSIONS_DIFFER)
             estimates.append(_Estimate(seconds, ratio, ratio.reach - SESSIONS_DIFFER))
     return estimates
 
