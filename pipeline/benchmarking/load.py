@@ -26,6 +26,8 @@ from pipeline.benchmarking.intervals import Interval
 # This part of the measured time comes before it and does not count. In it caches fill, and a queue
 # gets from empty to its usual length.
 WARM_UP = 0.1
+# The part of the requests that may take longer than a p99.
+LATE = 0.01
 # A schedule is drawn as a whole, and no engine here serves as many requests in one run.
 MOST_REQUESTS = 2_000_000
 # How often a thread that waits looks whether the run has ended, in seconds.
@@ -53,8 +55,9 @@ class Served:
         load: The work offered, as a part of what the sessions can do: rate x mean time in which a
             request occupies a session / sessions.
         waiting: Requests that had arrived and not begun when the last one arrived.
-        late: Median of the seconds from a request's arrival until a free session began it. It is
-            the operating system's time to wake a thread up, and part of the latency.
+        waking: Median of the seconds from a request's arrival until a free session began it: the
+            operating system's time to wake a thread up. It is part of the latency.
+        late: The part of the requests that took longer than the bound; 0 without one.
         saturated: The queue grows: the load is at least 1, or the queue that was left took longer
             than the measured time to serve.
     """
@@ -71,7 +74,8 @@ class Served:
     rate: float | None = None
     load: float | None = None
     waiting: int = 0
-    late: float | None = None
+    waking: float | None = None
+    late: float = 0.0
     saturated: bool = False
 
     @property
@@ -178,7 +182,8 @@ def arrivals(
     seconds: float,
     seed: int,
     rows: int = 1,
-    fewest: int = 0,
+    fewest: int = intervals.FEWEST,
+    bound: float | None = None,
 ) -> Served:
     """Serves requests that arrive at random moments, however long the queue is.
 
@@ -195,12 +200,15 @@ def arrivals(
         seed: Seed of the moments.
         rows: Rows of `feeds`.
         fewest: Measure longer, until so many requests are expected.
+        bound: The latency in seconds that a p99 is to keep. The run ends when that is impossible.
     """
     seconds = max(seconds, fewest / rate)
     warm_up = WARM_UP * seconds
     moments = schedule(rate, warm_up + seconds, seed)
     numbers = itertools.count()  # next() is atomic
     requests: list[_Request] = []  # of all threads: append is atomic
+    late: list[int] = []
+    allowed = LATE * sum(moment > warm_up for moment in moments)
     crew = _Crew(sessions, feeds)
 
     def client(session: Session) -> None:
@@ -212,11 +220,15 @@ def arrivals(
                 return
             began = _clock()
             session.run(feeds)
-            requests.append(_Request(arrival, taken, began, _clock()))
+            requests.append(_Request(arrival, taken, began, ended := _clock()))
+            if bound is not None and ended - arrival > bound and moments[number] > warm_up:
+                late.append(number)
+                if len(late) > allowed:
+                    crew.done.set()
 
     def load() -> float:
         occupied = [request.occupied for request in requests]
-        return rate * float(np.mean(occupied)) / len(sessions) if occupied else np.inf
+        return rate * float(np.mean(occupied)) / len(sessions) if occupied else 0.0
 
     with crew.working(client):
         crew.start()
@@ -225,13 +237,14 @@ def arrivals(
         crew.sleep_until(crew.began + warm_up + seconds)
         meter.stop()
         begun = sum(request.began <= meter.ended for request in requests)
-        if not crew.done.is_set() and load() < 1:
+        if not crew.done.is_set() and 0 < load() < 1:
             crew.join(seconds)
     offered = load()
-    saturated = not crew.failure and (offered >= 1 or len(requests) < len(moments))
-    counted = [request for request in requests if request.arrival > meter.began]
+    unserved = len(requests) < len(moments) and len(late) <= allowed
+    saturated = not crew.failure and (offered >= 1 or unserved)
+    counted = [request for request in requests if request.arrival > crew.began + warm_up]
     ends = [request.ended for request in requests if meter.began < request.ended <= meter.ended]
-    late = [request.began - request.arrival for request in requests if request.waited_for]
+    waking = [request.began - request.arrival for request in requests if request.waited_for]
     return Served(
         concurrency=len(sessions),
         rows=rows,
@@ -247,7 +260,8 @@ def arrivals(
         rate=rate,
         load=offered,
         waiting=max(0, len(moments) - begun - len(sessions)),
-        late=float(np.median(late)) if late else None,
+        waking=float(np.median(waking)) if waking else None,
+        late=len(late) / max(1, len(counted)),
         saturated=saturated,
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engines.contract import Feeds, Session
-from pipeline.benchmarking.load import Served, arrivals
+from pipeline.benchmarking.intervals import FEWEST
+from pipeline.benchmarking.load import LATE, Served, arrivals
 
 # Bisection ends when it knows the rate to 1/2^STEPS of the throughput.
 STEPS = 5
@@ -43,6 +44,7 @@ def saturation(
     seed: int,
     rows: int = 1,
     p99: float | None = None,
+    progress: Callable[[], None] = lambda: None,
 ) -> Saturation:
     """Finds the largest rate at which the queue does not grow, by bisection.
 
@@ -54,8 +56,9 @@ def saturation(
         seconds: The time that is measured at each rate.
         seed: Seed of the arrivals.
         rows: Rows of `feeds`.
-        p99: The p99 of the latency must be known and at most so many seconds, too. The measured
-            time is then long enough for `P99_REQUESTS`.
+        p99: The p99 of the latency must be at most so many seconds, too. The measured time is then
+            long enough for `P99_REQUESTS`.
+        progress: Called after each rate.
     """
     borne, refused = 0.0, throughput
     runs: list[Served] = []
@@ -68,20 +71,20 @@ def saturation(
             seconds=seconds,
             seed=seed,
             rows=rows,
-            fewest=0 if p99 is None else P99_REQUESTS,
+            fewest=FEWEST if p99 is None else P99_REQUESTS,
+            bound=p99,
         )
         runs.append(served)
+        progress()
         if served.failure:
             break
-        if bears(served, p99):
+        if bears(served):
             borne = rate
         else:
             refused = rate
     return Saturation(borne, refused, tuple(runs))
 
 
-def bears(served: Served, p99: float | None = None) -> bool:
-    """Whether a rate is borne: the queue does not grow, and p99, if there is one, is kept."""
-    if served.saturated or served.failure:
-        return False
-    return p99 is None or ("p99" in served.latency and served.latency["p99"].value <= p99)
+def bears(served: Served) -> bool:
+    """Whether a rate is borne: the queue does not grow, and the bound on p99, if any, is kept."""
+    return not (served.saturated or served.failure) and served.late <= LATE

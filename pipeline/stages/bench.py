@@ -6,21 +6,18 @@ import dataclasses
 import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import engines
 from engines import hardware
-from engines.errors import DeployError, NotAvailableError, ParityError, UsageError
+from engines.errors import NotAvailableError, UsageError
 from exporters import PRECISIONS
 from pipeline import models
 from pipeline.report import bench as report
 from pipeline.stages import model_option, precision_option, proved_engines
-from pipeline.workflow import hints, worker
+from pipeline.stages._measured import Subject, machine_facts, require_built
+from pipeline.workflow import worker
 from pipeline.workflow.artifacts import (
     COMPARISON,
-    ENGINE,
-    ENGINE_VERDICT,
     GOLDEN,
     MEASUREMENTS,
     Artifact,
@@ -28,9 +25,6 @@ from pipeline.workflow.artifacts import (
 )
 from pipeline.workflow.digests import read_json, write_json
 from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
-
-if TYPE_CHECKING:
-    from engines.contract import Session
 
 # The engine that the others are compared with, if it is measured.
 BASELINE = "pytorch"
@@ -71,11 +65,7 @@ class Params:
 
 def resolve(params: Params) -> Params:
     """Puts the baseline first, fills in defaults, and checks CPUs and CUDA graphs."""
-    if not params.engine:
-        raise DeployError(
-            f"no engine of {params.model} is built that runs on this machine",
-            f"run `{hints.command('build', vars(params) | {'engine': None})}`",
-        )
+    require_built(params.engine, vars(params))
     ordered = sorted(set(params.engine), key=lambda name: (name != BASELINE, name))
     budget = params.budget
     if budget is None:
@@ -133,28 +123,13 @@ def _has_graphs(name: str, params: Params) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """A built engine, and whether it replays a CUDA graph."""
-
-    engine: str
-    built: Artifact
-    verdict: Artifact
-    cuda_graph: bool
-
-
-def _subjects(params: Params) -> dict[str, _Subject]:
+def _subjects(params: Params) -> dict[str, Subject]:
     """Returns the engines to measure by their names in the table, the baseline first."""
     subjects = {}
     for precision in (*params.against, params.precision):
         for engine in params.engine:
             name = engine if precision == params.precision else f"{engine} {precision}"
-            subject = _Subject(
-                engine,
-                ENGINE.at(engine=engine, precision=precision),
-                ENGINE_VERDICT.at(engine=engine, precision=precision),
-                cuda_graph=False,
-            )
+            subject = Subject.of(engine, precision)
             subjects[name] = subject
             if params.cuda_graph and _has_graphs(engine, params):
                 subjects[f"{name} graph"] = dataclasses.replace(subject, cuda_graph=True)
@@ -170,17 +145,19 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     from pipeline.benchmarking.comparison import Load, compare
     from pipeline.golden import file as goldens
 
-    for subject in _subjects(params).values():
-        verdict = read_json(inputs[subject.verdict])
-        _require_proof(subject, verdict, params)
-        _require_same_device(subject, verdict, params)
+    subjects = _subjects(params)
+    for subject in subjects.values():
+        subject.require_proof(read_json(inputs[subject.verdict]), params.model, params.device)
     worker.end()  # it holds memory, on a GPU too
+    threads = params.threads or 1  # `resolve` has filled it in
     golden = goldens.load(inputs[GOLDEN])
     with ExitStack() as stack:
         stack.enter_context(hardware.keeping_to(params.affinity))
         sessions = {
-            name: stack.enter_context(closing(_open(subject, inputs[subject.built], params)))
-            for name, subject in _subjects(params).items()
+            name: stack.enter_context(
+                closing(subject.open(inputs[subject.built], params.device, threads))
+            )
+            for name, subject in subjects.items()
         }
         load, affinity = os.getloadavg()[0], hardware.affinity()
         before = hardware.gpu_states()
@@ -206,7 +183,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             "machine": {
                 "cpu": hardware.cpu_model(),
                 "cpus": hardware.available_cpus(),
-                "threads": params.threads,
+                "threads": threads,
                 "affinity": affinity,
                 "load_average_before": load,
                 "gpus": list(hardware.gpus()),
@@ -218,59 +195,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     )
 
 
-def _require_proof(subject: _Subject, verdict: dict[str, Any], params: Params) -> None:
-    if verdict["status"] == "pass":
-        return
-    words = {"model": params.model, "precision": verdict["precision"], "engine": subject.engine}
-    raise ParityError(
-        f"{subject.engine} is not measured, since its verdict in {verdict['precision']} is"
-        f" {verdict['status']!r}: {verdict['reason']}",
-        f"leave it out with --engine, or see `{hints.command('verify', words)}`",
-    )
-
-
-def _require_same_device(subject: _Subject, verdict: dict[str, Any], params: Params) -> None:
-    """Raises ParityError if an engine is proved on another kind of device than it is measured on.
-
-    Other kernels run there, so the proof says nothing about them.
-    """
-    from engines.checks import choose_device
-
-    proved = str(verdict["facts"].get("device", ""))
-    device = choose_device(engines.get(subject.engine), params.device)
-    if proved and proved.partition(":")[0] != device.partition(":")[0]:
-        words = {"model": params.model, "precision": verdict["precision"], "device": device}
-        raise ParityError(
-            f"{subject.engine} is not measured on {device!r}: it is proved on {proved!r} only",
-            f"run `{hints.command('verify', words | {'engine': subject.engine})}`, or give --device"
-            f" {proved.partition(':')[0]}",
-        )
-
-
-def _open(subject: _Subject, built: Path, params: Params) -> Session:
-    from engines.contract import OpenOptions
-    from pipeline.verification.engine_proof import open_built
-
-    engine = engines.get(subject.engine)
-    state = engine.available()
-    if not state.run:
-        raise NotAvailableError(
-            f"engine {subject.engine!r} cannot run here: {state.reason}", state.install
-        )
-    options = OpenOptions(
-        device=params.device,
-        threads=params.threads or 1,  # `resolve` has filled it in
-        cuda_graph=subject.cuda_graph,
-    )
-    return open_built(engine, built, options)
-
-
 def facts(params: Params) -> dict[str, str]:
     """Returns the fingerprints of each backend, the CPU and the GPU."""
-    facts_by_name = {**hardware.cpu_fingerprint(), **hardware.gpu_fingerprint()}
-    for name in params.engine:
-        facts_by_name |= engines.get(name).fingerprint()
-    return facts_by_name
+    return machine_facts(params.engine)
 
 
 def show(runs: StageRuns[Params]) -> None:

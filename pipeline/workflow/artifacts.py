@@ -173,6 +173,10 @@ COMPARISON = Artifact(
     "{model}/{precision}/compare.json",
 )
 
+LOAD = Artifact(
+    "results under load", "{model}/{precision}/served.json", "load", "{model}/{precision}/load.json"
+)
+
 BUNDLE = Artifact(
     "bundle",
     f"{{model}}-{{precision}}{BUNDLE_SUFFIX}",

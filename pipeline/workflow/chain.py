@@ -1,4 +1,4 @@
-"""The order of the stages, and access to them by name."""
+"""The stages and their order, and access to them by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from pipeline.workflow.stage import Stage
 
-STAGES = ("data", "train", "export", "verify", "build", "bench", "bundle")
+# What `assay run` runs, in this order.
+RUN = ("data", "train", "export", "verify", "build", "bench", "bundle")
+STAGES = (*RUN, "load")
 
 
 def stage(name: str) -> Stage[Any]:
