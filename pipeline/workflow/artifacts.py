@@ -177,6 +177,8 @@ LOAD = Artifact(
     "results under load", "{model}/{precision}/served.json", "load", "{model}/{precision}/load.json"
 )
 
+SWEEP = Artifact("sweep", "{model}/frontier.json", "sweep", "{model}/sweep.json")
+
 BUNDLE = Artifact(
     "bundle",
     f"{{model}}-{{precision}}{BUNDLE_SUFFIX}",
