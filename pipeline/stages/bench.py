@@ -15,8 +15,14 @@ from engines.errors import DeployError, FailedError, NotAvailableError, UsageErr
 from exporters import PRECISIONS
 from pipeline import models
 from pipeline.report import bench as report
-from pipeline.stages import model_option, precision_option, proved_engines
-from pipeline.stages._measured import Subject, machine_facts, require_built
+from pipeline.stages import (
+    Subject,
+    machine_facts,
+    model_option,
+    precision_option,
+    proved_engines,
+    require_built,
+)
 from pipeline.workflow import hints, worker
 from pipeline.workflow.artifacts import (
     COMPARISON,

@@ -15,8 +15,14 @@ from engines.errors import FailedError
 from pipeline import models
 from pipeline.report import load as report
 from pipeline.report import units
-from pipeline.stages import model_option, precision_option, proved_engines
-from pipeline.stages._measured import Subject, machine_facts, require_built
+from pipeline.stages import (
+    Subject,
+    machine_facts,
+    model_option,
+    precision_option,
+    proved_engines,
+    require_built,
+)
 from pipeline.workflow import console, worker
 from pipeline.workflow.artifacts import GOLDEN, LOAD, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json

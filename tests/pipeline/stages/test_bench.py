@@ -11,8 +11,7 @@ import pytest
 from engines import hardware
 from engines.contract import Feeds, Session
 from engines.errors import DeployError, FailedError, ParityError
-from pipeline.stages import bench, bundle
-from pipeline.stages._measured import Subject
+from pipeline.stages import Subject, bench, bundle
 from pipeline.workflow.digests import read_json
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
