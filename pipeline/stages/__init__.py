@@ -116,7 +116,7 @@ def proved_engines(params: Mapping[str, Any], root: Path) -> list[str]:
             if verdict["status"] != "pass":
                 why = f"its verdict is {verdict['status']!r}: {verdict['reason']}"
         if why:
-            console.say(f"bench: without {name}: {why}")
+            console.say(f"without {name}: {why}")
         else:
             proved.append(name)
     return proved

@@ -7,15 +7,16 @@ import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import engines
 from engines import hardware
-from engines.errors import DeployError, NotAvailableError, ParityError, UsageError
+from engines.errors import DeployError, NotAvailableError, UsageError
 from exporters import PRECISIONS
 from pipeline import models
 from pipeline.report import bench as report
 from pipeline.stages import model_option, precision_option, proved_engines
+from pipeline.stages._proof import require_proof
 from pipeline.workflow import hints, worker
 from pipeline.workflow.artifacts import (
     COMPARISON,
@@ -171,9 +172,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     from pipeline.golden import file as goldens
 
     for subject in _subjects(params).values():
-        verdict = read_json(inputs[subject.verdict])
-        _require_proof(subject, verdict, params)
-        _require_same_device(subject, verdict, params)
+        require_proof(
+            subject.engine, read_json(inputs[subject.verdict]), params.model, params.device
+        )
     worker.end()  # it holds memory, on a GPU too
     golden = goldens.load(inputs[GOLDEN])
     with ExitStack() as stack:
@@ -216,35 +217,6 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             "results": results,
         },
     )
-
-
-def _require_proof(subject: _Subject, verdict: dict[str, Any], params: Params) -> None:
-    if verdict["status"] == "pass":
-        return
-    words = {"model": params.model, "precision": verdict["precision"], "engine": subject.engine}
-    raise ParityError(
-        f"{subject.engine} is not measured, since its verdict in {verdict['precision']} is"
-        f" {verdict['status']!r}: {verdict['reason']}",
-        f"leave it out with --engine, or see `{hints.command('verify', words)}`",
-    )
-
-
-def _require_same_device(subject: _Subject, verdict: dict[str, Any], params: Params) -> None:
-    """Raises ParityError if an engine is proved on another kind of device than it is measured on.
-
-    Other kernels run there, so the proof says nothing about them.
-    """
-    from engines.checks import choose_device
-
-    proved = str(verdict["facts"].get("device", ""))
-    device = choose_device(engines.get(subject.engine), params.device)
-    if proved and proved.partition(":")[0] != device.partition(":")[0]:
-        words = {"model": params.model, "precision": verdict["precision"], "device": device}
-        raise ParityError(
-            f"{subject.engine} is not measured on {device!r}: it is proved on {proved!r} only",
-            f"run `{hints.command('verify', words | {'engine': subject.engine})}`, or give --device"
-            f" {proved.partition(':')[0]}",
-        )
 
 
 def _open(subject: _Subject, built: Path, params: Params) -> Session:

@@ -10,6 +10,7 @@ import pytest
 from engines import hardware
 from engines.errors import ParityError
 from pipeline.stages import bench, bundle
+from pipeline.stages._proof import require_proof
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
@@ -29,12 +30,11 @@ def test_threads_and_cpus_are_recorded_and_restored(store: Store, assay: Assay) 
 
 
 def test_an_engine_is_measured_on_the_device_that_it_is_proved_on() -> None:
-    params = bench.Params("lenet", engine=("onnxruntime",))
-    (subject,) = bench._subjects(params).values()
-    bench._require_same_device(subject, {"facts": {"device": "cpu"}}, params)
-    proved = {"facts": {"device": "cuda:0"}, "precision": "fp32"}
+    verdict = {"status": "pass", "precision": "fp32", "facts": {"device": "cpu"}}
+    require_proof("onnxruntime", verdict, "lenet", "auto")
+    proved = {**verdict, "facts": {"device": "cuda:0"}}
     with pytest.raises(ParityError, match="proved on 'cuda:0' only") as caught:
-        bench._require_same_device(subject, proved, params)
+        require_proof("onnxruntime", proved, "lenet", "auto")
     assert "`assay verify lenet --engine onnxruntime --device cpu`" in caught.value.hint
 
 
