@@ -18,7 +18,7 @@ from engines.errors import DeployError, FailedError
 from exporters import DEFAULT_PRECISION, PRECISIONS
 from pipeline import models
 from pipeline.report import sweep as report
-from pipeline.stages import model_option, proved_engines
+
 from pipeline.stages._measured import Subject, machine_facts, require_built
 from pipeline.workflow import console, hints, worker
 from pipeline.workflow.artifacts import GOLDEN, SWEEP, Artifact, Paths
