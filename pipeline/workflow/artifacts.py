@@ -173,6 +173,13 @@ COMPARISON = Artifact(
     "{model}/{precision}/compare.json",
 )
 
+COSTS = Artifact(
+    "profile of engines",
+    "{model}/{precision}/costs.json",
+    "profile",
+    "{model}/{precision}/profile.json",
+)
+
 BUNDLE = Artifact(
     "bundle",
     f"{{model}}-{{precision}}{BUNDLE_SUFFIX}",

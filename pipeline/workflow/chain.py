@@ -7,7 +7,9 @@ from typing import Any
 
 from pipeline.workflow.stage import Stage
 
-STAGES = ("data", "train", "export", "verify", "build", "bench", "bundle")
+# The stages of `assay run`, and those that are commands of their own.
+IN_RUN = ("data", "train", "export", "verify", "build", "bench", "bundle")
+STAGES = (*IN_RUN[:-1], "profile", IN_RUN[-1])
 
 
 def stage(name: str) -> Stage[Any]:
