@@ -179,6 +179,13 @@ LOAD = Artifact(
 
 SWEEP = Artifact("sweep", "{model}/frontier.json", "sweep", "{model}/sweep.json")
 
+COSTS = Artifact(
+    "profile of engines",
+    "{model}/{precision}/costs.json",
+    "profile",
+    "{model}/{precision}/profile.json",
+)
+
 BUNDLE = Artifact(
     "bundle",
     f"{{model}}-{{precision}}{BUNDLE_SUFFIX}",
