@@ -24,7 +24,7 @@ ASSAY := $(RUN) -m pipeline.cli
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data train export verify build bench bundle load report summary doctor test test-fast test-large test-long test-report test-engines test-gpu fuzz interruptions gpu-report lint clean
+.PHONY: help setup pipeline data train export verify build bench bundle load profile sweep report summary doctor test test-fast test-large test-long test-report test-engines test-gpu fuzz interruptions gpu-report lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ build: $(STAMP) ## build ENGINE, or all that this machine can build
 
 bench: $(STAMP) ## measure the built engines side by side
 	$(ASSAY) bench $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
+
+profile: $(STAMP) ## what the built engines cost, and how near they come to the machine
+	$(ASSAY) profile $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
 
 bundle: $(STAMP) ## write one archive with everything to dist/
 	$(ASSAY) bundle $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)

@@ -55,7 +55,9 @@ WARM_UP = 3  # calls that do not count
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
-def _factory(name: str) -> Callable[[], models.Model]:
+def factory(name: str) -> Callable[[], models.Model]:
+    """Returns a function that makes a model of the zoo with random weights."""
+
     def make() -> models.Model:
         torch.manual_seed(0)
         built = models.get(name).build(None)
@@ -69,7 +71,7 @@ def _factory(name: str) -> Callable[[], models.Model]:
     return make
 
 
-lenet, resnet18, vgg11 = map(_factory, MODELS)
+lenet, resnet18, vgg11 = map(factory, MODELS)
 
 
 def seconds_of(action: Callable[[], object], device: str) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from engines.errors import UsageError
-from engines.layer_report import Layer
+from engines.layer_report import Layer, LayerTime
 from engines.profiles import BATCH_MAX, BATCH_OPT, Profile
 
 _LONGEST_AXIS = 24  # exporters name some axes by formulas
@@ -284,3 +284,17 @@ class Engine(Protocol):
 
     def open(self, built: Path, options: OpenOptions) -> Session:
         """Opens a file that `build` wrote."""
+
+    def layer_times(
+        self, built: Path, options: OpenOptions, feeds: Feeds, runs: int
+    ) -> tuple[LayerTime, ...]:
+        """Opens a file again with the library's profiler, and returns the time of each layer.
+
+        Profiling slows the layers down, so only the proportion of their times means something.
+        Returns () if the library does not tell.
+
+        Args:
+            feeds: The inputs of every inference.
+            runs: How many inferences count.
+        """
+        return ()

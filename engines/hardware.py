@@ -117,6 +117,29 @@ def resident_memory(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def peak_memory() -> int | None:
+    """Returns the most bytes that this process has held; None if the system does not tell.
+
+    Since it started, or since `reset_peak_memory` was successful.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass  # not Linux
+    return None
+
+
+def reset_peak_memory() -> bool:
+    """Makes `peak_memory` begin anew; returns False where that is not allowed."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
 @cache
 def _probed() -> dict[str, Any]:
     """Returns the JSON object that `gpu_probe` prints."""

@@ -1,11 +1,12 @@
-"""Reads the layers of a built engine, and the type in which each one computes."""
+"""Reads the layers of a built engine: the type in which each computes, and its time."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -24,6 +25,37 @@ class Layer:
     kind: str
     precision: str
     nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """How long one layer of an open engine takes, as its library's own profiler reports it.
+
+    Attributes:
+        kind: The library's word for what it computes.
+        kernel: The library's name of the code that computes it; "" if it does not say.
+        seconds: The median of several inferences.
+    """
+
+    name: str
+    kind: str
+    kernel: str
+    seconds: float
+
+
+def typical_times(
+    runs: Sequence[Mapping[tuple[str, str, str], float]],
+) -> tuple[LayerTime, ...]:
+    """Returns the median time of each layer over several inferences.
+
+    Args:
+        runs: For each inference, seconds by a layer's name, kind and kernel.
+    """
+    times: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for run in runs:
+        for layer, seconds in run.items():
+            times[layer].append(seconds)
+    return tuple(LayerTime(*layer, statistics.median(values)) for layer, values in times.items())
 
 
 # Element types by the names that TensorRT, numpy, ONNX and torch give them.

@@ -1,4 +1,4 @@
-"""Describes a graph: its signature, operators, size, and the type each node computes in."""
+"""Describes a graph: signature, operators, size, the type of each node, and its work."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ import onnx
 from engines.errors import DeployError
 from engines.layer_report import precision
 from exporters import PRECISIONS, QUANTIZED
-from exporters.onnx_nodes import attribute, inputs_of, spec_of
+from exporters.onnx_nodes import attribute, inputs_of, named_constants, spec_of
+from exporters.work import Work
 
 _DEQUANTIZE = ("DequantizeLinear",)
 _SMALL = 1024  # constants of up to this many elements may hold a shape
 # Operators that only convert or hold values.
 _PLUMBING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "Identity")
+# Convolutions and matrix products, with the places of their two factors among the inputs.
+_CONVOLUTIONS = {"Conv": (0, 1), "ConvInteger": (0, 1), "QLinearConv": (0, 3)}
+_MATRIX_PRODUCTS = {"MatMul": (0, 1), "MatMulInteger": (0, 1), "QLinearMatMul": (0, 3)}
+_RECURRENT = ("RNN", "GRU", "LSTM")
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Node:
     Attributes:
         precision: The type it computes in, such as "fp16". For a node whose inputs are all
             dequantized right before it, the quantized type, since backends fuse the two.
-        multiply_adds: For one row of the batch; 0 unless it is a convolution or matrix product.
+        multiply_adds: For one row of the batch; 0 unless it is a convolution, a matrix product, a
+            recurrent layer or an attention.
             None if another axis of the inputs is dynamic, too: then it depends on its size.
     """
 
@@ -110,6 +116,38 @@ def describe(model: onnx.ModelProto) -> Description:
     )
 
 
+def work_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Work:
+    """Returns the work of one inference on inputs of given shapes, by input.
+
+    Operators other than convolutions, matrix products, recurrent layers and attention count as
+    nothing, and so do subgraphs. A size that depends on the values of the inputs counts as 1.
+
+    Raises:
+        DeployError: The types of the graph do not fit together, or do not fit the shapes.
+    """
+    graph = model.graph
+    types = value_types(model, shapes)
+    makers = {name: node for node in graph.node for name in node.output}
+    operations: Counter[str] = Counter()
+    for node in graph.node:
+        if products := _multiply_adds(node, types):
+            operations[_precision(node, types, makers)] += 2 * products
+    return Work(
+        operations=dict(operations.most_common()),
+        weights=sum(
+            math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            for _, tensor in named_constants(graph)
+        ),
+        inputs=sum(_bytes(value, types) for value in inputs_of(graph)),
+        outputs=sum(_bytes(value, types) for value in graph.output),
+    )
+
+
+def _bytes(value: onnx.ValueInfoProto, types: _Types) -> int:
+    item = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).itemsize
+    return math.prod(types[value.name][1]) * item
+
+
 def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns a graph with its large constants turned into inputs.
 
@@ -154,13 +192,34 @@ def add_group_norm_types(model: onnx.ModelProto) -> None:
 _Types = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
-def value_types(model: onnx.ModelProto) -> _Types:
+def _fix_shapes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Gives inputs fixed shapes, and forgets the shapes of all values that depend on them."""
+    for value in graph.input:
+        if value.name in shapes:
+            axes = value.type.tensor_type.shape
+            axes.Clear()
+            axes.dim.extend(
+                onnx.TensorShapeProto.Dimension(dim_value=size) for size in shapes[value.name]
+            )
+    del graph.value_info[:]
+    for value in graph.output:
+        value.type.tensor_type.ClearField("shape")
+
+
+def value_types(
+    model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> _Types:
     """Returns dtype and shape of every value of a graph, 1 for a dynamic axis.
+
+    Args:
+        shapes: Shapes of inputs, in place of those in the graph.
 
     Raises:
         DeployError: The types of the graph do not fit together.
     """
     light = _without_data(model)
+    if shapes is not None:
+        _fix_shapes(light.graph, shapes)
     add_group_norm_types(light)
     try:
         graph = onnx.shape_inference.infer_shapes(light, strict_mode=True).graph
@@ -188,23 +247,46 @@ def _precision(node: onnx.NodeProto, types: _Types, makers: Mapping[str, onnx.No
         return next(
             (name for name in QUANTIZED if PRECISIONS[name].weights in stored), QUANTIZED[0]
         )
-    dtype = types.get(node.output[0], ("?",))[0]
+    if node.op_type.startswith("QLinear") or node.op_type.endswith("Integer"):
+        return QUANTIZED[0]  # these multiply integers of 8 bits, whatever their output is
+    dtype = types.get(next(filter(None, node.output), ""), ("?",))[0]
     return precision(dtype)
 
 
 def _multiply_adds(node: onnx.NodeProto, types: _Types) -> int:
-    """Returns the multiply-adds of a convolution or matrix product, for one row."""
+    """Returns the multiply-adds of a node; 0 unless it is one of the operators named here."""
     shapes = [types.get(name, ("", ()))[1] for name in node.input]
-    if () in shapes[:2] or node.output[0] not in types:
+    output = next(filter(None, node.output), "")  # recurrent layers may leave out the first
+    if () in shapes[:2] or output not in types:
         return 0  # shape inference stops at operators that ONNX does not define
-    out = math.prod(types[node.output[0]][1])
-    if node.op_type == "Conv":  # weight [out, in / group, *kernel]
-        return out * math.prod(shapes[1][1:])
-    if node.op_type == "ConvTranspose":  # weight [in, out / group, *kernel]
+    out = math.prod(types[output][1])
+    kind = node.op_type
+    if kind in _CONVOLUTIONS:  # weight [out, in / group, *kernel]
+        return out * math.prod(shapes[_CONVOLUTIONS[kind][1]][1:])
+    if kind == "ConvTranspose":  # weight [in, out / group, *kernel]
         return math.prod(shapes[0]) * math.prod(shapes[1][1:])
-    if node.op_type == "Gemm":
+    if kind == "Gemm":
         transposed = attribute(node, "transA", 0)
         return out * shapes[0][0 if transposed else -1]
-    if node.op_type == "MatMul":
-        return out * shapes[0][-1]
+    if kind in _MATRIX_PRODUCTS:
+        return out * shapes[_MATRIX_PRODUCTS[kind][0]][-1]
+    if kind in _RECURRENT:  # steps x rows, with the weights of all directions
+        return math.prod(shapes[0][:2]) * (math.prod(shapes[1]) + math.prod(shapes[2]))
+    if kind == "Attention":
+        return _attention(node, shapes[0], shapes[1], shapes[2])
     return 0
+
+
+def _attention(
+    node: onnx.NodeProto, query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]
+) -> int:
+    """Returns the multiply-adds of both products of an Attention, without a cache of keys.
+
+    Shapes are [rows, heads, length, size] or [rows, length, heads x size].
+    """
+    if len(query) == 4:  # noqa: PLR2004
+        pairs = math.prod(query[:3]) * key[2]
+        return pairs * (query[3] + value[3])
+    pairs = query[0] * query[1] * key[1]
+    groups: int = attribute(node, "q_num_heads", 1) // attribute(node, "kv_num_heads", 1)
+    return pairs * (query[2] + groups * value[2])

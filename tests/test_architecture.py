@@ -68,7 +68,7 @@ ALLOWED = {
         "pipeline/verification",
         "pipeline/workflow",
     },
-    "pipeline/benchmarking": {"engines", "pipeline/workflow"},
+    "pipeline/benchmarking": {"engines", "exporters", "pipeline/workflow"},
     "pipeline/bundling": {
         "engines",
         "pipeline/golden",

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engines import hardware
+from engines import hardware, temporary
 from engines.backends._onnxruntime_cuda import NHWC, OnnxRuntimeCudaSession, provider_options
+from engines.backends._onnxruntime_profile import profiled
 from engines.checks import (
     FeedCheck,
     available_on_cpu,
@@ -35,7 +36,7 @@ from engines.contract import (
 )
 from engines.cuda import Cuda
 from engines.errors import DeployError, NotAvailableError
-from engines.layer_report import Layer, precision
+from engines.layer_report import Layer, LayerTime, precision
 
 _INSTALL = "pip install onnxruntime-gpu"
 _DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime")
@@ -153,21 +154,24 @@ class OnnxRuntimeEngine(Engine):
         """
         device = choose_device(self, options.device)
         runtime = import_vendor(self.module, _INSTALL)
-        settings = runtime.SessionOptions()
-        levels = runtime.GraphOptimizationLevel
-        settings.graph_optimization_level = (
-            levels.ORT_ENABLE_ALL if options.optimize else levels.ORT_DISABLE_ALL
-        )
-        settings.intra_op_num_threads = options.threads
-        settings.inter_op_num_threads = 1
-        # Idle workers must not spin on after a run: they would slow down whatever runs next,
-        # which in a benchmark is a competitor.
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
-        settings.log_severity_level = 4  # it also raises the errors that it logs
+        settings = _settings(runtime, options)
         if not self._on_cpu:
             return self._open_on_gpu(runtime, built, settings, device, options)
         session = _session(runtime, built, settings, [_CPU])
         return OnnxRuntimeSession(session, self.name)
+
+    def layer_times(
+        self, built: Path, options: OpenOptions, feeds: Feeds, runs: int
+    ) -> tuple[LayerTime, ...]:
+        """Returns the time of each node; () for a GPU, where nodes only launch kernels."""
+        if not self._on_cpu:
+            return ()
+        runtime = import_vendor(self.module, _INSTALL)
+        settings = _settings(runtime, options)
+        settings.enable_profiling = True
+        with temporary.folder() as folder:
+            settings.profile_file_prefix = str(folder / "profile")
+            return profiled(_session(runtime, built, settings, [_CPU]), feeds, runs)
 
     def _open_on_gpu(
         self, runtime: Any, built: Path, settings: Any, device: str, options: OpenOptions
@@ -224,6 +228,22 @@ class OnnxRuntimeEngine(Engine):
                 f"engine {self.name!r} runs on an NVIDIA GPU, and this machine has none",
                 "use the engine onnxruntime, or copy the bundle to a machine that has one",
             )
+
+
+def _settings(runtime: Any, options: OpenOptions) -> Any:
+    """Returns ONNX Runtime's options for a session."""
+    settings = runtime.SessionOptions()
+    levels = runtime.GraphOptimizationLevel
+    settings.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if options.optimize else levels.ORT_DISABLE_ALL
+    )
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    # Idle workers must not spin on after a run: they would slow down whatever runs next, which in a
+    # benchmark is a competitor.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    settings.log_severity_level = 4  # it also raises the errors that it logs
+    return settings
 
 
 def _copy(onnx: Any, source: Path, target: Path, *, prefer_nhwc: bool) -> None:

@@ -30,7 +30,7 @@ from engines.contract import (
     TensorSpec,
 )
 from engines.errors import DeployError, NotAvailableError
-from engines.layer_report import Layer, precision
+from engines.layer_report import Layer, LayerTime, precision, typical_times
 
 _INSTALL = "pip install openvino"
 _DISTRIBUTIONS = ("openvino",)
@@ -108,6 +108,24 @@ class OpenVINOEngine(Engine):
     def open(self, built: Path, options: OpenOptions) -> OpenVINOSession:
         choose_device(self, options.device)
         openvino = import_vendor(self.module, _INSTALL)
+        return self._session(openvino, built, options.threads)
+
+    def layer_times(
+        self, built: Path, options: OpenOptions, feeds: Feeds, runs: int
+    ) -> tuple[LayerTime, ...]:
+        openvino = import_vendor(self.module, _INSTALL)
+        session = self._session(openvino, built, options.threads, profile=True)
+        times = []
+        for _ in range(runs + 1):  # the first one does not count
+            session.run(feeds)
+            times.append(session.layer_seconds())
+        session.close()
+        return typical_times(times[1:])
+
+    @staticmethod
+    def _session(
+        openvino: Any, built: Path, threads: int, *, profile: bool = False
+    ) -> OpenVINOSession:
         try:
             graph, weights = _unpacked(built)
             model = openvino.Core().read_model(model=graph, weights=weights)
@@ -116,7 +134,7 @@ class OpenVINOEngine(Engine):
                 f"OpenVINO does not accept {built}: {' '.join(str(error).split())}",
                 "give a file that this engine has built, or build it again",
             ) from error
-        compiled = _compile(openvino, model, options.threads, built)
+        compiled = _compile(openvino, model, threads, built, profile=profile)
         return OpenVINOSession(compiled, _specs(model.inputs), _specs(model.outputs), openvino)
 
 
@@ -159,7 +177,7 @@ def _unpacked(path: Path) -> list[bytes]:
         return [archive.read(entry) for entry in entries]
 
 
-def _compile(openvino: Any, model: Any, threads: int, path: Path) -> Any:
+def _compile(openvino: Any, model: Any, threads: int, path: Path, *, profile: bool = False) -> Any:
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         # Compute in the graph's own types; otherwise fp32 runs in bf16 on CPUs that have it.
@@ -167,6 +185,7 @@ def _compile(openvino: Any, model: Any, threads: int, path: Path) -> Any:
         "INFERENCE_NUM_THREADS": threads,
         # Otherwise several sessions would all be pinned to the same CPUs.
         "ENABLE_CPU_PINNING": False,
+        "PERF_COUNT": profile,
     }
     try:
         return openvino.Core().compile_model(model, "CPU", settings)
@@ -277,6 +296,14 @@ class OpenVINOSession:
 
     def synchronize(self) -> None:
         """Does nothing: a launch has completed when it returns."""
+
+    def layer_seconds(self) -> dict[tuple[str, str, str], float]:
+        """Returns the seconds of the last run by name, type and kernel, if it was compiled so."""
+        return {
+            (layer.node_name, layer.node_type, layer.exec_type): layer.real_time.total_seconds()
+            for layer in self._request.profiling_info
+            if layer.status == layer.Status.EXECUTED
+        }
 
     def close(self) -> None:
         self._request = None

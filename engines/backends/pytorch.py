@@ -8,6 +8,7 @@ import linecache
 import logging
 import shutil
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from engines.contract import (
     TensorSpec,
 )
 from engines.errors import DeployError
-from engines.layer_report import Layer, precision
+from engines.layer_report import Layer, LayerTime, precision, typical_times
 
 _INSTALL = "pip install torch"
 # The file in the program's archive that lists its inputs and outputs.
@@ -86,12 +87,24 @@ class PyTorchEngine(Engine):
         return tuple(
             Layer(
                 node.name,
-                str(node.target).removeprefix("aten.").partition(".")[0],
+                operator_name(node),
                 precision(str(value.dtype).removeprefix("torch.")),
             )
             for node in program.graph.nodes
             if node.op == "call_function" and hasattr(value := node.meta.get("val"), "dtype")
         )
+
+    def layer_times(
+        self, built: Path, options: OpenOptions, feeds: Feeds, runs: int
+    ) -> tuple[LayerTime, ...]:
+        """Returns the time of each operator; () on a GPU, where operators only launch kernels."""
+        torch, path, device = self.prepared(built, options)
+        if device != "cpu":
+            return ()
+        session = PyTorchSession(torch, path, device)
+        times = [session.operator_seconds(feeds) for _ in range(runs + 1)]
+        session.close()
+        return typical_times(times[1:])  # the first one does not count
 
     def open(self, built: Path, options: OpenOptions) -> PyTorchSession:
         return PyTorchSession(*self.prepared(built, options), cuda_graph=options.cuda_graph)
@@ -103,6 +116,11 @@ class PyTorchEngine(Engine):
         exact_fp32(torch)
         torch.set_num_threads(options.threads)
         return torch, built, device
+
+
+def operator_name(node: Any) -> str:
+    """Returns the name of the operator that a node of a program calls, such as "conv2d"."""
+    return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def move_to_cuda(program: Any, device: str) -> Any:
@@ -297,6 +315,22 @@ class PyTorchSession:
         if self._cuda is not None:
             with self._errors():
                 self._cuda.synchronize()
+
+    def operator_seconds(self, feeds: Feeds) -> dict[tuple[str, str, str], float]:
+        """Runs an eager program on the CPU; returns seconds by an operator's name, kind and ""."""
+        times: dict[tuple[str, str, str], float] = {}
+
+        class Timed(self._torch.fx.Interpreter):  # type: ignore[misc, name-defined]
+            def run_node(self, node: Any) -> Any:
+                start = time.perf_counter()
+                value = super().run_node(node)
+                if node.op == "call_function":
+                    times[node.name, operator_name(node), ""] = time.perf_counter() - start
+                return value
+
+        with self._torch.inference_mode(), self._errors():
+            Timed(self._function).run(*self._tensors([feeds[spec.name] for spec in self.inputs]))
+        return times
 
     def close(self) -> None:
         self._function = None

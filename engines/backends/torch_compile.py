@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends.pytorch import PyTorchEngine, PyTorchSession, quietly
-from engines.contract import Availability, BuildOptions, OpenOptions
+from engines.contract import Availability, BuildOptions, Feeds, OpenOptions
 from engines.errors import NotAvailableError
-from engines.layer_report import Layer
+from engines.layer_report import Layer, LayerTime
 
 COMPILERS = ("g++", "clang++")
 
@@ -45,6 +45,12 @@ class TorchCompileEngine(PyTorchEngine):
             An empty tuple: inductor decides on fusions when it compiles.
         """
         super().build(source, target, options)
+        return ()
+
+    def layer_times(
+        self, built: Path, options: OpenOptions, feeds: Feeds, runs: int
+    ) -> tuple[LayerTime, ...]:
+        """Returns (): inductor's kernels are no layers of the program."""
         return ()
 
     def open(self, built: Path, options: OpenOptions) -> PyTorchSession:

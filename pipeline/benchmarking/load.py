@@ -127,6 +127,38 @@ def closed(sessions: Sequence[Session], feeds: Feeds, *, seconds: float, rows: i
     )
 
 
+def turn(
+    sessions: Sequence[Session], feeds: Feeds, *, warm_up: float, seconds: float
+) -> tuple[list[float], str]:
+    """Serves one client for each session for a moment.
+
+    Every request that begins in the measured time counts, whenever it ends; each client has one at
+    least.
+
+    Args:
+        warm_up: Seconds that do not count; each session also runs once before them.
+        seconds: The time that is measured.
+
+    Returns:
+        The seconds of each request, and why a session failed, or "".
+    """
+    times: list[float] = []  # of all threads: append is atomic
+    crew = _Crew(sessions, feeds)
+
+    def client(session: Session) -> None:
+        start = crew.began + warm_up
+        counted = False
+        while (began := _clock()) < start + seconds or not counted:
+            session.run(feeds)
+            if counted := began >= start:
+                times.append(_clock() - began)
+
+    with crew.working(client):
+        crew.start()
+        crew.join()
+    return times, crew.failure
+
+
 @dataclass(frozen=True)
 class _Request:
     """The moments of one request.

@@ -56,7 +56,7 @@ def cli() -> None:
     """Export, verify, build and bundle a PyTorch model for deployment.
 
     Each stage is a command, and runs only if something it depends on has changed. `assay run`
-    runs them all.
+    runs all but profile.
     """
 
 

@@ -26,7 +26,7 @@ from pipeline.workflow.digests import read_json
 from pipeline.workflow.stage import OptionRole, option
 
 if TYPE_CHECKING:
-    from engines.contract import Session
+    from engines.contract import OpenOptions, Session
 
 
 def need_torch(*more: str) -> None:
@@ -179,8 +179,8 @@ class Subject:
                 f" {proved.partition(':')[0]}",
             )
 
-    def open(self, built: Path, device: str, threads: int) -> Session:
-        """Opens the engine.
+    def options(self, built: Path, device: str, threads: int) -> OpenOptions:
+        """Returns how the engine is opened on this machine.
 
         Args:
             built: The file of `self.built`.
@@ -191,7 +191,7 @@ class Subject:
             NotAvailableError: It does not run on this machine.
         """
         from engines.contract import OpenOptions
-        from pipeline.verification.engine_proof import open_built
+        from pipeline.verification.engine_proof import fitted
 
         engine = engines.get(self.engine)
         state = engine.available()
@@ -199,7 +199,11 @@ class Subject:
             raise NotAvailableError(
                 f"engine {self.engine!r} cannot run here: {state.reason}", state.install
             )
-        return open_built(engine, built, OpenOptions(device, threads, cuda_graph=self.cuda_graph))
+        return fitted(engine, built, OpenOptions(device, threads, cuda_graph=self.cuda_graph))
+
+    def open(self, built: Path, device: str, threads: int) -> Session:
+        """Opens the engine; see `options`."""
+        return engines.get(self.engine).open(built, self.options(built, device, threads))
 
 
 def require_built(chosen: Sequence[str], params: Mapping[str, Any]) -> None:

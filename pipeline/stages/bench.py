@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import engines
 from engines import hardware
-from engines.errors import NotAvailableError, UsageError
+from engines.errors import DeployError, FailedError, NotAvailableError, UsageError
 from exporters import PRECISIONS
 from pipeline import models
 from pipeline.report import bench as report
@@ -21,7 +23,7 @@ from pipeline.stages import (
     proved_engines,
     require_built,
 )
-from pipeline.workflow import worker
+from pipeline.workflow import hints, worker
 from pipeline.workflow.artifacts import (
     COMPARISON,
     GOLDEN,
@@ -31,6 +33,9 @@ from pipeline.workflow.artifacts import (
 )
 from pipeline.workflow.digests import read_json, write_json
 from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
+
+if TYPE_CHECKING:
+    from engines.contract import Session
 
 # The engine that the others are compared with, if it is measured.
 BASELINE = "pytorch"
@@ -145,8 +150,11 @@ def _subjects(params: Params) -> dict[str, Subject]:
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Measures every engine at every batch size and both boundaries.
 
+    One that fails is noted with the reason, and the others go on.
+
     Raises:
         ParityError: An engine is not proved, so its speed means nothing.
+        FailedError: All of them failed.
     """
     from pipeline.benchmarking.comparison import Load, compare
     from pipeline.golden import file as goldens
@@ -159,12 +167,19 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     golden = goldens.load(inputs[GOLDEN])
     with ExitStack() as stack:
         stack.enter_context(hardware.keeping_to(params.affinity))
-        sessions = {
-            name: stack.enter_context(
-                closing(subject.open(inputs[subject.built], params.device, threads))
-            )
-            for name, subject in subjects.items()
-        }
+        sessions: dict[str, Session] = {}
+        failures: list[dict[str, Any]] = []
+        for name, subject in subjects.items():
+            try:
+                session = subject.open(inputs[subject.built], params.device, threads)
+            except FailedError as error:
+                failures.append({"name": name, "reason": error.message})
+            else:
+                sessions[name] = stack.enter_context(closing(session))
+
+        def failed(name: str, load: Load, error: DeployError) -> None:
+            failures.append({**load.document(), "name": name, "reason": error.message})
+
         load, affinity = os.getloadavg()[0], hardware.affinity()
         before = hardware.gpu_states()
         results = compare(
@@ -177,13 +192,16 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             ],
             budget=params.budget or 0.0,  # `resolve` has filled it in
             seed=params.seed,
+            failed=failed,
         )
         after = hardware.gpu_states()
         devices = {name: session.device for name, session in sessions.items()}
+    if not results:
+        raise _failed(failures, params)
     write_json(
         outputs[_measurements(params)],
         {
-            "baseline": next(iter(sessions)),
+            "baseline": results[0]["baseline"],
             "devices": devices,
             "counted": "images" if [*golden.inputs] == [models.IMAGE] else "rows",
             "machine": {
@@ -197,8 +215,27 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
                 "gpu_states_after": after,
             },
             "results": results,
+            "failures": failures,
         },
     )
+
+
+def _failed(failures: Sequence[Mapping[str, Any]], params: Params) -> FailedError:
+    """Returns the error that names the engines which failed."""
+    reasons = {entry["name"]: entry["reason"] for entry in reversed(failures)}
+    words = {"model": params.model, "precision": params.precision, "engine": tuple(reasons)}
+    return FailedError(
+        "; ".join(f"{name} failed while it was measured: {why}" for name, why in reasons.items()),
+        "leave it out with --engine, or judge it again:"
+        f" `{hints.command('verify', words)} --force`",
+    )
+
+
+def failed_before(outputs: Paths, params: Params) -> str:
+    """Returns which engines failed, so that all are measured again."""
+    failures = read_json(outputs[_measurements(params)]).get("failures", ())
+    names = dict.fromkeys(entry["name"] for entry in failures)
+    return f"{', '.join(names)} failed last time" if names else ""
 
 
 def facts(params: Params) -> dict[str, str]:
@@ -207,9 +244,16 @@ def facts(params: Params) -> dict[str, str]:
 
 
 def show(runs: StageRuns[Params]) -> None:
-    """Prints the measurements."""
+    """Prints the measurements.
+
+    Raises:
+        FailedError: An engine failed while it was measured.
+    """
     for outputs, params in runs:
-        report.show(read_json(outputs[_measurements(params)]))
+        measurements = read_json(outputs[_measurements(params)])
+        report.show(measurements)
+        if measurements.get("failures"):
+            raise _failed(measurements["failures"], params)
 
 
 def _measurements(params: Params) -> Artifact:
@@ -240,5 +284,6 @@ STAGE = Stage(
     revision=2,
     facts=facts,
     resolve=resolve,
+    run_again=failed_before,
     show=show,
 )

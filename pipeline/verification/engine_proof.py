@@ -168,11 +168,18 @@ def open_built(engine: Engine, path: Path, options: OpenOptions) -> Session:
     Raises:
         NotAvailableError: See `require_fit` and `choose_device`.
     """
+    return engine.open(path, fitted(engine, path, options))
+
+
+def fitted(engine: Engine, path: Path, options: OpenOptions) -> OpenOptions:
+    """Returns options with the device and the weights, once the record beside the file fits.
+
+    Raises:
+        NotAvailableError: See `require_fit` and `choose_device`.
+    """
     device = choose_device(engine, options.device)
     require_fit(engine, path)
-    return engine.open(
-        path, dataclasses.replace(options, device=device, weights=_weights_for(path))
-    )
+    return dataclasses.replace(options, device=device, weights=_weights_for(path))
 
 
 def _weights_for(path: Path) -> Path | None:

@@ -177,6 +177,15 @@ LOAD = Artifact(
     "results under load", "{model}/{precision}/served.json", "load", "{model}/{precision}/load.json"
 )
 
+SWEEP = Artifact("sweep", "{model}/frontier.json", "sweep", "{model}/sweep.json")
+
+COSTS = Artifact(
+    "profile of engines",
+    "{model}/{precision}/costs.json",
+    "profile",
+    "{model}/{precision}/profile.json",
+)
+
 BUNDLE = Artifact(
     "bundle",
     f"{{model}}-{{precision}}{BUNDLE_SUFFIX}",

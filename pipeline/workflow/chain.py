@@ -9,7 +9,7 @@ from pipeline.workflow.stage import Stage
 
 # What `assay run` runs, in this order.
 RUN = ("data", "train", "export", "verify", "build", "bench", "bundle")
-STAGES = (*RUN, "load")
+STAGES = (*RUN, "load", "profile", "sweep")
 
 
 def stage(name: str) -> Stage[Any]:

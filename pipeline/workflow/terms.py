@@ -4,10 +4,13 @@ from __future__ import annotations
 
 TERMS = {
     "95 % interval": "of the end-to-end median, by signed ranks over rounds.",
+    "attainable": "the least of the machine's peak, and of its bandwidth times op/byte, measured in"
+    " the same rounds (roofline model).",
     "accuracy lost": "top-1 of the float64 model minus the engine's, with Tango's 95 % interval.",
     "batch": "rows in one inference; `assay bench --batch` chooses.",
     "busy": "other processes slowed the engine or its baseline down, so that no ratio is given.",
     "computed in": "the types that the engine's layers compute in, as its library reports them.",
+    "CPU time": "of all threads, for one inference; waiting by spinning counts.",
     "end to end": "median time of one inference from arrays on the host to arrays on the host.",
     "error x floor": "root mean square error, in units of the model's own rounding noise: how far"
     " rounding at this precision moves PyTorch's outputs away from float64.",
@@ -17,12 +20,16 @@ TERMS = {
     "max error": "largest difference to float64 of any value in any row.",
     "max x floor": "the largest error of a row, in units of that row's rounding noise.",
     "multiply-adds": "products of matrices and convolutions, for one row.",
+    "Gop": "10^9 operations of convolutions and matrix products in one inference; a multiply-add is"
+    " two.",
     "on device": "median time of one inference from launch to completion, with the inputs and"
     " outputs in the device's memory.",
+    "op/byte": "operations for each byte of weights, inputs and outputs.",
     "p99": "99 of 100 inferences took at most this long end to end.",
     "rms error": "root mean square difference to float64 over all values.",
     "rms x floor": "root mean square over the rows of their errors, each in units of its own"
     " rounding noise.",
+    "share": "part of the attainable that the engine reaches, with an interval.",
     "speed": "time of the baseline over the engine's, in the same rounds, with a 95 % interval;"
     " none is given if the interval spans more than a factor of 3.",
     "rows/s": "batch size over the end-to-end median; one inference at a time.",

@@ -16,6 +16,7 @@ from pipeline.workflow.artifacts import (
     BUNDLE,
     CHECKPOINT,
     COMPARISON,
+    COSTS,
     DESCRIPTION,
     ENGINE,
     ENGINE_LAYERS,
@@ -91,6 +92,7 @@ class PrecisionResults:
         layers: The content of an engine's `layers.json`, by engine.
         measurements: The content of `measurements.json`.
         comparison: The content of `comparison.json`: engines of several precisions.
+        costs: The content of `costs.json`.
         bundle: Path of the bundle.
     """
 
@@ -100,6 +102,7 @@ class PrecisionResults:
     layers: dict[str, dict[str, Any]]
     measurements: dict[str, Any] | None
     comparison: dict[str, Any] | None
+    costs: dict[str, Any] | None
     bundle: Path | None
 
 
@@ -168,7 +171,7 @@ def _at(reader: _Reader, precision: str) -> PrecisionResults:
     """Reads one precision's results; notes the first stage that is missing for each of them."""
     graph = reader.read(DESCRIPTION, precision)
     if graph is None:
-        return PrecisionResults(precision, None, {}, {}, None, None, None)
+        return PrecisionResults(precision, None, {}, {}, None, None, None, None)
     reader.verify(GRAPH, precision)
     reader.verify(GOLDEN, precision)
     built = [name for name in engines.names() if reader.exists(ENGINE, precision, name)]
@@ -188,9 +191,11 @@ def _at(reader: _Reader, precision: str) -> PrecisionResults:
     layers = {name: reader.read(ENGINE_LAYERS, precision, name) for name in built}
     if not built:
         reader.missing(ENGINE, precision, "all")
-    comparison = None
-    if reader.exists(COMPARISON, precision):
-        comparison = reader.read(COMPARISON, precision)
+    # `assay run` makes neither of them, so that nothing is missing without.
+    comparison, costs = (
+        reader.read(artifact, precision) if reader.exists(artifact, precision) else None
+        for artifact in (COMPARISON, COSTS)
+    )
     return PrecisionResults(
         name=precision,
         graph=graph,
@@ -198,6 +203,7 @@ def _at(reader: _Reader, precision: str) -> PrecisionResults:
         layers={name: content for name, content in layers.items() if content is not None},
         measurements=reader.read(MEASUREMENTS, precision) if built else None,
         comparison=comparison,
+        costs=costs,
         bundle=reader.verify(BUNDLE, precision) if built else None,
     )
 

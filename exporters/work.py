@@ -1,0 +1,29 @@
+"""What one inference of a graph has to compute and to move, whichever engine runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of one inference.
+
+    Attributes:
+        operations: Of convolutions and matrix products, by the precision that they compute in; a
+            multiply-add is two.
+        weights: Bytes of the constants, as the graph stores them.
+        inputs: Bytes of the graph's inputs.
+        outputs: Bytes of the graph's outputs.
+    """
+
+    operations: Mapping[str, int]
+    weights: int
+    inputs: int
+    outputs: int
+
+    @property
+    def compulsory_bytes(self) -> int:
+        """Bytes that every engine has to read or write at least once."""
+        return self.weights + self.inputs + self.outputs

@@ -1,0 +1,228 @@
+"""The printed report of the profile stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engines.errors import CrashedError, FailedError
+from pipeline.report.bench import BUSY, UNSETTLED, doubts
+from pipeline.report.units import duration, size
+from pipeline.workflow import console
+
+# Below this part of the attainable, the layers that take most of the time are named.
+_NEAR = 0.8
+_NAMED = 3  # how many of them
+
+# A title, titles of columns, and rows of cells.
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def show(document: dict[str, Any]) -> None:
+    """Prints what engines cost, what they reached, and the layers that take most of the time."""
+    console.table(*cold_start(document), (">peak", ">steady", ">before"))
+    console.table(*costs(document))
+    for sentence in cautions(document):
+        console.result(sentence)
+    console.table(*roofline(document), (">op/byte", ">Gop"))
+    for sentence in (*peaks(document), *losses(document)):
+        console.result(sentence)
+    for entry in document["engines"]:
+        if "error" in entry:
+            console.result(f"{entry['engine']}: {_status(entry)}: {entry['error']}")
+
+
+def require_profiles(document: dict[str, Any]) -> None:
+    """Raises CrashedError or FailedError if an engine has no profile."""
+    failed = [entry for entry in document["engines"] if "error" in entry]
+    if not failed:
+        return
+    kind = CrashedError if any(entry["crashed"] for entry in failed) else FailedError
+    raise kind(
+        "; ".join(f"{entry['engine']} {_status(entry)}: {entry['error']}" for entry in failed),
+        "leave it out with --engine, or build it again",
+    )
+
+
+def _status(entry: dict[str, Any]) -> str:
+    return "crashed" if entry["crashed"] else "failed"
+
+
+def _profiles(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [entry for entry in document["engines"] if "error" not in entry]
+
+
+def _rows(document: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Returns pairs of an engine's profile and one of its loads."""
+    return [(entry, load) for entry in _profiles(document) for load in entry["loads"]]
+
+
+def cold_start(document: dict[str, Any]) -> Table:
+    """Returns the start and the memory of each engine."""
+    rows = []
+    for entry in document["engines"]:
+        if "error" in entry:
+            rows.append([entry["engine"], _status(entry), *[""] * 7])
+            continue
+        memory = entry["memory"]
+        rows.append(
+            [
+                entry["engine"],
+                duration(entry["library_seconds"]),
+                duration(entry["open_seconds"]),
+                duration(entry["loads"][0]["first_seconds"]),
+                size(entry["file_bytes"]),
+                size(memory["before"]),
+                size(memory["opened"]),
+                "" if memory["peak"] is None else size(memory["peak"]),
+                size(memory["steady"]),
+            ]
+        )
+    columns = ["engine", ">library", ">open", ">first run", ">file", ">before", ">opened"]
+    return "Cold start, and memory of the process", [*columns, ">peak", ">steady"], rows
+
+
+def costs(document: dict[str, Any]) -> Table:
+    """Returns the first run and the cost of an inference, for each engine and load."""
+    rows = [
+        [
+            entry["engine"],
+            _load(load),
+            duration(load["first_seconds"]),
+            f"{duration(load['seconds']['value'])}{_mark(load)}",
+            duration(load["cpu_seconds"]),
+            f"{load['cpu_seconds'] / load['wall_seconds']:.1f}",
+            "" if load["joules"] is None else f"{load['joules']:.3g} J",
+        ]
+        for entry, load in _rows(document)
+    ]
+    columns = ["engine", ">batch", ">first run", ">steady", ">CPU time", ">CPUs", ">energy"]
+    return "Cost of an inference", columns, rows
+
+
+def roofline(document: dict[str, Any]) -> Table:
+    """Returns what engines reached of what is attainable on this machine."""
+    rows = []
+    for entry, load in _rows(document):
+        reached = load["roofline"]
+        if reached is None:
+            continue
+        rows.append(
+            [
+                entry["engine"],
+                _load(load),
+                _number(sum(load["work"]["operations"].values()) / 1e9),
+                _number(reached["intensity"]),
+                _number(reached["reached"] / 1e9),
+                _number(reached["attainable"] / 1e9),
+                reached["bound"],
+                f"{_share(reached)}{_mark(load)}",
+            ]
+        )
+    columns = ["engine", ">batch", ">Gop", ">op/byte", ">Gop/s", ">attainable", "bound by"]
+    return "Operations per second, of what this machine attains", [*columns, ">share"], rows
+
+
+def peaks(document: dict[str, Any]) -> list[str]:
+    """Returns a sentence on each rate that the shares refer to."""
+    sentences = []
+    best: dict[str, dict[str, Any]] = {}
+    for entry in document["products"]:
+        if entry["operations_per_second"] > best.get(entry["precision"], _NONE)[_RATE]:
+            best[entry["precision"]] = entry
+    for name, entry in best.items():
+        sentences.append(
+            f"peak in {name}: {_number(entry[_RATE] / 1e9)} Gop/s, by a {entry['kind']} of"
+            f" {entry['engine']}; each share refers to the peak in its own rounds"
+        )
+    reasons = dict.fromkeys(
+        f"no share for {entry['engine']}: {load['no_roofline']}"
+        for entry, load in _rows(document)
+        if load["no_roofline"]
+    )
+    return [*sentences, *reasons]
+
+
+def losses(document: dict[str, Any]) -> list[str]:
+    """Returns, for each engine and load far from the attainable, the layers that take longest."""
+    sentences = []
+    for entry, load in _rows(document):
+        reached = load["roofline"]
+        if reached is None or reached["share"]["value"] >= _NEAR:
+            continue
+        where = f"{entry['engine']} at batch {_load(load)}"
+        sentences.append(
+            f"{where}: {reached['share']['value']:.0%};"
+            f" {_slowest(load['layers']) or 'this engine does not tell the time of its layers'}"
+        )
+    return sentences
+
+
+BEST = ["model", "precision", ">batch", "engine", ">steady", ">Gop/s", ">attainable"]
+BEST += ["bound by", ">share", "where most of the time goes"]
+
+
+def best(model: str, precision: str, document: dict[str, Any]) -> list[list[str]]:
+    """Returns a row in the columns BEST for each load, on the engine that is the fastest there."""
+    fastest: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for entry, load in _rows(document):
+        if load["roofline"] is None:
+            continue
+        name = _load(load)
+        if name not in fastest or _seconds(load) < _seconds(fastest[name][1]):
+            fastest[name] = entry, load
+    rows = []
+    for name, (entry, load) in fastest.items():
+        reached = load["roofline"]
+        far = reached["share"]["value"] < _NEAR
+        rows.append(
+            [
+                *(model, precision, name, entry["engine"]),
+                f"{duration(_seconds(load))}{_mark(load)}",
+                _number(reached["reached"] / 1e9),
+                _number(reached["attainable"] / 1e9),
+                *(reached["bound"], _share(reached)),
+                _slowest(load["layers"]) if far else "",
+            ]
+        )
+    return rows
+
+
+def _seconds(load: dict[str, Any]) -> float:
+    return float(load["seconds"]["value"])
+
+
+def _share(reached: dict[str, Any]) -> str:
+    share = reached["share"]
+    return f"{share['value']:.0%} ({share['low']:.0%}-{share['high']:.0%})"
+
+
+def _slowest(layers: list[dict[str, Any]]) -> str:
+    return ", ".join(
+        f"{layer['share']:.0%} in {layer['name']} ({layer['kind']})" for layer in layers[:_NAMED]
+    )
+
+
+def cautions(document: dict[str, Any]) -> list[str]:
+    """Returns what is not known, or uncertain, of the costs."""
+    loads = [load for _, load in _rows(document)]
+    reasons = dict.fromkeys(load["no_energy"] for load in loads if load["no_energy"])
+    return [*(f"energy is not known here: {reason}" for reason in reasons), *doubts({"results": loads})]
+
+
+def _load(load: dict[str, Any]) -> str:
+    return f"{load['batch']}" + (f" at {load['size']}" if "size" in load else "")
+
+
+def _mark(load: dict[str, Any]) -> str:
+    if load["busy"]:
+        return f" {BUSY}"
+    return "" if load["settled"] else UNSETTLED
+
+
+def _number(value: float) -> str:
+    """Returns a number with three significant digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004
+
+
+_RATE = "operations_per_second"
+_NONE = {_RATE: 0.0}

@@ -1,0 +1,100 @@
+"""The profile stage: what each engine costs, each in a process of its own."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines import backends
+from engines.contract import OpenOptions
+from engines.errors import CrashedError
+from exporters.work import Work
+from pipeline.benchmarking.comparison import Load
+from pipeline.benchmarking.profiling import Subject, profile
+from pipeline.report import profile as report
+from pipeline.workflow.runner import Store
+from tests.conftest import Result, need_engine
+from tests.subset import ROOT, python_path
+
+Assay = Callable[..., Result]
+FAULTY = ROOT / "tests" / "faulty_engines"
+
+
+@pytest.mark.slow(20)
+def test_each_engine_has_its_costs_and_its_share(store: Store, assay: Assay) -> None:
+    need_engine("openvino")
+    words = ("profile", "lenet", "--root", store.root, "--engine", "onnxruntime,openvino")
+    result = assay(*words, "--batch", "4,1", "--budget", "0.2", "--threads", "1", "--json")
+    assert result.code == 0, result.err
+    (outcome,) = json.loads(result.out)["outcomes"]
+    costs = outcome["results"]["costs"]
+    assert costs["machine"]["threads"] == 1
+    for entry, name in zip(costs["engines"], ("onnxruntime", "openvino"), strict=True):
+        assert (entry["engine"], entry["device"]) == (name, "cpu")
+        built = store.root / "lenet/fp32" / name
+        (file,) = built.glob("engine.*")
+        assert entry["file_bytes"] == file.stat().st_size
+        assert min(entry["library_seconds"], entry["open_seconds"]) > 0
+        memory = entry["memory"]
+        # The library alone takes megabytes, and its process has not loaded the other's.
+        assert memory["before"] + (10 << 20) < memory["opened"] <= memory["steady"] + (10 << 20)
+        assert memory["peak"] is None or memory["peak"] >= memory["opened"]
+        one, four = entry["loads"]
+        assert (one["batch"], four["batch"]) == (1, 4)
+        assert four["work"]["operations"] == {"fp32": 4 * 2 * 416_520}
+        for load in (one, four):
+            assert load["first_seconds"] > load["seconds"]["value"] / 2
+            assert 0 < load["cpu_seconds"] < 2 * load["wall_seconds"]
+            assert load["joules"] is not None or load["no_energy"]
+            share = load["roofline"]["share"]
+            assert 0 < share["low"] <= share["value"] <= share["high"] < 1
+            assert sum(layer["share"] for layer in load["layers"]) == pytest.approx(1)
+    assert {entry["precision"] for entry in costs["products"]} == {"fp32"}
+    assert "Cost of an inference" in result.err
+    assert "onnxruntime at batch 1: " in result.err  # LeNet is far from any peak
+    again = json.loads(
+        assay(*words, "--batch", "1,4", "--budget", "0.2", "--threads", "1", "--json").out
+    )
+    assert again["outcomes"][0]["skipped"]
+
+
+@pytest.mark.slow(2)
+def test_an_engine_that_is_not_proved_is_not_profiled(store: Store, assay: Assay) -> None:
+    verdict = store.root / "lenet/fp32/onnxruntime/verdict.json"
+    verdict.unlink()
+    result = assay("profile", "lenet", "--root", store.root, "--engine", "onnxruntime")
+    assert result.code == 1
+    assert "`assay verify lenet --engine onnxruntime" in result.err
+    assert not (store.root / "lenet/fp32/costs.json").exists()
+
+
+@pytest.mark.slow(5)
+def test_a_library_that_crashes_is_a_row_and_the_others_go_on(
+    built: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The child processes find the engines by `sitecustomize`.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAULTY), python_path()]))
+    monkeypatch.setattr(backends, "__path__", [*backends.__path__, str(FAULTY / "backends")])
+    graph = built.root / "lenet/fp32/onnxruntime/engine.onnx"
+    loads = (Load(1, {"image": np.zeros((1, 1, 28, 28), np.uint8)}),)
+    subjects = [
+        Subject(name, path, OpenOptions(), loads, (Work({"fp32": 1}, 1, 1, 1),))
+        for name, path in (("segfaulting", graph), ("openvino", Path()), ("onnxruntime", graph))
+    ]
+    document = profile(subjects, (), (), threads=1, budget=0.1, seed=0)
+    crashed, failed, fine = document["engines"]
+    assert crashed["crashed"]
+    assert "SIGSEGV" in crashed["error"]
+    assert not failed["crashed"]
+    assert "OpenVINO does not accept" in failed["error"]
+    assert fine["loads"][0]["no_roofline"] == (
+        "no engine that runs here could be timed on products in fp32"
+    )
+    report.show(document)
+    out = capsys.readouterr().out
+    assert "segfaulting   crashed" in out
+    with pytest.raises(CrashedError, match=r"segfaulting crashed: signal 11 \(SIGSEGV\)"):
+        report.require_profiles(document)
