@@ -262,8 +262,8 @@ class _System:
         asked = [(sample.id, sample.index) for sample in samples]
         parts = [asked[start : start + self._size] for start in range(0, len(asked), self._size)]
         for part in parts:
-            # Here if nothing else could run meanwhile: another thread would take some 0.1 ms to wake
-            # up. A query that LoadGen sends late for that counts from the time it had scheduled.
+            # Here if nothing else could run meanwhile: another thread takes some 0.1 ms to wake up.
+            # A query that LoadGen sends late because of that counts from the scheduled time.
             if self._settings.scenario in STREAMS or len(self._sessions) == 1:
                 self._serve(self._sessions[0], part)
             else:
