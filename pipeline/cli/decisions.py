@@ -28,7 +28,7 @@ _path = click.Path(path_type=Path)
 @click.option(
     "--min-throughput",
     type=click.FloatRange(min=0, min_open=True),
-    help="Images or rows per second, one inference at a time.",
+    help="Images or rows per second.",
 )
 @click.option(
     "--max-drop",
@@ -46,7 +46,8 @@ def choose(
 ) -> None:
     """Name the engine, precision and batch that keep bounds; exit 5 if none does.
 
-    Chooses among the engines of all precisions that are proved and that `assay bench` has measured.
+    Chooses among the engines of all precisions that are proved and that `assay bench` or `assay
+    sweep` has measured.
     With a bound on a time, it names the one of the highest throughput; else the quickest.
     """
     from pipeline import models
@@ -70,7 +71,7 @@ def choose(
     known = results.collect(model, [], store)
     measure = hints.complete(f"run `{hints.command('bench', {'model': model})}`", store.place)
     try:
-        candidates = choice.first_of_each(choice.candidates(known.precisions))
+        candidates = choice.current(known)
     except results.UNREADABLE as error:
         raise DeployError(
             f"the measurements of {model} have not the form that this version of assay writes"
@@ -92,8 +93,8 @@ def choose(
     if best is None:
         raise NotMetError(
             f"none of the {len(compared)} measured engines and batch sizes surely keeps the bounds",
-            "measure more with `assay bench` (--batch, --precision, a larger --budget), or relax"
-            " the bounds",
+            "measure more with `assay sweep` or `assay bench` (--batch, --precision, a larger"
+            " --budget), or relax the bounds",
             document,
         )
     console.document(document)

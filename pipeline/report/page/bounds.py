@@ -16,7 +16,7 @@ class Bounds:
     Attributes:
         p99: Seconds that 99 of 100 inferences may take, end to end.
         latency: Seconds that the median inference may take, end to end.
-        throughput: The least number of images (or rows) per second, one inference at a time.
+        throughput: The least number of images (or rows) per second.
         drop: Percentage points of accuracy that may be lost against the model in float64.
     """
 
@@ -57,7 +57,7 @@ def kept(candidate: Candidate, bounds: Bounds, accuracy: float | None) -> Kept:
         else:
             checks.append(("unsure", "too few inferences to know the p99"))
     if bounds.throughput is not None:
-        low, high = candidate.batch / candidate.high, candidate.batch / candidate.low
+        _, low, high = candidate.rates
         words = f"{low:,.0f} to {high:,.0f} {candidate.counted}/s"
         checks.append((_status(bounds.throughput <= low, bounds.throughput <= high), words))
     if bounds.drop is not None:
