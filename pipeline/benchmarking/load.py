@@ -6,21 +6,17 @@ libraries release Python's lock while they compute, so sessions run at the same 
 
 from __future__ import annotations
 
-import gc
 import itertools
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from engines.contract import Feeds, Session
-from engines.errors import DeployError, UsageError
+from engines.errors import UsageError
 from pipeline.benchmarking import intervals
-from pipeline.benchmarking.contention import Others
+from pipeline.benchmarking.clients import LOOK, Clients, Meter, clock
 from pipeline.benchmarking.intervals import Interval
 
 # This part of the measured time comes before it and does not count. In it caches fill, and a queue
@@ -30,10 +26,6 @@ WARM_UP = 0.1
 LATE = 0.01
 # A schedule is drawn as a whole, and no engine here serves as many requests in one run.
 MOST_REQUESTS = 2_000_000
-# How often a thread that waits looks whether the run has ended, in seconds.
-_LOOK = 0.05
-
-_clock = time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -97,21 +89,21 @@ def closed(sessions: Sequence[Session], feeds: Feeds, *, seconds: float, rows: i
         rows: Rows of `feeds`.
     """
     spans: list[tuple[float, float]] = []  # of all threads: append is atomic
-    crew = _Crew(sessions, feeds)
+    clients = Clients(sessions, feeds)
 
     def client(session: Session) -> None:
-        while not crew.done.is_set():
-            began = _clock()
+        while not clients.done.is_set():
+            began = clock()
             session.run(feeds)
-            spans.append((began, _clock()))
+            spans.append((began, clock()))
 
-    with crew.working(client):
-        crew.start()
-        crew.sleep_until(_clock() + WARM_UP * seconds)
-        meter, before = _Meter(), len(spans)
-        crew.sleep_until(meter.began + seconds)
-        while len(spans) - before < intervals.FEWEST * len(sessions) and not crew.done.is_set():
-            time.sleep(_LOOK)
+    with clients.working(client):
+        clients.start()
+        clients.sleep_until(clock() + WARM_UP * seconds)
+        meter, before = Meter(), len(spans)
+        clients.sleep_until(meter.began + seconds)
+        while len(spans) - before < intervals.FEWEST * len(sessions) and not clients.done.is_set():
+            time.sleep(LOOK)
         meter.stop()
     counted = [span for span in spans if meter.began < span[1] <= meter.ended]
     return Served(
@@ -123,7 +115,7 @@ def closed(sessions: Sequence[Session], feeds: Feeds, *, seconds: float, rows: i
         latency=intervals.percentiles([ended - began for began, ended in counted]),
         cpu_seconds=meter.cpu_seconds / max(1, len(counted)),
         others=meter.others,
-        failure=crew.failure,
+        failure=clients.failure,
     )
 
 
@@ -143,20 +135,20 @@ def turn(
         The seconds of each request, and why a session failed, or "".
     """
     times: list[float] = []  # of all threads: append is atomic
-    crew = _Crew(sessions, feeds)
+    clients = Clients(sessions, feeds)
 
     def client(session: Session) -> None:
-        start = crew.began + warm_up
+        start = clients.began + warm_up
         counted = False
-        while (began := _clock()) < start + seconds or not counted:
+        while (began := clock()) < start + seconds or not counted:
             session.run(feeds)
             if counted := began >= start:
-                times.append(_clock() - began)
+                times.append(clock() - began)
 
-    with crew.working(client):
-        crew.start()
-        crew.join()
-    return times, crew.failure
+    with clients.working(client):
+        clients.start()
+        clients.join()
+    return times, clients.failure
 
 
 @dataclass(frozen=True)
@@ -241,40 +233,40 @@ def arrivals(
     requests: list[_Request] = []  # of all threads: append is atomic
     late: list[int] = []
     allowed = LATE * sum(moment > warm_up for moment in moments)
-    crew = _Crew(sessions, feeds)
+    clients = Clients(sessions, feeds)
 
     def client(session: Session) -> None:
         # A session takes the next request before it arrives, and waits for it. That serves the
         # queue in order, as a dispatcher would, without the time to hand a request over.
-        while not crew.done.is_set() and (number := next(numbers)) < len(moments):
-            arrival, taken = crew.began + moments[number], _clock()
-            if not crew.sleep_until(arrival):
+        while not clients.done.is_set() and (number := next(numbers)) < len(moments):
+            arrival, taken = clients.began + moments[number], clock()
+            if not clients.sleep_until(arrival):
                 return
-            began = _clock()
+            began = clock()
             session.run(feeds)
-            requests.append(_Request(arrival, taken, began, ended := _clock()))
+            requests.append(_Request(arrival, taken, began, ended := clock()))
             if bound is not None and ended - arrival > bound and moments[number] > warm_up:
                 late.append(number)
                 if len(late) > allowed:
-                    crew.done.set()
+                    clients.done.set()
 
     def load() -> float:
         occupied = [request.occupied for request in requests]
         return rate * float(np.mean(occupied)) / len(sessions) if occupied else 0.0
 
-    with crew.working(client):
-        crew.start()
-        crew.sleep_until(crew.began + warm_up)
-        meter = _Meter()
-        crew.sleep_until(crew.began + warm_up + seconds)
+    with clients.working(client):
+        clients.start()
+        clients.sleep_until(clients.began + warm_up)
+        meter = Meter()
+        clients.sleep_until(clients.began + warm_up + seconds)
         meter.stop()
         begun = sum(request.began <= meter.ended for request in requests)
-        if not crew.done.is_set() and 0 < load() < 1:
-            crew.join(seconds)
+        if not clients.done.is_set() and 0 < load() < 1:
+            clients.join(seconds)
     offered = load()
     unserved = len(requests) < len(moments) and len(late) <= allowed
-    saturated = not crew.failure and (offered >= 1 or unserved)
-    counted = [request for request in requests if request.arrival > crew.began + warm_up]
+    saturated = not clients.failure and (offered >= 1 or unserved)
+    counted = [request for request in requests if request.arrival > clients.began + warm_up]
     ends = [request.ended for request in requests if meter.began < request.ended <= meter.ended]
     waking = [request.began - request.arrival for request in requests if request.waited_for]
     return Served(
@@ -288,7 +280,7 @@ def arrivals(
         ),
         cpu_seconds=meter.cpu_seconds / max(1, len(ends)),
         others=meter.others,
-        failure=crew.failure,
+        failure=clients.failure,
         rate=rate,
         load=offered,
         waiting=max(0, len(moments) - begun - len(sessions)),
@@ -296,115 +288,6 @@ def arrivals(
         late=len(late) / max(1, len(counted)),
         saturated=saturated,
     )
-
-
-class _Meter:
-    """What a stretch of time cost."""
-
-    def __init__(self) -> None:
-        self._others = Others()
-        self._cpu = time.process_time()
-        self.began = self.ended = _clock()
-        self.cpu_seconds = 0.0
-        self.others: float | None = None
-
-    def stop(self) -> None:
-        """Ends the stretch."""
-        self.ended = _clock()
-        self.cpu_seconds = time.process_time() - self._cpu
-        self.others = self._others.part()
-
-    @property
-    def seconds(self) -> float:
-        """How long it was."""
-        return self.ended - self.began
-
-
-class _Crew:
-    """The threads of a run, one for each session.
-
-    Attributes:
-        began: When they started to work.
-        done: Set when they are to stop, and when one of them has failed.
-        failure: The message of the first DeployError that a session raised, or "".
-    """
-
-    def __init__(self, sessions: Sequence[Session], feeds: Feeds) -> None:
-        self._sessions, self._feeds = sessions, feeds
-        self._threads: list[threading.Thread] = []
-        self._errors: list[Exception] = []
-        self._warm = threading.Semaphore(0)
-        self._go = threading.Event()
-        self.began = 0.0
-        self.done = threading.Event()
-
-    @property
-    def failure(self) -> str:
-        messages = (error.message for error in self._errors if isinstance(error, DeployError))
-        return next(messages, "")
-
-    @contextmanager
-    def working(self, client: Callable[[Session], None]) -> Iterator[None]:
-        """Opens the threads, each of which runs its session once; ends them after the body.
-
-        Raises:
-            Exception: A session raised something other than a DeployError.
-        """
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            for session in self._sessions:
-                thread = threading.Thread(target=self._work, args=(session, client), daemon=True)
-                self._threads.append(thread)
-                thread.start()
-            for _ in self._sessions:
-                self._warm.acquire()
-            yield
-        finally:
-            self.done.set()
-            self._go.set()
-            self.join()
-            if collecting:
-                gc.enable()
-        for error in self._errors:
-            if not isinstance(error, DeployError):
-                raise error
-
-    def start(self) -> None:
-        """Lets the threads call their clients."""
-        self.began = _clock()
-        self._go.set()
-
-    def join(self, seconds: float | None = None) -> None:
-        """Waits for the threads to end, at most so many seconds."""
-        deadline = None if seconds is None else _clock() + seconds
-        for thread in self._threads:
-            thread.join(None if deadline is None else max(0, deadline - _clock()))
-
-    def sleep_until(self, moment: float) -> bool:
-        """Sleeps until a moment of `_clock`; returns False, at once or soon, if work is done."""
-        while (left := moment - _clock()) > 0 and not self.done.is_set():
-            time.sleep(min(left, _LOOK))
-        return not self.done.is_set()
-
-    def _work(self, session: Session, client: Callable[[Session], None]) -> None:
-        _wake_on_time()
-        try:
-            try:
-                session.run(self._feeds)  # may compile something
-            finally:
-                self._warm.release()
-            self._go.wait()
-            client(session)
-        except Exception as error:
-            self._errors.append(error)
-            self.done.set()
-
-
-def _wake_on_time() -> None:
-    """Asks Linux to end this thread's sleeps on time; by default it may be 50 us late."""
-    with suppress(OSError):
-        Path(f"/proc/{threading.get_native_id()}/timerslack_ns").write_text("1")
 
 
 def _throughput(ends: list[float], began: float, concurrency: int) -> Interval | None:

@@ -20,7 +20,7 @@ from engines import cache, telemetry
 from engines.errors import DeployError, UsageError, suggestion
 from exporters import DEFAULT_PRECISION
 from pipeline import __version__
-from pipeline.cli import commands, decisions, graph_commands, stage_runs
+from pipeline.cli import commands, decisions, graph_commands, loadgen, stage_runs
 from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import SectionedCommand, click_parameter
 from pipeline.workflow import chain, console, hints, signals
@@ -173,7 +173,8 @@ for _name in chain.STAGES:
 _add_run()
 
 
-for _command in (*commands.COMMANDS, *decisions.COMMANDS, *graph_commands.COMMANDS):
+_others = (*decisions.COMMANDS, *graph_commands.COMMANDS, loadgen.COMMAND)
+for _command in (*commands.COMMANDS, *_others):
     cli.add_command(_command)
 
 
