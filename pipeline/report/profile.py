@@ -23,7 +23,7 @@ def show(document: dict[str, Any]) -> None:
     console.table(*costs(document))
     for sentence in cautions(document):
         console.result(sentence)
-    console.table(*roofline(document), (">op/byte", ">Gop"))
+    console.table(*roofline(document), (">op/byte", ">Gop", "bound by"))
     for sentence in (*peaks(document), *losses(document)):
         console.result(sentence)
     for entry in document["engines"]:
@@ -203,7 +203,7 @@ def _seconds(load: dict[str, Any]) -> float:
 
 def _share(reached: dict[str, Any]) -> str:
     share = reached["share"]
-    return f"{share['value']:.0%} ({share['low']:.0%}-{share['high']:.0%})"
+    return f"{share['value']:.0%} ({100 * share['low']:.0f}-{100 * share['high']:.0f})"
 
 
 def _slowest(layers: list[dict[str, Any]]) -> str:
