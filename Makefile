@@ -24,7 +24,7 @@ ASSAY := $(RUN) -m pipeline.cli
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data train export verify build bench profile bundle report summary doctor test test-fast test-large test-long test-report test-engines test-gpu fuzz interruptions gpu-report lint clean
+.PHONY: help setup pipeline data train export verify build bench bundle load profile sweep report summary doctor test test-fast test-large test-long test-report test-engines test-gpu fuzz interruptions gpu-report lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ profile: $(STAMP) ## what the built engines cost, and how near they come to the 
 
 bundle: $(STAMP) ## write one archive with everything to dist/
 	$(ASSAY) bundle $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
+
+load: $(STAMP) ## measure several clients at once, and the largest rate that the engines bear
+	$(ASSAY) load $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
 
 report: $(STAMP) ## print the results of MODEL
 	$(ASSAY) report $(MODEL) --precision $(PRECISION) $(ARGS)

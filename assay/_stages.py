@@ -14,7 +14,7 @@ from pipeline import models
 from pipeline.cli import stage_runs
 from pipeline.cli.options import ALL, check_words, is_list
 from pipeline.workflow import artifacts, console, leftovers
-from pipeline.workflow.chain import IN_RUN, stage
+from pipeline.workflow.chain import RUN, stage
 from pipeline.workflow.digests import read_json
 from pipeline.workflow.runner import Outcome, Store
 from pipeline.workflow.stage import Option, options
@@ -182,7 +182,7 @@ def run(
         CrashedError: An engine's library ended its process; likewise.
     """
     with console.redirected(progress):
-        arguments = _parse_options(IN_RUN, {**more, "model": model, "engine": engine})
+        arguments = _parse_options(RUN, {**more, "model": model, "engine": engine})
         outcomes, failure = stage_runs.run_all(arguments, _store(root, dist))
     if failure is not None:
         raise failure

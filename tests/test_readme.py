@@ -159,7 +159,7 @@ def test_continuous_integration_selects_tests_that_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "export", "verify", "build", "bench", "bundle", "report"]
+    "name", ["train", "export", "verify", "build", "bench", "bundle", "load", "report"]
 )
 def test_a_make_target_passes_its_variables_on(name: str) -> None:
     command = make("-n", name, "MODEL=vgg", "PRECISION=fp16", "ENGINE=pytorch", "ARGS=--quiet")
@@ -167,5 +167,5 @@ def test_a_make_target_passes_its_variables_on(name: str) -> None:
     assert "--quiet" in command
     if name != "train":
         assert "--precision fp16" in command
-    if name in ("verify", "build", "bench", "bundle"):
+    if name in ("verify", "build", "bench", "bundle", "load"):
         assert "--engine pytorch" in command

@@ -3,14 +3,16 @@
 Every backend is timed at the same boundaries. "device" is from launch to completion, with the
 inputs already where the engine reads them. "end to end" is from numpy arrays to numpy arrays.
 
-A round times every candidate once at each boundary, in random order, so that drift of the machine
-affects all alike. The median of a candidate's iterations in a round is one sample. A ratio is of
-the samples within each round, so that drift common to both cancels. Rounds are short, and many.
+In a round each candidate has one turn, in random order, so that drift of the machine affects all
+alike; in its turn it is timed once at each boundary. The median of a turn's iterations at a
+boundary is one sample. A ratio is of the samples within each round, so that drift common to both
+cancels. Rounds are short, and many.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +23,9 @@ from typing import Literal
 import numpy as np
 
 from engines.contract import Feeds, Session
+from engines.errors import DeployError
 from pipeline.benchmarking import intervals
-from pipeline.benchmarking.contention import Waiting
+from pipeline.benchmarking.contention import Waiting, longest_run
 from pipeline.benchmarking.intervals import Interval
 
 Boundary = Literal["device", "end to end"]
@@ -34,15 +37,19 @@ MAX_ROUNDS = 5000
 # Other processes come and go within seconds, so that a shorter time would show but one of their
 # states.
 MIN_SECONDS = 1.0
-# One candidate's part of a round that counts, and what goes before it. The threads of the candidate
-# before wait for work by spinning: for 10 ms they made others on the same CPUs 1.3 to 2 times as
-# slow. It also brings code and data back into the caches.
-ROUND_SECONDS = 0.005
-RUN_IN_SECONDS = 0.01
+# What counts of one candidate's turn at one boundary.
+TURN_SECONDS = 0.001
+# A turn begins with iterations that do not count. They bring code and data back into the caches,
+# and last as long as the threads of the candidate before spin, waiting for work: GNU OpenMP's for
+# 7 ms, oneTBB's for 1 ms. In that time others on the same CPUs took 1.3 to 2 times as long.
+RUN_IN_SECONDS = 0.001
+_SPIN_WATCHED = 0.03
+_SPIN_UNKNOWN = 0.01
 # Warm if this many runs in a row have not been faster than one before.
 WARM_RUNS = 3
 WARMUP_SECONDS = (0.1, 3.0)
-# Above this, cold caches do not matter to an iteration.
+MOST_ITERATIONS = 5000  # of a turn
+# Neither cold caches nor threads that spin matter to an iteration this long.
 LONG_SECONDS = 0.2
 # Enough rounds: no interval reaches further than this, as a part of its value, to either side.
 NARROW = 0.01
@@ -107,6 +114,7 @@ def measure(
     budget: float,
     seed: int,
     progress: Callable[[float], None] = lambda _seconds: None,
+    failed: Callable[[str, DeployError], None] | None = None,
 ) -> list[Timing]:
     """Times candidates side by side at both boundaries; the first is the ratios' baseline.
 
@@ -117,55 +125,58 @@ def measure(
             `settled` False.
         seed: Seed of the order within rounds.
         progress: Called after every round with the seconds it took.
+        failed: Called with the name of a candidate that fails and its error; the others go on, and
+            the first of them is the baseline. By default the error is raised.
+
+    Returns:
+        The timings of the candidates that did not fail, boundary by boundary.
     """
     order = random.Random(seed)  # noqa: S311 - no secret
-    pairs = [(candidate, boundary) for boundary in BOUNDARIES for candidate in candidates]
-    runs = [_clocked(candidate, boundary) for candidate, boundary in pairs]
-    plans = [_plan(run) for run in runs]
-    samples: list[list[float]] = [[] for _ in runs]
-    every: list[list[float]] = [[] for _ in runs]
-    waiting = [Waiting() for _ in runs]
+    entrants: list[_Entrant] = []
+
+    def gone(name: str, error: DeployError) -> None:
+        if failed is None:
+            raise error
+        failed(name, error)
+
+    for candidate in candidates:
+        try:
+            entrants.append(_Entrant(candidate))
+        except DeployError as error:
+            gone(candidate.name, error)
+    run_in = RUN_IN_SECONDS
     start, look = time.perf_counter(), float(MIN_ROUNDS)
     collecting = gc.isenabled()
     gc.disable()
     try:
         for number in range(1, MAX_ROUNDS + 1):
             began = time.perf_counter()
-            for index in order.sample(range(len(runs)), len(runs)):
-                counted, spare = plans[index]
-                with waiting[index] if number % _WAITING_EVERY == 1 else nullcontext():
-                    times = runs[index](spare + counted)[spare:]
-                samples[index].append(float(np.median(times)))
-                every[index].extend(times)
+            for entrant in order.sample(entrants, len(entrants)):
+                try:
+                    entrant.turn(order, run_in, observe=number % _WAITING_EVERY == 1)
+                except DeployError as error:
+                    gone(entrant.candidate.name, error)
+                    entrants.remove(entrant)
+                run_in = max(RUN_IN_SECONDS, entrant.spin)
             progress(time.perf_counter() - began)
+            if not entrants:
+                return []
             spent = time.perf_counter() - start
             if number >= intervals.FEWEST and (
                 spent >= (budget if number >= MIN_ROUNDS // 2 else 2 * budget)
             ):
                 break
             if number >= look and spent >= MIN_SECONDS:
-                if all(e.reach <= NARROW for e in _estimates(samples, len(candidates))):
+                if all(e.reach <= NARROW for b in BOUNDARIES for e in _estimates(entrants, b)):
                     break
                 look *= _LOOK
     finally:
         if collecting:
             gc.enable()
     return [
-        Timing(
-            name=candidate.name,
-            boundary=boundary,
-            seconds=estimate.seconds,
-            ratio=estimate.ratio,
-            rounds=len(samples[index]),
-            iterations=len(every[index]),
-            percentiles=_percentiles(every[index]),
-            settled=estimate.reach <= SETTLED,
-            waiting=waiting[index].part,
-            busy=waiting[index].part > BUSY_WAITING and _slowed(samples[index]),
-        )
-        for index, ((candidate, boundary), estimate) in enumerate(
-            zip(pairs, _estimates(samples, len(candidates)), strict=True)
-        )
+        entrant.parts[boundary].timing(entrant.candidate.name, boundary, estimate)
+        for boundary in BOUNDARIES
+        for entrant, estimate in zip(entrants, _estimates(entrants, boundary), strict=True)
     ]
 
 
@@ -182,21 +193,77 @@ class _Estimate:
     reach: float
 
 
-def _estimates(samples: Sequence[Sequence[float]], count: int) -> list[_Estimate]:
-    """Returns an estimate for each timing.
+class _Part:
+    """The runs of a candidate at one boundary, which is warm when this has been made.
 
-    Args:
-        samples: By timing, those of a boundary one after the other and the baseline first.
-        count: How many candidates there are.
+    Attributes:
+        each: Seconds of an iteration, about.
+        samples: The median of each turn.
+        every: All durations that count.
+        waiting: How long its threads waited for a CPU.
     """
-    times, estimates = np.array(samples), []
+
+    def __init__(self, run: Callable[[int], list[float]]) -> None:
+        self.run, self.each = run, _warm(run)
+        self.samples: list[float] = []
+        self.every: list[float] = []
+        self.waiting = Waiting()
+
+    def turn(self, run_in: float) -> None:
+        """Runs for `TURN_SECONDS`, after so many seconds that do not count."""
+        spare = _count(run_in, self.each, LONG_SECONDS) if run_in else 0
+        times = self.run(spare + _count(TURN_SECONDS, self.each))[spare:]
+        self.samples.append(float(np.median(times)))
+        self.every.extend(times)
+
+    def timing(self, name: str, boundary: Boundary, estimate: _Estimate) -> Timing:
+        """Returns the result."""
+        return Timing(
+            name=name,
+            boundary=boundary,
+            seconds=estimate.seconds,
+            ratio=estimate.ratio,
+            rounds=len(self.samples),
+            iterations=len(self.every),
+            percentiles=intervals.percentiles(self.every),
+            settled=estimate.reach <= SETTLED,
+            waiting=self.waiting.part,
+            busy=self.waiting.part > BUSY_WAITING and _slowed(self.samples),
+        )
+
+
+class _Entrant:
+    """A candidate and what has been measured of it.
+
+    Attributes:
+        parts: By boundary.
+        spin: How long its threads spin after a run, in seconds.
+    """
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self.parts = {boundary: _Part(_clocked(candidate, boundary)) for boundary in BOUNDARIES}
+        self.spin = _spin_seconds(self.parts["end to end"].run)
+
+    def turn(self, order: random.Random, run_in: float, *, observe: bool) -> None:
+        """Runs it at each boundary, after so many seconds that do not count."""
+        for boundary in order.sample(BOUNDARIES, len(BOUNDARIES)):
+            part = self.parts[boundary]
+            with part.waiting if observe else nullcontext():
+                part.turn(run_in)
+            run_in = 0.0
+
+
+def _estimates(entrants: Sequence[_Entrant], boundary: Boundary) -> list[_Estimate]:
+    """Returns an estimate for each candidate at a boundary; the first is the baseline."""
+    times = [np.array(entrant.parts[boundary].samples) for entrant in entrants]
+    estimates = []
     for index, own in enumerate(times):
         seconds = intervals.location(own)
-        if index % count == 0:
-            baseline = own
+        if index == 0:
             estimates.append(_Estimate(seconds, Interval(1.0, 1.0, 1.0), seconds.reach))
         else:
-            ratio = intervals.location(baseline / own).widened(SESSIONS_DIFFER)
+            ratio = intervals.location(times[0] / own).widened(SESSIONS_DIFFER)
             estimates.append(_Estimate(seconds, ratio, ratio.reach - SESSIONS_DIFFER))
     return estimates
 
@@ -206,27 +273,32 @@ def _slowed(samples: Sequence[float]) -> bool:
     return bool(typical > BUSY_SLOWER * fast)
 
 
-def _percentiles(times: list[float]) -> dict[str, Interval]:
-    ranked = np.sort(times)
-    known = {f"p{q:g}": intervals.percentile(ranked, q) for q in (50, 90, 95, 99, 99.9)}
-    return {name: interval for name, interval in known.items() if interval is not None}
-
-
-def _plan(run: Callable[[int], list[float]]) -> tuple[int, int]:
-    """Warms a candidate up; returns how many iterations of a round count, and how many do not.
-
-    Those of `RUN_IN_SECONDS` do not, unless iterations take so long that this does not matter.
-    """
+def _warm(run: Callable[[int], list[float]]) -> float:
+    """Runs a candidate until it is no longer getting faster; returns its seconds an iteration."""
     least, most = WARMUP_SECONDS
     start = time.perf_counter()
     run(1)  # may compile something
     fastest, since = max(min(run(1)), 1e-9), 0
     while (spent := time.perf_counter() - start) < most and (spent < least or since < WARM_RUNS):
-        now = float(np.median(run(max(1, min(1000, round(ROUND_SECONDS / fastest))))))
+        now = float(np.median(run(_count(TURN_SECONDS, fastest))))
         since = 0 if now < fastest * (1 - NARROW) else since + 1
         fastest = max(min(now, fastest), 1e-9)
-    counted, spare = (max(1, round(part / fastest)) for part in (ROUND_SECONDS, RUN_IN_SECONDS))
-    return min(counted, 1000), min(spare, 5000) if fastest < LONG_SECONDS else 0
+    return fastest
+
+
+def _count(seconds: float, each: float, longest: float = math.inf) -> int:
+    """Returns how many iterations take about so many seconds; none if one takes the longest."""
+    return min(MOST_ITERATIONS, max(1, round(seconds / each))) if each < longest else 0
+
+
+def _spin_seconds(run: Callable[[int], list[float]]) -> float:
+    """Returns how long a candidate's threads spin after a run, in seconds."""
+    longest = 0.0
+    for _ in range(WARM_RUNS):
+        run(1)
+        ran = longest_run(_SPIN_WATCHED)
+        longest = max(longest, _SPIN_UNKNOWN if ran is None else ran)
+    return longest
 
 
 def _clocked(candidate: Candidate, boundary: Boundary) -> Callable[[int], list[float]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from engines.contract import Feeds, Session
+from engines.errors import DeployError
 from pipeline.benchmarking import clock
 from pipeline.benchmarking.bottleneck import bottleneck, enqueue_seconds
 from pipeline.benchmarking.contention import NOTICEABLE, Others
@@ -25,12 +27,21 @@ class Load:
     feeds: Feeds
     size: str = ""
 
+    def document(self) -> dict[str, Any]:
+        """Returns what names the load in a result."""
+        return {"batch": self.batch, **({"size": self.size} if self.size else {})}
+
     def __str__(self) -> str:
         return f"batch {self.batch}" + (f" at {self.size}" if self.size else "")
 
 
 def compare(
-    sessions: Mapping[str, Session], loads: Sequence[Load], *, budget: float, seed: int
+    sessions: Mapping[str, Session],
+    loads: Sequence[Load],
+    *,
+    budget: float,
+    seed: int,
+    failed: Callable[[str, Load, DeployError], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the timings of sessions in their JSON form; see `clock.Timing`.
 
@@ -43,6 +54,8 @@ def compare(
         loads: What they are timed on, one after the other.
         budget: Seconds for each load. What one does not need is added to the next, up to once.
         seed: Seed of the order within rounds.
+        failed: Called with the name of a session that fails, the load and the error; the others go
+            on. By default the error is raised.
     """
     results: list[dict[str, Any]] = []
     saved = 0.0  # what loads before did not need
@@ -63,14 +76,15 @@ def compare(
                     budget=whole * len(group) / len(sessions),
                     seed=seed,
                     progress=progress,
+                    failed=failed and partial(_of_load, failed, load),
                 )
                 part = others.part()
-                bounds = {name: _bound(sessions[name], load.feeds, name, timings) for name in group}
+                alive = [*dict.fromkeys(entry.name for entry in timings)]
+                bounds = {name: _bound(sessions[name], load.feeds, name, timings) for name in alive}
                 results += [
                     {
-                        "batch": load.batch,
-                        **({"size": load.size} if load.size else {}),
-                        "baseline": group[0],
+                        **load.document(),
+                        "baseline": alive[0],
                         **dataclasses.asdict(entry),
                         "others": part,
                         # Else its threads wait for those of the other engines.
@@ -83,6 +97,12 @@ def compare(
             bar.advance(max(left, 0) - saved)
         bar.advance(saved)
     return results
+
+
+def _of_load(
+    failed: Callable[[str, Load, DeployError], None], load: Load, name: str, error: DeployError
+) -> None:
+    failed(name, load, error)
 
 
 def _bound(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,16 +43,35 @@ class Waiting:
 
 def waited_seconds() -> float:
     """Returns how long this process's threads have waited for a CPU; 0 where that is not known."""
-    total = 0
+    return sum(waited for _ran, waited in _threads().values()) / 1e9
+
+
+def longest_run(seconds: float) -> float | None:
+    """Sleeps, and returns how many seconds the busiest other thread of this process ran meanwhile.
+
+    None where the system does not tell.
+    """
+    before = _threads()
+    time.sleep(seconds)
+    after = _threads()
+    own = str(threading.get_native_id())
+    ran = [after[name][0] - before[name][0] for name in before.keys() & after.keys() - {own}]
+    return max(ran, default=0) / 1e9 if after else None
+
+
+def _threads() -> dict[str, tuple[int, int]]:
+    """Returns for how many nanoseconds each thread ran, and waited for a CPU; {} if not known."""
+    times = {}
     try:
         for task in _TASKS.iterdir():
             try:
-                total += int((task / "schedstat").read_bytes().split()[1])
-            except (OSError, IndexError):
+                ran, waited = (task / "schedstat").read_bytes().split()[:2]
+            except (OSError, ValueError):
                 continue  # a thread that has just ended, or a kernel that does not tell
+            times[task.name] = int(ran), int(waited)
     except OSError:
-        return 0.0
-    return total / 1e9
+        return {}
+    return times
 
 
 class Others:

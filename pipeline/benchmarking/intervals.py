@@ -85,3 +85,10 @@ def percentile(ranked: Sequence[float] | np.ndarray[Any, Any], percent: float) -
     return Interval(
         float(np.percentile(ranked, percent)), float(ranked[low - 1]), float(ranked[high])
     )
+
+
+def percentiles(times: Sequence[float]) -> dict[str, Interval]:
+    """Returns the percentiles of samples by name ("p99"), those that enough samples know."""
+    ranked = np.sort(times)
+    known = {f"p{q:g}": percentile(ranked, q) for q in (50, 90, 95, 99, 99.9)}
+    return {name: interval for name, interval in known.items() if interval is not None}

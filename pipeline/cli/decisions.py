@@ -50,14 +50,15 @@ def choose(
     With a bound on a time, it names the one of the highest throughput; else the quickest.
     """
     from pipeline import models
+    from pipeline.report import units
     from pipeline.report.page import bounds as judge
     from pipeline.report.page import bounds_table, choice, results
 
     store = make_store(values)
     models.check_name(model)
     bounds = judge.Bounds(
-        p99=None if p99 is None else judge.seconds(p99),
-        latency=None if latency is None else judge.seconds(latency),
+        p99=None if p99 is None else units.seconds(p99),
+        latency=None if latency is None else units.seconds(latency),
         throughput=min_throughput,
         drop=max_drop,
     )

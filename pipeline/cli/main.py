@@ -122,7 +122,7 @@ def _add_run() -> None:
     union: dict[str, Option] = {}
     stages: dict[str, list[str]] = {}
     differing = set()  # options whose default depends on the stage
-    for name in chain.IN_RUN:
+    for name in chain.RUN:
         for option in options(chain.stage(name).params):
             if option.role.in_run:
                 stages.setdefault(option.name, []).append(name)
@@ -162,7 +162,7 @@ def _add_run() -> None:
     ] + decorated.params
     alone = {name: users[0] for name, users in stages.items() if len(users) == 1}
     sections = {"Several stages": [name for name in stages if name not in alone]}
-    for stage in chain.IN_RUN:
+    for stage in chain.RUN:
         sections[stage.capitalize()] = [name for name, user in alone.items() if user == stage]
     decorated.sections = sections
     cli.add_command(decorated)

@@ -37,6 +37,9 @@ from pipeline.workflow.records import load
 from pipeline.workflow.runner import Outcome, Store
 from pipeline.workflow.stage import Option, Stage, options, validate_params
 
+# Stages in which engines may fail while others go on.
+_EACH_ENGINE = ("build", "verify", "bench")
+
 
 def run_stage(
     name: str,
@@ -306,7 +309,7 @@ def run_all(arguments: dict[str, Any], store: Store) -> tuple[list[Outcome], Dep
     def step(name: str, **fixed: Any) -> list[Outcome]:
         known = {option.name for option in options(stage(name).params)}
         picked = {key: value for key, value in {**arguments, **fixed}.items() if key in known}
-        each_engine = name in ("build", "verify") and picked.get("engine") != [GRAPH_SUBJECT]
+        each_engine = name in _EACH_ENGINE and picked.get("engine") != [GRAPH_SUBJECT]
         done = run_stage(
             name,
             picked,

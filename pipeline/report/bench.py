@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.benchmarking.contention import NOTICEABLE
@@ -21,7 +21,7 @@ UNSETTLED, BUSY = "*", "busy"
 def show(measurements: dict[str, Any]) -> None:
     """Prints one row for each engine and batch size."""
     console.table(*table(measurements), (_throughput(measurements), *_OPTIONAL))
-    for sentence in (*doubts(measurements["results"]), *bounds(measurements["results"])):
+    for sentence in (*doubts(measurements), *bounds(measurements["results"])):
         console.result(sentence)
 
 
@@ -51,6 +51,17 @@ def table(measurements: dict[str, Any]) -> tuple[str, list[str], list[list[str]]
     return title, [*columns], [[cell(row) for cell in columns.values()] for row in rows.values()]
 
 
+def _failed(failures: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns a sentence for each engine and load at which it failed."""
+    return [
+        f"{entry['name']} failed"
+        + (f" at batch {entry['batch']}" if "batch" in entry else "")
+        + (f" of {entry['size']}" if "size" in entry else "")
+        + f": {entry['reason']}"
+        for entry in failures
+    ]
+
+
 def counted(measurements: dict[str, Any]) -> str:
     """Returns what a batch consists of: "images" or "rows"."""
     return str(measurements.get("counted", "images"))
@@ -60,15 +71,12 @@ def _throughput(measurements: dict[str, Any]) -> str:
     return f">{counted(measurements)}/s"
 
 
-def doubts(results: list[dict[str, Any]]) -> list[str]:
-    """Returns a sentence for each reason why some results are uncertain, with what to do.
-
-    Args:
-        results: As `pipeline.benchmarking.comparison.compare` returns them.
-    """
+def doubts(measurements: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence for each reason why results are missing or uncertain, with what to do."""
+    results = measurements["results"]
     others = max((entry.get("others") or 0.0 for entry in results), default=0.0)
     cause = f"other processes took up to {others:.0%} of the CPUs"
-    sentences = []
+    sentences = _failed(measurements.get("failures", ()))
     if any(entry.get("busy") for entry in results):
         sentences.append(
             f"{BUSY}: {cause}, and threads waited for each other; measure on a quiet machine, or"

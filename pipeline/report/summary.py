@@ -140,8 +140,9 @@ def show(summary: Summary) -> None:
     title = f"{summary.model}, {summary.precision}: end-to-end latency"
     if rows:
         console.table(title, columns, rows, (">flips", ">error x floor"))
-    for sentence in doubts(_results(summary)):
-        console.result(sentence)
+    if summary.measurements:
+        for sentence in doubts(summary.measurements):
+            console.result(sentence)
     for name, verdict in summary.verdicts.items():
         if verdict["status"] == "not run":
             console.result(f"{name}: not run on this machine: {verdict['reason']}")

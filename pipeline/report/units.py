@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
+from engines.errors import UsageError
+
 # Units by the number of seconds that they are.
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+_SECONDS = {name: unit for unit, name in _UNITS}
 
 
 def duration(seconds: float) -> str:
@@ -12,6 +17,18 @@ def duration(seconds: float) -> str:
     value = seconds / unit
     digits = 2 if value < 10 else 1 if value < 100 else 0  # noqa: PLR2004
     return f"{value:,.{digits}f} {name}"
+
+
+def seconds(text: str) -> float:
+    """Returns a time that is written as in 5ms, 800us or 0.1s.
+
+    Raises:
+        UsageError: It is written in another way, or is not above 0.
+    """
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+) ?(us|µs|ms|s)", text)
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"{text!r} is not a time", "write it as in 5ms, 800us or 0.1s")
+    return float(match[1]) * _SECONDS[match[2].replace("u", "µ")]
 
 
 def size(count: int) -> str:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import engines
 from engines import hardware
-from engines.errors import DeployError, NotAvailableError, UsageError
+from engines.errors import DeployError, FailedError, NotAvailableError, UsageError
 from exporters import PRECISIONS
 from pipeline import models
 from pipeline.report import bench as report
-from pipeline.stages import model_option, precision_option, proved_engines
-from pipeline.stages._proof import require_proof
+from pipeline.stages import (
+    Subject,
+    machine_facts,
+    model_option,
+    precision_option,
+    proved_engines,
+    require_built,
+)
 from pipeline.workflow import hints, worker
 from pipeline.workflow.artifacts import (
     COMPARISON,
-    ENGINE,
-    ENGINE_VERDICT,
     GOLDEN,
     MEASUREMENTS,
     Artifact,
@@ -72,11 +76,7 @@ class Params:
 
 def resolve(params: Params) -> Params:
     """Puts the baseline first, fills in defaults, and checks CPUs and CUDA graphs."""
-    if not params.engine:
-        raise DeployError(
-            f"no engine of {params.model} is built that runs on this machine",
-            f"run `{hints.command('build', vars(params) | {'engine': None})}`",
-        )
+    require_built(params.engine, vars(params))
     ordered = sorted(set(params.engine), key=lambda name: (name != BASELINE, name))
     budget = params.budget
     if budget is None:
@@ -134,28 +134,13 @@ def _has_graphs(name: str, params: Params) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """A built engine, and whether it replays a CUDA graph."""
-
-    engine: str
-    built: Artifact
-    verdict: Artifact
-    cuda_graph: bool
-
-
-def _subjects(params: Params) -> dict[str, _Subject]:
+def _subjects(params: Params) -> dict[str, Subject]:
     """Returns the engines to measure by their names in the table, the baseline first."""
     subjects = {}
     for precision in (*params.against, params.precision):
         for engine in params.engine:
             name = engine if precision == params.precision else f"{engine} {precision}"
-            subject = _Subject(
-                engine,
-                ENGINE.at(engine=engine, precision=precision),
-                ENGINE_VERDICT.at(engine=engine, precision=precision),
-                cuda_graph=False,
-            )
+            subject = Subject.of(engine, precision)
             subjects[name] = subject
             if params.cuda_graph and _has_graphs(engine, params):
                 subjects[f"{name} graph"] = dataclasses.replace(subject, cuda_graph=True)
@@ -165,24 +150,36 @@ def _subjects(params: Params) -> dict[str, _Subject]:
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Measures every engine at every batch size and both boundaries.
 
+    One that fails is noted with the reason, and the others go on.
+
     Raises:
         ParityError: An engine is not proved, so its speed means nothing.
+        FailedError: All of them failed.
     """
     from pipeline.benchmarking.comparison import Load, compare
     from pipeline.golden import file as goldens
 
-    for subject in _subjects(params).values():
-        require_proof(
-            subject.engine, read_json(inputs[subject.verdict]), params.model, params.device
-        )
+    subjects = _subjects(params)
+    for subject in subjects.values():
+        subject.require_proof(read_json(inputs[subject.verdict]), params.model, params.device)
     worker.end()  # it holds memory, on a GPU too
+    threads = params.threads or 1  # `resolve` has filled it in
     golden = goldens.load(inputs[GOLDEN])
     with ExitStack() as stack:
         stack.enter_context(hardware.keeping_to(params.affinity))
-        sessions = {
-            name: stack.enter_context(closing(_open(subject, inputs[subject.built], params)))
-            for name, subject in _subjects(params).items()
-        }
+        sessions: dict[str, Session] = {}
+        failures: list[dict[str, Any]] = []
+        for name, subject in subjects.items():
+            try:
+                session = subject.open(inputs[subject.built], params.device, threads)
+            except FailedError as error:
+                failures.append({"name": name, "reason": error.message})
+            else:
+                sessions[name] = stack.enter_context(closing(session))
+
+        def failed(name: str, load: Load, error: DeployError) -> None:
+            failures.append({**load.document(), "name": name, "reason": error.message})
+
         load, affinity = os.getloadavg()[0], hardware.affinity()
         before = hardware.gpu_states()
         results = compare(
@@ -195,19 +192,22 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             ],
             budget=params.budget or 0.0,  # `resolve` has filled it in
             seed=params.seed,
+            failed=failed,
         )
         after = hardware.gpu_states()
         devices = {name: session.device for name, session in sessions.items()}
+    if not results:
+        raise _failed(failures, params)
     write_json(
         outputs[_measurements(params)],
         {
-            "baseline": next(iter(sessions)),
+            "baseline": results[0]["baseline"],
             "devices": devices,
             "counted": "images" if [*golden.inputs] == [models.IMAGE] else "rows",
             "machine": {
                 "cpu": hardware.cpu_model(),
                 "cpus": hardware.available_cpus(),
-                "threads": params.threads,
+                "threads": threads,
                 "affinity": affinity,
                 "load_average_before": load,
                 "gpus": list(hardware.gpus()),
@@ -215,40 +215,45 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
                 "gpu_states_after": after,
             },
             "results": results,
+            "failures": failures,
         },
     )
 
 
-def _open(subject: _Subject, built: Path, params: Params) -> Session:
-    from engines.contract import OpenOptions
-    from pipeline.verification.engine_proof import open_built
-
-    engine = engines.get(subject.engine)
-    state = engine.available()
-    if not state.run:
-        raise NotAvailableError(
-            f"engine {subject.engine!r} cannot run here: {state.reason}", state.install
-        )
-    options = OpenOptions(
-        device=params.device,
-        threads=params.threads or 1,  # `resolve` has filled it in
-        cuda_graph=subject.cuda_graph,
+def _failed(failures: Sequence[Mapping[str, Any]], params: Params) -> FailedError:
+    """Returns the error that names the engines which failed."""
+    reasons = {entry["name"]: entry["reason"] for entry in reversed(failures)}
+    words = {"model": params.model, "precision": params.precision, "engine": tuple(reasons)}
+    return FailedError(
+        "; ".join(f"{name} failed while it was measured: {why}" for name, why in reasons.items()),
+        "leave it out with --engine, or judge it again:"
+        f" `{hints.command('verify', words)} --force`",
     )
-    return open_built(engine, built, options)
+
+
+def failed_before(outputs: Paths, params: Params) -> str:
+    """Returns which engines failed, so that all are measured again."""
+    failures = read_json(outputs[_measurements(params)]).get("failures", ())
+    names = dict.fromkeys(entry["name"] for entry in failures)
+    return f"{', '.join(names)} failed last time" if names else ""
 
 
 def facts(params: Params) -> dict[str, str]:
     """Returns the fingerprints of each backend, the CPU and the GPU."""
-    facts_by_name = {**hardware.cpu_fingerprint(), **hardware.gpu_fingerprint()}
-    for name in params.engine:
-        facts_by_name |= engines.get(name).fingerprint()
-    return facts_by_name
+    return machine_facts(params.engine)
 
 
 def show(runs: StageRuns[Params]) -> None:
-    """Prints the measurements."""
+    """Prints the measurements.
+
+    Raises:
+        FailedError: An engine failed while it was measured.
+    """
     for outputs, params in runs:
-        report.show(read_json(outputs[_measurements(params)]))
+        measurements = read_json(outputs[_measurements(params)])
+        report.show(measurements)
+        if measurements.get("failures"):
+            raise _failed(measurements["failures"], params)
 
 
 def _measurements(params: Params) -> Artifact:
@@ -279,5 +284,6 @@ STAGE = Stage(
     revision=2,
     facts=facts,
     resolve=resolve,
+    run_again=failed_before,
     show=show,
 )

@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 
 import engines
 from engines import hardware
-from engines.errors import DeployError, NotAvailableError
 from exporters import PRECISIONS
 from pipeline.report import profile as report
-from pipeline.stages import engine_source, model_option, precision_option, proved_engines
-from pipeline.stages._proof import require_proof
-from pipeline.workflow import hints
+from pipeline.stages import (
+    Subject,
+    engine_source,
+    machine_facts,
+    model_option,
+    precision_option,
+    proved_engines,
+    require_built,
+)
 from pipeline.workflow.artifacts import (
     COSTS,
     ENGINE,
@@ -34,7 +39,6 @@ from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 if TYPE_CHECKING:
     from exporters.work import Work
     from pipeline.benchmarking.comparison import Load
-    from pipeline.benchmarking.profiling import Subject
     from pipeline.benchmarking.roofline import Product
 
 
@@ -61,11 +65,7 @@ class Params:
 
 def resolve(params: Params) -> Params:
     """Checks that there is an engine, and puts engines and batch sizes in order."""
-    if not params.engine:
-        raise DeployError(
-            f"no engine of {params.model} is built that runs on this machine",
-            f"run `{hints.command('build', vars(params) | {'engine': None})}`",
-        )
+    require_built(params.engine, vars(params))
     return dataclasses.replace(
         params,
         engine=tuple(sorted(set(params.engine))),
@@ -80,13 +80,13 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         ParityError: An engine is not proved, so what it costs means nothing.
     """
     from engines import temporary
+    from pipeline.benchmarking import profiling
     from pipeline.benchmarking.comparison import Load
-    from pipeline.benchmarking.profiling import profile
     from pipeline.golden import file as goldens
 
-    for name in params.engine:
-        verdict = read_json(inputs[ENGINE_VERDICT.at(engine=name)])
-        require_proof(name, verdict, params.model, params.device)
+    built = [Subject.of(name, params.precision) for name in params.engine]
+    for subject in built:
+        subject.require_proof(read_json(inputs[subject.verdict]), params.model, params.device)
     golden = goldens.load(inputs[GOLDEN])
     loads = tuple(
         Load(batch, part.feeds(batch), part.size if golden.others else "")
@@ -97,14 +97,20 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     graphs = {_graph(name, params.precision) for name in params.engine}
     works = {graph: _works(inputs[graph], loads) for graph in graphs}
     subjects = [
-        _subject(name, inputs, params, loads, works[_graph(name, params.precision)])
-        for name in params.engine
+        profiling.Subject(
+            subject.engine,
+            inputs[subject.built],
+            subject.options(inputs[subject.built], params.device, params.threads),
+            loads,
+            works[_graph(subject.engine, params.precision)],
+        )
+        for subject in built
     ]
     before, affinity = os.getloadavg()[0], hardware.affinity()
     with temporary.folder() as folder:
         types = {name for counted in works.values() for work in counted for name in work.operations}
         on_cpu = any(subject.options.device == "cpu" for subject in subjects)
-        profiles = profile(
+        profiles = profiling.profile(
             subjects,
             _products(types if on_cpu else (), folder),
             _makers(),
@@ -126,21 +132,6 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             **profiles,
         },
     )
-
-
-def _subject(
-    name: str, inputs: Paths, params: Params, loads: tuple[Load, ...], works: tuple[Work, ...]
-) -> Subject:
-    from engines.contract import OpenOptions
-    from pipeline.benchmarking.profiling import Subject
-    from pipeline.verification.engine_proof import fitted
-
-    engine, built = engines.get(name), inputs[ENGINE.at(engine=name)]
-    state = engine.available()
-    if not state.run:
-        raise NotAvailableError(f"engine {name!r} cannot run here: {state.reason}", state.install)
-    options = OpenOptions(device=params.device, threads=params.threads)
-    return Subject(name, built, fitted(engine, built, options), loads, works)
 
 
 def _works(graph: Path, loads: Iterable[Load]) -> tuple[Work, ...]:
@@ -188,10 +179,7 @@ def _graph(engine: str, precision: str) -> Artifact:
 
 def facts(params: Params) -> dict[str, str]:
     """Returns the fingerprints of the engines, of those that show the peak, and of the machine."""
-    facts_by_name = {**hardware.cpu_fingerprint(), **hardware.gpu_fingerprint()}
-    for name in (*params.engine, *_makers()):
-        facts_by_name |= engines.get(name).fingerprint()
-    return facts_by_name
+    return machine_facts((*params.engine, *_makers()))
 
 
 def run_again(outputs: Paths, _params: Params) -> str:

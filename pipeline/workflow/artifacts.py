@@ -173,6 +173,12 @@ COMPARISON = Artifact(
     "{model}/{precision}/compare.json",
 )
 
+LOAD = Artifact(
+    "results under load", "{model}/{precision}/served.json", "load", "{model}/{precision}/load.json"
+)
+
+SWEEP = Artifact("sweep", "{model}/frontier.json", "sweep", "{model}/sweep.json")
+
 COSTS = Artifact(
     "profile of engines",
     "{model}/{precision}/costs.json",

@@ -1,4 +1,4 @@
-"""The order of the stages, and access to them by name."""
+"""The stages and their order, and access to them by name."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from pipeline.workflow.stage import Stage
 
-# The stages of `assay run`, and those that are commands of their own.
-IN_RUN = ("data", "train", "export", "verify", "build", "bench", "bundle")
-STAGES = (*IN_RUN[:-1], "profile", IN_RUN[-1])
+# What `assay run` runs, in this order.
+RUN = ("data", "train", "export", "verify", "build", "bench", "bundle")
+STAGES = (*RUN, "load", "profile", "sweep")
 
 
 def stage(name: str) -> Stage[Any]:

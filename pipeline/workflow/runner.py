@@ -183,7 +183,7 @@ class _Job:
             if not artifact.optional or self.inputs.locate(artifact).exists()
         }
         for artifact in self.conditions:
-            inputs.pop(artifact.label)
+            inputs.pop(artifact.label, None)
         wanted = self._wanted(inputs)
         try:
             old = load(self.record)

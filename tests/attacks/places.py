@@ -80,6 +80,7 @@ def _torchrun(*words: str) -> Step:
 
 _TRAINING = ("train", *_TRAIN, "--threads", "1")
 _BENCH = ("bench", "lenet", "--budget", "0.1", "--batch", "1", "--engine")
+_LOAD = ("load", "lenet", "--duration", "0.05", "--concurrency", "2", "--engine")
 STEPS = (
     Step("data", ("data", "--data", "images"), ""),
     Step("train", _TRAINING, "data", (_TRAINING, (*_TRAINING, "--resume"))),
@@ -91,6 +92,7 @@ STEPS = (
     Step("build", ("build", "lenet", "--engine", ENGINES), "verify graph"),
     Step("verify", ("verify", "lenet", "--engine", ENGINES), "build"),
     Step("bench", (*_BENCH, ENGINES), "verify"),
+    Step("load", (*_LOAD, ENGINES), "verify"),
     Step("profile", ("profile", *_BENCH[1:], ENGINES), "verify"),
     Step("build pytorch", ("build", "lenet", "--engine", "pytorch"), "verify graph", heavy=True),
     Step("verify pytorch", ("verify", "lenet", "--engine", "pytorch"), "build pytorch", heavy=True),

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engines.errors import UsageError
 from pipeline.report.page.choice import Candidate
 from pipeline.report.units import duration
-
-_UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 @dataclass(frozen=True)
@@ -42,18 +38,6 @@ class Kept:
     candidate: Candidate
     status: str
     failing: tuple[str, ...]
-
-
-def seconds(text: str) -> float:
-    """Returns a time that is written as in 5ms, 800us or 0.1s.
-
-    Raises:
-        UsageError: It is written in another way, or is not above 0.
-    """
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+) ?(us|µs|ms|s)", text)
-    if match is None or float(match[1]) <= 0:
-        raise UsageError(f"{text!r} is not a time", "write it as in 5ms, 800us or 0.1s")
-    return float(match[1]) * _UNITS[match[2]]
 
 
 def kept(candidate: Candidate, bounds: Bounds, accuracy: float | None) -> Kept:

@@ -89,9 +89,7 @@ def _engines(results: Results) -> list[str]:
         *(_row([_escaped(cell) for cell in row]) for row in rows),
         "",
     ]
-    every = [
-        s for _, _, content in choice.runs(results.precisions) for s in doubts(content["results"])
-    ]
+    every = [s for _, _, content in choice.runs(results.precisions) for s in doubts(content)]
     for part in results.precisions:
         every += [sentence for verdict in part.verdicts.values() for sentence in remarks(verdict)]
     sentences = dict.fromkeys(f"- {_escaped(sentence)}" for sentence in every)

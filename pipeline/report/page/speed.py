@@ -22,7 +22,7 @@ _RESULT = frozenset(
         *("bound", "enqueue_seconds"),
     }
 )
-_FILE = frozenset({"baseline", "counted", "devices", "machine", "results"})
+_FILE = frozenset({"baseline", "counted", "devices", "failures", "machine", "results"})
 
 
 def deploy(results: Results) -> Section | None:
@@ -94,7 +94,7 @@ def latency(results: Results) -> Section | None:
         tables.append(_every_number(f"All measurements in {run}", measurements["results"]))
         tables.append(_percentiles(f"Percentiles in {run}", measurements["results"]))
         tables += _other_numbers(measurements, run)
-        remarks += bench.doubts(measurements["results"])
+        remarks += bench.doubts(measurements)
         remarks += bench.bounds(measurements["results"])
     if not tables:
         return None

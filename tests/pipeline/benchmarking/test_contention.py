@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,9 +32,9 @@ def a_busy_process(cpu: int) -> Iterator[None]:
             process.kill()
 
 
-def spin(seconds: float) -> None:
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+def spin(seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    end = clock() + seconds
+    while clock() < end:
         pass
 
 
@@ -47,6 +49,19 @@ def test_a_process_on_the_same_cpu_makes_us_wait() -> None:
     assert waiting.part > 0.2
     assert part is not None
     assert part > 0.2
+
+
+def test_a_thread_that_spins_is_seen() -> None:
+    done = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: (spin(0.1, time.thread_time), done.wait()))
+        busiest = contention.longest_run(0.5)
+        done.set()
+    assert busiest is not None
+    assert 0.05 < busiest < 0.2
+    idle = contention.longest_run(0.05)
+    assert idle is not None
+    assert idle < 0.02
 
 
 def test_our_own_work_is_not_that_of_others() -> None:
@@ -66,4 +81,5 @@ def test_systems_that_tell_nothing_are_not_judged(
     monkeypatch.setattr(contention, "_TASKS", tmp_path / "none")
     monkeypatch.setattr(contention, "_STAT", tmp_path / "none")
     assert contention.waited_seconds() == 0
+    assert contention.longest_run(0) is None
     assert contention.Others().part() is None

@@ -4,13 +4,15 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from engines import hardware
-from engines.errors import ParityError
-from pipeline.stages import bench, bundle
-from pipeline.stages._proof import require_proof
+from engines.contract import Feeds, Session
+from engines.errors import DeployError, FailedError, ParityError
+from pipeline.stages import Subject, bench, bundle
+from pipeline.workflow.digests import read_json
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
@@ -30,12 +32,57 @@ def test_threads_and_cpus_are_recorded_and_restored(store: Store, assay: Assay) 
 
 
 def test_an_engine_is_measured_on_the_device_that_it_is_proved_on() -> None:
-    verdict = {"status": "pass", "precision": "fp32", "facts": {"device": "cpu"}}
-    require_proof("onnxruntime", verdict, "lenet", "auto")
-    proved = {**verdict, "facts": {"device": "cuda:0"}}
+    subject = Subject.of("onnxruntime", "fp32")
+    passed = {"status": "pass", "precision": "fp32"}
+    subject.require_proof({**passed, "facts": {"device": "cpu"}}, "lenet", "auto")
     with pytest.raises(ParityError, match="proved on 'cuda:0' only") as caught:
-        require_proof("onnxruntime", proved, "lenet", "auto")
+        subject.require_proof({**passed, "facts": {"device": "cuda:0"}}, "lenet", "auto")
     assert "`assay verify lenet --engine onnxruntime --device cpu`" in caught.value.hint
+
+
+class Failing:
+    """A session that fails on more than one row."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def bind(self, feeds: Feeds) -> None:
+        if len(next(iter(feeds.values()))) > 1:
+            raise DeployError("it is out of memory", "use a smaller batch")
+        self._session.bind(feeds)
+
+
+@pytest.mark.slow(9)
+@pytest.mark.parametrize("opens", [True, False])
+def test_the_others_are_measured_though_one_fails(
+    store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch, opens: bool
+) -> None:
+    real = Subject.open
+
+    def open_(subject: Subject, *options: Any) -> Any:
+        if subject.engine != "pytorch":
+            return real(subject, *options)
+        if not opens:
+            raise FailedError("pytorch cannot open its file", "build it again")
+        return Failing(real(subject, *options))
+
+    monkeypatch.setattr(Subject, "open", open_)
+    words = ("bench", "lenet", "--root", store.root, "--engine", "onnxruntime,pytorch")
+    result = assay(*words, "--batch", "1,2", *BRIEF)
+    assert result.code == 1
+    document = json.loads(result.out)
+    measured = read_json(store.root / "lenet" / "fp32" / "measurements.json")
+    assert [entry["name"] for entry in measured["failures"]] == ["pytorch"]
+    known = {(entry["name"], entry["batch"]) for entry in measured["results"]}
+    alone = {("onnxruntime", 1), ("onnxruntime", 2)}
+    assert known == alone | ({("pytorch", 1)} if opens else set())
+    assert "pytorch failed" in document["error"]["message"]
+    monkeypatch.undo()
+    again = assay(*words, "--batch", "1,2", "--budget", "0.05")
+    assert (again.code, "failed last time" in again.err) == (0, True), again.err
 
 
 def test_a_comparison_of_precisions_is_part_of_no_bundle() -> None:

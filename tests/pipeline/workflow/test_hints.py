@@ -27,6 +27,7 @@ WORDS = {
     "verify": ["edge", "--precision", "fp16", "--engine", ENGINE],
     "build": ["edge", "--precision", "fp16", "--engine", ENGINE],
     "bench": ["edge", "--precision", "fp16", "--engine", ENGINE, "--batch", "1", "--budget", "0.1"],
+    "load": ["edge", "--precision", "fp16", "--engine", ENGINE, "--duration", "0.05"],
     "bundle": ["edge", "--precision", "fp16", "--engine", ENGINE],
 }
 
@@ -53,7 +54,7 @@ def copy(built_once: Store, tmp_path: Path) -> Store:
 
 def inputs(stage: str) -> Iterator[Artifact]:
     chosen = chain.stage(stage)
-    engine = (ENGINE,) if stage in ("bench", "bundle") else ENGINE
+    engine = (ENGINE,) if stage in ("bench", "load", "bundle") else ENGINE
     named = set(chosen.params.__dataclass_fields__)
     values = {k: v for k, v in {**MODEL, "engine": engine}.items() if k in named}
     params = chosen.params(**values)
@@ -64,7 +65,7 @@ def inputs(stage: str) -> Iterator[Artifact]:
 
 CASES = [
     (stage, artifact)
-    for stage in ("export", "build", "verify", "bench", "bundle")
+    for stage in ("export", "build", "verify", "bench", "load", "bundle")
     for artifact in inputs(stage)
 ]
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from engines.errors import UsageError
+from pipeline.report import units
 from pipeline.report.page import bounds
 from pipeline.report.page.bounds import Bounds
 from tests.pipeline.report.page.test_choice import candidate
@@ -14,13 +15,13 @@ from tests.pipeline.report.page.test_choice import candidate
     ("text", "seconds"), [("5ms", 5e-3), ("800us", 8e-4), ("0.1s", 0.1), (".5 ms", 5e-4)]
 )
 def test_times_have_units(text: str, seconds: float) -> None:
-    assert bounds.seconds(text) == pytest.approx(seconds)
+    assert units.seconds(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["5", "ms", "-1ms", "0ms", "5 min", "1e-3s", "nan s"])
 def test_other_times_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a time"):
-        bounds.seconds(text)
+        units.seconds(text)
 
 
 # A candidate of 1 ms at batch 4, from 0.99 to 1.01 ms, with a p99 from 1.9 to 2.1 ms.

@@ -1,0 +1,171 @@
+"""What an engine serves with more and more sessions, and how many requests a second it bears."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any
+
+from engines.contract import Feeds, Session
+from engines.errors import DeployError
+from pipeline.benchmarking.load import Served, arrivals, closed
+from pipeline.benchmarking.saturation import STEPS, bears, saturation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of each engine.
+
+    Attributes:
+        threads: CPU threads of one inference, by the number of sessions.
+        rates: Requests/s to serve, besides those that the search for the largest rate tries.
+        p99: The bound on p99 that the largest rate must keep, in seconds; None is no bound.
+        seconds: The time that each run measures.
+        seed: Seed of the arrivals.
+    """
+
+    threads: Mapping[int, int]
+    rates: tuple[float, ...]
+    p99: float | None
+    seconds: float
+    seed: int
+
+    @property
+    def runs(self) -> int:
+        """How many runs there are of each engine."""
+        return len(self.threads) + len(self.rates) + STEPS
+
+
+def measure(
+    open_session: Callable[[int], Session],
+    feeds: Feeds,
+    rows: int,
+    plan: Plan,
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Returns what an engine serves, in JSON form.
+
+    Args:
+        open_session: Opens a session with so many CPU threads for one inference.
+        feeds: The inputs of every request.
+        rows: Rows of `feeds`.
+        progress: Called after each run.
+
+    Returns:
+        "closed": a `Served` for each number of sessions, with the "threads" of one inference.
+        "arrivals": likewise for each rate, in rising order, and whether it is "borne"; with as many
+        sessions as throughput needs: the fewest whose throughput is not surely below the largest.
+        "saturation": "concurrency", "threads", "rate" and "refused"; see `Saturation`. None if it
+        was not found.
+        "device": where it ran. "failure": why it could not be opened, or failed, which ended its
+        measurements; or "".
+    """
+    result: dict[str, Any] = {
+        "device": "",
+        "closed": [],
+        "arrivals": [],
+        "saturation": None,
+        "failure": "",
+    }
+    try:
+        with _Pool(open_session) as pool:
+            _measure(pool, feeds, rows, plan, result, progress)
+    except DeployError as error:
+        result["failure"] = error.message
+    return result
+
+
+def _measure(
+    pool: _Pool,
+    feeds: Feeds,
+    rows: int,
+    plan: Plan,
+    result: dict[str, Any],
+    progress: Callable[[], None],
+) -> None:
+    """Fills in the result of `measure`, as far as the sessions last."""
+    by_count: dict[int, Served] = {}
+    for count, threads in plan.threads.items():
+        sessions = pool.take(count, threads)
+        result["device"] = sessions[0].device
+        served = closed(sessions, feeds, seconds=plan.seconds, rows=rows)
+        progress()
+        result["closed"].append({"threads": threads, **dataclasses.asdict(served)})
+        if served.throughput is None or served.failure:
+            result["failure"] = served.failure
+            return
+        by_count[count] = served
+    count, throughput = _enough(by_count)
+    threads = plan.threads[count]
+    sessions = pool.take(count, threads)
+    runs = []
+    for rate in plan.rates:
+        runs.append(
+            arrivals(sessions, feeds, rate=rate, seconds=plan.seconds, seed=plan.seed, rows=rows)
+        )
+        progress()
+        if runs[-1].failure:
+            break
+    else:
+        limit = saturation(
+            sessions,
+            feeds,
+            throughput=throughput,
+            seconds=plan.seconds,
+            seed=plan.seed,
+            rows=rows,
+            p99=plan.p99,
+            progress=progress,
+        )
+        runs += limit.runs
+        if not limit.failure:
+            result["saturation"] = {
+                "concurrency": count,
+                "threads": threads,
+                "rate": limit.rate,
+                "refused": limit.refused,
+            }
+    result["failure"] = runs[-1].failure
+    result["arrivals"] = [
+        {"threads": threads, "borne": bears(run), **dataclasses.asdict(run)}
+        for run in sorted(runs, key=lambda run: run.rate or 0.0)
+    ]
+
+
+def _enough(by_count: Mapping[int, Served]) -> tuple[int, float]:
+    """Returns the fewest sessions whose throughput is not surely below the largest, and that."""
+    rates = {count: served.throughput for count, served in by_count.items() if served.throughput}
+    best = max(rates.values(), key=lambda rate: rate.value)
+    count = min(count for count, rate in rates.items() if rate.high >= best.low)
+    return count, rates[count].value
+
+
+class _Pool:
+    """Open sessions of an engine, which are used again."""
+
+    def __init__(self, open_session: Callable[[int], Session]) -> None:
+        self._open = open_session
+        self._stack = ExitStack()
+        self._sessions: list[Session] = []
+        self._threads = 0
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._close()
+
+    def take(self, count: int, threads: int) -> list[Session]:
+        """Returns so many sessions with so many CPU threads each; others of them are closed."""
+        if threads != self._threads or count < len(self._sessions):
+            self._close()
+        self._threads = threads
+        while len(self._sessions) < count:
+            self._sessions.append(self._stack.enter_context(closing(self._open(threads))))
+        return self._sessions
+
+    def _close(self) -> None:
+        self._stack.close()
+        self._sessions = []

@@ -1,0 +1,74 @@
+"""The printed report of the sweep stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.report.units import duration
+from pipeline.workflow import console
+
+# Left out in this order where the terminal is narrow.
+_OPTIONAL = (">top-1", "device", ">95 % interval")
+
+
+def named(point: Mapping[str, Any]) -> str:
+    """Returns a way to run a model in words."""
+    words = f"{point['engine']} in {point['precision']}"
+    if "sessions" not in point:
+        return words
+    threads, sessions = point["threads"], point["sessions"]
+    return (
+        f"{words}, batch {point['batch']}, {sessions} session{'s' * (sessions > 1)} of {threads}"
+        f" thread{'s' * (threads > 1)}"
+    )
+
+
+def accuracy(verdict: Mapping[str, Any]) -> float | None:
+    """Returns the part of the test images that an engine classifies right; None if not known."""
+    flips = verdict["flips"]
+    known = flips is not None and flips["correct"] is not None
+    return flips["correct"] / flips["images"] if known else None
+
+
+def failures(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the ways that failed."""
+    return [point for point in (*results["unopened"], *results["points"]) if point["failure"]]
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """Prints the ways that nothing beats, from the quickest, and how many were beaten."""
+    points = results["points"]
+    left = [point for point in points if not point["beaten_by"] and not point["failure"]]
+    left.sort(key=lambda point: float(point["latency"]["value"]))
+    columns = ["engine", "precision", "device", ">batch", ">sessions", ">threads", ">latency"]
+    columns += [">95 % interval", ">p99", f">{results['counted']}/s", ">top-1"]
+    console.table("Not beaten in both latency and throughput", columns, _rows(left), _OPTIONAL)
+    for point in failures(results):
+        console.result(f"{named(point)} failed: {point['failure']}")
+    beaten = sum(bool(point["beaten_by"]) for point in points)
+    if beaten:
+        console.result(
+            f"{beaten} of {len(points)} ways dropped out: another is surely quicker, serves more"
+            " and is not less accurate"
+        )
+
+
+def _rows(points: list[Mapping[str, Any]]) -> list[list[str]]:
+    """Returns a row of cells for each way."""
+    return [
+        [
+            point["engine"],
+            point["precision"],
+            point["device"],
+            f"{point['batch']}",
+            f"{point['sessions']}",
+            f"{point['threads']}",
+            duration(point["latency"]["value"]),
+            f"{duration(point['latency']['low'])} to {duration(point['latency']['high'])}",
+            duration(point["percentiles"]["p99"]["value"]) if "p99" in point["percentiles"] else "",
+            f"{point['throughput']['value']:,.0f}",
+            "" if point["accuracy"] is None else f"{point['accuracy']:.2%}",
+        ]
+        for point in points
+    ]

@@ -1,0 +1,186 @@
+"""Stage load: what engines serve with several sessions, and how many requests a second they bear.
+
+`assay run` leaves it out: its result belongs to no bundle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+
+import engines
+from engines import hardware
+from engines.errors import FailedError
+from pipeline import models
+from pipeline.report import load as report
+from pipeline.report import units
+from pipeline.stages import (
+    Subject,
+    machine_facts,
+    model_option,
+    precision_option,
+    proved_engines,
+    require_built,
+)
+from pipeline.workflow import console, worker
+from pipeline.workflow.artifacts import GOLDEN, LOAD, Artifact, Paths
+from pipeline.workflow.digests import read_json, write_json
+from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
+
+
+def _check_time(text: str) -> None:
+    units.seconds(text)
+
+
+@dataclass(frozen=True)
+class Params:
+    """Options of the stage."""
+
+    model: str = model_option()
+    precision: str = precision_option()
+    engine: tuple[str, ...] = option(
+        ("all",),
+        text='Built engines to load, or "all" that are proved on this machine.',
+        names=engines.names,
+        role=OptionRole(expand_all=proved_engines),
+    )
+    batch: int = option(1, text="Rows of one request.", high=65536)
+    concurrency: tuple[int, ...] = option(
+        (1, 2, 4, 8), text="Numbers of sessions, each with a client of its own.", high=1024
+    )
+    threads: int | None = option(
+        None,
+        text="CPU threads of one inference [the CPUs divided by the sessions].",
+        high=1024,
+    )
+    device: str = option("auto", text="Where the engines run: auto, cpu, cuda or cuda:N.")
+    rate: tuple[float, ...] = option(
+        (), text="Requests per second to serve [those of the search for the largest].", high=10**6
+    )
+    p99: str | None = option(
+        None,
+        text="Time that 99 of 100 requests may take at the largest rate, as in 5ms.",
+        validate=_check_time,
+    )
+    duration: float = option(1.0, text="Seconds that each run measures.", high=86400)
+    seed: int = option(0, text="Seed of the arrivals.", low=0)
+
+
+def resolve(params: Params) -> Params:
+    """Sorts engines, numbers of sessions and rates."""
+    require_built(params.engine, vars(params))
+    return dataclasses.replace(
+        params,
+        engine=tuple(sorted(set(params.engine))),
+        concurrency=tuple(sorted(set(params.concurrency))),
+        rate=tuple(sorted(set(params.rate))),
+    )
+
+
+def run(inputs: Paths, outputs: Paths, params: Params) -> None:
+    """Loads each engine in its turn.
+
+    Raises:
+        ParityError: An engine is not proved, so its speed means nothing.
+    """
+    from pipeline.benchmarking.load_curve import Plan, measure
+    from pipeline.golden import file as goldens
+
+    subjects = _subjects(params)
+    for subject in subjects:
+        subject.require_proof(read_json(inputs[subject.verdict]), params.model, params.device)
+    worker.end()  # it holds memory, on a GPU too
+    golden = goldens.load(inputs[GOLDEN])
+    rows = params.batch if golden.batched else 1
+    cpus = hardware.available_cpus()
+    plan = Plan(
+        threads={count: params.threads or max(1, cpus // count) for count in params.concurrency},
+        rates=params.rate,
+        p99=None if params.p99 is None else units.seconds(params.p99),
+        seconds=params.duration,
+        seed=params.seed,
+    )
+    with console.bar("load", len(subjects) * plan.runs) as bar:
+        results = [
+            {
+                "name": subject.engine,
+                **measure(
+                    partial(subject.open, inputs[subject.built], params.device),
+                    golden.feeds(rows),
+                    rows,
+                    plan,
+                    partial(bar.advance, 1, subject.engine),
+                ),
+            }
+            for subject in subjects
+        ]
+    write_json(
+        outputs[LOAD],
+        {
+            "counted": "images" if [*golden.inputs] == [models.IMAGE] else "rows",
+            "rows": rows,
+            "p99": plan.p99,
+            "machine": {
+                "cpu": hardware.cpu_model(),
+                "cpus": cpus,
+                "gpus": list(hardware.gpus()),
+            },
+            "engines": results,
+        },
+    )
+
+
+def facts(params: Params) -> dict[str, str]:
+    """Returns the fingerprints of each backend, the CPU and the GPU."""
+    return machine_facts(params.engine)
+
+
+def failed_before(outputs: Paths, _params: Params) -> str:
+    """Returns which engines failed, so that they are loaded again."""
+    failed = report.failures(read_json(outputs[LOAD]))
+    return f"{', '.join(failed)} failed" if failed else ""
+
+
+def show(runs: StageRuns[Params]) -> None:
+    """Prints the results.
+
+    Raises:
+        FailedError: An engine failed under load.
+    """
+    for outputs, _ in runs:
+        results = read_json(outputs[LOAD])
+        report.show(results)
+        if failed := report.failures(results):
+            raise FailedError(
+                "; ".join(f"{name} failed under load: {why}" for name, why in failed.items()),
+                "name the other engines with --engine, or give fewer sessions with --concurrency",
+            )
+
+
+def _subjects(params: Params) -> list[Subject]:
+    return [Subject.of(engine, params.precision) for engine in params.engine]
+
+
+def _inputs(params: Params) -> tuple[Artifact, ...]:
+    return (GOLDEN, *(subject.built for subject in _subjects(params)))
+
+
+def _conditions(params: Params) -> tuple[Artifact, ...]:
+    return tuple(subject.verdict for subject in _subjects(params))
+
+
+STAGE = Stage(
+    name="load",
+    help="Measure what engines serve with several sessions, and the largest rate they bear.",
+    params=Params,
+    inputs=_inputs,
+    conditions=_conditions,
+    outputs=lambda _params: (LOAD,),
+    run=run,
+    tools=("numpy",),
+    facts=facts,
+    resolve=resolve,
+    run_again=failed_before,
+    show=show,
+)
