@@ -216,7 +216,10 @@ def cautions(document: dict[str, Any]) -> list[str]:
     """Returns what is not known, or uncertain, of the costs."""
     loads = [load for _, load in _rows(document)]
     reasons = dict.fromkeys(load["no_energy"] for load in loads if load["no_energy"])
-    return [*(f"energy is not known here: {reason}" for reason in reasons), *doubts({"results": loads})]
+    return [
+        *(f"energy is not known here: {reason}" for reason in reasons),
+        *doubts({"results": loads}),
+    ]
 
 
 def _load(load: dict[str, Any]) -> str:
