@@ -13,6 +13,7 @@ from engines import temporary
 from engines.errors import DeployError, NotMetError, UsageError
 from pipeline.cli.commands import ask
 from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
+from pipeline.report.units import times_as_long
 from pipeline.workflow import console, hints, worker
 
 if TYPE_CHECKING:
@@ -241,8 +242,7 @@ def _judged(entry: dict[str, Any], busy: bool, tolerance: float) -> dict[str, An
         busy: Other processes slowed A down.
         tolerance: In percent.
     """
-    ratio, limit = entry["ratio"], 1 + tolerance / 100
-    longer = {name: 1 / ratio[other] for name, other in _INVERSE}
+    longer, limit = times_as_long(entry["ratio"]), 1 + tolerance / 100
     if entry["busy"] or busy:
         status, words = "busy", "other processes slowed it down, so that nothing is known"
     elif longer["low"] > limit:
@@ -264,10 +264,6 @@ def _judged(entry: dict[str, Any], busy: bool, tolerance: float) -> dict[str, An
         "longer": longer,
         "sentence": sentence,
     }
-
-
-# Of the interval of an inverse.
-_INVERSE = (("value", "value"), ("low", "high"), ("high", "low"))
 
 
 COMMANDS = (choose, compare)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from engines.errors import UsageError
 
@@ -36,3 +37,8 @@ def size(count: int) -> str:
     if count < 2**20:
         return f"{count / 2**10:,.1f} KiB"
     return f"{count / 2**20:,.1f} MiB"
+
+
+def times_as_long(ratio: Mapping[str, float]) -> dict[str, float]:
+    """Returns how many times as long as the baseline something takes, from a result's ratio."""
+    return {"value": 1 / ratio["value"], "low": 1 / ratio["high"], "high": 1 / ratio["low"]}
