@@ -122,6 +122,11 @@ def of_inspector(report: str) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
+def multiplies(kind: str) -> bool:
+    """Whether a kind of layer, in a backend's own words, is a convolution or matrix product."""
+    return _PRODUCT.search(kind) is not None
+
+
 def computed_in(layers: Iterable[Layer]) -> str:
     """Returns the types that convolutions and matrix products compute in, the commonest first.
 
@@ -129,7 +134,7 @@ def computed_in(layers: Iterable[Layer]) -> str:
     computes fp16 in fp32, so its outputs cannot show what fp16 would do to them.
     """
     counts = Counter(
-        layer.precision for layer in layers if layer.precision and _PRODUCT.search(layer.kind)
+        layer.precision for layer in layers if layer.precision and multiplies(layer.kind)
     )
     return " and ".join(precision for precision, _ in counts.most_common())
 

@@ -13,6 +13,7 @@ from engines import temporary
 from engines.errors import DeployError, NotMetError, UsageError
 from pipeline.cli.commands import ask
 from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
+from pipeline.report.units import times_as_long
 from pipeline.workflow import console, hints, worker
 
 if TYPE_CHECKING:
@@ -28,13 +29,14 @@ _path = click.Path(path_type=Path)
 @click.option(
     "--min-throughput",
     type=click.FloatRange(min=0, min_open=True),
-    help="Images or rows per second, one inference at a time.",
+    help="Images or rows per second.",
 )
 @click.option(
     "--max-drop",
     type=click.FloatRange(0, 100),
     help="Percentage points of accuracy that may be lost.",
 )
+@click.option("--memory", metavar="SIZE", help="Memory its process may take, as in 500MB.")
 @storing
 def choose(
     model: str,
@@ -42,11 +44,13 @@ def choose(
     latency: str | None,
     min_throughput: float | None,
     max_drop: float | None,
+    memory: str | None,
     **values: Any,
 ) -> None:
     """Name the engine, precision and batch that keep bounds; exit 5 if none does.
 
-    Chooses among the engines of all precisions that are proved and that `assay bench` has measured.
+    Chooses among the engines of all precisions that are proved and that `assay bench` or `assay
+    sweep` has measured.
     With a bound on a time, it names the one of the highest throughput; else the quickest.
     """
     from pipeline import models
@@ -61,16 +65,17 @@ def choose(
         latency=None if latency is None else units.seconds(latency),
         throughput=min_throughput,
         drop=max_drop,
+        memory=None if memory is None else units.byte_count(memory),
     )
     if bounds == judge.Bounds():
         raise UsageError(
             "choose needs a bound",
-            "give --p99, --latency, --min-throughput or --max-drop",
+            "give --p99, --latency, --min-throughput, --max-drop or --memory",
         )
     known = results.collect(model, [], store)
     measure = hints.complete(f"run `{hints.command('bench', {'model': model})}`", store.place)
     try:
-        candidates = choice.first_of_each(choice.candidates(known.precisions))
+        candidates = choice.current(known)
     except results.UNREADABLE as error:
         raise DeployError(
             f"the measurements of {model} have not the form that this version of assay writes"
@@ -92,8 +97,8 @@ def choose(
     if best is None:
         raise NotMetError(
             f"none of the {len(compared)} measured engines and batch sizes surely keeps the bounds",
-            "measure more with `assay bench` (--batch, --precision, a larger --budget), or relax"
-            " the bounds",
+            "measure more with `assay sweep` or `assay bench` (--batch, --precision, a larger"
+            " --budget), or relax the bounds",
             document,
         )
     console.document(document)
@@ -240,8 +245,7 @@ def _judged(entry: dict[str, Any], busy: bool, tolerance: float) -> dict[str, An
         busy: Other processes slowed A down.
         tolerance: In percent.
     """
-    ratio, limit = entry["ratio"], 1 + tolerance / 100
-    longer = {name: 1 / ratio[other] for name, other in _INVERSE}
+    longer, limit = times_as_long(entry["ratio"]), 1 + tolerance / 100
     if entry["busy"] or busy:
         status, words = "busy", "other processes slowed it down, so that nothing is known"
     elif longer["low"] > limit:
@@ -263,10 +267,6 @@ def _judged(entry: dict[str, Any], busy: bool, tolerance: float) -> dict[str, An
         "longer": longer,
         "sentence": sentence,
     }
-
-
-# Of the interval of an inverse.
-_INVERSE = (("value", "value"), ("low", "high"), ("high", "low"))
 
 
 COMMANDS = (choose, compare)

@@ -20,7 +20,7 @@ from engines import cache, telemetry
 from engines.errors import DeployError, UsageError, suggestion
 from exporters import DEFAULT_PRECISION
 from pipeline import __version__
-from pipeline.cli import commands, decisions, graph_commands, loadgen, stage_runs
+from pipeline.cli import commands, decisions, graph_commands, history, loadgen, stage_runs
 from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import SectionedCommand, click_parameter
 from pipeline.workflow import chain, console, hints, signals
@@ -56,7 +56,7 @@ def cli() -> None:
     """Export, verify, build and bundle a PyTorch model for deployment.
 
     Each stage is a command, and runs only if something it depends on has changed. `assay run`
-    runs all but profile.
+    runs those from data to bundle.
     """
 
 
@@ -94,7 +94,11 @@ def _add_stage(name: str) -> None:
         outcomes = stage_runs.run_command(name, arguments, store, extra)
         if not all(outcome.skipped for outcome in outcomes):
             _say_if_bundle_is_outdated(outcomes[-1].params, store)
-        console.document({"outcomes": _document(outcomes)})
+        document: dict[str, Any] = {"outcomes": _document(outcomes)}
+        for option in own:
+            if option.role.after and extra.get(option.name):
+                document[option.name] = getattr(history, option.role.after)(outcomes[-1], store)
+        console.document(document)
 
     parameters = [click_parameter(option) for option in (*options(stage.params), *own)]
     if stage.opens_engines:

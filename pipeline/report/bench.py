@@ -62,7 +62,7 @@ def _failed(failures: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def counted(measurements: dict[str, Any]) -> str:
+def counted(measurements: Mapping[str, Any]) -> str:
     """Returns what a batch consists of: "images" or "rows"."""
     return str(measurements.get("counted", "images"))
 

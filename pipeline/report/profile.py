@@ -23,7 +23,7 @@ def show(document: dict[str, Any]) -> None:
     console.table(*costs(document))
     for sentence in cautions(document):
         console.result(sentence)
-    console.table(*roofline(document), (">op/byte", ">Gop"))
+    console.table(*roofline(document), (">op/byte", ">Gop", "bound by"))
     for sentence in (*peaks(document), *losses(document)):
         console.result(sentence)
     for entry in document["engines"]:
@@ -134,12 +134,18 @@ def peaks(document: dict[str, Any]) -> list[str]:
             f"peak in {name}: {_number(entry[_RATE] / 1e9)} Gop/s, by a {entry['kind']} of"
             f" {entry['engine']}; each share refers to the peak in its own rounds"
         )
+    too_low = [
+        f"{entry['engine']} at batch {_load(load)} exceeds what was taken for attainable: the"
+        " measured peak or bandwidth is too low"
+        for entry, load in _rows(document)
+        if load["roofline"] is not None and load["roofline"]["share"]["low"] > 1
+    ]
     reasons = dict.fromkeys(
         f"no share for {entry['engine']}: {load['no_roofline']}"
         for entry, load in _rows(document)
         if load["no_roofline"]
     )
-    return [*sentences, *reasons]
+    return [*sentences, *too_low, *reasons]
 
 
 def losses(document: dict[str, Any]) -> list[str]:
@@ -149,10 +155,14 @@ def losses(document: dict[str, Any]) -> list[str]:
         reached = load["roofline"]
         if reached is None or reached["share"]["value"] >= _NEAR:
             continue
-        where = f"{entry['engine']} at batch {_load(load)}"
+        where = f"{entry['engine']} at batch {_load(load)}: {reached['share']['value']:.0%}"
+        if not load["layers"]:
+            sentences.append(f"{where}; this engine does not tell the time of its layers")
+            continue
+        idle = sum(layer["share"] for layer in load["layers"] if not layer["multiplies"])
         sentences.append(
-            f"{where}: {reached['share']['value']:.0%};"
-            f" {_slowest(load['layers']) or 'this engine does not tell the time of its layers'}"
+            f"{where}; of the time, {_slowest(load['layers'])}; {idle:.0%} in all layers that"
+            " multiply nothing"
         )
     return sentences
 
@@ -193,7 +203,7 @@ def _seconds(load: dict[str, Any]) -> float:
 
 def _share(reached: dict[str, Any]) -> str:
     share = reached["share"]
-    return f"{share['value']:.0%} ({share['low']:.0%}-{share['high']:.0%})"
+    return f"{share['value']:.0%} ({100 * share['low']:.0f}-{100 * share['high']:.0f})"
 
 
 def _slowest(layers: list[dict[str, Any]]) -> str:
@@ -206,7 +216,10 @@ def cautions(document: dict[str, Any]) -> list[str]:
     """Returns what is not known, or uncertain, of the costs."""
     loads = [load for _, load in _rows(document)]
     reasons = dict.fromkeys(load["no_energy"] for load in loads if load["no_energy"])
-    return [*(f"energy is not known here: {reason}" for reason in reasons), *doubts({"results": loads})]
+    return [
+        *(f"energy is not known here: {reason}" for reason in reasons),
+        *doubts({"results": loads}),
+    ]
 
 
 def _load(load: dict[str, Any]) -> str:

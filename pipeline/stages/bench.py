@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
@@ -72,6 +73,32 @@ class Params:
     )
     budget: float | None = option(None, text="Seconds for each batch size [8; edge: 0.5].")
     seed: int = option(0, text="Seed of the order within rounds.", low=0)
+
+
+@dataclass(frozen=True)
+class CommandOptions:
+    """Options that only the command has."""
+
+    history: bool = option(
+        False,
+        text="Keep the result, and find what is slower than in earlier runs on this machine; what"
+        " took longer is run beside its file of then.",
+        role=OptionRole(after="compare"),
+    )
+
+
+def prerequisite(values: Mapping[str, Any], _root: Path) -> str:
+    """Returns none; checks that only what belongs to one precision is kept.
+
+    Raises:
+        UsageError: `--history` and `--against` are given.
+    """
+    if values.get("history") and values.get("against"):
+        raise UsageError(
+            "--history keeps the runs of one precision, and --against names others",
+            "leave out one of the two",
+        )
+    return ""
 
 
 def resolve(params: Params) -> Params:
@@ -276,6 +303,8 @@ STAGE = Stage(
     name="bench",
     help="Measure engines side by side.",
     params=Params,
+    command_options=CommandOptions,
+    prerequisite=prerequisite,
     inputs=_inputs,
     conditions=_conditions,
     outputs=lambda params: (_measurements(params),),

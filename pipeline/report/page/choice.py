@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporters import PRECISIONS
 from pipeline.report.bench import WHOLE, counted, load_of
-from pipeline.report.page.results import PrecisionResults
+from pipeline.report.page.results import PrecisionResults, Results
 from pipeline.report.units import duration
 from pipeline.report.verify import deviating_type
 from pipeline.workflow import hints
 
 if TYPE_CHECKING:
     from pipeline.verification.verdict import Verdict
+
+# The name of the run in which many ways to run a model were measured side by side.
+SWEEP = "the sweep"
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,13 @@ class Candidate:
         accuracy: The part of the test images that it classifies right; None if not known.
         p99: The 95 % interval of the time that 99 of 100 inferences take; None if not known.
         counted: What a batch consists of: "images" or "rows".
-        run: Names the run of bench; only engines of the same run were measured side by side.
+        run: Names the run; only engines of the same run were measured side by side.
+        memory: Bytes that a process with it took at most, at all batch sizes that `assay profile`
+            ran; None if they are not known, or for several sessions.
+        threads: CPU threads of one inference.
+        sessions: How many requests are served at a time, each by a session with a client.
+        served: Images or rows per second with their 95 % interval, (value, low, high), if they were
+            counted; else they follow from the seconds.
     """
 
     engine: str
@@ -52,11 +61,32 @@ class Candidate:
     p99: tuple[float, float] | None
     counted: str
     run: str
+    memory: int | None
+    threads: int
+    sessions: int = 1
+    served: tuple[float, float, float] | None = None
 
     @property
     def rate(self) -> float:
-        """Images or rows per second, one inference at a time."""
-        return self.batch / self.seconds
+        """Images or rows per second."""
+        return self.rates[0]
+
+    @property
+    def rates(self) -> tuple[float, float, float]:
+        """Images or rows per second, with the lower and the upper end of their 95 % interval."""
+        return self.served or (
+            self.batch / self.seconds,
+            self.batch / self.high,
+            self.batch / self.low,
+        )
+
+    @property
+    def crew(self) -> str:
+        """How many requests are served at a time, in words."""
+        if self.sessions == 1:
+            return "one inference at a time"
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{self.sessions} at a time, each by a session of {threads}"
 
     @property
     def name(self) -> str:
@@ -64,9 +94,12 @@ class Candidate:
         return f"{self.engine} in {self.precision}"
 
     @property
-    def point(self) -> tuple[str, str, int, str]:
+    def point(self) -> tuple[str, str, int, str, int, int]:
         """What is measured."""
-        return self.engine, self.precision, self.batch, self.size
+        return (
+            *(self.engine, self.precision, self.batch, self.size),
+            *(self.threads, self.sessions),
+        )
 
 
 @dataclass(frozen=True)
@@ -85,19 +118,25 @@ class Choice:
     doubts: tuple[str, ...]
 
 
-def candidates(precisions: Sequence[PrecisionResults]) -> list[Candidate]:
+def candidates(results: Results) -> list[Candidate]:
     """Returns all engines that are proved and measured, at each batch size and in each run.
 
-    Runs with several precisions side by side come first.
+    The sweep comes first, then runs with several precisions side by side.
     """
     verdicts = {
         (part.name, name): verdict
-        for part in precisions
+        for part in results.precisions
         for name, verdict in part.verdicts.items()
         if verdict.status == "pass"
     }
-    every = []
-    for run, precision, measurements in runs(precisions):
+    memory = {
+        (part.name, entry["engine"]): entry["memory"]["peak"]
+        for part in results.precisions
+        for entry in (part.costs or {}).get("engines", ())
+        if "error" not in entry
+    }
+    every = _swept(results.sweep, verdicts, memory) if results.sweep else []
+    for run, precision, measurements in runs(results.precisions):
         for entry in measurements["results"]:
             engine, own = named(entry["name"], precision)
             verdict = verdicts.get((own, engine.split()[0]))
@@ -122,8 +161,50 @@ def candidates(precisions: Sequence[PrecisionResults]) -> list[Candidate]:
                 p99=(known["low"], known["high"]) if known else None,
                 counted=counted(measurements),
                 run=run,
+                memory=memory.get((own, engine)),
+                threads=measurements["machine"]["threads"],
             )
             every.append(candidate)
+    return every
+
+
+def _swept(
+    sweep: Mapping[str, Any],
+    verdicts: Mapping[tuple[str, str], Verdict],
+    memory: Mapping[tuple[str, str], int | None],
+) -> list[Candidate]:
+    """Returns the ways to run a model that nothing in a sweep beats."""
+    every = []
+    for point in sweep["points"]:
+        verdict = verdicts.get((point["precision"], point["engine"]))
+        if point["beaten_by"] or point["failure"] or verdict is None:
+            continue
+        known, served = point["percentiles"].get("p99"), point["throughput"]
+        every.append(
+            Candidate(
+                engine=point["engine"],
+                precision=point["precision"],
+                computed_in=deviating_type(verdict.facts, point["precision"]),
+                device=point["device"],
+                batch=point["batch"],
+                size="",
+                seconds=point["latency"]["value"],
+                low=point["latency"]["low"],
+                high=point["latency"]["high"],
+                settled=True,
+                busy=False,
+                accuracy=accuracy(verdict),
+                p99=(known["low"], known["high"]) if known else None,
+                counted=counted(sweep),
+                run=SWEEP,
+                memory=memory.get((point["precision"], point["engine"]))
+                if point["sessions"] == 1
+                else None,
+                threads=point["threads"],
+                sessions=point["sessions"],
+                served=(served["value"], served["low"], served["high"]),
+            )
+        )
     return every
 
 
@@ -171,9 +252,25 @@ def accuracy(verdict: Verdict) -> float | None:
     return None if flips is None or flips.correct is None else flips.correct / flips.images
 
 
+def current(results: Results) -> list[Candidate]:
+    """Returns the candidates to choose among: each way to run the model once.
+
+    What a sweep has measured counts before what other runs have: they were not side by side.
+    """
+    points = results.sweep["points"] if results.sweep else ()
+    swept = {(p["engine"], p["precision"], p["batch"]) for p in points if not p["failure"]}
+    return first_of_each(
+        [
+            entry
+            for entry in candidates(results)
+            if entry.run == SWEEP or (entry.engine, entry.precision, entry.batch) not in swept
+        ]
+    )
+
+
 def first_of_each(known: Sequence[Candidate]) -> list[Candidate]:
     """Returns those that were measured first, of several runs with the same point."""
-    first: dict[tuple[str, str, int, str], Candidate] = {}
+    first: dict[Any, Candidate] = {}
     for entry in known:
         first.setdefault(entry.point, entry)
     return [*first.values()]
@@ -193,37 +290,40 @@ class _Goal:
     """What is to be small.
 
     Attributes:
-        share: Returns the part of an inference's seconds that counts.
+        cost: Returns it for a candidate, with the lower and the upper end of its interval.
         text: Says what the goal makes of a candidate.
     """
 
-    share: Callable[[Candidate], float]
+    cost: Callable[[Candidate], tuple[float, float, float]]
     text: Callable[[Candidate], str]
 
 
 _GOALS = {
-    "latency": _Goal(lambda _: 1.0, lambda entry: duration(entry.seconds)),
+    "latency": _Goal(
+        lambda entry: (entry.seconds, entry.low, entry.high), lambda entry: duration(entry.seconds)
+    ),
     "throughput": _Goal(
-        lambda entry: 1 / entry.batch, lambda entry: f"{entry.rate:,.0f} {entry.counted}/s"
+        lambda entry: (1 / entry.rates[0], 1 / entry.rates[2], 1 / entry.rates[1]),
+        lambda entry: f"{entry.rate:,.0f} {entry.counted}/s",
     ),
 }
 
 
 def _best(goal: str, model: str, known: Sequence[Candidate]) -> Choice:
     """Returns the fastest; of those that the measurement cannot tell from it, the most precise."""
-    share, words = _GOALS[goal].share, _GOALS[goal].text
+    cost, words = _GOALS[goal].cost, _GOALS[goal].text
     digits = [*PRECISIONS].index
-    ranked = sorted(known, key=lambda entry: entry.seconds * share(entry))
-    reach = ranked[0].high * share(ranked[0])
-    near = [entry for entry in ranked if entry.low * share(entry) <= reach]
+    ranked = sorted(known, key=lambda entry: cost(entry)[0])
+    reach = cost(ranked[0])[2]
+    near = [entry for entry in ranked if cost(entry)[1] <= reach]
     best = min(near, key=lambda entry: digits(entry.precision))
     others = [e for e in ranked if (e.engine, e.precision) != (best.engine, best.precision)]
     count = len({(entry.engine, entry.precision) for entry in known})
     batches = ", ".join(map(str, sorted({entry.batch for entry in known})))
     among = f"the best of {count} proved engines" if others else "the only proved engine"
     reasons = [
-        f"{best.name} at batch {best.batch} on {best.device}: {words(best)} end to end, one"
-        f" inference at a time, {among} measured at batch {batches}."
+        f"{best.name} at batch {best.batch} on {best.device}: {words(best)} end to end,"
+        f" {best.crew}, {among} measured at batch {batches}."
     ]
     doubts = []
     if others:

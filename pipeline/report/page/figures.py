@@ -83,7 +83,8 @@ def latency(name: str, title: str, points: Sequence[Candidate], text: str) -> Fi
 
 def _label(point: Candidate, points: Sequence[Candidate]) -> str:
     several = len({other.precision for other in points}) > 1
-    return f"{point.engine} {point.precision}" if several else point.engine
+    label = f"{point.engine} {point.precision}" if several else point.engine
+    return f"{label} {point.sessions}x{point.threads}" if point.served else label
 
 
 def trade_off(

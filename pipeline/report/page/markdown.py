@@ -48,7 +48,7 @@ def _accuracy(results: Results) -> list[str]:
 
 
 def _choices(results: Results) -> list[str]:
-    choices = choice.choose(results.model, choice.candidates(results.precisions))
+    choices = choice.choose(results.model, choice.current(results))
     lines = [
         f"- **For {entry.goal}:** {_prose(' '.join((*entry.reasons, *entry.doubts)))}"
         for entry in choices
@@ -58,7 +58,7 @@ def _choices(results: Results) -> list[str]:
 
 def _engines(results: Results) -> list[str]:
     """Returns a table with the verdict, accuracy, latency and size of each engine."""
-    known = choice.candidates(results.precisions)
+    known = choice.candidates(results)
     loads = choice.loads(known)
     columns = [
         *("engine", "precision", "verdict", "error x floor", "top-1"),
@@ -100,7 +100,7 @@ def _latency(
     known: Sequence[choice.Candidate], engine: str, precision: str, load: tuple[int, str]
 ) -> str:
     for point in known:
-        if point.point == (engine, precision, *load):
+        if point.point[:4] == (engine, precision, *load) and point.run != choice.SWEEP:
             return duration(point.seconds) + ("" if point.settled else UNSETTLED)
     return ""
 

@@ -26,6 +26,7 @@ from pipeline.workflow.artifacts import (
     GRAPH_SUBJECT,
     GRAPH_VERDICT,
     MEASUREMENTS,
+    SWEEP,
     TRAINING,
     Artifact,
     Paths,
@@ -114,6 +115,7 @@ class Results:
         training: The content of `training.json`; None if it is missing, or the model is an ONNX
             file.
         precisions: Results by precision, in the order of the table of precisions.
+        sweep: The content of `frontier.json`; None if there is none.
         files: Verified files.
         records: The records of all files and of what they were made from, by path.
         gaps: What is missing.
@@ -122,6 +124,7 @@ class Results:
     model: str
     training: dict[str, Any] | None
     precisions: tuple[PrecisionResults, ...]
+    sweep: dict[str, Any] | None
     files: tuple[File, ...]
     records: dict[str, Record]
     gaps: tuple[Gap, ...]
@@ -153,10 +156,12 @@ def collect(model: str, precisions: Sequence[str], store: Store) -> Results:
         )
     if not chosen:
         reader.missing(GRAPH, next(iter(PRECISIONS)))
+    sweep = reader.read(SWEEP) if reader.exists(SWEEP) else None
     return Results(
         model=model,
         training=training,
         precisions=parts,
+        sweep=sweep,
         files=tuple(reader.files),
         records=dict(sorted(reader.records.items())),
         gaps=tuple(dict.fromkeys(reader.gaps)),

@@ -27,8 +27,7 @@ _FILE = frozenset({"baseline", "counted", "devices", "failures", "machine", "res
 
 def deploy(results: Results) -> Section | None:
     """Returns what to deploy, for each goal, and why."""
-    known = choice.candidates(results.precisions)
-    choices = choice.choose(results.model, known)
+    choices = choice.choose(results.model, choice.current(results))
     if not choices:
         return None
     rows = [
@@ -80,7 +79,7 @@ def _check(bundle: Path) -> str:
 
 def latency(results: Results) -> Section | None:
     """Returns the latency of all engines, with intervals, and every number that was measured."""
-    known = choice.candidates(results.precisions)
+    known = choice.candidates(results)
     drawn: list[Figure] = []
     tables: list[Table] = []
     remarks: list[str] = []
@@ -229,10 +228,10 @@ def plain(value: Any) -> str:
 
 def trade_off(results: Results) -> Section | None:
     """Returns latency against throughput, and which engines and batches are on the frontier."""
-    known = choice.candidates(results.precisions)
+    known = choice.candidates(results)
     drawn: list[Figure] = []
     tables: list[Table] = []
-    names = [run for run, _, _ in choice.runs(results.precisions)]
+    names = [choice.SWEEP, *(run for run, _, _ in choice.runs(results.precisions))]
     sizes = dict.fromkeys(point.size for point in known)
     pairs = [(run, size) for run in names for size in sizes]
     for number, (run, size) in enumerate(pairs, 1):
@@ -252,13 +251,18 @@ def trade_off(results: Results) -> Section | None:
                 point.engine,
                 point.precision,
                 f"{point.batch}",
+                f"{point.sessions}" if point.served else "",
+                f"{point.threads}" if point.served else "",
                 duration(point.seconds),
                 f"{point.rate:,.0f}",
                 Cell("yes", status="good") if point in best else "",
             )
             for point in sorted(points, key=lambda entry: entry.seconds)
         ]
-        columns = ("engine", "precision", ">batch", ">latency", f">{counted}/s", "on the frontier")
+        columns = (
+            *("engine", "precision", ">batch", ">sessions", ">threads", ">latency"),
+            *(f">{counted}/s", "on the frontier"),
+        )
         tables.append(table(title, columns, rows, folded=True))
     if not drawn:
         return None
@@ -266,7 +270,8 @@ def trade_off(results: Results) -> Section | None:
         "frontier",
         "Latency against throughput",
         sentences=(
-            "One inference at a time. On the frontier (the broad line, with its batch sizes), no"
+            "One inference at a time; in the sweep, as many as there are sessions (2x1: two"
+            " sessions of one thread). On the frontier (the broad line, with its batch sizes), no"
             " other engine or batch has both less latency and more throughput.",
         ),
         figures=tuple(drawn),

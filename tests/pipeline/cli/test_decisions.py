@@ -12,7 +12,9 @@ import pytest
 
 import engines
 from benchmarks.method import Slowed
+from engines import hardware
 from pipeline.bundling import opening
+from pipeline.report.page import choice
 from pipeline.workflow.runner import Store
 from tests.bundles import bundle_of
 from tests.conftest import Result
@@ -171,3 +173,49 @@ def test_measurements_of_another_version_are_measured_again(
     assert result.code == 1
     assert "KeyError: 'busy'" in result.err
     assert "run `assay bench lenet" in result.err
+
+
+def test_what_a_sweep_has_measured_is_chosen_from(
+    store: Store, assay: Callable[..., Result]
+) -> None:
+    words = ("lenet", "--root", store.root)
+    quick = ("--engine", "onnxruntime", "--batch", "1,2", "--budget", "0.1")
+    result = assay("sweep", *words, *quick, "--concurrency", "1,2", "--threads", "1", "--json")
+    assert result.code == 0, result.err
+    points = documented(result)["outcomes"][-1]["results"]["frontier"]["points"]
+    assert {(p["engine"], p["sessions"], p["batch"]) for p in points} == {
+        ("onnxruntime", sessions, batch)
+        for sessions in range(1, 1 + min(2, hardware.available_cpus()))
+        for batch in (1, 2)
+    }
+    again = assay("sweep", *words, *quick, "--concurrency", "1,2", "--threads", "1")
+    assert "nothing changed, skipped" in again.err
+    result = assay("choose", *words, "--min-throughput", "1", "--json")
+    assert result.code == 0, result.err
+    document = documented(result)
+    left = [point for point in points if not point["beaten_by"]]
+    best = min(left, key=lambda point: float(point["latency"]["value"]))
+    chosen = document["chosen"]
+    assert (chosen["batch"], chosen["sessions"]) == (best["batch"], best["sessions"])
+    assert chosen["served"][0] == best["throughput"]["value"]
+    known = [entry["candidate"] for entry in document["candidates"]]
+    runs = {one["run"] for one in known if (one["engine"], one["batch"]) == ("onnxruntime", 1)}
+    assert runs <= {choice.SWEEP}  # `assay bench` was at another time
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "code"),
+    [
+        (("--threads", "4096"), "is out of range", 2),
+        (("--threads", "1024"), "are more than the", 2),
+        (("--precision", "int8"), "no engine of lenet is built that runs on this machine", 1),
+        (("--engine", "tensorrt"), "no engine of lenet is built", 1),
+        (("--batch", "0"), "--batch 0 is out of range", 2),
+    ],
+)
+def test_a_sweep_of_nothing_is_explained(
+    built: Store, assay: Callable[..., Result], words: tuple[str, ...], message: str, code: int
+) -> None:
+    result = assay("sweep", "lenet", "--root", built.root, *words)
+    assert result.code == code
+    assert message in result.err

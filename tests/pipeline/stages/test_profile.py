@@ -23,45 +23,44 @@ Assay = Callable[..., Result]
 FAULTY = ROOT / "tests" / "faulty_engines"
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(9)
 def test_each_engine_has_its_costs_and_its_share(store: Store, assay: Assay) -> None:
     need_engine("openvino")
     words = ("profile", "lenet", "--root", store.root, "--engine", "onnxruntime,openvino")
-    result = assay(*words, "--batch", "4,1", "--budget", "0.2", "--threads", "1", "--json")
+    words += ("--batch", "4", "--budget", "0.1", "--threads", "1", "--json")
+    result = assay(*words)
     assert result.code == 0, result.err
     (outcome,) = json.loads(result.out)["outcomes"]
     costs = outcome["results"]["costs"]
     assert costs["machine"]["threads"] == 1
+    before = [entry["memory"]["before"] for entry in costs["engines"]]
+    assert max(before) - min(before) < 5 << 20  # each is a new process
     for entry, name in zip(costs["engines"], ("onnxruntime", "openvino"), strict=True):
         assert (entry["engine"], entry["device"]) == (name, "cpu")
-        built = store.root / "lenet/fp32" / name
-        (file,) = built.glob("engine.*")
+        (file,) = (store.root / "lenet/fp32" / name).glob("engine.*")
         assert entry["file_bytes"] == file.stat().st_size
         assert min(entry["library_seconds"], entry["open_seconds"]) > 0
         memory = entry["memory"]
-        # The library alone takes megabytes, and its process has not loaded the other's.
+        # The library alone takes megabytes.
         assert memory["before"] + (10 << 20) < memory["opened"] <= memory["steady"] + (10 << 20)
         assert memory["peak"] is None or memory["peak"] >= memory["opened"]
-        one, four = entry["loads"]
-        assert (one["batch"], four["batch"]) == (1, 4)
-        assert four["work"]["operations"] == {"fp32": 4 * 2 * 416_520}
-        for load in (one, four):
-            assert load["first_seconds"] > load["seconds"]["value"] / 2
-            assert 0 < load["cpu_seconds"] < 2 * load["wall_seconds"]
-            assert load["joules"] is not None or load["no_energy"]
-            share = load["roofline"]["share"]
-            assert 0 < share["low"] <= share["value"] <= share["high"] < 1
-            assert sum(layer["share"] for layer in load["layers"]) == pytest.approx(1)
+        (load,) = entry["loads"]
+        assert load["batch"] == 4
+        assert load["work"]["operations"] == {"fp32": 4 * 2 * 416_520}
+        assert min(load["first_seconds"], load["seconds"]["value"]) > 0
+        assert 0 < load["cpu_seconds"] < 2 * load["wall_seconds"]
+        assert load["joules"] is not None or load["no_energy"]
+        share = load["roofline"]["share"]
+        assert 0 < share["low"] <= share["value"] <= share["high"]
+        assert share["value"] < 0.8
+        assert sum(layer["share"] for layer in load["layers"]) == pytest.approx(1)
     assert {entry["precision"] for entry in costs["products"]} == {"fp32"}
     assert "Cost of an inference" in result.err
-    assert "onnxruntime at batch 1: " in result.err  # LeNet is far from any peak
-    again = json.loads(
-        assay(*words, "--batch", "1,4", "--budget", "0.2", "--threads", "1", "--json").out
-    )
+    assert "onnxruntime at batch 4: " in result.err  # LeNet is far from any peak
+    again = json.loads(assay(*words).out)
     assert again["outcomes"][0]["skipped"]
 
 
-@pytest.mark.slow(2)
 def test_an_engine_that_is_not_proved_is_not_profiled(store: Store, assay: Assay) -> None:
     verdict = store.root / "lenet/fp32/onnxruntime/verdict.json"
     verdict.unlink()
@@ -71,7 +70,7 @@ def test_an_engine_that_is_not_proved_is_not_profiled(store: Store, assay: Assay
     assert not (store.root / "lenet/fp32/costs.json").exists()
 
 
-@pytest.mark.slow(5)
+@pytest.mark.slow(2)
 def test_a_library_that_crashes_is_a_row_and_the_others_go_on(
     built: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

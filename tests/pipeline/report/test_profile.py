@@ -1,0 +1,156 @@
+"""The printed report of the profile stage, and its sections of the page."""
+
+from typing import Any
+
+import pytest
+
+from engines.errors import CrashedError, FailedError
+from pipeline.report import profile
+from pipeline.report.page import costs
+from pipeline.report.page.results import PrecisionResults, Results
+
+
+def interval(value: float) -> dict[str, float]:
+    return {"value": value, "low": value * 0.9, "high": value * 1.1}
+
+
+def load(batch: int, share: float | None, **more: Any) -> dict[str, Any]:
+    roofline = {
+        "intensity": 3.36,
+        "attainable": 1e11,
+        "reached": 1e11 * (share or 0),
+        "bound": "computation",
+        "share": interval(share or 0),
+    }
+    layer = {"name": "conv1", "kind": "Conv", "kernel": "", "seconds": 1e-3}
+    pool = {**layer, "name": "pool", "kind": "MaxPool", "share": 0.25, "multiplies": False}
+    return {
+        "batch": batch,
+        "first_seconds": 0.5,
+        "seconds": interval(2e-3),
+        "settled": True,
+        "busy": False,
+        "others": 0.0,
+        "wall_seconds": 2e-3,
+        "cpu_seconds": 3e-3,
+        "joules": None,
+        "no_energy": "no counter",
+        "work": {"operations": {"fp32": 8e8}},
+        "roofline": None if share is None else roofline,
+        "no_roofline": "it is measured on CPUs only" if share is None else "",
+        "layers": [{**layer, "share": 0.75, "multiplies": True}, pool],
+        **more,
+    }
+
+
+def engine(name: str, *loads: dict[str, Any]) -> dict[str, Any]:
+    memory = {"before": 30 << 20, "opened": 60 << 20, "peak": None, "steady": 61 << 20}
+    return {
+        "engine": name,
+        "device": "cpu",
+        "file_bytes": 2048,
+        "library_seconds": 0.25,
+        "open_seconds": 0.01,
+        "memory": memory,
+        "loads": [*loads],
+    }
+
+
+def document(*entries: dict[str, Any]) -> dict[str, Any]:
+    rates = {"a": 2e11, "b": 3e11}
+    products = [
+        {"engine": n, "precision": "fp32", "kind": "convolution", "operations_per_second": rate}
+        for n, rate in rates.items()
+    ]
+    return {"products": products, "engines": [*entries]}
+
+
+def rows(table: profile.Table) -> list[dict[str, str]]:
+    _, columns, cells = table
+    return [dict(zip(columns, row, strict=True)) for row in cells]
+
+
+def test_the_tables_have_what_was_measured() -> None:
+    known = document(engine("a", load(1, 0.5), load(8, 0.9, joules=0.25)))
+    (start,) = rows(profile.cold_start(known))
+    assert (start[">library"], start[">open"], start[">first run"]) == (
+        "250 ms",
+        "10.0 ms",
+        "500 ms",
+    )
+    assert (start[">file"], start[">opened"], start[">peak"]) == ("2.0 KiB", "60.0 MiB", "")
+    one, eight = rows(profile.costs(known))
+    assert (one[">steady"], one[">CPU time"], one[">CPUs"]) == ("2.00 ms", "3.00 ms", "1.5")
+    assert (one[">energy"], eight[">energy"]) == ("", "0.25 J")
+    one, _ = rows(profile.roofline(known))
+    assert (one[">Gop"], one[">Gop/s"], one[">attainable"]) == ("0.8", "50", "100")
+    assert one[">share"] == "50% (45-55)"
+    assert "energy is not known here: no counter" in profile.cautions(known)
+
+
+def test_the_layers_are_named_where_the_share_is_low() -> None:
+    known = document(engine("a", load(1, 0.5), load(8, 0.9)), engine("b", load(1, 0.1, layers=[])))
+    assert profile.losses(known) == [
+        "a at batch 1: 50%; of the time, 75% in conv1 (Conv), 25% in pool (MaxPool); 25% in all"
+        " layers that multiply nothing",
+        "b at batch 1: 10%; this engine does not tell the time of its layers",
+    ]
+
+
+def test_the_peak_and_why_there_is_no_share_are_printed() -> None:
+    known = document(engine("a", load(1, None)), engine("b", load(1, 1.2)))
+    peak, too_low, reason = profile.peaks(known)
+    assert peak.startswith("peak in fp32: 300 Gop/s, by a convolution of b")
+    assert too_low.startswith("b at batch 1 exceeds what was taken for attainable")
+    assert reason == "no share for a: it is measured on CPUs only"
+
+
+def test_the_fastest_engine_of_each_batch_is_the_best() -> None:
+    slow = load(1, 0.3, seconds=interval(5e-3))
+    known = document(engine("a", slow, load(8, 0.9)), engine("b", load(1, 0.5)))
+    one, eight = (
+        dict(zip(profile.BEST, row, strict=True)) for row in profile.best("m", "fp32", known)
+    )
+    assert (one["engine"], one[">share"]) == ("b", "50% (45-55)")
+    assert one["where most of the time goes"] == "75% in conv1 (Conv), 25% in pool (MaxPool)"
+    assert (eight["engine"], eight["where most of the time goes"]) == ("a", "")
+
+
+@pytest.mark.parametrize(("crashed", "kind"), [(True, CrashedError), (False, FailedError)])
+def test_an_engine_without_a_profile_fails_the_command(
+    crashed: bool, kind: type[Exception]
+) -> None:
+    known = document(engine("a", load(1, 0.5)))
+    profile.require_profiles(known)
+    known["engines"].append({"engine": "b", "error": "signal 11", "crashed": crashed})
+    assert [row["engine"] for row in rows(profile.cold_start(known))] == ["a", "b"]
+    with pytest.raises(kind, match="signal 11"):
+        profile.require_profiles(known)
+
+
+def test_tables_fit_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    profile.show(document(engine("onnxruntime", load(64, 0.5))))
+    printed = capsys.readouterr().out
+    assert "onnxruntime" in printed
+    lines = [line for line in printed.splitlines() if line.startswith("  ")]
+    assert lines
+    assert max(map(len, lines)) <= 80
+    assert any("50% (45-55)" in line for line in lines)
+    assert any("50.0 ms" not in line and "500 ms" in line for line in lines)
+
+
+def test_the_page_shows_what_was_profiled_and_nothing_without() -> None:
+    def results(known: dict[str, Any] | None) -> Results:
+        part = PrecisionResults("fp32", None, {}, {}, None, None, known, None)
+        return Results("m", None, (part,), (), {}, ())
+
+    for make in (costs.costs, costs.roofline):
+        assert make(results(None)) is None
+        section = make(results(document(engine("a", load(1, 0.5)))))
+        assert section is not None
+        assert any(cell.text == "a" for table in section.tables for cell in table.rows[0])
+        assert section.remarks
