@@ -36,13 +36,15 @@ SECONDS = 2.0
 LOADS = (0.3, 0.7)
 SESSIONS = (1, 2)
 SLEEP = 0.002
+EMPTY_SECONDS = 0.5
 BATCHES = (1, 64)
 
 
 @dataclass
 class Sleeper:
-    """A session that sleeps for `SLEEP`."""
+    """A session that sleeps."""
 
+    seconds: float = SLEEP
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     device: str = "cpu"
@@ -50,7 +52,8 @@ class Sleeper:
     stream: int | None = None
 
     def run(self, feeds: Feeds) -> Outputs:
-        time.sleep(SLEEP)
+        if self.seconds:
+            time.sleep(self.seconds)
         return {}
 
     def bind(self, feeds: Feeds) -> None: ...
@@ -169,6 +172,13 @@ def main() -> int:
         f" {arguments.turns} turns of {SECONDS:g} s for each tool in each row.\n"
     )
     print("\n".join(lines))
+    empty = [closed([Sleeper(0)] * count, {}, seconds=EMPTY_SECONDS) for count in SESSIONS]
+    costs = [count * run.seconds / run.requests for count, run in zip(SESSIONS, empty, strict=True)]
+    print(
+        "\nA request to a session that does nothing takes the clients of `assay load`"
+        f" {costs[0] * 1e6:.1f} µs with one session, and {costs[1] * 1e6:.1f} µs with two, which"
+        " take turns at Python's lock."
+    )
     return 0
 
 
