@@ -63,7 +63,7 @@ class Params:
         text="Time that 99 of 100 requests may take at the largest rate, as in 5ms.",
         validate=_check_time,
     )
-    duration: float = option(1.0, text="Seconds that each run measures.", high=86400)
+    duration: float = option(1.0, text="Seconds that each run measures.", high=300)
     seed: int = option(0, text="Seed of the arrivals.", low=0)
 
 
