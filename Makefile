@@ -71,6 +71,9 @@ bundle: $(STAMP) ## write one archive with everything to dist/
 load: $(STAMP) ## measure several clients at once, and the largest rate that the engines bear
 	$(ASSAY) load $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
 
+sweep: $(STAMP) ## race every way to run the model in PRECISION
+	$(ASSAY) sweep $(MODEL) --precision $(PRECISION) --engine $(ENGINE) $(ARGS)
+
 report: $(STAMP) ## print the results of MODEL
 	$(ASSAY) report $(MODEL) --precision $(PRECISION) $(ARGS)
 

@@ -1,18 +1,18 @@
 """Whether the intervals of `assay bench` keep their promise, on this machine.
 
-Pairs of sessions on one graph, LeNet in ONNX Runtime with batch 1, are compared as `assay bench`
-does, at both boundaries:
+Three sessions on one graph, LeNet in ONNX Runtime with batch 1, are compared as `assay bench` does,
+at both boundaries:
 
-- A/A: the same file twice. An interval that excludes 1 is a false alarm; a true 5 % exceeds 15 of
-  200 once in 20 times.
-- slower: each call of one of them takes 3 % longer, by waiting. An interval that includes 1 is a
-  fault missed.
+- A/A: the second with the first. An interval that excludes 1 is a false alarm; a true 5 % exceeds
+  15 of 200 once in 20 times.
+- slower: the third with the first, each of its calls taking 3 % longer, by waiting. An interval
+  that includes 1 is a fault missed.
 
 A result that is marked busy claims nothing. Besides: how much the ratio of the same file twice
 varies over 30 runs, beside a mean of 20 calls, ONNX Runtime's own profile and, where it is
 installed, Polygraphy's runner; and what one turn of the timing loop costs.
 
-    PYTHONPATH=. python benchmarks/method.py [--pairs N] [--busy] > benchmarks/results/method.md
+    PYTHONPATH=. python benchmarks/method.py [--runs N] [--busy] > benchmarks/results/method.md
 
 `--busy` runs another process meanwhile that takes all of one CPU.
 """
@@ -95,25 +95,28 @@ class Graph:
         self._options = OpenOptions("cpu", threads)
 
     @contextlib.contextmanager
-    def twice(self) -> Iterator[tuple[Session, Session]]:
-        """Gives two sessions."""
+    def sessions(self, count: int) -> Iterator[list[Session]]:
+        """Gives so many sessions."""
         engine = engines.get("onnxruntime")
         with contextlib.ExitStack() as stack:
-            one, two = (
+            yield [
                 stack.enter_context(contextlib.closing(engine.open(self.path, self._options)))
-                for _ in range(2)
-            )
-            yield one, two
+                for _ in range(count)
+            ]
 
 
-def compared(graph: Graph, budget: float, seed: int, part: float) -> dict[str, clock.Timing]:
-    """Returns, by boundary, the timing of a session that is slower by a part than another."""
-    with graph.twice() as sessions:
-        # Both, since looking at the clock takes time, too.
-        one, two = map(Slowed, sessions, (0.0, part)) if part else sessions
-        pair = [clock.Candidate("a", one, graph.feeds), clock.Candidate("b", two, graph.feeds)]
-        timings = clock.measure(pair, budget=budget, seed=seed)
-    return {entry.boundary: entry for entry in timings if entry.name == "b"}
+def compared(graph: Graph, budget: float, seed: int, *parts: float) -> list[clock.Timing]:
+    """Returns the timings of sessions, each slower by a part than the first, which is not."""
+    with graph.sessions(1 + len(parts)) as opened:
+        # All of them, since looking at the clock takes time, too.
+        slowed = [
+            Slowed(session, part) for session, part in zip(opened, (0.0, *parts), strict=True)
+        ]
+        candidates = [
+            clock.Candidate(f"{number}", session, graph.feeds)
+            for number, session in enumerate(slowed)
+        ]
+        return clock.measure(candidates, budget=budget, seed=seed)
 
 
 @contextlib.contextmanager
@@ -130,29 +133,37 @@ def another_process(wanted: bool) -> Iterator[None]:
         process.wait()
 
 
-def claims(graph: Graph, pairs: int, budget: float, part: float) -> list[dict[str, Any]]:
-    """Returns what the intervals of many pairs say, by boundary."""
-    every: dict[str, list[clock.Timing]] = {boundary: [] for boundary in BOUNDARIES}
+def claims(graph: Graph, runs: int, budget: float) -> dict[str, list[dict[str, Any]]]:
+    """Returns what the intervals of many runs say of an equal and of a slower session."""
+    names = {"1": "A/A", "2": f"{SLOWER:.0%} slower"}
+    every: dict[tuple[str, str], list[clock.Timing]] = {
+        (name, boundary): [] for name in names for boundary in BOUNDARIES
+    }
     seconds = []
-    for seed in range(pairs):
+    for seed in range(runs):
         start = time.perf_counter()
-        for boundary, entry in compared(graph, budget, seed, part).items():
-            every[boundary].append(entry)
+        for entry in compared(graph, budget, seed, 0.0, SLOWER):
+            if entry.name in names:
+                every[entry.name, entry.boundary].append(entry)
         seconds.append(time.perf_counter() - start)
-        print(f"{'slower' if part else 'A/A'}: {seed + 1} of {pairs}", file=sys.stderr)
-    return [
-        {
-            "boundary": boundary,
-            "excluded": sum(not e.ratio.low <= 1 <= e.ratio.high and not e.busy for e in entries),
-            "faster": sum(e.ratio.low > 1 and not e.busy for e in entries),
-            "busy": sum(e.busy for e in entries),
-            "unsettled": sum(not e.settled for e in entries),
-            "ratio": statistics.median(e.ratio.value for e in entries),
-            "reach": statistics.median(e.ratio.reach for e in entries),
-            "seconds": statistics.median(seconds),
-        }
-        for boundary, entries in every.items()
-    ]
+        print(f"{seed + 1} of {runs}", file=sys.stderr)
+    return {
+        text: [
+            {
+                "boundary": boundary,
+                "excluded": sum(not e.ratio.low <= 1 <= e.ratio.high and not e.busy for e in one),
+                "faster": sum(e.ratio.low > 1 and not e.busy for e in one),
+                "busy": sum(e.busy for e in one),
+                "unsettled": sum(not e.settled for e in one),
+                "ratio": statistics.median(e.ratio.value for e in one),
+                "reach": statistics.median(e.ratio.reach for e in one),
+                "seconds": statistics.median(seconds),
+            }
+            for boundary in BOUNDARIES
+            for one in [every[name, boundary]]
+        ]
+        for name, text in names.items()
+    }
 
 
 def mean_of_20(graph: Graph) -> Callable[[Session], float]:
@@ -212,9 +223,9 @@ def spread(graph: Graph, budget: float, folder: Path) -> list[tuple[str, float, 
     """Returns the standard deviation and extremes of the ratio of equal sessions, by method."""
     ratios: dict[str, list[float]] = {}
     for seed in range(RUNS):
-        ours = compared(graph, budget, seed, 0.0)["end to end"].ratio.value
-        ratios.setdefault("assay bench", []).append(ours)
-        with graph.twice() as sessions:
+        *_, ours = compared(graph, budget, seed, 0.0)
+        ratios.setdefault("assay bench", []).append(ours.ratio.value)
+        with graph.sessions(2) as sessions:
             one, two = map(mean_of_20(graph), sessions)
         ratios.setdefault("mean of 20 calls", []).append(one / two)
         own = profile_ratio(graph, folder)
@@ -240,8 +251,8 @@ def loop_seconds() -> float:
 def main() -> int:
     """Prints the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--budget", type=float, default=8.0, help="seconds for each pair, at most")
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--budget", type=float, default=8.0, help="seconds for each run, at most")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--busy", action="store_true")
     parser.add_argument("--no-spread", action="store_true")
@@ -249,10 +260,7 @@ def main() -> int:
     others, load = Others(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="assay-") as path, another_process(arguments.busy):
         graph = Graph(Path(path), arguments.threads)
-        results = {
-            name: claims(graph, arguments.pairs, arguments.budget, part)
-            for name, part in (("A/A", 0.0), ("3 % slower", SLOWER))
-        }
+        results = claims(graph, arguments.runs, arguments.budget)
         spreads = [] if arguments.no_spread else spread(graph, arguments.budget, Path(path))
     words = " ".join(["python benchmarks/method.py", *sys.argv[1:]])
     part = others.part()
@@ -263,10 +271,12 @@ def main() -> int:
         f" {'an unknown part' if part is None else f'{part:.0%}'} of the CPUs.\n"
     )
     print(
-        f"| pairs of sessions, {arguments.pairs} each | boundary | interval excludes 1 | faster |",
+        f"| beside the first session, {arguments.runs} runs | boundary | interval excludes 1 |",
         end="",
     )
-    print(" busy | unsettled | median ratio | half-width | seconds a pair |\n|" + "---|" * 9)
+    print(
+        " faster | busy | unsettled | median ratio | half-width | seconds a run |\n|" + "---|" * 9
+    )
     for name, rows in results.items():
         for row in rows:
             print(

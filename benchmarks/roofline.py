@@ -44,8 +44,12 @@ def call(words: list[str]) -> dict[str, Any]:
     return document
 
 
-def profile(model: str, precision: str, root: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    """Returns the profile of a model's engines at a precision."""
+def proved(model: str, precision: str, root: Path) -> tuple[list[str], list[str]]:
+    """Exports, builds and verifies a model for this machine's CPU.
+
+    Returns:
+        The words that name model, precision and root in a command, and the engines that passed.
+    """
     name = model.replace("-", "_")
     shape = globals()[name]().image
     for what, count in {"golden": GOLDEN, "calibration": CALIBRATION}.items():
@@ -58,14 +62,20 @@ def profile(model: str, precision: str, root: Path, asked: argparse.Namespace) -
     answer = call(export)
     if "error" in answer:
         sys.exit(f"{model} {precision}: {answer['error']['message']}")
-    proved = []
+    passed = []
     for engine in engines.names():
         if "cpu" not in engines.get(engine).devices or not engines.get(engine).available().run:
             continue
         steps = [[stage, *words, "--engine", engine] for stage in ("build", "verify")]
         if all("error" not in call(step) for step in steps):
-            proved.append(engine)
-    more = ["--batch", asked.batch, "--budget", str(asked.budget), "--engine", ",".join(proved)]
+            passed.append(engine)
+    return words, passed
+
+
+def profile(model: str, precision: str, root: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """Returns the profile of a model's engines at a precision."""
+    words, passed = proved(model, precision, root)
+    more = ["--batch", asked.batch, "--budget", str(asked.budget), "--engine", ",".join(passed)]
     answer = call(["profile", *words, *more, "--device", "cpu"])
     results: dict[str, Any] = answer["outcomes"][-1]["results"]["costs"]
     return results

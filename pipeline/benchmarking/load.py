@@ -266,6 +266,7 @@ def arrivals(
     offered = load()
     unserved = len(requests) < len(moments) and len(late) <= allowed
     saturated = not clients.failure and (offered >= 1 or unserved)
+    requests.sort(key=lambda request: request.arrival)
     counted = [request for request in requests if request.arrival > clients.began + warm_up]
     ends = [request.ended for request in requests if meter.began < request.ended <= meter.ended]
     waking = [request.began - request.arrival for request in requests if request.waited_for]
@@ -276,7 +277,8 @@ def arrivals(
         seconds=meter.seconds,
         throughput=_throughput(ends, meter.began, len(sessions)),
         latency=intervals.percentiles(
-            [] if saturated else [request.ended - request.arrival for request in counted]
+            [] if saturated else [request.ended - request.arrival for request in counted],
+            queued=True,
         ),
         cpu_seconds=meter.cpu_seconds / max(1, len(ends)),
         others=meter.others,

@@ -36,6 +36,7 @@ _path = click.Path(path_type=Path)
     type=click.FloatRange(0, 100),
     help="Percentage points of accuracy that may be lost.",
 )
+@click.option("--memory", metavar="SIZE", help="Memory its process may take, as in 500MB.")
 @storing
 def choose(
     model: str,
@@ -43,6 +44,7 @@ def choose(
     latency: str | None,
     min_throughput: float | None,
     max_drop: float | None,
+    memory: str | None,
     **values: Any,
 ) -> None:
     """Name the engine, precision and batch that keep bounds; exit 5 if none does.
@@ -63,11 +65,12 @@ def choose(
         latency=None if latency is None else units.seconds(latency),
         throughput=min_throughput,
         drop=max_drop,
+        memory=None if memory is None else units.byte_count(memory),
     )
     if bounds == judge.Bounds():
         raise UsageError(
             "choose needs a bound",
-            "give --p99, --latency, --min-throughput or --max-drop",
+            "give --p99, --latency, --min-throughput, --max-drop or --memory",
         )
     known = results.collect(model, [], store)
     measure = hints.complete(f"run `{hints.command('bench', {'model': model})}`", store.place)

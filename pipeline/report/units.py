@@ -39,6 +39,19 @@ def size(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB"
 
 
+def byte_count(text: str) -> int:
+    """Returns a size that is written as in 500MB, 1.5GB or 256MiB.
+
+    Raises:
+        UsageError: It is written in another way, or is not above 0.
+    """
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([kMG]i?B)", text)
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"{text!r} is not a size", "write it as in 500MB, 1.5GB or 256MiB")
+    base = 1024.0 if "i" in match[2] else 1000.0
+    return round(float(match[1]) * base ** ("kMG".index(match[2][0]) + 1))
+
+
 def times_as_long(ratio: Mapping[str, float]) -> dict[str, float]:
     """Returns how many times as long as the baseline something takes, from a result's ratio."""
     return {"value": 1 / ratio["value"], "low": 1 / ratio["high"], "high": 1 / ratio["low"]}

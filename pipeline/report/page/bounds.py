@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.report.page.choice import Candidate
-from pipeline.report.units import duration
+from pipeline.report.units import duration, size
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,14 @@ class Bounds:
         latency: Seconds that the median inference may take, end to end.
         throughput: The least number of images (or rows) per second.
         drop: Percentage points of accuracy that may be lost against the model in float64.
+        memory: Bytes of the host's memory that a process with one session may take.
     """
 
     p99: float | None = None
     latency: float | None = None
     throughput: float | None = None
     drop: float | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,28 @@ def kept(candidate: Candidate, bounds: Bounds, accuracy: float | None) -> Kept:
         words = f"{low:,.0f} to {high:,.0f} {candidate.counted}/s"
         checks.append((_status(bounds.throughput <= low, bounds.throughput <= high), words))
     if bounds.drop is not None:
-        if accuracy is None or candidate.accuracy is None:
-            checks.append(("unsure", "the accuracy is not known"))
-        else:
-            lost = 100 * (accuracy - candidate.accuracy)
-            within = lost <= bounds.drop
-            checks.append((_status(within, within), f"it loses {lost:.2f} points of accuracy"))
+        checks.append(_drop(candidate, bounds.drop, accuracy))
+    if bounds.memory is not None:
+        checks.append(_memory(candidate, bounds.memory))
     if candidate.busy:
         checks.append(("unsure", "other processes slowed it down"))
     statuses = {status for status, _ in checks}
     worst = next((status for status in ("no", "unsure") if status in statuses), "yes")
     return Kept(candidate, worst, tuple(words for state, words in checks if state != "yes"))
+
+
+def _drop(candidate: Candidate, bound: float, accuracy: float | None) -> tuple[str, str]:
+    if accuracy is None or candidate.accuracy is None:
+        return "unsure", "the accuracy is not known"
+    lost = 100 * (accuracy - candidate.accuracy)
+    return _status(lost <= bound, lost <= bound), f"it loses {lost:.2f} points of accuracy"
+
+
+def _memory(candidate: Candidate, bound: int) -> tuple[str, str]:
+    if candidate.memory is None:
+        return "unsure", "its memory is not known; `assay profile` measures it"
+    within = candidate.memory <= bound
+    return _status(within, within), f"it takes {size(candidate.memory)}"
 
 
 def _above(name: str, low: float, high: float, bound: float) -> tuple[str, str]:

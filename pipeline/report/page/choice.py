@@ -38,6 +38,8 @@ class Candidate:
         p99: The 95 % interval of the time that 99 of 100 inferences take; None if not known.
         counted: What a batch consists of: "images" or "rows".
         run: Names the run; only engines of the same run were measured side by side.
+        memory: Bytes that a process with it took at most, at all batch sizes that `assay profile`
+            ran; None if they are not known, or for several sessions.
         threads: CPU threads of one inference.
         sessions: How many requests are served at a time, each by a session with a client.
         served: Images or rows per second with their 95 % interval, (value, low, high), if they were
@@ -59,6 +61,7 @@ class Candidate:
     p99: tuple[float, float] | None
     counted: str
     run: str
+    memory: int | None
     threads: int
     sessions: int = 1
     served: tuple[float, float, float] | None = None
@@ -126,7 +129,13 @@ def candidates(results: Results) -> list[Candidate]:
         for name, verdict in part.verdicts.items()
         if verdict.status == "pass"
     }
-    every = _swept(results.sweep, verdicts) if results.sweep else []
+    memory = {
+        (part.name, entry["engine"]): entry["memory"]["peak"]
+        for part in results.precisions
+        for entry in (part.costs or {}).get("engines", ())
+        if "error" not in entry
+    }
+    every = _swept(results.sweep, verdicts, memory) if results.sweep else []
     for run, precision, measurements in runs(results.precisions):
         for entry in measurements["results"]:
             engine, own = named(entry["name"], precision)
@@ -152,6 +161,7 @@ def candidates(results: Results) -> list[Candidate]:
                 p99=(known["low"], known["high"]) if known else None,
                 counted=counted(measurements),
                 run=run,
+                memory=memory.get((own, engine)),
                 threads=measurements["machine"]["threads"],
             )
             every.append(candidate)
@@ -159,7 +169,9 @@ def candidates(results: Results) -> list[Candidate]:
 
 
 def _swept(
-    sweep: Mapping[str, Any], verdicts: Mapping[tuple[str, str], Verdict]
+    sweep: Mapping[str, Any],
+    verdicts: Mapping[tuple[str, str], Verdict],
+    memory: Mapping[tuple[str, str], int | None],
 ) -> list[Candidate]:
     """Returns the ways to run a model that nothing in a sweep beats."""
     every = []
@@ -185,6 +197,9 @@ def _swept(
                 p99=(known["low"], known["high"]) if known else None,
                 counted=counted(sweep),
                 run=SWEEP,
+                memory=memory.get((point["precision"], point["engine"]))
+                if point["sessions"] == 1
+                else None,
                 threads=point["threads"],
                 sessions=point["sessions"],
                 served=(served["value"], served["low"], served["high"]),

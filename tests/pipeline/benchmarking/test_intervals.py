@@ -1,6 +1,7 @@
 """Confidence intervals, on samples whose median is known."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -64,3 +65,35 @@ def test_a_percentile_is_known_only_with_samples_to_both_sides_of_its_interval()
         assert interval is not None
         inside += interval.low <= 0.95 <= interval.high
     assert 275 <= inside <= 297  # 285 expected
+
+
+LOAD = 0.7
+
+
+def waited_at_most(time: float) -> float:
+    """Returns the part of a queue's customers that wait at most so many service times.
+
+    For random arrivals, one server and a constant service time: Crommelin's formula of 1932.
+    """
+    terms = (
+        math.exp(-LOAD * (k - time)) * (LOAD * (k - time)) ** k / math.factorial(k)
+        for k in range(math.floor(time) + 1)
+    )
+    return (1 - LOAD) * sum(terms)
+
+
+@pytest.mark.parametrize("percent", [50, 90])
+def test_percentiles_of_waits_in_a_queue_are_those_of_the_formula(percent: int) -> None:
+    generator, name = np.random.default_rng(0), f"p{percent}"
+    inside, as_if_independent = 0, 0
+    for _ in range(300):
+        steps = 1 - generator.exponential(1 / LOAD, 3000)
+        total = np.cumsum(steps)
+        waits = (total - np.minimum.accumulate(np.minimum(total, 0)))[300:]
+        known = intervals.percentiles([*waits], queued=True)[name]
+        naive = intervals.percentiles([*waits])[name]
+        part = percent / 100
+        inside += waited_at_most(known.low) <= part <= waited_at_most(known.high)
+        as_if_independent += waited_at_most(naive.low) <= part <= waited_at_most(naive.high)
+    assert inside >= 276  # 92 %
+    assert as_if_independent < 200

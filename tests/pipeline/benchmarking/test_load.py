@@ -20,10 +20,11 @@ SERVICE = 0.002
 
 @dataclass
 class Sleeper:
-    """A session that sleeps; once for `stall` seconds more, and fails after `lasts` runs."""
+    """A session that sleeps, at times for `stall` seconds more, and fails after `lasts` runs."""
 
     seconds: float = SERVICE
-    stalls_at: int = 0
+    stalls_every: float = math.inf
+    stalls: float = math.inf
     stall: float = 0.0
     lasts: float = math.inf
     error: type[Exception] = DeployError
@@ -40,7 +41,10 @@ class Sleeper:
         if self.runs > self.lasts:
             raise self.error("the engine has died")
         began = time.perf_counter()
-        time.sleep(self.seconds + (self.stall if self.runs == self.stalls_at else 0))
+        stalled = (
+            self.runs % self.stalls_every == 0 and self.runs <= self.stalls * self.stalls_every
+        )
+        time.sleep(self.seconds + stalled * self.stall)
         self.spans.append((began, time.perf_counter()))
         return {}
 
@@ -131,29 +135,38 @@ def test_waits_of_one_server_are_those_of_the_formula() -> None:
 
 @pytest.mark.slow(2)
 def test_latency_is_the_wait_in_the_queue_and_the_service() -> None:
-    rate, seconds, session = 0.7 / SERVICE, 1.5, Sleeper()
+    rate, seconds, session = 0.7 / SERVICE, 1, Sleeper()
     served = arrivals([session], {}, rate=rate, seconds=seconds, seed=3)
     moments = np.array(schedule(rate, 1.1 * seconds, 3))
     began, ended = np.array(session.spans[1:]).T  # the first one warms up
     origin = np.min(began - moments)  # some request found the session free, and began at once
     latencies = ended - origin - moments
     assert np.median(latencies) > 1.2 * SERVICE  # there was a queue
-    assert served.latency.keys() >= {"p50", "p90", "p95"}
+    assert "p50" in served.latency
     for name, interval in served.latency.items():
         known = np.percentile(latencies[moments > 0.1 * seconds], float(name[1:]))
         assert interval.value == pytest.approx(known, abs=0.0002)
 
 
-@pytest.mark.slow(3)
+@pytest.mark.slow(2)
 def test_latency_counts_from_the_scheduled_arrival() -> None:
     def stalling() -> list[Sleeper]:
-        return [Sleeper(stalls_at=100, stall=0.2)]
+        return [Sleeper(stalls_every=20, stall=0.03)]
 
-    served = arrivals(stalling(), {}, rate=200, seconds=1, seed=0)
-    # A fifth of the requests arrived while it stalled.
-    assert served.latency["p95"].low > 0.1
-    # A client that waits for its answer notices one.
-    assert closed(stalling(), {}, seconds=1).latency["p95"].high < 2 * SERVICE
+    served = arrivals(stalling(), {}, rate=200, seconds=1.5, seed=0)
+    # A quarter of the requests arrived while it stalled, or while it made up for that.
+    assert served.latency["p90"].low > 4 * SERVICE
+    # A client that waits for its answer notices one in twenty.
+    assert closed(stalling(), {}, seconds=0.5).latency["p90"].value < 2 * SERVICE
+
+
+@pytest.mark.parametrize(("bound", "kept"), [(0.1, False), (0.5, True)])
+def test_one_stall_is_in_the_latency_of_all_that_queued_behind_it(bound: float, kept: bool) -> None:
+    session = Sleeper(stalls_every=100, stall=0.2, stalls=1)
+    served = arrivals([session], {}, rate=200, seconds=0.8, seed=0, bound=bound)
+    # Half of those that arrived in its 0.2 s waited for more than 0.1 s; three ended the run.
+    assert (served.late > 0.01) is not kept
+    assert (session.runs < 150) is not kept
 
 
 @pytest.mark.slow(2)
@@ -182,7 +195,7 @@ def test_a_far_larger_rate_than_is_served_ends_in_time() -> None:
 @pytest.mark.slow(4)
 def test_the_largest_rate_that_is_borne_is_the_capacity() -> None:
     sessions, capacity = [Sleeper(), Sleeper()], throughput(2)
-    limit = saturation(sessions, {}, throughput=1.5 * capacity, seconds=0.5, seed=0)
+    limit = saturation(sessions, {}, throughput=1.5 * capacity, seconds=0.3, seed=0)
     assert limit.rate < limit.refused
     assert limit.rate == pytest.approx(capacity, rel=0.1)
     assert len(limit.runs) == STEPS
@@ -194,13 +207,14 @@ def test_a_bound_on_p99_lowers_the_rate_that_is_borne() -> None:
     sessions, top = [Sleeper() for _ in range(servers)], throughput(servers)
     limit = saturation(sessions, {}, throughput=top, seconds=0.1, seed=0, p99=bound)
     assert 0 < limit.rate < limit.refused < top
-    service = servers / top
     for run in limit.runs:
         assert run.rate is not None
-        moments = schedule(run.rate, 20, 1)
-        known = np.percentile(waits(moments, repeat(service), servers), 99) + service
-        # Near the bound, chance decides.
-        assert known < 1.3 * bound if bears(run) else known > 0.7 * bound
+        assert bears(run) is (run.rate <= limit.rate)
+        if bears(run):  # on a busy machine, others may be refused that the formula allows
+            moments = schedule(run.rate, 20, 1)
+            service = servers / top
+            known = np.percentile(waits(moments, repeat(service), servers), 99) + service
+            assert known < 1.3 * bound
 
 
 def test_a_search_ends_with_a_session_that_fails() -> None:

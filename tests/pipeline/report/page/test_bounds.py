@@ -24,8 +24,21 @@ def test_other_times_are_refused(text: str) -> None:
         units.seconds(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "count"), [("500MB", 5 * 10**8), ("1.5 GB", 15 * 10**8), ("256MiB", 2**28)]
+)
+def test_sizes_have_units(text: str, count: int) -> None:
+    assert units.byte_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["5", "MB", "-1MB", "0GB", "5 Mb", "5TB"])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a size"):
+        units.byte_count(text)
+
+
 # A candidate of 1 ms at batch 4, from 0.99 to 1.01 ms, with a p99 from 1.9 to 2.1 ms.
-USUAL = candidate(1e-3, batch=4, p99=(1.9e-3, 2.1e-3), accuracy=0.9)
+USUAL = candidate(1e-3, batch=4, p99=(1.9e-3, 2.1e-3), accuracy=0.9, memory=2 * 10**8)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +54,8 @@ USUAL = candidate(1e-3, batch=4, p99=(1.9e-3, 2.1e-3), accuracy=0.9)
         ({"throughput": 4100}, "no", ("3,960 to 4,040 images/s",)),
         ({"drop": 1.1}, "yes", ()),
         ({"drop": 0.5}, "no", ("it loses 1.00 points of accuracy",)),
+        ({"memory": 3 * 10**8}, "yes", ()),
+        ({"memory": 10**8}, "no", ("it takes 190.7 MiB",)),
         ({"p99": 1e-3, "drop": 2.0}, "no", ("p99 1.90 ms to 2.10 ms",)),
     ],
 )
@@ -57,6 +72,7 @@ def test_a_bound_is_kept_if_the_whole_interval_is_within(
         ({"p99": None}, {"p99": 5e-3}, "unsure"),
         ({"p99": None}, {"p99": 0.5e-3}, "no"),  # the median is above it
         ({"accuracy": None}, {"drop": 1.0}, "unsure"),
+        ({"memory": None}, {"memory": 10**9}, "unsure"),
         ({"busy": True}, {"p99": 5e-3}, "unsure"),
     ],
 )

@@ -18,6 +18,7 @@ USUAL = Candidate(
     p99=None,
     counted="images",
     run="fp32",
+    memory=None,
     threads=1,
 )
 
