@@ -6,7 +6,7 @@ import json
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -34,28 +34,34 @@ class LayerTime:
     Attributes:
         kind: The library's word for what it computes.
         kernel: The library's name of the code that computes it; "" if it does not say.
+        node: The node or the value of the graph that it is named after.
         seconds: The median of several inferences.
     """
 
     name: str
     kind: str
     kernel: str
+    node: str
     seconds: float
 
 
 def typical_times(
-    runs: Sequence[Mapping[tuple[str, str, str], float]],
+    runs: Sequence[Mapping[tuple[str, str, str], float]], node_of: Callable[[str], str]
 ) -> tuple[LayerTime, ...]:
     """Returns the median time of each layer over several inferences.
 
     Args:
         runs: For each inference, seconds by a layer's name, kind and kernel.
+        node_of: Returns the name of a node or value of the graph, given that of a layer.
     """
     times: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for run in runs:
         for layer, seconds in run.items():
             times[layer].append(seconds)
-    return tuple(LayerTime(*layer, statistics.median(values)) for layer, values in times.items())
+    return tuple(
+        LayerTime(*layer, node_of(layer[0]), statistics.median(values))
+        for layer, values in times.items()
+    )
 
 
 # Element types by the names that TensorRT, numpy, ONNX and torch give them.
@@ -74,9 +80,11 @@ _PRECISIONS = {
 _FORMAT = re.compile(
     r"\b(FP32|FP16|BF16|INT8|UINT8|FP8|INT32|INT64|Float|Half|BFloat16)\b", re.IGNORECASE
 )
-# What backends call convolutions and products.
+# What backends call convolutions and products; not QuantizeLinear, QLinearAdd, upsample_bilinear2d.
 _PRODUCT = re.compile(
-    r"conv(?!ert)|correlation|gemm|mat_?mul|linear|fullyconnected|addmm|einsum", re.IGNORECASE
+    r"conv(?!ert)|correlation|gemm|mat_?mul|(?<![a-z])(?<!upsample_)linear|fullyconnected|addmm"
+    r"|einsum",
+    re.IGNORECASE,
 )
 _LAYER = re.compile(r"^Name: (.*?), LayerType: (.*?), Inputs: \[(.*?)\], Constants: ", re.MULTILINE)
 

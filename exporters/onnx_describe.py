@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from engines.errors import DeployError
 from engines.layer_report import precision
 from exporters import PRECISIONS, QUANTIZED
 from exporters.onnx_nodes import attribute, inputs_of, named_constants, spec_of
-from exporters.work import Work
+from exporters.work import Product, Work
 
 _DEQUANTIZE = ("DequantizeLinear",)
 _SMALL = 1024  # constants of up to this many elements may hold a shape
@@ -23,6 +23,22 @@ _PLUMBING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "Identity
 # Convolutions and matrix products, with the places of their two factors among the inputs.
 _CONVOLUTIONS = {"Conv": (0, 1), "ConvInteger": (0, 1), "QLinearConv": (0, 3)}
 _MATRIX_PRODUCTS = {"MatMul": (0, 1), "MatMulInteger": (0, 1), "QLinearMatMul": (0, 3)}
+# What runtimes fuse with the product before it.
+_FUSED = frozenset(
+    {
+        *(
+            "Add",
+            "BatchNormalization",
+            "Clip",
+            "Elu",
+            "Gelu",
+            "HardSigmoid",
+            "HardSwish",
+            "Identity",
+        ),
+        *("LeakyRelu", "Mul", "QuantizeLinear", "Relu", "Sigmoid", "Swish", "Tanh"),
+    }
+)
 _RECURRENT = ("RNN", "GRU", "LSTM")
 
 
@@ -128,19 +144,50 @@ def work_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Wo
     graph = model.graph
     types = value_types(model, shapes)
     makers = {name: node for node in graph.node for name in node.output}
-    operations: Counter[str] = Counter()
+    sizes: dict[str, int] = {
+        name: math.prod(tensor.dims)
+        * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for name, tensor in named_constants(graph)
+    }
+
+    def stored(name: str) -> int:
+        maker = makers.get(name)
+        dequantized = maker is not None and maker.op_type in _DEQUANTIZE
+        return sizes.get(maker.input[0] if maker is not None and dequantized else name, 0)
+
+    users: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
-        if products := _multiply_adds(node, types):
-            operations[_precision(node, types, makers)] += 2 * products
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    products = tuple(
+        Product(
+            names=frozenset(_fused_names(node, users)),
+            precision=_precision(node, types, makers),
+            operations=2 * count,
+            weights=sum(map(stored, node.input)),
+        )
+        for node in graph.node
+        if (count := _multiply_adds(node, types))
+    )
+    operations: Counter[str] = Counter()
+    for product in products:
+        operations[product.precision] += product.operations
     return Work(
         operations=dict(operations.most_common()),
-        weights=sum(
-            math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            for _, tensor in named_constants(graph)
-        ),
+        weights=sum(sizes.values()),
         inputs=sum(_bytes(value, types) for value in inputs_of(graph)),
         outputs=sum(_bytes(value, types) for value in graph.output),
+        products=products,
     )
+
+
+def _fused_names(node: onnx.NodeProto, users: Mapping[str, list[onnx.NodeProto]]) -> Iterator[str]:
+    """Yields the names of a node, and of those after it that runtimes compute together with it."""
+    yield from filter(None, (node.name, *node.output))
+    for output in node.output:
+        for user in users.get(output, ()):
+            if user.op_type in _FUSED:
+                yield from _fused_names(user, users)
 
 
 def _bytes(value: onnx.ValueInfoProto, types: _Types) -> int:

@@ -7,6 +7,23 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Product:
+    """The work of one convolution or matrix product of a graph.
+
+    Attributes:
+        names: Of its node and output, and those of the nodes after it that runtimes fuse with it.
+        precision: That it computes in.
+        operations: A multiply-add is two.
+        weights: Bytes of its constant inputs, as the graph stores them.
+    """
+
+    names: frozenset[str]
+    precision: str
+    operations: int
+    weights: int
+
+
+@dataclass(frozen=True)
 class Work:
     """The work of one inference.
 
@@ -16,12 +33,14 @@ class Work:
         weights: Bytes of the constants, as the graph stores them.
         inputs: Bytes of the graph's inputs.
         outputs: Bytes of the graph's outputs.
+        products: What the operations consist of.
     """
 
     operations: Mapping[str, int]
     weights: int
     inputs: int
     outputs: int
+    products: tuple[Product, ...] = ()
 
     @property
     def compulsory_bytes(self) -> int:

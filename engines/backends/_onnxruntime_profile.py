@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from engines.contract import Feeds
 from engines.layer_report import LayerTime, typical_times
 
 _KERNEL_TIME = "_kernel_time"  # how the names of nodes end in a profile
+# What optimisations add to the name of a node or of its output.
+_FUSION = re.compile(r"^fused |(_nchwc)?(_token_\d+)?$")
 
 
 def profiled(session: Any, feeds: Feeds, runs: int) -> tuple[LayerTime, ...]:
@@ -22,7 +25,7 @@ def profiled(session: Any, feeds: Feeds, runs: int) -> tuple[LayerTime, ...]:
     for _ in range(runs + 1):
         session.run(None, dict(feeds))
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return typical_times(_node_times(events)[1:])
+    return typical_times(_node_times(events)[1:], lambda name: _FUSION.sub("", name))
 
 
 def _node_times(events: list[dict[str, Any]]) -> list[dict[tuple[str, str, str], float]]:

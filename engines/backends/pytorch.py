@@ -104,7 +104,8 @@ class PyTorchEngine(Engine):
         session = PyTorchSession(torch, path, device)
         times = [session.operator_seconds(feeds) for _ in range(runs + 1)]
         session.close()
-        return typical_times(times[1:])  # the first one does not count
+        # The first one does not count. Nodes of the graph are named after those of the program.
+        return typical_times(times[1:], "node_{}".format)
 
     def open(self, built: Path, options: OpenOptions) -> PyTorchSession:
         return PyTorchSession(*self.prepared(built, options), cuda_graph=options.cuda_graph)

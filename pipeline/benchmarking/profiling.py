@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from pipeline.benchmarking.cold_start import cold_start
 from pipeline.benchmarking.comparison import Load
 from pipeline.benchmarking.contention import NOTICEABLE, Others
 from pipeline.benchmarking.cost import cost
-from pipeline.benchmarking.layer_times import layer_times
+from pipeline.benchmarking.layer_times import layer_times, losses
 from pipeline.benchmarking.roofline import (
     Ceilings,
     Product,
@@ -157,10 +158,10 @@ def profile_here(
                         "busy": whole.busy and (part is None or part > NOTICEABLE),
                         "others": part,
                         **asdict(costs[number]),
-                        "work": asdict(work),
+                        "work": asdict(dataclasses.replace(work, products=())),
                         "roofline": None if roofline is None else asdict(roofline),
                         "no_roofline": why,
-                        "layers": layers,
+                        "layers": losses(layers, work.products, roofline, whole.seconds.value),
                     }
                 )
                 bar.advance(1, str(load))

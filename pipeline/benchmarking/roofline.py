@@ -90,6 +90,7 @@ class Roofline:
     Attributes:
         intensity: Operations for each compulsory byte.
         peak: Operations per second, of the types together.
+        peaks: That of each type.
         peak_by: The names of the products that reached it.
         bandwidth: Bytes per second.
         bandwidth_by: "copy" or "read", whichever was faster.
@@ -102,6 +103,7 @@ class Roofline:
 
     intensity: float
     peak: float
+    peaks: Mapping[str, float]
     peak_by: tuple[str, ...]
     bandwidth: float
     bandwidth_by: str
@@ -223,13 +225,14 @@ def _roofline(
         moved: Bytes by the name of a transfer.
     """
     operations, size = sum(work.operations.values()), work.compulsory_bytes
-    computing, peak_by = Interval(0.0, 0.0, 0.0), []
+    computing, peaks, peak_by = Interval(0.0, 0.0, 0.0), {}, []
     for precision, count in work.operations.items():
         best = min(
             (product for product in products if product.precision == precision),
             key=lambda product: seconds[product.name].value / product.operations,
         )
         computing = _sum(computing, _times(seconds[best.name], count / best.operations))
+        peaks[precision] = best.operations / seconds[best.name].value
         peak_by.append(best.name)
     transfer = min(moved, key=lambda name: seconds[name].value / moved[name])
     moving = _times(seconds[transfer], size / moved[transfer])
@@ -238,6 +241,7 @@ def _roofline(
     return Roofline(
         intensity=operations / size,
         peak=operations / computing.value,
+        peaks=peaks,
         peak_by=tuple(peak_by),
         bandwidth=size / moving.value,
         bandwidth_by=transfer,

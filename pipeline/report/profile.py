@@ -9,7 +9,7 @@ from pipeline.report.bench import BUSY, UNSETTLED, doubts
 from pipeline.report.units import duration, size
 from pipeline.workflow import console
 
-# Below this part of the attainable, the layers that take most of the time are named.
+# Below this part of the attainable, the layers that lose most are named.
 _NEAR = 0.8
 _NAMED = 3  # how many of them
 
@@ -156,19 +156,34 @@ def losses(document: dict[str, Any]) -> list[str]:
         if reached is None or reached["share"]["value"] >= _NEAR:
             continue
         where = f"{entry['engine']} at batch {_load(load)}: {reached['share']['value']:.0%}"
-        if not load["layers"]:
-            sentences.append(f"{where}; this engine does not tell the time of its layers")
-            continue
-        idle = sum(layer["share"] for layer in load["layers"] if not layer["multiplies"])
-        sentences.append(
-            f"{where}; of the time, {_slowest(load['layers'])}; {idle:.0%} in all layers that"
-            " multiply nothing"
-        )
+        if load["layers"]:
+            idle = sum(layer["share"] for layer in load["layers"] if not layer["multiplies"])
+            more = f"{_loss(load['layers'])}; {idle:.0%} of the time multiplies nothing"
+        else:
+            more = "this engine does not tell the time of its layers"
+        sentences.append(f"{where}; {more}")
     return sentences
 
 
+def _loss(layers: list[dict[str, Any]]) -> str:
+    """Returns the layers that lose most, or that take longest where the loss is not known."""
+    if not layers:
+        return ""
+    if layers[0]["lost"] is None:
+        parts = (f"{layer['share']:.0%} in {_title(layer)}" for layer in layers[:_NAMED])
+        return f"most time: {', '.join(parts)}"
+    parts = (f"{layer['lost']:.0%} in {_title(layer)}" for layer in layers[:_NAMED])
+    return f"lost: {', '.join(parts)}"
+
+
+def _title(layer: dict[str, Any]) -> str:
+    reached = layer["reached"]
+    bound = "" if reached is None else f", {reached:.0%} of its bound"
+    return f"{layer['name']} ({layer['kind']}{bound})"
+
+
 BEST = ["model", "precision", ">batch", "engine", ">steady", ">Gop/s", ">attainable"]
-BEST += ["bound by", ">share", "where most of the time goes"]
+BEST += ["bound by", ">share", "what loses it"]
 
 
 def best(model: str, precision: str, document: dict[str, Any]) -> list[list[str]]:
@@ -191,7 +206,7 @@ def best(model: str, precision: str, document: dict[str, Any]) -> list[list[str]
                 _number(reached["reached"] / 1e9),
                 _number(reached["attainable"] / 1e9),
                 *(reached["bound"], _share(reached)),
-                _slowest(load["layers"]) if far else "",
+                _loss(load["layers"]) if far else "",
             ]
         )
     return rows
@@ -204,12 +219,6 @@ def _seconds(load: dict[str, Any]) -> float:
 def _share(reached: dict[str, Any]) -> str:
     share = reached["share"]
     return f"{share['value']:.0%} ({100 * share['low']:.0f}-{100 * share['high']:.0f})"
-
-
-def _slowest(layers: list[dict[str, Any]]) -> str:
-    return ", ".join(
-        f"{layer['share']:.0%} in {layer['name']} ({layer['kind']})" for layer in layers[:_NAMED]
-    )
 
 
 def cautions(document: dict[str, Any]) -> list[str]:

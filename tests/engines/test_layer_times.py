@@ -10,7 +10,7 @@ import pytest
 import engines
 from engines.backends import aot_inductor, torch_compile
 from engines.contract import OpenOptions
-from engines.layer_report import typical_times
+from engines.layer_report import multiplies, typical_times
 from pipeline.workflow.runner import Store
 from tests.conftest import need_engine
 
@@ -43,5 +43,17 @@ def test_compiled_pytorch_does_not_tell() -> None:
 
 def test_a_layer_has_the_median_of_its_times() -> None:
     runs = [{("a", "Conv", ""): seconds} for seconds in (3.0, 1.0, 9.0)]
-    (layer,) = typical_times(runs)
-    assert (layer.name, layer.kind, layer.seconds) == ("a", "Conv", 3.0)
+    (layer,) = typical_times(runs, str.upper)
+    assert (layer.name, layer.kind, layer.node, layer.seconds) == ("a", "Conv", "A", 3.0)
+
+
+@pytest.mark.parametrize("kind", ["FusedConv", "QLinearConv", "QGemm", "FullyConnected", "linear"])
+def test_a_product_multiplies(kind: str) -> None:
+    assert multiplies(kind)
+
+
+@pytest.mark.parametrize(
+    "kind", ["QuantizeLinear", "QLinearAdd", "upsample_bilinear2d", "upsample_linear1d", "Convert"]
+)
+def test_what_only_sounds_like_a_product_does_not(kind: str) -> None:
+    assert not multiplies(kind)

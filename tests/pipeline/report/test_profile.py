@@ -22,7 +22,7 @@ def load(batch: int, share: float | None, **more: Any) -> dict[str, Any]:
         "bound": "computation",
         "share": interval(share or 0),
     }
-    layer = {"name": "conv1", "kind": "Conv", "kernel": "", "seconds": 1e-3}
+    layer = {"name": "conv1", "kind": "Conv", "lost": None, "reached": None}
     pool = {**layer, "name": "pool", "kind": "MaxPool", "share": 0.25, "multiplies": False}
     return {
         "batch": batch,
@@ -91,10 +91,19 @@ def test_the_tables_have_what_was_measured() -> None:
 def test_the_layers_are_named_where_the_share_is_low() -> None:
     known = document(engine("a", load(1, 0.5), load(8, 0.9)), engine("b", load(1, 0.1, layers=[])))
     assert profile.losses(known) == [
-        "a at batch 1: 50%; of the time, 75% in conv1 (Conv), 25% in pool (MaxPool); 25% in all"
-        " layers that multiply nothing",
+        "a at batch 1: 50%; most time: 75% in conv1 (Conv), 25% in pool (MaxPool); 25% of the time"
+        " multiplies nothing",
         "b at batch 1: 10%; this engine does not tell the time of its layers",
     ]
+
+
+def test_what_a_layer_loses_is_said_where_it_is_known() -> None:
+    known = document(engine("a", load(1, 0.5)))
+    conv, pool = known["engines"][0]["loads"][0]["layers"]
+    conv.update(lost=0.25, reached=2 / 3)
+    pool.update(lost=0.25)
+    (sentence,) = profile.losses(known)
+    assert "lost: 25% in conv1 (Conv, 67% of its bound), 25% in pool (MaxPool);" in sentence
 
 
 def test_the_peak_and_why_there_is_no_share_are_printed() -> None:
@@ -112,8 +121,8 @@ def test_the_fastest_engine_of_each_batch_is_the_best() -> None:
         dict(zip(profile.BEST, row, strict=True)) for row in profile.best("m", "fp32", known)
     )
     assert (one["engine"], one[">share"]) == ("b", "50% (45-55)")
-    assert one["where most of the time goes"] == "75% in conv1 (Conv), 25% in pool (MaxPool)"
-    assert (eight["engine"], eight["where most of the time goes"]) == ("a", "")
+    assert one["what loses it"] == "most time: 75% in conv1 (Conv), 25% in pool (MaxPool)"
+    assert (eight["engine"], eight["what loses it"]) == ("a", "")
 
 
 @pytest.mark.parametrize(("crashed", "kind"), [(True, CrashedError), (False, FailedError)])
@@ -145,8 +154,26 @@ def test_tables_fit_80_columns(
 
 def test_the_page_shows_what_was_profiled_and_nothing_without() -> None:
     def results(known: dict[str, Any] | None) -> Results:
-        part = PrecisionResults("fp32", None, {}, {}, None, None, known, None)
-        return Results("m", None, (part,), (), {}, ())
+        part = PrecisionResults(
+            name="fp32",
+            graph=None,
+            verdicts={},
+            layers={},
+            measurements=None,
+            comparison=None,
+            costs=known,
+            load=None,
+            bundle=None,
+        )
+        return Results(
+            model="m",
+            training=None,
+            precisions=(part,),
+            sweep=None,
+            files=(),
+            records={},
+            gaps=(),
+        )
 
     for make in (costs.costs, costs.roofline):
         assert make(results(None)) is None
