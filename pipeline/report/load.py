@@ -11,7 +11,15 @@ from pipeline.workflow import console
 
 _MANY = 100  # from here on, a rate has no decimals
 # Left out in this order where the terminal is narrow.
-_OPTIONAL = (">95 % interval", "device", ">threads", ">waiting", ">CPU/request", ">p90", ">served")
+_OPTIONAL = (
+    ">95 % interval",
+    "device",
+    ">threads",
+    ">waiting",
+    ">CPU/request",
+    ">p90",
+    ">served/s",
+)
 
 
 def show(results: Mapping[str, Any]) -> None:
@@ -56,7 +64,7 @@ def closed_table(results: Mapping[str, Any]) -> tuple[str, list[str], list[list[
 
 def arrivals_table(results: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     """Returns a title, titles of columns, and a row of cells for each rate."""
-    columns = ["engine", ">sessions", ">threads", ">requests/s", ">served", ">load"]
+    columns = ["engine", ">sessions", ">threads", ">offered/s", ">served/s", ">load"]
     columns += [">p50", ">p90", ">p99", ">waiting", "borne", "failure"]
     rows = [
         [

@@ -26,6 +26,7 @@ TERMS = {
     "multiply-adds": "products of matrices and convolutions, for one row.",
     "Gop": "10^9 operations of convolutions and matrix products in one inference; a multiply-add is"
     " two.",
+    "offered/s": "requests that arrive in each second, at random moments.",
     "on device": "median time of one inference from launch to completion, with the inputs and"
     " outputs in the device's memory.",
     "op/byte": "operations for each byte of weights, inputs and outputs.",
@@ -39,7 +40,7 @@ TERMS = {
     "rows/s": "batch size over the end-to-end median; one inference at a time.",
     "rows/s served": "rows that sessions answered in each second, at the same time.",
     "SQNR (dB)": "signal to quantization noise ratio; at 10 dB the noise is a third of the signal.",
-    "served": "requests answered in each second.",
+    "served/s": "requests answered in each second.",
     "sessions": "how often the engine was open, each with a client or a server of its own.",
     "top-1": "part of the test images whose largest logit is that of the right class.",
     "verdict": "pass: equal to PyTorch but for rounding; mismatch: it computes something else;"
