@@ -10,7 +10,7 @@ from pipeline.report.units import duration
 from pipeline.workflow import console
 
 _MANY = 100  # from here on, a rate has no decimals
-# Left out in this order where the terminal is narrow.
+# Columns left out in this order where the terminal is narrow.
 _OPTIONAL = (
     ">95 % interval",
     "device",
