@@ -195,10 +195,9 @@ def _test_settings(
     test.qsl_rng_seed = test.sample_index_rng_seed = test.schedule_rng_seed = settings.seed
     test.multi_stream_samples_per_query = SAMPLES
     test.server_target_latency_ns = round(settings.p99 * 1e9)
-    streams = scenario in STREAMS
     rows = _rows_of_a_run(sessions[0], library, settings)
     served = closed(
-        sessions[:1] if streams else sessions,
+        sessions[:1] if scenario in STREAMS else sessions,
         library.feeds([row % library.count for row in range(rows)]),
         seconds=_ESTIMATE_SECONDS,
         rows=rows,
