@@ -91,7 +91,8 @@ class Graph:
                 command, cwd=folder, env=os.environ | root, check=True, capture_output=True
             )
         (self.path,) = folder.glob("artifacts/*/fp32/onnxruntime/engine.onnx")
-        self.feeds = goldens.load(self.path.parent.parent / "golden.npz").feeds(1)
+        self.golden = self.path.parent.parent / "golden.npz"
+        self.feeds = goldens.load(self.golden).feeds(1)
         self._options = OpenOptions("cpu", threads)
 
     @contextlib.contextmanager

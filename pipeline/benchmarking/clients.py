@@ -109,7 +109,7 @@ class Clients:
         return not self.done.is_set()
 
     def _work(self, session: Session, client: Callable[[Session], None]) -> None:
-        _wake_on_time()
+        wake_on_time()
         try:
             try:
                 session.run(self._feeds)  # may compile something
@@ -122,7 +122,7 @@ class Clients:
             self.done.set()
 
 
-def _wake_on_time() -> None:
-    """Asks Linux to end this thread's sleeps on time; by default it may be 50 us late."""
+def wake_on_time() -> None:
+    """Asks Linux to end this thread's sleeps on time; by default it ends them up to 50 us late."""
     with suppress(OSError):
         Path(f"/proc/{threading.get_native_id()}/timerslack_ns").write_text("1")

@@ -208,6 +208,7 @@ def arrivals(
     rows: int = 1,
     fewest: int = intervals.FEWEST,
     bound: float | None = None,
+    latencies: list[float] | None = None,
 ) -> Served:
     """Serves requests that arrive at random moments, however long the queue is.
 
@@ -225,6 +226,7 @@ def arrivals(
         rows: Rows of `feeds`.
         fewest: Measure longer, until so many requests are expected.
         bound: The latency in seconds that a p99 is to keep. The run ends when that is impossible.
+        latencies: Receives the latency of each request, in seconds.
     """
     seconds = max(seconds, fewest / rate)
     warm_up = WARM_UP * seconds
@@ -270,16 +272,16 @@ def arrivals(
     counted = [request for request in requests if request.arrival > clients.began + warm_up]
     ends = [request.ended for request in requests if meter.began < request.ended <= meter.ended]
     waking = [request.began - request.arrival for request in requests if request.waited_for]
+    taken = [request.ended - request.arrival for request in counted]
+    if latencies is not None:
+        latencies += taken
     return Served(
         concurrency=len(sessions),
         rows=rows,
         requests=len(ends),
         seconds=meter.seconds,
         throughput=_throughput(ends, meter.began, len(sessions)),
-        latency=intervals.percentiles(
-            [] if saturated else [request.ended - request.arrival for request in counted],
-            queued=True,
-        ),
+        latency=intervals.percentiles([] if saturated else taken, queued=True),
         cpu_seconds=meter.cpu_seconds / max(1, len(ends)),
         others=meter.others,
         failure=clients.failure,

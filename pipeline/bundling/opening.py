@@ -4,18 +4,59 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import engines
 from engines.contract import Feeds, OpenOptions, Session
-from engines.errors import NotAvailableError, ParityError
+from engines.errors import DeployError, NotAvailableError, ParityError
 from pipeline.bundling.checking import Unpacked
 from pipeline.golden.file import Reference
 from pipeline.verification.engine_proof import open_built
-from pipeline.workflow.artifacts import GRAPH_SUBJECT
+from pipeline.workflow import hints, records
+from pipeline.workflow.artifacts import (
+    DIST,
+    ENGINE,
+    GOLDEN,
+    GRAPH_SUBJECT,
+    Paths,
+    record_beside,
+)
 
 # Time and rows for choosing the fastest engine.
 _TIMING_SECONDS = 0.2
 _TIMING_ROWS = 8
+
+
+def is_engine_file(path: Path) -> bool:
+    """Whether a path is that of a built engine, with its record beside it, instead of a bundle."""
+    return path.stem == "engine" and record_beside(path).exists()
+
+
+def engine_file(path: Path) -> Unpacked:
+    """Returns a built engine as if it were a bundle that holds it alone.
+
+    Raises:
+        DeployError: The engine or its golden file is missing, damaged or out of date.
+    """
+    record = records.load(record_beside(path))
+    if record is None or not {"model", "precision", "engine"} <= record.params.keys():
+        raise DeployError(
+            f"{record_beside(path)} is no record of a build", "build the engine again"
+        )
+    fields = {name: str(record.params[name]) for name in ("model", "precision", "engine")}
+    engine, golden = ENGINE.at(**fields), GOLDEN.at(**fields)
+    root = path.resolve().parents[len(Path(engine.path).parts) - 1]
+    paths = Paths(root, root, fields, (engine, golden))
+    with hints.completed(hints.Place(root, DIST, None)):
+        for artifact in (engine, golden):
+            records.RecordVerifier(root).digest(artifact, paths, fields)
+    return Unpacked(
+        manifest={"engines": {fields["engine"]: {"path": str(path)}}},
+        links=0,
+        subjects={fields["engine"]: path},
+        golden=paths.locate(golden),
+        precision=fields["precision"],
+    )
 
 
 def proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -> list[str]:

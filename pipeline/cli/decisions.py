@@ -151,8 +151,9 @@ def compare(
 ) -> None:
     """Time bundle B beside bundle A; exit 5 if B is slower.
 
-    Engines are proved on this machine first. A and B run in turns, many times a second, so that
-    what else happens on the machine affects both.
+    Each may also be a built engine in a folder of artifacts, such as
+    artifacts/lenet/fp32/openvino/engine.zip. Engines are proved on this machine first. A and B run
+    in turns, many times a second, so that what else happens on the machine affects both.
     """
     from engines.hardware import available_cpus
     from pipeline.benchmarking.comparison import Load
@@ -167,12 +168,15 @@ def compare(
     with ExitStack() as stack:
         folders = [stack.enter_context(temporary.folder()).resolve() for _ in range(2)]
         unpacked = [
-            checking.unpack(path, folder)
+            opening.engine_file(path)
+            if opening.is_engine_file(path)
+            else checking.unpack(path, folder)
             for path, folder in zip((first, second), folders, strict=True)
         ]
         if not trust:
             for path, bundle in zip((first, second), unpacked, strict=True):
-                ask(path, checking.opened(bundle, bundle.subjects))
+                if not opening.is_engine_file(path):  # other commands open it without asking, too
+                    ask(path, checking.opened(bundle, bundle.subjects))
         proved = [opening.proved(bundle, engine, device, count) for bundle in unpacked]
         worker.end()  # it holds memory, on a GPU too
         golden = [goldens.load(bundle.golden) for bundle in unpacked]

@@ -13,11 +13,12 @@ import click
 
 import engines
 from engines import hardware, temporary
-from engines.errors import DeployError, FailedError, NotAvailableError, NotMetError
+from engines.errors import DeployError, FailedError, NotAvailableError, NotMetError, UsageError
 from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import ALL, click_parameter
 from pipeline.stages import (
     Subject,
+    check_time,
     model_option,
     precision_option,
     proved_engines,
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from pipeline.verification.verdict import Verdict
     from pipeline.workflow.runner import Store
 
-_SCENARIOS = ("SingleStream", "MultiStream", "Offline", "Server")
+# Those of pipeline.benchmarking.loadgen, which imports numpy.
+SCENARIOS = ("SingleStream", "MultiStream", "Offline", "Server")
 PERFORMANCE, ACCURACY = "performance", "accuracy"
 
 
@@ -49,7 +51,7 @@ class Params:
         role=OptionRole(expand_all=proved_engines),
     )
     scenario: tuple[str, ...] = option(
-        _SCENARIOS, text="Scenarios of MLPerf.", names=lambda: [*_SCENARIOS]
+        SCENARIOS, text="Scenarios of MLPerf.", names=lambda: [*SCENARIOS]
     )
     mode: str = option(
         PERFORMANCE,
@@ -62,7 +64,9 @@ class Params:
     rate: float | None = option(
         None, text="Queries per second of Server [half of the throughput].", high=10**6
     )
-    p99: str = option("100ms", text="Time in which Server has to answer 99 of 100 queries.")
+    p99: str = option(
+        "100ms", text="Time in which Server has to answer 99 of 100 queries.", validate=check_time
+    )
     batch: int = option(8, text="Rows of one inference in Offline.", high=65536)
     concurrency: int = option(1, text="Sessions that serve Offline and Server.", high=1024)
     threads: int | None = option(
@@ -94,7 +98,7 @@ def _command(**values: Any) -> None:
             console.say(f"{params.model} {params.precision} {subject.engine} {scenario}: running")
             try:
                 result, verdict = _ask(subject, path, golden, scenario, params)
-            except NotAvailableError:
+            except (NotAvailableError, UsageError):
                 raise
             except DeployError as error:
                 failures.append(f"{subject.engine} failed in {scenario}: {error.message}")
@@ -192,11 +196,12 @@ def under_loadgen(
         batch=params.batch,
         seed=params.seed,
     )
-    threads = params.threads or max(1, hardware.available_cpus() // params.concurrency)
+    count = 1 if scenario in loadgen.STREAMS else params.concurrency
+    threads = params.threads or max(1, hardware.available_cpus() // count)
     with ExitStack() as stack:
         sessions = [
             stack.enter_context(closing(subject.open(path, params.device, threads)))
-            for _ in range(params.concurrency)
+            for _ in range(count)
         ]
         library = loadgen.Library(golden.inputs, batched=golden.batched)
         summary, outputs = loadgen.run(sessions, library, settings, folder)
@@ -212,7 +217,7 @@ def under_loadgen(
         "engine": subject.engine,
         "scenario": scenario,
         "device": device,
-        "sessions": 1 if scenario in loadgen.STREAMS else params.concurrency,
+        "sessions": count,
         "threads": threads,
         **dataclasses.asdict(summary),
     }

@@ -77,6 +77,17 @@ def arrivals_table(results: Mapping[str, Any]) -> tuple[str, list[str], list[lis
     return f"Random arrivals that wait for nobody{_of_rows(results)}", columns, rows
 
 
+def most(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a sentence on the largest throughput of each engine."""
+    for engine in results["engines"]:
+        served = [run for run in engine["closed"] if run["throughput"]]
+        if served:
+            best = max(served, key=lambda run: float(run["throughput"]["value"]))
+            rate = _rate(best["throughput"]["value"] * best["rows"])
+            count = _sessions(best["concurrency"])
+            yield f"{engine['name']} serves {rate} {results['counted']}/s with {count}"
+
+
 def limits(results: Mapping[str, Any]) -> Iterator[str]:
     """Yields a sentence on the largest rate that each engine bears."""
     bound = "" if results["p99"] is None else f" with a p99 of at most {duration(results['p99'])}"
@@ -84,8 +95,7 @@ def limits(results: Mapping[str, Any]) -> Iterator[str]:
         limit = engine["saturation"]
         if limit is None:
             continue
-        count = limit["concurrency"]
-        sessions = f"{count} session{'s' if count > 1 else ''}"
+        sessions = _sessions(limit["concurrency"])
         if limit["rate"]:
             words = f"bears {_rate(limit['rate'])} requests/s"
         else:
@@ -104,6 +114,10 @@ def doubts(results: Mapping[str, Any]) -> list[str]:
 
 def _has_failed_run(engine: Mapping[str, Any]) -> bool:
     return any(run["failure"] for run in engine["closed"] + engine["arrivals"])
+
+
+def _sessions(count: int) -> str:
+    return f"{count} session{'s' if count > 1 else ''}"
 
 
 def _of_rows(results: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.benchmarking.contention import NOTICEABLE
 from pipeline.report.units import duration
 from pipeline.workflow import console
 
@@ -46,6 +47,12 @@ def show(results: Mapping[str, Any]) -> None:
     console.table("Not beaten in both latency and throughput", columns, _rows(left), _OPTIONAL)
     for point in failures(results):
         console.result(f"{named(point)} failed: {point['failure']}")
+    others = results["others"] or 0.0
+    if others > NOTICEABLE:
+        console.result(
+            f"other processes took {others:.0%} of the CPUs; on a quiet machine more ways can be"
+            " told apart"
+        )
     beaten = sum(bool(point["beaten_by"]) for point in points)
     if beaten:
         console.result(

@@ -12,6 +12,7 @@ import exporters
 from engines import hardware
 from engines.errors import DeployError, NotAvailableError, ParityError
 from pipeline import models
+from pipeline.report import units
 from pipeline.workflow import console, hints
 from pipeline.workflow.artifacts import (
     CPU_GRAPH,
@@ -72,6 +73,11 @@ def precision_option() -> Any:
         text="Precision of the graph.",
         names=lambda: list(exporters.PRECISIONS),
     )
+
+
+def check_time(text: str) -> None:
+    """Raises UsageError for a time that is not written as in 5ms."""
+    units.seconds(text)
 
 
 def data_artifacts(

@@ -17,6 +17,7 @@ from pipeline.report import load as report
 from pipeline.report import units
 from pipeline.stages import (
     Subject,
+    check_time,
     machine_facts,
     model_option,
     precision_option,
@@ -27,10 +28,6 @@ from pipeline.workflow import console, worker
 from pipeline.workflow.artifacts import GOLDEN, LOAD, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json
 from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
-
-
-def _check_time(text: str) -> None:
-    units.seconds(text)
 
 
 @dataclass(frozen=True)
@@ -61,9 +58,9 @@ class Params:
     p99: str | None = option(
         None,
         text="Time that 99 of 100 requests may take at the largest rate, as in 5ms.",
-        validate=_check_time,
+        validate=check_time,
     )
-    duration: float = option(1.0, text="Seconds that each run measures.", high=86400)
+    duration: float = option(1.0, text="Seconds that each run measures.", high=300)
     seed: int = option(0, text="Seed of the arrivals.", low=0)
 
 

@@ -99,6 +99,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         ParityError: No engine is proved in any of the precisions.
         FailedError: All engines failed.
     """
+    from pipeline.benchmarking.contention import Others
     from pipeline.benchmarking.sweep import Way, sweep
     from pipeline.golden import file as goldens
 
@@ -138,6 +139,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
                             accuracy,
                         )
                     )
+        others = Others()
         with console.bar("sweep", params.budget) as bar:
             results = sweep(
                 ways,
@@ -161,6 +163,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
                 "cpus": hardware.available_cpus(),
                 "gpus": list(hardware.gpus()),
             },
+            "others": others.part(),
             "points": measured,
             "unopened": unopened,
         },

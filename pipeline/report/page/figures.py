@@ -76,7 +76,7 @@ def latency(name: str, title: str, points: Sequence[Candidate], text: str) -> Fi
             axes.set_ylim(-0.7, len(panel) - 0.3)
             axes.set_title(f"batch {batch}" + (f" at {size}" if size else ""))
             low, high = min(p.low for p in panel), max(p.high for p in panel)
-            _log_axis(axes, axes.xaxis, low, high, _round_duration)
+            log_axis(axes, axes.xaxis, low, high, round_duration)
             axes.grid(visible=False, axis="y")
     return Figure(title, text, plot.svg)
 
@@ -132,9 +132,9 @@ def trade_off(
                 fontsize=8,
             )
         low, high = min(p.seconds for p in points), max(p.seconds for p in points)
-        _log_axis(axes, axes.xaxis, low, high, _round_duration)
+        log_axis(axes, axes.xaxis, low, high, round_duration)
         rates = [point.rate for point in points]
-        _log_axis(axes, axes.yaxis, min(rates), max(rates), lambda value: f"{value:,.0f}")
+        log_axis(axes, axes.yaxis, min(rates), max(rates), lambda value: f"{value:,.0f}")
         axes.set_xlabel("latency of one inference, end to end")
         axes.set_title(f"{points[0].counted}/s")
         plot.drawing.legend(loc="outside lower left", ncols=columns)
@@ -178,14 +178,14 @@ def noise(
         )
         axes.set_ylim(-0.7, len(rows) - 0.3)
         low, high = min([*finite, *limits], default=1), max([*finite, *limits], default=1)
-        _log_axis(axes, axes.xaxis, low, high, lambda value: f"{value:g}")
+        log_axis(axes, axes.xaxis, low, high, lambda value: f"{value:g}")
         axes.set_xlabel("error in units of the model's own rounding noise")
         axes.grid(visible=False, axis="y")
         plot.drawing.legend(loc="outside upper left", ncols=2)
     return Figure(title, text, plot.svg)
 
 
-def _log_axis(
+def log_axis(
     axes: Axes, axis: Axis, low: float, high: float, words: Callable[[float], str]
 ) -> None:
     """Makes an axis logarithmic, with three to six ticks at round numbers.
@@ -218,7 +218,7 @@ def _log_axis(
     axis.set_major_formatter(lambda value, _: words(value))
 
 
-def _round_duration(seconds: float) -> str:
+def round_duration(seconds: float) -> str:
     """Returns a round time without the digits that say how exact it is, such as "10 ms"."""
     number, unit = duration(seconds).split()
     return f"{float(number.replace(',', '')):,g} {unit}"

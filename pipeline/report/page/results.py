@@ -25,6 +25,7 @@ from pipeline.workflow.artifacts import (
     GRAPH,
     GRAPH_SUBJECT,
     GRAPH_VERDICT,
+    LOAD,
     MEASUREMENTS,
     SWEEP,
     TRAINING,
@@ -94,6 +95,7 @@ class PrecisionResults:
         measurements: The content of `measurements.json`.
         comparison: The content of `comparison.json`: engines of several precisions.
         costs: The content of `costs.json`.
+        load: The content of `served.json`.
         bundle: Path of the bundle.
     """
 
@@ -104,6 +106,7 @@ class PrecisionResults:
     measurements: dict[str, Any] | None
     comparison: dict[str, Any] | None
     costs: dict[str, Any] | None
+    load: dict[str, Any] | None
     bundle: Path | None
 
 
@@ -176,7 +179,7 @@ def _at(reader: _Reader, precision: str) -> PrecisionResults:
     """Reads one precision's results; notes the first stage that is missing for each of them."""
     graph = reader.read(DESCRIPTION, precision)
     if graph is None:
-        return PrecisionResults(precision, None, {}, {}, None, None, None, None)
+        return PrecisionResults(precision, None, {}, {}, None, None, None, None, None)
     reader.verify(GRAPH, precision)
     reader.verify(GOLDEN, precision)
     built = [name for name in engines.names() if reader.exists(ENGINE, precision, name)]
@@ -196,10 +199,10 @@ def _at(reader: _Reader, precision: str) -> PrecisionResults:
     layers = {name: reader.read(ENGINE_LAYERS, precision, name) for name in built}
     if not built:
         reader.missing(ENGINE, precision, "all")
-    # `assay run` makes neither of them, so that nothing is missing without.
-    comparison, costs = (
+    # `assay run` makes none of them, so that nothing is missing without.
+    comparison, costs, served = (
         reader.read(artifact, precision) if reader.exists(artifact, precision) else None
-        for artifact in (COMPARISON, COSTS)
+        for artifact in (COMPARISON, COSTS, LOAD)
     )
     return PrecisionResults(
         name=precision,
@@ -209,6 +212,7 @@ def _at(reader: _Reader, precision: str) -> PrecisionResults:
         measurements=reader.read(MEASUREMENTS, precision) if built else None,
         comparison=comparison,
         costs=costs,
+        load=served,
         bundle=reader.verify(BUNDLE, precision) if built else None,
     )
 

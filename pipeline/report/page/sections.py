@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.report.page import costs, origin, proof, speed
+from pipeline.report.page import costs, origin, proof, speed, under_load
 from pipeline.report.page.content import Section, table
 from pipeline.report.page.results import UNREADABLE, Gap, Results, unreadable
 
@@ -20,6 +20,7 @@ _SECTIONS: dict[str, Callable[[Results], Section | None]] = {
     "verdicts": proof.verdicts,
     "latency": speed.latency,
     "latency against throughput": speed.trade_off,
+    "load": under_load.load,
     "cost": costs.costs,
     "what the machine can do": costs.roofline,
     "error against the noise floor": proof.noise,

@@ -135,17 +135,16 @@ def test_waits_of_one_server_are_those_of_the_formula() -> None:
 
 @pytest.mark.slow(2)
 def test_latency_is_the_wait_in_the_queue_and_the_service() -> None:
-    rate, seconds, session = 0.7 / SERVICE, 1, Sleeper()
-    served = arrivals([session], {}, rate=rate, seconds=seconds, seed=3)
+    rate, seconds, session, told = 0.6 / SERVICE, 1, Sleeper(), []
+    served = arrivals([session], {}, rate=rate, seconds=seconds, seed=3, latencies=told)
     moments = np.array(schedule(rate, 1.1 * seconds, 3))
     began, ended = np.array(session.spans[1:]).T  # the first one warms up
     origin = np.min(began - moments)  # some request found the session free, and began at once
-    latencies = ended - origin - moments
+    latencies = (ended - origin - moments)[moments > 0.1 * seconds]
     assert np.median(latencies) > 1.2 * SERVICE  # there was a queue
-    assert "p50" in served.latency
+    np.testing.assert_allclose(told, latencies, atol=0.0002)
     for name, interval in served.latency.items():
-        known = np.percentile(latencies[moments > 0.1 * seconds], float(name[1:]))
-        assert interval.value == pytest.approx(known, abs=0.0002)
+        assert interval.value == np.percentile(told, float(name[1:]))
 
 
 @pytest.mark.slow(2)
@@ -153,9 +152,10 @@ def test_latency_counts_from_the_scheduled_arrival() -> None:
     def stalling() -> list[Sleeper]:
         return [Sleeper(stalls_every=20, stall=0.03)]
 
-    served = arrivals(stalling(), {}, rate=200, seconds=1.5, seed=0)
+    told: list[float] = []
+    arrivals(stalling(), {}, rate=200, seconds=1, seed=0, latencies=told)
     # A quarter of the requests arrived while it stalled, or while it made up for that.
-    assert served.latency["p90"].low > 4 * SERVICE
+    assert np.percentile(told, 90) > 5 * SERVICE
     # A client that waits for its answer notices one in twenty.
     assert closed(stalling(), {}, seconds=0.5).latency["p90"].value < 2 * SERVICE
 
@@ -192,19 +192,24 @@ def test_a_far_larger_rate_than_is_served_ends_in_time() -> None:
     assert time.perf_counter() - began < 1
 
 
-@pytest.mark.slow(4)
+# For searches, since what a busy machine adds to a time may be as long as a short one.
+LONG = 0.01
+
+
+@pytest.mark.slow(3)
 def test_the_largest_rate_that_is_borne_is_the_capacity() -> None:
-    sessions, capacity = [Sleeper(), Sleeper()], throughput(2)
-    limit = saturation(sessions, {}, throughput=1.5 * capacity, seconds=0.3, seed=0)
+    sessions, capacity = [Sleeper(LONG), Sleeper(LONG)], 2 / LONG
+    limit = saturation(sessions, {}, throughput=1.5 * capacity, seconds=0.5, seed=0)
     assert limit.rate < limit.refused
-    assert limit.rate == pytest.approx(capacity, rel=0.1)
+    assert limit.rate == pytest.approx(capacity, rel=0.15)
     assert len(limit.runs) == STEPS
 
 
 @pytest.mark.slow(3)
-def test_a_bound_on_p99_lowers_the_rate_that_is_borne() -> None:
-    bound, servers = 2 * SERVICE, 8
-    sessions, top = [Sleeper() for _ in range(servers)], throughput(servers)
+def test_a_bound_on_p99_lowers_the_rate_that_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.benchmarking.saturation.P99_REQUESTS", 100)
+    bound, servers = 2 * LONG, 4
+    sessions, top = [Sleeper(LONG) for _ in range(servers)], servers / LONG
     limit = saturation(sessions, {}, throughput=top, seconds=0.1, seed=0, p99=bound)
     assert 0 < limit.rate < limit.refused < top
     for run in limit.runs:
@@ -212,8 +217,7 @@ def test_a_bound_on_p99_lowers_the_rate_that_is_borne() -> None:
         assert bears(run) is (run.rate <= limit.rate)
         if bears(run):  # on a busy machine, others may be refused that the formula allows
             moments = schedule(run.rate, 20, 1)
-            service = servers / top
-            known = np.percentile(waits(moments, repeat(service), servers), 99) + service
+            known = np.percentile(waits(moments, repeat(LONG), servers), 99) + LONG
             assert known < 1.3 * bound
 
 

@@ -62,6 +62,27 @@ def test_a_slower_bundle_is_found(
     assert result.code == 0, result.err
 
 
+def test_engine_files_are_compared(built: Store, assay: Callable[..., Result]) -> None:
+    folder = built.root / "lenet" / "fp32"
+    one, other = folder / "onnxruntime" / "engine.onnx", folder / "openvino" / "engine.zip"
+    words = ("--threads", "1", "--tolerance", "900", "--budget", "0.4", "--json")
+    result = assay("compare", one, other, *words)
+    assert result.code == 0, result.err
+    assert set(documented(result)["devices"]) == {"A onnxruntime", "B openvino"}
+    result = assay("compare", one, bundle_of(built), *words, "--trust")
+    assert result.code == 0, result.err
+    assert set(documented(result)["devices"]) == {"A onnxruntime", "B onnxruntime"}
+
+
+def test_a_changed_engine_file_is_not_compared(store: Store, assay: Callable[..., Result]) -> None:
+    path = store.root / "lenet" / "fp32" / "onnxruntime" / "engine.onnx"
+    path.write_bytes(path.read_bytes() + b" ")
+    result = assay("compare", path, path)
+    assert result.code == 1
+    assert "is not the engine that was made" in result.err
+    assert f"assay build lenet --engine onnxruntime --root {store.root}" in result.err
+
+
 @pytest.mark.long
 def test_every_engine_that_both_have_is_compared(
     built: Store, assay: Callable[..., Result]

@@ -10,6 +10,7 @@ import pytest
 from engines.backends._onnxruntime import OnnxRuntimeSession
 from engines.contract import Feeds, Outputs
 from pipeline.benchmarking.loadgen import SCENARIOS
+from pipeline.cli import loadgen
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
@@ -24,6 +25,16 @@ def test_without_loadgen_the_hint_installs_it(
     result = assay("loadgen", "lenet", "--root", built.root, *ENGINE)
     assert result.code == 4
     assert "pip install mlcommons-loadgen" in result.err
+
+
+def test_the_scenarios_are_those_of_loadgen() -> None:
+    assert loadgen.SCENARIOS == SCENARIOS
+
+
+def test_a_time_without_a_unit_is_wrong_usage(built: Store, assay: Assay) -> None:
+    result = assay("loadgen", "lenet", "--root", built.root, *ENGINE, "--p99", "5")
+    assert result.code == 2
+    assert "'5' is not a time" in result.err
 
 
 @pytest.fixture

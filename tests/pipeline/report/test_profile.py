@@ -169,6 +169,7 @@ def test_the_page_shows_what_was_profiled_and_nothing_without() -> None:
             measurements=None,
             comparison=None,
             costs=known,
+            load=None,
             bundle=None,
         )
         return Results(
