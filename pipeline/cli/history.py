@@ -53,9 +53,9 @@ def compare(outcome: Outcome, store: Store) -> dict[str, Any]:
     files = {
         name: (_file(name, outcome.outputs), digest) for name, digest in _digests(record).items()
     }
-    history = History(store.root, params["model"], params["precision"])
     place = lock_file(store.root, f"{params['model']}/{params['precision']}/history.json")
     with lock.held(place, "history", store.wait):
+        history = History(store.root, params["model"], params["precision"])
         entry = history.add(record.started, measurements, record.facts, files)
     slower = history.slower(entry)
     worker.end()  # it holds memory, on a GPU too

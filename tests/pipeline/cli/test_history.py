@@ -4,14 +4,17 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.method import Slowed
+from engines.errors import DeployError
 from pipeline.benchmarking.history import History
 from pipeline.verification import engine_proof
+from pipeline.workflow import lock
 from pipeline.workflow.digests import read_json, replace_json
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
@@ -142,3 +145,61 @@ def test_old_runs_and_their_engines_are_dropped(tmp_path: Path) -> None:
     (slower,) = history.slower(history.entries[-1])
     assert (slower.low, slower.then["started"]) == (2.0, "3")
     assert dataclasses.astuple(slower)[:3] == ("onnxruntime", 1, "")
+
+
+ENTRY: dict[str, Any] = {
+    "started": "0",
+    "machine": {},
+    "devices": {},
+    "versions": {},
+    "engines": {"onnxruntime": OTHER},
+    "results": [{"name": "onnxruntime", "batch": 1, "seconds": {"low": 1, "high": 2}}],
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        None,
+        "text",
+        [1],
+        [{}],
+        *(
+            [{name: ENTRY[name] for name in ENTRY if name != lost}]
+            for lost in ENTRY
+            if lost != "devices"
+        ),
+        [{**ENTRY, "results": [{"name": "onnxruntime", "batch": 1}]}],
+        [{**ENTRY, "results": [{**ENTRY["results"][0], "seconds": {"low": 0, "high": 0}}]}],
+    ],
+)
+def test_runs_that_are_damaged_or_of_another_version_are_an_error(
+    tmp_path: Path, content: object
+) -> None:
+    file = tmp_path / ".history" / "m" / "fp32" / "runs.json"
+    file.parent.mkdir(parents=True)
+    replace_json(file, [ENTRY])
+    assert History(tmp_path, "m", "fp32").entries == [ENTRY]
+    replace_json(file, content)
+    with pytest.raises(DeployError, match=r"runs\.json is damaged, or of another version"):
+        History(tmp_path, "m", "fp32")
+
+
+def test_a_run_that_is_kept_while_another_waits_is_not_lost(
+    store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("bench", "lenet", "--root", store.root, *QUICK, "--history")
+    assert assay(*words).code == 0
+    file = store.root / ".history" / "lenet" / "fp32" / "runs.json"
+    held = lock.held
+
+    def wait(*arguments: Any) -> AbstractContextManager[None]:
+        if "history" in arguments:
+            replace_json(file, [{**read_json(file)[0], "started": str(n)} for n in range(3)])
+        return held(*arguments)
+
+    monkeypatch.setattr(lock, "held", wait)
+    assert assay(*words, "--force").code == 0
+    assert [entry["started"] for entry in read_json(file)][:3] == ["0", "1", "2"]
+    assert len(read_json(file)) == 4
