@@ -1,11 +1,11 @@
 """How near engines come to what this machine can do: LeNet, ResNet18 and a narrow VGG-11.
 
     PYTHONPATH=. python benchmarks/roofline.py [--models A,B] [--precisions A,B] [--batch 1,8,64]
-        [--budget 3] [--root FOLDER] > benchmarks/results/roofline.md
+        [--engines A,B] [--budget 3] [--root FOLDER] > benchmarks/results/roofline.md
 
 Weights are random and images generated, since speed does not depend on them. Each case runs `assay
-export`, `build`, `verify` and `profile`, for all engines that run on this machine's CPU. With
---root, artifacts of an earlier run are used again.
+export`, `build`, `verify` and `profile`, for the engines that run on this machine's CPU, or those
+of --engines. With --root, artifacts of an earlier run are used again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import io
 import json
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import engines
 from benchmarks.gpu_report import CALIBRATION, GOLDEN, factory
 from pipeline.golden import rows
 from pipeline.report import profile as report
+from pipeline.report.bench import BUSY, UNSETTLED
 
 MODELS = ("lenet", "resnet18", "vgg11-slim")
 PRECISIONS = ("fp32", "int8")
@@ -44,8 +46,13 @@ def call(words: list[str]) -> dict[str, Any]:
     return document
 
 
-def proved(model: str, precision: str, root: Path) -> tuple[list[str], list[str]]:
+def proved(
+    model: str, precision: str, root: Path, names: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
     """Exports, builds and verifies a model for this machine's CPU.
+
+    Args:
+        names: The engines to build; all without.
 
     Returns:
         The words that name model, precision and root in a command, and the engines that passed.
@@ -63,7 +70,7 @@ def proved(model: str, precision: str, root: Path) -> tuple[list[str], list[str]
     if "error" in answer:
         sys.exit(f"{model} {precision}: {answer['error']['message']}")
     passed = []
-    for engine in engines.names():
+    for engine in names or engines.names():
         if "cpu" not in engines.get(engine).devices or not engines.get(engine).available().run:
             continue
         steps = [[stage, *words, "--engine", engine] for stage in ("build", "verify")]
@@ -74,7 +81,7 @@ def proved(model: str, precision: str, root: Path) -> tuple[list[str], list[str]
 
 def profile(model: str, precision: str, root: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Returns the profile of a model's engines at a precision."""
-    words, passed = proved(model, precision, root)
+    words, passed = proved(model, precision, root, asked.engines)
     more = ["--batch", asked.batch, "--budget", str(asked.budget), "--engine", ",".join(passed)]
     answer = call(["profile", *words, *more, "--device", "cpu"])
     results: dict[str, Any] = answer["outcomes"][-1]["results"]["costs"]
@@ -92,11 +99,22 @@ def markdown(title: str, columns: list[str], table: list[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def others(profiles: Iterable[dict[str, Any]]) -> float:
+    """Returns the largest part of the CPUs that other processes took during a measurement."""
+    return max(
+        load["others"] or 0.0
+        for document in profiles
+        for entry in document["engines"]
+        for load in entry.get("loads", ())
+    )
+
+
 def main() -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", type=lambda text: text.split(","), default=MODELS)
     parser.add_argument("--precisions", type=lambda text: text.split(","), default=PRECISIONS)
+    parser.add_argument("--engines", type=lambda text: text.split(","), default=())
     parser.add_argument("--batch", default="1,8,64")
     parser.add_argument("--budget", type=float, default=3.0, help="seconds an engine and batch")
     parser.add_argument("--root", type=Path)
@@ -114,6 +132,8 @@ def main() -> int:
     print(
         f"`python benchmarks/roofline.py` on {machine['cpu']}, {machine['threads']} threads of"
         f" {machine['cpus']} CPUs. [What the columns mean](../../docs/stages.md#what-engines-cost)."
+        f" Meanwhile, other processes took up to {others(profiles.values()):.0%} of the CPUs;"
+        f" results that they disturbed are marked {BUSY} or {UNSETTLED}."
     )
     print("\n## The fastest engine\n")
     best = [row for key, document in profiles.items() for row in report.best(*key, document)]

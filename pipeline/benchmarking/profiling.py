@@ -108,7 +108,7 @@ def _products(
 
 
 def _profile(
-    subject: Subject, products: Sequence[Product], budget: float, seed: int
+    subject: Subject, products: Sequence[ProductTime], budget: float, seed: int
 ) -> dict[str, Any]:
     worker.end()  # the libraries of the engine before are not loaded in a new process
     name = subject.engine
@@ -122,7 +122,7 @@ def _profile(
 
 
 def profile_here(
-    subject: Subject, products: Sequence[Product], budget: float, seed: int
+    subject: Subject, products: Sequence[ProductTime], budget: float, seed: int
 ) -> dict[str, Any]:
     """Returns the profile of an engine, opened in this process."""
     engine = engines.get(subject.engine)
@@ -140,7 +140,14 @@ def profile_here(
                 timings, roofline = (
                     (_alone(session, load, budget, seed), None)
                     if why
-                    else ceilings.measure(session, load, work, budget=budget, seed=seed)
+                    else ceilings.measure(
+                        session,
+                        load,
+                        work,
+                        seconds=costs[number].wall_seconds,
+                        budget=budget,
+                        seed=seed,
+                    )
                 )
                 whole = next(entry for entry in timings if entry.boundary == clock.BOUNDARIES[1])
                 part = others.part()

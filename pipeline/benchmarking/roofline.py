@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 import engines
-from engines.contract import BuildOptions, OpenOptions, Session
+from engines.contract import BuildOptions, Feeds, OpenOptions, Outputs, Session
 from engines.errors import DeployError
 from exporters.work import Work
 from pipeline.benchmarking import clock
@@ -42,6 +42,8 @@ from pipeline.benchmarking.transfers import Transfer
 
 # Seconds for each graph of products, when the fastest engine for it is looked for.
 _SEARCH_SECONDS = 0.3
+# How often a product runs in one launch at most.
+_MOST = 16
 _COPY, _READ = "copy", "read"
 _DEVICE = clock.BOUNDARIES[0]
 
@@ -141,33 +143,58 @@ def time_products(
     return [ProductTime(p, timings[p.name].seconds.value) for p, _ in opened], problems
 
 
-def fastest(times: Sequence[ProductTime]) -> list[Product]:
-    """Returns the product of the fastest engine, for each precision and kind."""
+def fastest(times: Sequence[ProductTime]) -> list[ProductTime]:
+    """Returns the fastest product of each engine, for each precision.
+
+    Not only that of one engine: which is the fastest depends on what else the machine does.
+    """
     best: dict[tuple[str, str], ProductTime] = {}
     for entry in times:
-        key = entry.product.precision, entry.product.kind
+        key = entry.product.precision, entry.product.engine
         if key not in best or entry.rate > best[key].rate:
             best[key] = entry
-    return [entry.product for entry in best.values()]
+    return [*best.values()]
+
+
+class _Repeated:
+    """A session that runs several times in one launch; see `engines.contract.Session`."""
+
+    def __init__(self, session: Session, count: int) -> None:
+        self._session, self.count = session, count
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.device, self.batch, self.stream = session.device, session.batch, session.stream
+
+    def run(self, feeds: Feeds) -> Outputs:
+        for _ in range(self.count - 1):
+            self._session.run(feeds)
+        return self._session.run(feeds)
+
+    def bind(self, feeds: Feeds) -> None:
+        self._session.bind(feeds)
+
+    def launch(self) -> None:
+        for _ in range(self.count):
+            self._session.launch()
+
+    def synchronize(self) -> None:
+        self._session.synchronize()
+
+    def close(self) -> None:
+        self._session.close()
 
 
 class Ceilings:
     """The open sessions that show what the machine can do; a context manager that closes them."""
 
-    def __init__(self, products: Sequence[Product], threads: int) -> None:
+    def __init__(self, products: Sequence[ProductTime], threads: int) -> None:
         self._threads = threads
-        self._stack = ExitStack()
-        self._products = {
-            product.name: (
-                product,
-                self._stack.enter_context(
-                    closing(
-                        engines.get(product.engine).open(product.path, OpenOptions("cpu", threads))
-                    )
-                ),
-            )
-            for product in products
-        }
+        self._times = {entry.product.name: entry for entry in products}
+        with ExitStack() as stack:
+            self._sessions = {
+                name: stack.enter_context(closing(_open(entry.product, threads)))
+                for name, entry in self._times.items()
+            }
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Ceilings:
         return self
@@ -179,37 +206,51 @@ class Ceilings:
         """Returns why there is no roofline for some work, or ""."""
         if not work.operations:
             return "the graph has no convolution or matrix product"
-        known = {product.precision for product, _ in self._products.values()}
+        known = {entry.product.precision for entry in self._times.values()}
         if lacking := [kind for kind in work.operations if kind not in known]:
             return f"no engine that runs here could be timed on products in {', '.join(lacking)}"
         return ""
 
     def measure(
-        self, session: Session, load: Load, work: Work, *, budget: float, seed: int
+        self, session: Session, load: Load, work: Work, *, seconds: float, budget: float, seed: int
     ) -> tuple[list[Timing], Roofline]:
         """Times a session side by side with the products, a copy and reading.
+
+        Products run as often in a launch as takes about as long as the session: a short one after a
+        long one would begin with cold caches, and a scheduler treats the two differently.
+
+        Args:
+            seconds: How long an inference takes, about.
 
         Returns:
             The session's own timings, and what it reached.
         """
         size = work.compulsory_bytes
+        repeated = {
+            name: _Repeated(own, min(_MOST, max(1, round(seconds / self._times[name].seconds))))
+            for name, own in self._sessions.items()
+        }
         with (
             closing(Transfer(size, self._threads, write=True)) as copy,
             closing(Transfer(size, self._threads, write=False)) as read,
         ):
             candidates = [
                 Candidate("", session, load.feeds),
-                *(Candidate(name, own, _feeds(own)) for name, (_, own) in self._products.items()),
+                *(Candidate(name, own, _feeds(own)) for name, own in repeated.items()),
                 Candidate(_COPY, copy, {}),
                 Candidate(_READ, read, {}),
             ]
             timings = clock.measure(candidates, budget=budget, seed=seed)
             moved = {_COPY: copy.moved, _READ: read.moved}
-        seconds = {entry.name: entry.seconds for entry in timings if entry.boundary == _DEVICE}
-        products = [product for product, _ in self._products.values()]
-        return [entry for entry in timings if not entry.name], _roofline(
-            work, seconds, products, moved
-        )
+        taken = {entry.name: entry.seconds for entry in timings if entry.boundary == _DEVICE}
+        taken |= {name: _times(taken[name], 1 / own.count) for name, own in repeated.items()}
+        products = [entry.product for entry in self._times.values()]
+        own_timings = [entry for entry in timings if not entry.name]
+        return own_timings, _roofline(work, taken, products, moved)
+
+
+def _open(product: Product, threads: int) -> Session:
+    return engines.get(product.engine).open(product.path, OpenOptions("cpu", threads))
 
 
 def _roofline(

@@ -26,9 +26,6 @@ def show(document: dict[str, Any]) -> None:
     console.table(*roofline(document), (">op/byte", ">Gop", "bound by"))
     for sentence in (*peaks(document), *losses(document)):
         console.result(sentence)
-    for entry in document["engines"]:
-        if "error" in entry:
-            console.result(f"{entry['engine']}: {_status(entry)}: {entry['error']}")
 
 
 def require_profiles(document: dict[str, Any]) -> None:
@@ -37,10 +34,12 @@ def require_profiles(document: dict[str, Any]) -> None:
     if not failed:
         return
     kind = CrashedError if any(entry["crashed"] for entry in failed) else FailedError
-    raise kind(
+    error = kind(
         "; ".join(f"{entry['engine']} {_status(entry)}: {entry['error']}" for entry in failed),
         "leave it out with --engine, or build it again",
     )
+    error.details = {"costs": document}
+    raise error
 
 
 def _status(entry: dict[str, Any]) -> str:
@@ -61,7 +60,7 @@ def cold_start(document: dict[str, Any]) -> Table:
     rows = []
     for entry in document["engines"]:
         if "error" in entry:
-            rows.append([entry["engine"], _status(entry), *[""] * 7])
+            rows.append([entry["engine"], _status(entry), *[""] * 8])
             continue
         memory = entry["memory"]
         rows.append(
@@ -75,10 +74,18 @@ def cold_start(document: dict[str, Any]) -> Table:
                 size(memory["opened"]),
                 "" if memory["peak"] is None else size(memory["peak"]),
                 size(memory["steady"]),
+                _gpu(memory),
             ]
         )
     columns = ["engine", ">library", ">open", ">first run", ">file", ">before", ">opened"]
-    return "Cold start, and memory of the process", [*columns, ">peak", ">steady"], rows
+    return "Cold start, and memory of the process", [*columns, ">peak", ">steady", ">GPU"], rows
+
+
+def _gpu(memory: dict[str, Any]) -> str:
+    """Returns how much more of the GPU's memory is in use than before; "" without a GPU."""
+    if not memory["gpu_before"] or not memory["gpu_steady"]:
+        return ""
+    return f"{float(memory['gpu_steady']) - float(memory['gpu_before']):,.0f} MiB"
 
 
 def costs(document: dict[str, Any]) -> Table:
@@ -145,7 +152,9 @@ def peaks(document: dict[str, Any]) -> list[str]:
         for entry, load in _rows(document)
         if load["no_roofline"]
     )
-    return [*sentences, *too_low, *reasons]
+    # Why a type has no peak.
+    problems = document["product_problems"] if reasons else []
+    return [*sentences, *too_low, *reasons, *problems]
 
 
 def losses(document: dict[str, Any]) -> list[str]:

@@ -45,6 +45,7 @@ def load(batch: int, share: float | None, **more: Any) -> dict[str, Any]:
 
 def engine(name: str, *loads: dict[str, Any]) -> dict[str, Any]:
     memory = {"before": 30 << 20, "opened": 60 << 20, "peak": None, "steady": 61 << 20}
+    memory |= {"gpu_before": "", "gpu_steady": ""}
     return {
         "engine": name,
         "device": "cpu",
@@ -62,7 +63,7 @@ def document(*entries: dict[str, Any]) -> dict[str, Any]:
         {"engine": n, "precision": "fp32", "kind": "convolution", "operations_per_second": rate}
         for n, rate in rates.items()
     ]
-    return {"products": products, "engines": [*entries]}
+    return {"products": products, "product_problems": ["c: no kernel"], "engines": [*entries]}
 
 
 def rows(table: profile.Table) -> list[dict[str, str]]:
@@ -78,6 +79,9 @@ def test_the_tables_have_what_was_measured() -> None:
         "10.0 ms",
         "500 ms",
     )
+    assert start[">GPU"] == ""
+    known["engines"][0]["memory"].update(gpu_before="10", gpu_steady="522")
+    assert rows(profile.cold_start(known))[0][">GPU"] == "512 MiB"
     assert (start[">file"], start[">opened"], start[">peak"]) == ("2.0 KiB", "60.0 MiB", "")
     one, eight = rows(profile.costs(known))
     assert (one[">steady"], one[">CPU time"], one[">CPUs"]) == ("2.00 ms", "3.00 ms", "1.5")
@@ -108,10 +112,12 @@ def test_what_a_layer_loses_is_said_where_it_is_known() -> None:
 
 def test_the_peak_and_why_there_is_no_share_are_printed() -> None:
     known = document(engine("a", load(1, None)), engine("b", load(1, 1.2)))
-    peak, too_low, reason = profile.peaks(known)
+    peak, too_low, reason, problem = profile.peaks(known)
     assert peak.startswith("peak in fp32: 300 Gop/s, by a convolution of b")
     assert too_low.startswith("b at batch 1 exceeds what was taken for attainable")
     assert reason == "no share for a: it is measured on CPUs only"
+    assert problem == "c: no kernel"
+    assert len(profile.peaks(document(engine("a", load(1, 0.5))))) == 1
 
 
 def test_the_fastest_engine_of_each_batch_is_the_best() -> None:
@@ -133,8 +139,9 @@ def test_an_engine_without_a_profile_fails_the_command(
     profile.require_profiles(known)
     known["engines"].append({"engine": "b", "error": "signal 11", "crashed": crashed})
     assert [row["engine"] for row in rows(profile.cold_start(known))] == ["a", "b"]
-    with pytest.raises(kind, match="signal 11"):
+    with pytest.raises(kind, match="signal 11") as caught:
         profile.require_profiles(known)
+    assert caught.value.details == {"costs": known}
 
 
 def test_tables_fit_80_columns(
