@@ -2,8 +2,8 @@
 
 The same open sessions serve random arrivals at the same rate, in turns: those of `assay load`, then
 those of LoadGen's scenario Server, and so on with another seed. Each turn gives a median and a p99;
-the ratio of the two tools has an interval by signed ranks over the turns. The sessions sleep for a
-known time, or run LeNet in ONNX Runtime with 1 or 64 images in a request.
+the ratio of the two tools has an interval by signed ranks over the turns. The sessions do nothing,
+sleep for a known time, or run LeNet in ONNX Runtime with 1 or 64 images in a request.
 
     PYTHONPATH=. python benchmarks/loadgen.py [--turns N] > benchmarks/results/loadgen.md
 """
@@ -37,6 +37,7 @@ LOADS = (0.3, 0.7)
 SESSIONS = (1, 2)
 SLEEP = 0.002
 EMPTY_SECONDS = 0.5
+IDLE_RATE = 150.0
 BATCHES = (1, 64)
 
 
@@ -100,8 +101,8 @@ def cases(folder: Path) -> Iterator[Case]:
         )
 
 
-def turns(case: Case, count: int, load: float, number: int) -> tuple[float, Told]:
-    """Returns the rate that is a part of the throughput, and what both tools tell of it."""
+def turns(case: Case, count: int, rate: float, number: int) -> Told:
+    """Returns what both tools tell of so many sessions at a rate."""
     # Each "row" of the library is a whole request.
     library = Library(
         {name: array[np.newaxis] for name, array in case.feeds.items()}, batched=False
@@ -109,8 +110,6 @@ def turns(case: Case, count: int, load: float, number: int) -> tuple[float, Told
     told = Told()
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="assay-") as folder:
         sessions = [stack.enter_context(closing(case.open_session())) for _ in range(count)]
-        served = closed(sessions, case.feeds, seconds=1)
-        rate = load * served.requests / served.seconds
         for seed in range(number):
             times: list[float] = []
             result = arrivals(
@@ -123,12 +122,20 @@ def turns(case: Case, count: int, load: float, number: int) -> tuple[float, Told
                 told.ours[percent].append(float(np.percentile(times, percent)))
                 name = f"{percent}.00 percentile latency (ns)"
                 told.loadgen[percent].append(summary.figures[name] / 1e9)
-    return rate, told
+    return told
 
 
-def row(case: Case, count: int, load: float, rate: float, told: Told) -> str:
+def throughput(case: Case, count: int) -> float:
+    """Returns how many requests a second so many sessions serve to clients that wait."""
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(closing(case.open_session())) for _ in range(count)]
+        served = closed(sessions, case.feeds, seconds=1)
+    return served.requests / served.seconds
+
+
+def row(case: Case, count: int, load: str, rate: float, told: Told) -> str:
     """Returns a line of the table."""
-    cells = [case.name, f"{count}", f"{load:.0%}", f"{rate:,.0f}"]
+    cells = [case.name, f"{count}", load, f"{rate:,.0f}"]
     for percent, ours in told.ours.items():
         theirs = told.loadgen[percent]
         ratio = intervals.location(np.array(ours) / np.array(theirs))
@@ -146,7 +153,7 @@ def row(case: Case, count: int, load: float, rate: float, told: Told) -> str:
 def main() -> int:
     """Prints the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=6)
     arguments = parser.parse_args()
     others = Others()
     before = os.getloadavg()[0]
@@ -156,11 +163,15 @@ def main() -> int:
     columns.append("waking, µs")
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     with tempfile.TemporaryDirectory(prefix="assay-") as folder:
+        nothing = Case("nothing", lambda: Sleeper(0), {"x": np.zeros((1, 1), np.float32)})
+        told = turns(nothing, 1, IDLE_RATE, arguments.turns)
+        lines.append(row(nothing, 1, "", IDLE_RATE, told))
         for case in cases(Path(folder)):
             for count in SESSIONS:
                 for load in LOADS:
-                    rate, told = turns(case, count, load, arguments.turns)
-                    lines.append(row(case, count, load, rate, told))
+                    rate = load * throughput(case, count)
+                    told = turns(case, count, rate, arguments.turns)
+                    lines.append(row(case, count, f"{load:.0%}", rate, told))
                     print(lines[-1], file=sys.stderr)
     words = " ".join(["python benchmarks/loadgen.py", *sys.argv[1:]])
     part = others.part()
@@ -172,13 +183,13 @@ def main() -> int:
         f" {arguments.turns} turns of {SECONDS:g} s for each tool in each row.\n"
     )
     print("\n".join(lines))
-    empty = [closed([Sleeper(0)] * count, {}, seconds=EMPTY_SECONDS) for count in SESSIONS]
-    costs = [count * run.seconds / run.requests for count, run in zip(SESSIONS, empty, strict=True)]
-    print(
-        "\nA request to a session that does nothing takes the clients of `assay load`"
-        f" {costs[0] * 1e6:.1f} µs with one session, and {costs[1] * 1e6:.1f} µs with two, which"
-        " take turns at Python's lock."
-    )
+    for count in SESSIONS:
+        served = closed([Sleeper(0)] * count, {}, seconds=EMPTY_SECONDS)
+        cost = count * served.seconds / served.requests
+        print(
+            f"\nA client of `assay load` that waits takes {cost * 1e6:.2f} µs for a request to a"
+            f" session that does nothing, with {count} session{'s' if count > 1 else ''}."
+        )
     return 0
 
 

@@ -351,7 +351,7 @@ class Place:
 
 def _timeless(path: Path, sha256: str) -> str:
     """Returns the digest of an artifact; of a measurement only that there is one."""
-    if path.name in ("measurements.json", "costs.json"):
+    if path.name in ("measurements.json", "costs.json", "served.json"):
         return "measured"
     if path.suffix == ".json":
         content = json.loads(path.read_text(encoding="utf-8"), object_hook=_without_times)
