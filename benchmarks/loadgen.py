@@ -32,7 +32,7 @@ from pipeline.benchmarking.load import arrivals, closed
 from pipeline.benchmarking.loadgen import Library, Settings
 from pipeline.golden import file as goldens
 
-SECONDS = 2.0
+SECONDS = 1.5
 LOADS = (0.3, 0.7)
 SESSIONS = (1, 2)
 SLEEP = 0.002

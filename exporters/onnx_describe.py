@@ -40,6 +40,8 @@ _FUSED = frozenset(
     }
 )
 _RECURRENT = ("RNN", "GRU", "LSTM")
+# These read no more of their first input than they write.
+_PICKING = ("Gather", "GatherElements", "GatherND", "Slice")
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ def work_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Wo
 
     Operators other than convolutions, matrix products, recurrent layers and attention count as
     nothing, and so do subgraphs. A size that depends on the values of the inputs counts as 1.
+    Of a constant from which elements are only picked, such as the table of an embedding, no more
+    counts than what is picked.
 
     Raises:
         DeployError: The types of the graph do not fit together, or do not fit the shapes.
@@ -174,11 +178,31 @@ def work_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Wo
         operations[product.precision] += product.operations
     return Work(
         operations=dict(operations.most_common()),
-        weights=sum(sizes.values()),
+        weights=round(
+            sum(
+                sizes[name] * _part_read(name, math.prod(tensor.dims), users, types)
+                for name, tensor in named_constants(graph)
+            )
+        ),
         inputs=sum(_bytes(value, types) for value in inputs_of(graph)),
         outputs=sum(_bytes(value, types) for value in graph.output),
         products=products,
     )
+
+
+def _part_read(
+    name: str, count: int, users: Mapping[str, list[onnx.NodeProto]], types: _Types
+) -> float:
+    """Returns the part of a constant that its users read at most.
+
+    It is 1 unless all of them only pick some of its elements, as an embedding does.
+    """
+    picked = 0
+    for node in users.get(name, ()):
+        if node.op_type not in _PICKING or name in node.input[1:] or node.output[0] not in types:
+            return 1.0
+        picked += math.prod(types[node.output[0]][1])
+    return min(1.0, picked / count) if picked and count else 1.0
 
 
 def _fused_names(node: onnx.NodeProto, users: Mapping[str, list[onnx.NodeProto]]) -> Iterator[str]:
@@ -304,10 +328,11 @@ def _multiply_adds(node: onnx.NodeProto, types: _Types) -> int:
     """Returns the multiply-adds of a node; 0 unless it is one of the operators named here."""
     shapes = [types.get(name, ("", ()))[1] for name in node.input]
     output = next(filter(None, node.output), "")  # recurrent layers may leave out the first
-    if () in shapes[:2] or output not in types:
+    kind = node.op_type
+    factors = {**_CONVOLUTIONS, **_MATRIX_PRODUCTS}.get(kind, (0, 1))
+    if () in [shapes[place] for place in factors if place < len(shapes)] or output not in types:
         return 0  # shape inference stops at operators that ONNX does not define
     out = math.prod(types[output][1])
-    kind = node.op_type
     if kind in _CONVOLUTIONS:  # weight [out, in / group, *kernel]
         return out * math.prod(shapes[_CONVOLUTIONS[kind][1]][1:])
     if kind == "ConvTranspose":  # weight [in, out / group, *kernel]

@@ -30,7 +30,8 @@ class Work:
     Attributes:
         operations: Of convolutions and matrix products, by the precision that they compute in; a
             multiply-add is two.
-        weights: Bytes of the constants, as the graph stores them.
+        weights: Bytes of the constants, as the graph stores them; of a table from which elements
+            are picked, those of as many elements.
         inputs: Bytes of the graph's inputs.
         outputs: Bytes of the graph's outputs.
         products: What the operations consist of.

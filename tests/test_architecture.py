@@ -90,6 +90,7 @@ ALLOWED = {
         "engines",
         "exporters",
         "pipeline",
+        "pipeline/benchmarking",
         "pipeline/models",
         "pipeline/report",
         "pipeline/verification",

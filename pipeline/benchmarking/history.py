@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.cache import slug, write_atomic
+from engines.errors import DeployError
 from pipeline.workflow.artifacts import record_beside
 from pipeline.workflow.digests import read_json, replace_json
 
@@ -43,12 +44,20 @@ class Slower:
 
 
 class History:
-    """The runs of bench for a model at a precision, and the engines that were measured in them."""
+    """The runs of bench for a model at a precision, and the engines that were measured in them.
+
+    Raises:
+        DeployError: The file of the runs is damaged, or of another version.
+    """
 
     def __init__(self, root: Path, model: str, precision: str) -> None:
         self._folder = root / ".history" / slug(model) / precision
         self._file = self._folder / "runs.json"
         self.entries: list[dict[str, Any]] = read_json(self._file) if self._file.exists() else []
+        if not _valid(self.entries):
+            raise DeployError(
+                f"{self._file} is damaged, or of another version", "remove it and run this again"
+            )
 
     def add(
         self,
@@ -149,6 +158,26 @@ class History:
             key=lambda entry: float(_result(entry, part)["seconds"]["high"]),
             default=None,
         )
+
+
+def _valid(entries: Any) -> bool:
+    """Whether the content of a file is what `History.add` keeps."""
+    try:
+        return isinstance(entries, list) and all(
+            isinstance(entry["started"], str)
+            and isinstance(entry["machine"], dict)
+            and isinstance(entry["versions"], dict)
+            and all(isinstance(digest, str) for digest in entry["engines"].values())
+            and all(
+                isinstance(part["name"], str)
+                and isinstance(part["batch"], int)
+                and 0 < part["seconds"]["low"] <= part["seconds"]["high"]
+                for part in entry["results"]
+            )
+            for entry in entries
+        )
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def _result(entry: Mapping[str, Any], part: Mapping[str, Any]) -> Any:

@@ -57,6 +57,7 @@ def choose(
     from pipeline.report import units
     from pipeline.report.page import bounds as judge
     from pipeline.report.page import bounds_table, choice, results
+    from pipeline.report.train import chance_doubt
 
     store = make_store(values)
     models.check_name(model)
@@ -87,7 +88,9 @@ def choose(
     accuracy = (known.training or {}).get("test_accuracy")
     compared = [judge.kept(entry, bounds, accuracy) for entry in candidates]
     best = judge.best(compared, bounds)
-    bounds_table.show(compared, best)
+    bounds_table.show(compared, best, bounds)
+    if doubt := known.training and chance_doubt(known.training):
+        console.result(doubt)
     document = {
         "bounds": dataclasses.asdict(bounds),
         "chosen": None if best is None else dataclasses.asdict(best.candidate),
@@ -96,9 +99,9 @@ def choose(
     }
     if best is None:
         raise NotMetError(
-            f"none of the {len(compared)} measured engines and batch sizes surely keeps the bounds",
-            "measure more with `assay sweep` or `assay bench` (--batch, --precision, a larger"
-            " --budget), or relax the bounds",
+            f"none of the {len(compared)} ways to run {model} that were measured surely keeps the"
+            " bounds",
+            judge.hint(compared, bounds),
             document,
         )
     console.document(document)

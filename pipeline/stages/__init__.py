@@ -169,10 +169,11 @@ class Subject:
 
         words = {"model": model, "precision": verdict["precision"]}
         if verdict["status"] != "pass":
+            reason = f": {verdict['reason']}" if verdict["reason"] else ""
             raise ParityError(
                 f"{self.engine} is not measured, since its verdict in {verdict['precision']} is"
-                f" {verdict['status']!r}: {verdict['reason']}",
-                "leave it out with --engine, or see"
+                f" {verdict['status']!r}{reason}",
+                "leave it out with --engine, or run"
                 f" `{hints.command('verify', words | {'engine': self.engine})}`",
             )
         proved = str(verdict["facts"].get("device", ""))

@@ -15,7 +15,7 @@ from typing import Any
 
 import engines
 from engines import hardware
-from engines.errors import FailedError, UsageError
+from engines.errors import FailedError, ParityError, UsageError
 from exporters import DEFAULT_PRECISION, PRECISIONS
 from pipeline import models
 from pipeline.report import sweep as report
@@ -176,18 +176,25 @@ def _verdicts(inputs: Paths, params: Params) -> dict[tuple[str, Subject], dict[s
     An engine need not be built or proved in every precision.
     """
     proved: dict[tuple[str, Subject], dict[str, Any]] = {}
-    refused: dict[tuple[str, Subject], dict[str, Any]] = {}
+    refused: dict[tuple[str, Subject], ParityError] = {}
     for precision, subject in _subjects(params):
-        if inputs[subject.built].exists() and inputs[subject.verdict].exists():
+        if not inputs[subject.built].exists():
+            continue
+        verdict = {"status": "not known", "reason": "", "precision": precision, "facts": {}}
+        if inputs[subject.verdict].exists():
             verdict = read_json(inputs[subject.verdict])
-            known = proved if verdict["status"] == "pass" else refused
-            known[precision, subject] = verdict
-    for (_, subject), verdict in (proved or refused).items():
-        subject.require_proof(verdict, params.model, params.device)
-    for precision, subject in refused:
-        console.say(f"without {subject.engine} in {precision}: it is not proved")
+        try:
+            subject.require_proof(verdict, params.model, params.device)
+        except ParityError as error:
+            refused[precision, subject] = error
+        else:
+            proved[precision, subject] = verdict
     if not proved:
+        for reason in refused.values():
+            raise reason
         require_built((), {**vars(params), "precision": params.precision[0]})
+    for reason in refused.values():
+        console.say(f"{reason.message}; {reason.hint}")
     return proved
 
 

@@ -158,3 +158,42 @@ def test_products_of_integers_count_as_int8() -> None:
     node = onnx.helper.make_node("MatMulInteger", ["a", "b"], ["y"])
     inputs = {"a": ("uint8", (3, 4)), "b": ("int8", (4, 5))}
     assert single(node, inputs, "int32").operations == {"int8": 2 * 3 * 4 * 5}
+
+
+@pytest.mark.parametrize("operator", ["QLinearMatMul", "QLinearConv"])
+def test_products_with_scalar_scales_count(operator: str) -> None:
+    convolves = operator == "QLinearConv"
+    shapes = [(2, 3, 8, 8), (4, 3, 3, 3)] if convolves else [(3, 4), (4, 5)]
+    inputs: dict[str, tuple[str, tuple[int, ...]]] = {
+        "a": ("uint8", shapes[0]),
+        "as": ("float32", ()),
+        "az": ("uint8", ()),
+        "b": ("uint8", shapes[1]),
+        "bs": ("float32", ()),
+        "bz": ("uint8", ()),
+        "ys": ("float32", ()),
+        "yz": ("uint8", ()),
+    }
+    counted = single(onnx.helper.make_node(operator, [*inputs], ["y"]), inputs, "uint8")
+    assert counted.operations == {"int8": 2 * (2 * 4 * 6 * 6 * 27 if convolves else 3 * 4 * 5)}
+
+
+@pytest.mark.parametrize("also", ["", "MatMul"])
+def test_of_a_table_only_what_is_picked_has_to_be_read(also: str) -> None:
+    helper = onnx.helper
+    table = onnx.numpy_helper.from_array(np.ones((1000, 4), np.float32), "table")
+    weight = onnx.numpy_helper.from_array(np.ones((4, 4), np.float32), "weight")
+    nodes = [
+        helper.make_node("Gather", ["table", "rows"], ["picked"]),
+        helper.make_node("MatMul", ["picked", "weight"], ["y"]),
+    ]
+    outputs = [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
+    if also:
+        nodes.append(helper.make_node(also, ["table", "weight"], ["z"]))
+        outputs.append(helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None))
+    rows = helper.make_tensor_value_info("rows", onnx.TensorProto.INT64, ["n"])
+    graph = helper.make_graph(nodes, "g", [rows], outputs, [table, weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    for count in (2, 5000):
+        read = 1000 if also else min(count, 1000)
+        assert work_of(model, {"rows": (count,)}).weights == 4 * (4 * read + 16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.benchmarking.contention import NOTICEABLE
 from pipeline.report.page.choice import Candidate
 from pipeline.report.units import duration, size
 
@@ -62,6 +63,12 @@ def kept(candidate: Candidate, bounds: Bounds, accuracy: float | None) -> Kept:
         _, low, high = candidate.rates
         words = f"{low:,.0f} to {high:,.0f} {candidate.counted}/s"
         checks.append((_status(bounds.throughput <= low, bounds.throughput <= high), words))
+    others = candidate.others or 0.0
+    if others > NOTICEABLE:
+        # They make nothing faster, so that what keeps a bound beside them keeps it.
+        checks = [("unsure" if state == "no" else state, words) for state, words in checks]
+        if any(state != "yes" for state, _ in checks):
+            checks.append(("unsure", f"other processes took {others:.0%} of the CPUs"))
     if bounds.drop is not None:
         checks.append(_drop(candidate, bounds.drop, accuracy))
     if bounds.memory is not None:
@@ -70,7 +77,8 @@ def kept(candidate: Candidate, bounds: Bounds, accuracy: float | None) -> Kept:
         checks.append(("unsure", "other processes slowed it down"))
     statuses = {status for status, _ in checks}
     worst = next((status for status in ("no", "unsure") if status in statuses), "yes")
-    return Kept(candidate, worst, tuple(words for state, words in checks if state != "yes"))
+    failing = dict.fromkeys(words for state, words in checks if state != "yes")
+    return Kept(candidate, worst, tuple(failing))
 
 
 def _drop(candidate: Candidate, bound: float, accuracy: float | None) -> tuple[str, str]:
@@ -81,6 +89,8 @@ def _drop(candidate: Candidate, bound: float, accuracy: float | None) -> tuple[s
 
 
 def _memory(candidate: Candidate, bound: int) -> tuple[str, str]:
+    if candidate.sessions > 1:
+        return "unsure", "the memory of several sessions is not known"
     if candidate.memory is None:
         return "unsure", "its memory is not known; `assay profile` measures it"
     within = candidate.memory <= bound
@@ -93,6 +103,19 @@ def _above(name: str, low: float, high: float, bound: float) -> tuple[str, str]:
 
 def _status(surely: bool, perhaps: bool) -> str:
     return "yes" if surely else "unsure" if perhaps else "no"
+
+
+def hint(results: Sequence[Kept], bounds: Bounds) -> str:
+    """Returns what to do if none surely keeps the bounds."""
+    candidates = [entry.candidate for entry in results]
+    if bounds.drop is not None and all(one.accuracy is None for one in candidates):
+        return "leave --max-drop out: the classes of this model's images are not known"
+    if bounds.memory is not None and all(one.memory is None for one in candidates):
+        return "run `assay profile` for each precision, which measures memory"
+    more = "measure more with `assay sweep` or `assay bench` (--batch, --precision, --budget)"
+    if any((one.others or 0.0) > NOTICEABLE for one in candidates):
+        more = f"measure on a quiet machine, or {more}"
+    return f"{more}, or relax the bounds"
 
 
 def best(results: Sequence[Kept], bounds: Bounds) -> Kept | None:

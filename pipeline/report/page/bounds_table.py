@@ -4,59 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.report.page.bounds import Kept
+from pipeline.report.bench import UNSETTLED
+from pipeline.report.page.bounds import Bounds, Kept
+from pipeline.report.page.choice import Candidate
+from pipeline.report.sweep import CREW
 from pipeline.report.units import duration
 from pipeline.workflow import console
 
 _ORDER = {"yes": 0, "unsure": 1, "no": 2}
+_WHY = "which not, or not surely"
 
 
-def show(compared: Sequence[Kept], best: Kept | None) -> None:
+def show(compared: Sequence[Kept], best: Kept | None, bounds: Bounds) -> None:
     """Prints a row for each engine and batch size, those that keep the bounds first."""
     ranked = sorted(compared, key=lambda entry: (_ORDER[entry.status], entry.candidate.seconds))
     sizes = {entry.candidate.size for entry in compared}
     several = any(entry.candidate.served for entry in compared)
-    rows = []
-    for entry in ranked:
-        one = entry.candidate
-        p99 = "" if one.p99 is None else f"{duration(one.p99[0])} to {duration(one.p99[1])}"
-        rows.append(
-            [
-                one.engine,
-                one.precision,
-                f"{one.batch}",
-                one.size if len(sizes) > 1 else "",
-                f"{one.sessions}" if several else "",
-                f"{one.threads}" if several else "",
-                duration(one.seconds),
-                p99,
-                f"{one.rate:,.0f}",
-                "" if one.accuracy is None else f"{one.accuracy:.2%}",
-                entry.status,
-                "; ".join(entry.failing),
-            ]
-        )
-    counted = compared[0].candidate.counted
-    columns = (
-        *(
-            "engine",
-            "precision",
-            ">batch",
-            "size",
-            ">sessions",
-            ">threads",
-            ">end to end",
-            ">p99",
-            f">{counted}/s",
-        ),
-        *(">top-1", "kept", "which not, or not surely"),
-    )
-    console.table("Bounds", columns, rows, (">top-1", ">p99"))
+    rows = [
+        [
+            entry.candidate.engine,
+            entry.candidate.precision,
+            f"{entry.candidate.batch}",
+            entry.candidate.size if len(sizes) > 1 else "",
+            f"{entry.candidate.sessions} x {entry.candidate.threads}" if several else "",
+            duration(entry.candidate.seconds) + ("" if entry.candidate.settled else UNSETTLED),
+            _p99(entry.candidate),
+            f"{entry.candidate.rate:,.0f}",
+            "" if entry.candidate.accuracy is None else f"{entry.candidate.accuracy:.2%}",
+            entry.status,
+            "; ".join(entry.failing),
+        ]
+        for entry in ranked
+    ]
+    rate = f">{compared[0].candidate.counted}/s"
+    columns = ["engine", "precision", ">batch", "size", CREW, ">end to end", ">p99", rate]
+    columns += [">top-1", "kept", _WHY]
+    # What a bound is on stays longest.
+    asked = {
+        ">end to end": bounds.latency,
+        ">p99": bounds.p99,
+        rate: bounds.throughput,
+        ">top-1": bounds.drop,
+    }
+    optional = sorted(asked, key=lambda column: asked[column] is not None)
+    console.table("Bounds", columns, rows, (_WHY, *optional))
     if best is not None:
-        one = best.candidate
-        console.result(
-            f"chosen: {one.engine} in {one.precision} at batch {one.batch} on {one.device},"
-            f" {one.crew}:"
-            f" {duration(one.seconds)} ({duration(one.low)} to {duration(one.high)}) end to end,"
-            f" {one.rate:,.0f} {one.counted}/s; proved on this machine"
-        )
+        console.result(_chosen(best.candidate, bounds))
+
+
+def _p99(one: Candidate) -> str:
+    return "" if one.p99 is None else f"{duration(one.p99[0])} to {duration(one.p99[1])}"
+
+
+def _chosen(one: Candidate, bounds: Bounds) -> str:
+    facts = [
+        f"{duration(one.seconds)} ({duration(one.low)} to {duration(one.high)}) end to end",
+        *([f"p99 {_p99(one)}"] if bounds.p99 is not None else []),
+        f"{one.rate:,.0f} {one.counted}/s",
+        *([f"top-1 {one.accuracy:.2%}"] if bounds.drop is not None and one.accuracy else []),
+    ]
+    return (
+        f"chosen: {one.engine} in {one.precision} at batch {one.batch} on {one.device},"
+        f" {one.crew}: {', '.join(facts)}; proved on this machine"
+    )

@@ -34,6 +34,7 @@ class Candidate:
         high: Upper end.
         settled: Whether the interval became narrow enough within the budget.
         busy: Whether other processes slowed it down so much that they are what was measured.
+        others: The part of the CPUs that other processes took meanwhile; None if not known.
         accuracy: The part of the test images that it classifies right; None if not known.
         p99: The 95 % interval of the time that 99 of 100 inferences take; None if not known.
         counted: What a batch consists of: "images" or "rows".
@@ -57,6 +58,7 @@ class Candidate:
     high: float
     settled: bool
     busy: bool
+    others: float | None
     accuracy: float | None
     p99: tuple[float, float] | None
     counted: str
@@ -157,6 +159,7 @@ def candidates(results: Results) -> list[Candidate]:
                 high=seconds["high"],
                 settled=entry["settled"],
                 busy=entry["busy"],
+                others=entry["others"],
                 accuracy=accuracy(verdict),
                 p99=(known["low"], known["high"]) if known else None,
                 counted=counted(measurements),
@@ -193,6 +196,7 @@ def _swept(
                 high=point["latency"]["high"],
                 settled=True,
                 busy=False,
+                others=sweep["others"],
                 accuracy=accuracy(verdict),
                 p99=(known["low"], known["high"]) if known else None,
                 counted=counted(sweep),

@@ -4,21 +4,24 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from benchmarks.method import Slowed
+from engines.errors import DeployError
 from pipeline.benchmarking.history import History
 from pipeline.verification import engine_proof
-from pipeline.workflow.digests import read_json, replace_json
+from pipeline.workflow import lock
+from pipeline.workflow.digests import read_json, replace_json, sha256_file
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
 Assay = Callable[..., Result]
 QUICK = ("--engine", "onnxruntime", "--batch", "1", "--threads", "1", "--budget", "0.4")
-OTHER = "0" * 64
 
 
 @pytest.fixture
@@ -26,13 +29,21 @@ def kept(store: Store, assay: Assay) -> tuple[Store, Path]:
     """A kept run, said to have been ten times as quick, with another file of the same content."""
     result = assay("bench", "lenet", "--root", store.root, *QUICK, "--history")
     assert result.code == 0, result.err
-    assert "this is the first run that is kept" in result.out
+    assert "this is the first run that is kept for this machine" in result.out
     folder = store.root / ".history" / "lenet" / "fp32"
     (entry,) = read_json(folder / "runs.json")
     (digest,) = entry["engines"].values()
-    assert (folder / digest / "build.json").exists()
-    shutil.copytree(folder / digest, folder / OTHER)
-    entry["engines"] = {"onnxruntime": OTHER}
+    # Another file that computes the same, and is recorded as what was built then.
+    path, record = folder / digest / "engine.onnx", folder / digest / "build.json"
+    content = onnx.load(path)
+    content.producer_version = "then"
+    onnx.save(content, path.with_name("then"))
+    other = sha256_file(path.with_name("then"))
+    (folder / other).mkdir()
+    path.with_name("then").rename(folder / other / path.name)
+    recorded = record.read_text().replace(digest, other)
+    (folder / other / record.name).write_text(recorded)
+    entry["engines"] = {"onnxruntime": other}
     entry["started"] = "2020-01-01T00:00:00+00:00"
     for part in entry["results"]:
         part["seconds"] = {name: value / 10 for name, value in part["seconds"].items()}
@@ -89,10 +100,13 @@ def test_what_cannot_be_settled_stays_open(kept: tuple[Store, Path], assay: Assa
     assert case["status"] == "open"
     assert f"{library} 1.0 ->" in case["why"]
     replace_json(folder / "runs.json", [entry])
-    shutil.rmtree(folder / OTHER)
+    shutil.rmtree(folder / entry["engines"]["onnxruntime"])
     _, document = again(store, assay)
     (case,) = document["history"]["longer"]
-    assert (case["status"], case["why"]) == ("open", "open, since the engine of then is gone")
+    assert (case["status"], case["why"]) == (
+        "open",
+        "open, since the engine of then is gone or has changed",
+    )
 
 
 def test_runs_of_other_machines_do_not_count(kept: tuple[Store, Path], assay: Assay) -> None:
@@ -142,3 +156,61 @@ def test_old_runs_and_their_engines_are_dropped(tmp_path: Path) -> None:
     (slower,) = history.slower(history.entries[-1])
     assert (slower.low, slower.then["started"]) == (2.0, "3")
     assert dataclasses.astuple(slower)[:3] == ("onnxruntime", 1, "")
+
+
+ENTRY: dict[str, Any] = {
+    "started": "0",
+    "machine": {},
+    "devices": {},
+    "versions": {},
+    "engines": {"onnxruntime": "0" * 64},
+    "results": [{"name": "onnxruntime", "batch": 1, "seconds": {"low": 1, "high": 2}}],
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        None,
+        "text",
+        [1],
+        [{}],
+        *(
+            [{name: ENTRY[name] for name in ENTRY if name != lost}]
+            for lost in ENTRY
+            if lost != "devices"
+        ),
+        [{**ENTRY, "results": [{"name": "onnxruntime", "batch": 1}]}],
+        [{**ENTRY, "results": [{**ENTRY["results"][0], "seconds": {"low": 0, "high": 0}}]}],
+    ],
+)
+def test_runs_that_are_damaged_or_of_another_version_are_an_error(
+    tmp_path: Path, content: object
+) -> None:
+    file = tmp_path / ".history" / "m" / "fp32" / "runs.json"
+    file.parent.mkdir(parents=True)
+    replace_json(file, [ENTRY])
+    assert History(tmp_path, "m", "fp32").entries == [ENTRY]
+    replace_json(file, content)
+    with pytest.raises(DeployError, match=r"runs\.json is damaged, or of another version"):
+        History(tmp_path, "m", "fp32")
+
+
+def test_a_run_that_is_kept_while_another_waits_is_not_lost(
+    store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("bench", "lenet", "--root", store.root, *QUICK, "--history")
+    assert assay(*words).code == 0
+    file = store.root / ".history" / "lenet" / "fp32" / "runs.json"
+    held = lock.held
+
+    def wait(*arguments: Any) -> AbstractContextManager[None]:
+        if "history" in arguments:
+            replace_json(file, [{**read_json(file)[0], "started": str(n)} for n in range(3)])
+        return held(*arguments)
+
+    monkeypatch.setattr(lock, "held", wait)
+    assert assay(*words, "--force").code == 0
+    assert [entry["started"] for entry in read_json(file)][:3] == ["0", "1", "2"]
+    assert len(read_json(file)) == 4

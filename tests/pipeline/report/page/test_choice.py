@@ -14,6 +14,7 @@ USUAL = Candidate(
     high=1.1e-3,
     settled=True,
     busy=False,
+    others=None,
     accuracy=0.9,
     p99=None,
     counted="images",
