@@ -18,10 +18,10 @@ from pipeline import models
 from pipeline.report import bench as report
 from pipeline.stages import (
     Subject,
+    engines_option,
     machine_facts,
     model_option,
     precision_option,
-    proved_engines,
     require_built,
 )
 from pipeline.workflow import hints, worker
@@ -48,12 +48,7 @@ class Params:
 
     model: str = model_option()
     precision: str = precision_option()
-    engine: tuple[str, ...] = option(
-        ("all",),
-        text='Built engines to measure, or "all" that are proved on this machine.',
-        names=engines.names,
-        role=OptionRole(expand_all=proved_engines),
-    )
+    engine: tuple[str, ...] = engines_option("measure")
     against: tuple[str, ...] = option(
         (),
         text="Precisions to compare with; the engines of the first are the baseline.",
@@ -230,14 +225,12 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         {
             "baseline": results[0]["baseline"],
             "devices": devices,
-            "counted": "images" if [*golden.inputs] == [models.IMAGE] else "rows",
+            "counted": models.counted(golden.inputs),
             "machine": {
-                "cpu": hardware.cpu_model(),
-                "cpus": hardware.available_cpus(),
+                **hardware.machine(),
                 "threads": threads,
                 "affinity": affinity,
                 "load_average_before": load,
-                "gpus": list(hardware.gpus()),
                 "gpu_states_before": before,
                 "gpu_states_after": after,
             },

@@ -16,10 +16,10 @@ from pipeline.report import profile as report
 from pipeline.stages import (
     Subject,
     engine_source,
+    engines_option,
     machine_facts,
     model_option,
     precision_option,
-    proved_engines,
     require_built,
 )
 from pipeline.workflow.artifacts import (
@@ -34,7 +34,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
+from pipeline.workflow.stage import Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from exporters.work import Work
@@ -48,12 +48,7 @@ class Params:
 
     model: str = model_option()
     precision: str = precision_option()
-    engine: tuple[str, ...] = option(
-        ("all",),
-        text='Built engines to profile, or "all" that are proved on this machine.',
-        names=engines.names,
-        role=OptionRole(expand_all=proved_engines),
-    )
+    engine: tuple[str, ...] = engines_option("profile")
     batch: tuple[int, ...] = option((1, 8, 64), text="Batch sizes to run.", high=65536)
     threads: int = option(
         factory=hardware.available_cpus, text="CPU threads of one inference.", high=1024
@@ -122,12 +117,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         outputs[COSTS],
         {
             "machine": {
-                "cpu": hardware.cpu_model(),
-                "cpus": hardware.available_cpus(),
+                **hardware.machine(),
                 "threads": params.threads,
                 "affinity": affinity,
                 "load_average_before": before,
-                "gpus": list(hardware.gpus()),
             },
             **profiles,
         },

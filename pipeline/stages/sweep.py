@@ -19,11 +19,18 @@ from engines.errors import FailedError, ParityError, UsageError
 from exporters import DEFAULT_PRECISION, PRECISIONS
 from pipeline import models
 from pipeline.report import sweep as report
-from pipeline.stages import Subject, machine_facts, model_option, proved_engines, require_built
+from pipeline.stages import (
+    Subject,
+    engines_option,
+    machine_facts,
+    model_option,
+    proved_engines,
+    require_built,
+)
 from pipeline.workflow import console, worker
 from pipeline.workflow.artifacts import GOLDEN, SWEEP, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
+from pipeline.workflow.stage import Stage, StageRuns, option
 
 
 def _proved(params: Mapping[str, Any], root: Path) -> list[str]:
@@ -42,12 +49,7 @@ class Params:
     precision: tuple[str, ...] = option(
         (DEFAULT_PRECISION,), text="Precisions of the graph.", names=lambda: list(PRECISIONS)
     )
-    engine: tuple[str, ...] = option(
-        ("all",),
-        text='Built engines, or "all" that are proved on this machine.',
-        names=engines.names,
-        role=OptionRole(expand_all=_proved),
-    )
+    engine: tuple[str, ...] = engines_option("measure", _proved)
     batch: tuple[int, ...] = option((1, 8, 64), text="Rows of one request.", high=65536)
     concurrency: tuple[int, ...] = option(
         (1, 2, 4, 8), text="Numbers of sessions, each with a client of its own.", high=1024
@@ -157,12 +159,8 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     write_json(
         outputs[SWEEP],
         {
-            "counted": "images" if [*golden[precision].inputs] == [models.IMAGE] else "rows",
-            "machine": {
-                "cpu": hardware.cpu_model(),
-                "cpus": hardware.available_cpus(),
-                "gpus": list(hardware.gpus()),
-            },
+            "counted": models.counted(golden[precision].inputs),
+            "machine": hardware.machine(),
             "others": others.part(),
             "points": measured,
             "unopened": unopened,
