@@ -128,7 +128,7 @@ def _taps(node: onnx.NodeProto, types: Types) -> list[list[int]]:
         elif shaped or auto.startswith("SAME"):
             spread = (few[axis] - 1) * stride + (kernel - 1) * dilation + 1
             both = max(0, spread + added[axis] - many[axis])
-            pad = both // 2 if auto == "SAME_UPPER" else both - both // 2
+            pad = both // 2  # or the rest of it: the mirror image has as many products
         axes.append(
             [
                 _within(few[axis], many[axis], stride, place * dilation - pad)

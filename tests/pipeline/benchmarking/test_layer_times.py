@@ -7,7 +7,7 @@ import pytest
 import engines
 from engines.contract import OpenOptions
 from engines.layer_report import LayerTime
-from exporters.onnx_describe import work_of
+from exporters.onnx_work import work_of
 from exporters.work import Product
 from pipeline.benchmarking.intervals import Interval
 from pipeline.benchmarking.layer_times import losses, products_of
@@ -75,6 +75,7 @@ def test_each_product_of_a_graph_has_its_layer(built: Store, name: str) -> None:
     work = work_of(onnx.load(built.root / "lenet/fp32/model.onnx"), {"image": (2, 1, 28, 28)})
     known = products_of(layers, work.products)
     assert known is not None
-    # In the order of the network: two convolutions, then three matrices.
-    macs = [117_600, 240_000, 48_000, 10_080, 840]
+    # In the order of the network: two convolutions, of which the first has padding, then three
+    # matrices.
+    macs = [6 * (28 * 5 - 6) ** 2, 240_000, 48_000, 10_080, 840]
     assert [known[i].operations for i in sorted(known)] == [2 * 2 * count for count in macs]
