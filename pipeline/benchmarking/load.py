@@ -37,7 +37,8 @@ class Served:
         rows: Rows of one request.
         requests: Requests that completed in the measured time.
         seconds: The measured time.
-        throughput: Completed requests in each second; None if none completed.
+        throughput: Completed requests in each second of the measured time; None if fewer than two
+            completed.
         latency: Seconds by percentile ("p99"), with intervals; only those that are known. From
             the scheduled arrival if there is a rate, else from the call. Empty if saturated.
         cpu_seconds: CPU time of this process for each request.
@@ -72,7 +73,7 @@ class Served:
 
     @property
     def rows_per_second(self) -> Interval | None:
-        """Completed rows in each second; None if no request completed."""
+        """Completed rows in each second; None if there is no throughput."""
         rate, rows = self.throughput, self.rows
         return rate and Interval(rate.value * rows, rate.low * rows, rate.high * rows)
 
@@ -106,12 +107,13 @@ def closed(sessions: Sequence[Session], feeds: Feeds, *, seconds: float, rows: i
             time.sleep(LOOK)
         meter.stop()
     counted = [span for span in spans if meter.began < span[1] <= meter.ended]
+    ends = np.sort([ended - meter.began for _, ended in counted])
     return Served(
         concurrency=len(sessions),
         rows=rows,
         requests=len(counted),
         seconds=meter.seconds,
-        throughput=_throughput([ended for _, ended in counted], meter.began, len(sessions)),
+        throughput=intervals.rate(ends, meter.seconds, len(sessions)),
         latency=intervals.percentiles([ended - began for began, ended in counted]),
         cpu_seconds=meter.cpu_seconds / max(1, len(counted)),
         others=meter.others,
@@ -270,7 +272,8 @@ def arrivals(
     saturated = not clients.failure and (offered >= 1 or unserved)
     requests.sort(key=lambda request: request.arrival)
     counted = [request for request in requests if request.arrival > clients.began + warm_up]
-    ends = [request.ended for request in requests if meter.began < request.ended <= meter.ended]
+    ends = np.sort([request.ended for request in requests]) - meter.began
+    ends = ends[(ends > 0) & (ends <= meter.seconds)]
     waking = [request.began - request.arrival for request in requests if request.waited_for]
     taken = [request.ended - request.arrival for request in counted]
     if latencies is not None:
@@ -280,7 +283,7 @@ def arrivals(
         rows=rows,
         requests=len(ends),
         seconds=meter.seconds,
-        throughput=_throughput(ends, meter.began, len(sessions)),
+        throughput=intervals.rate(ends, meter.seconds, len(sessions)),
         latency=intervals.percentiles([] if saturated else taken, queued=True),
         cpu_seconds=meter.cpu_seconds / max(1, len(ends)),
         others=meter.others,
@@ -292,19 +295,3 @@ def arrivals(
         late=len(late) / max(1, len(counted)),
         saturated=saturated,
     )
-
-
-def _throughput(ends: list[float], began: float, concurrency: int) -> Interval | None:
-    """Returns completions in each second, from blocks of as many completions each.
-
-    Args:
-        ends: When requests completed.
-        began: The time before the first one.
-        concurrency: Requests that may complete at the same moment: no block has fewer.
-    """
-    blocks = min(intervals.BLOCKS, len(ends) // concurrency)
-    if not blocks:
-        return None
-    moments = np.array([began, *sorted(ends)])
-    edges = np.linspace(0, len(ends), blocks + 1).round().astype(int)
-    return intervals.location(np.diff(edges) / np.diff(moments[edges]))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,41 @@ def test_a_percentile_is_known_only_with_samples_to_both_sides_of_its_interval()
         assert interval is not None
         inside += interval.low <= 0.95 <= interval.high
     assert 275 <= inside <= 297  # 285 expected
+
+
+def regular(generator: np.random.Generator, count: int) -> tuple[np.ndarray, float]:
+    return generator.normal(1, 0.01, count), 1.0
+
+
+def irregular(generator: np.random.Generator, count: int) -> tuple[np.ndarray, float]:
+    return generator.exponential(1, count), 1.0
+
+
+def stalling(generator: np.random.Generator, count: int) -> tuple[np.ndarray, float]:
+    return np.where(generator.random(count) < 0.02, 20.0, 1.0), 1 / 1.38
+
+
+@pytest.mark.parametrize(
+    ("draw", "seconds"), [(regular, 15), (irregular, 15), (irregular, 1000), (stalling, 1000)]
+)
+def test_the_interval_of_a_rate_covers_that_of_a_long_run(draw: Any, seconds: float) -> None:
+    generator, inside = np.random.default_rng(0), 0
+    for _ in range(300):
+        gaps, true_rate = draw(generator, 3 * round(seconds) + 100)
+        moments = np.cumsum(gaps) - generator.uniform(20, 40)
+        moments = moments[(moments > 0) & (moments <= seconds)]
+        known = intervals.rate(moments, seconds)
+        assert known is not None
+        assert known.value == len(moments) / seconds
+        inside += known.low <= true_rate <= known.high
+    assert inside >= 276  # 92 %
+
+
+def test_a_rate_takes_two_events() -> None:
+    assert intervals.rate(np.array([0.5]), 1) is None
+    known = intervals.rate(np.array([0.3, 0.6]), 1, fewest=8)
+    assert known is not None
+    assert known.low < known.value == 2 < known.high < math.inf
 
 
 LOAD = 0.7

@@ -87,6 +87,19 @@ def test_a_request_counts_as_many_rows_as_it_has() -> None:
     assert served.requests == pytest.approx(served.seconds * served.throughput.value, rel=0.1)
 
 
+def test_what_is_served_is_requests_by_time_with_stalls_in_it() -> None:
+    stalling = [Sleeper(stalls_every=20, stall=0.04)]
+    waiting = closed(stalling, {}, seconds=0.5)
+    # It hangs once, for half of the measured time.
+    hanging = arrivals(
+        [Sleeper(stalls_every=60, stalls=1, stall=0.25)], {}, rate=200, seconds=0.5, seed=0
+    )
+    for served in (waiting, hanging):
+        assert served.throughput is not None
+        assert served.throughput.value == pytest.approx(served.requests / served.seconds)
+        assert served.throughput.low < served.throughput.value < served.throughput.high
+
+
 def test_few_long_requests_are_waited_for() -> None:
     served = closed([Sleeper(0.1), Sleeper(0.1)], {}, seconds=0.1)
     assert served.requests >= 2 * 6 - 1
