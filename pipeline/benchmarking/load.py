@@ -258,6 +258,10 @@ def arrivals(
         occupied = [request.occupied for request in requests]
         return rate * float(np.mean(occupied)) / len(sessions) if occupied else 0.0
 
+    def dependence() -> float:
+        occupied = np.array([request.occupied for request in requests] or [1.0])
+        return intervals.queue_dependence(load(), float(np.var(occupied) / np.mean(occupied) ** 2))
+
     with clients.working(client):
         clients.start()
         clients.sleep_until(clients.began + warm_up)
@@ -284,7 +288,7 @@ def arrivals(
         requests=len(ends),
         seconds=meter.seconds,
         throughput=intervals.rate(ends, meter.seconds, len(sessions)),
-        latency=intervals.percentiles([] if saturated else taken, queued=True),
+        latency={} if saturated else intervals.percentiles(taken, dependence()),
         cpu_seconds=meter.cpu_seconds / max(1, len(ends)),
         others=meter.others,
         failure=clients.failure,
