@@ -16,7 +16,7 @@ import numpy as np
 from engines.contract import Feeds, Session
 from engines.errors import UsageError
 from pipeline.benchmarking import intervals
-from pipeline.benchmarking.clients import LOOK, Clients, Meter, clock
+from pipeline.benchmarking.clients import LOOK, Clients, HungError, Meter, clock
 from pipeline.benchmarking.intervals import Interval
 
 # This part of the measured time comes before it and does not count. In it caches fill, and a queue
@@ -88,6 +88,9 @@ def closed(sessions: Sequence[Session], feeds: Feeds, *, seconds: float, rows: i
         feeds: The inputs of every request.
         seconds: The time that is measured, after a warm-up.
         rows: Rows of `feeds`.
+
+    Raises:
+        HungError: A session does not return.
     """
     spans: list[tuple[float, float]] = []  # of all threads: append is atomic
     clients = Clients(sessions, feeds)
@@ -103,7 +106,12 @@ def closed(sessions: Sequence[Session], feeds: Feeds, *, seconds: float, rows: i
         clients.sleep_until(clock() + WARM_UP * seconds)
         meter, before = Meter(), len(spans)
         clients.sleep_until(meter.began + seconds)
+        seen, moment = len(spans), clock()
         while len(spans) - before < intervals.FEWEST * len(sessions) and not clients.done.is_set():
+            if len(spans) > seen:
+                seen, moment = len(spans), clock()
+            elif clock() - moment > clients.patience:
+                raise HungError(clients.patience)
             time.sleep(LOOK)
         meter.stop()
     counted = [span for span in spans if meter.began < span[1] <= meter.ended]
@@ -135,6 +143,9 @@ def turn(
 
     Returns:
         The seconds of each request, and why a session failed, or "".
+
+    Raises:
+        HungError: A session does not return.
     """
     times: list[float] = []  # of all threads: append is atomic
     clients = Clients(sessions, feeds)
@@ -149,7 +160,7 @@ def turn(
 
     with clients.working(client):
         clients.start()
-        clients.join()
+        clients.join(warm_up + seconds)
     return times, clients.failure
 
 
@@ -229,6 +240,9 @@ def arrivals(
         fewest: Measure longer, until so many requests are expected.
         bound: The latency in seconds that a p99 is to keep. The run ends when that is impossible.
         latencies: Receives the latency of each request, in seconds.
+
+    Raises:
+        HungError: A session does not return.
     """
     seconds = max(seconds, fewest / rate)
     warm_up = WARM_UP * seconds

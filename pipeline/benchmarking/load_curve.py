@@ -10,6 +10,7 @@ from typing import Any
 
 from engines.contract import Feeds, Session
 from engines.errors import DeployError
+from pipeline.benchmarking.clients import HungError
 from pipeline.benchmarking.load import Served, arrivals, closed
 from pipeline.benchmarking.saturation import STEPS, bears, saturation
 
@@ -61,6 +62,10 @@ def measure(
         was not found.
         "device": where it ran. "failure": why it could not be opened, or failed, which ended its
         measurements; or "".
+
+    Raises:
+        HungError: A session does not return. Nothing more can be measured in this process, since
+            its thread may use the CPUs.
     """
     result: dict[str, Any] = {
         "device": "",
@@ -72,6 +77,8 @@ def measure(
     try:
         with _Pool(open_session) as pool:
             _measure(pool, feeds, rows, plan, result, progress)
+    except HungError:
+        raise
     except DeployError as error:
         result["failure"] = error.message
     return result
@@ -154,8 +161,11 @@ class _Pool:
     def __enter__(self) -> _Pool:
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        self._close()
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        if isinstance(error, HungError | KeyboardInterrupt):
+            self._stack.pop_all()  # a thread may be in a session, which may then crash if closed
+        else:
+            self._close()
 
     def take(self, count: int, threads: int) -> list[Session]:
         """Returns so many sessions with so many CPU threads each; others of them are closed."""

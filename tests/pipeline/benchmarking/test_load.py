@@ -2,6 +2,8 @@
 
 import heapq
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +14,9 @@ import pytest
 
 from engines.contract import Feeds, Outputs, TensorSpec
 from engines.errors import DeployError, UsageError
-from pipeline.benchmarking.load import arrivals, closed, schedule
+from pipeline.benchmarking import clients
+from pipeline.benchmarking.clients import HungError
+from pipeline.benchmarking.load import arrivals, closed, schedule, turn
 from pipeline.benchmarking.saturation import STEPS, bears, saturation
 
 SERVICE = 0.002
@@ -121,6 +125,32 @@ def test_a_session_that_fails_ends_the_run(offered: float | None) -> None:
 def test_an_error_of_ours_is_no_failure_of_an_engine() -> None:
     with pytest.raises(KeyError):
         closed([Sleeper(lasts=10, error=KeyError)], {}, seconds=60)
+
+
+@pytest.mark.parametrize("kind", ["closed", "turn", "arrivals", "first run"])
+def test_a_session_that_never_returns_is_not_waited_for(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "PATIENCE", 0.3)
+    monkeypatch.setattr(clients, "FIRST_RUN", 0.3)
+    monkeypatch.setattr(clients, "GRACE", 0.1)
+    session = Sleeper(stalls_every=1 if kind == "first run" else 5, stall=20)
+    began = time.perf_counter()
+    run = {
+        "turn": lambda: turn([Sleeper(), session], {}, warm_up=0, seconds=0.1),
+        "arrivals": lambda: arrivals([Sleeper(), session], {}, rate=200, seconds=0.1, seed=0),
+    }.get(kind, lambda: closed([session], {}, seconds=0.1))
+    with pytest.raises(HungError, match=r"a session has not returned for 0\.3 s"):
+        run()
+    assert time.perf_counter() - began < 5
+
+
+def test_an_interruption_does_not_wait_for_a_session_that_never_returns() -> None:
+    threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+    began = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        closed([Sleeper(stalls_every=5, stall=20)], {}, seconds=0.1)
+    assert time.perf_counter() - began < 5
 
 
 def test_the_first_run_of_a_session_may_fail_too() -> None:
