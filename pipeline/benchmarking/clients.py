@@ -12,6 +12,7 @@ from pathlib import Path
 from engines.contract import Feeds, Session
 from engines.errors import DeployError, FailedError
 from pipeline.benchmarking.contention import Others
+from pipeline.workflow.signals import SESSION_THREAD
 
 # How often a thread that waits looks whether the run has ended, in seconds.
 LOOK = 0.05
@@ -101,7 +102,9 @@ class Clients:
         gc.disable()
         try:
             for session in self._sessions:
-                thread = threading.Thread(target=self._work, args=(session, client), daemon=True)
+                thread = threading.Thread(
+                    target=self._work, args=(session, client), name=SESSION_THREAD, daemon=True
+                )
                 self._threads.append(thread)
                 thread.start()
             deadline = clock() + FIRST_RUN
