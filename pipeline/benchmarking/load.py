@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,14 +41,16 @@ class Served:
         throughput: Completed requests in each second of the measured time; None if fewer than two
             completed.
         latency: Seconds by percentile ("p99"), with intervals; only those that are known. From
-            the scheduled arrival if there is a rate, else from the call. Empty if saturated.
+            the scheduled arrival if there is a rate, else from the call. Empty if saturated, or if
+            late requests ended the run.
         cpu_seconds: CPU time of this process for each request.
         others: The part of the CPUs that other processes took meanwhile, or None.
         failure: Why a session failed, which ended the run; "" if none did.
         rate: Requests offered in each second; None for clients that wait for their answers.
         load: The work offered, as a part of what the sessions can do: rate x mean time in which a
             request occupies a session / sessions.
-        waiting: Requests that had arrived and not begun when the last one arrived.
+        waiting: Requests that had arrived, in the warm-up or after it, and had not begun at the end
+            of the measured time.
         waking: Median of the seconds from a request's arrival until a free session began it: the
             operating system's time to wake a thread up. It is part of the latency.
         late: The part of the requests that took longer than the bound; 0 without one.
@@ -78,7 +81,14 @@ class Served:
         return rate and Interval(rate.value * rows, rate.low * rows, rate.high * rows)
 
 
-def closed(sessions: Sequence[Session], feeds: Feeds, *, seconds: float, rows: int = 1) -> Served:
+def closed(
+    sessions: Sequence[Session],
+    feeds: Feeds,
+    *,
+    seconds: float,
+    rows: int = 1,
+    bound: float | None = None,
+) -> Served:
     """Serves one client for each session; each sends a request when its last one has returned.
 
     The run goes on until the sessions have completed `intervals.FEWEST` requests each, on average.
@@ -88,6 +98,7 @@ def closed(sessions: Sequence[Session], feeds: Feeds, *, seconds: float, rows: i
         feeds: The inputs of every request.
         seconds: The time that is measured, after a warm-up.
         rows: Rows of `feeds`.
+        bound: A latency in seconds; `Served.late` is the part of the requests above it.
 
     Raises:
         HungError: A session does not return.
@@ -116,16 +127,18 @@ def closed(sessions: Sequence[Session], feeds: Feeds, *, seconds: float, rows: i
         meter.stop()
     counted = [span for span in spans if meter.began < span[1] <= meter.ended]
     ends = np.sort([ended - meter.began for _, ended in counted])
+    times = [ended - began for began, ended in counted]
     return Served(
         concurrency=len(sessions),
         rows=rows,
         requests=len(counted),
         seconds=meter.seconds,
         throughput=intervals.rate(ends, meter.seconds, len(sessions)),
-        latency=intervals.percentiles([ended - began for began, ended in counted]),
+        latency=intervals.percentiles(times),
         cpu_seconds=meter.cpu_seconds / max(1, len(counted)),
         others=meter.others,
         failure=clients.failure,
+        late=_late(times, bound),
     )
 
 
@@ -221,6 +234,7 @@ def arrivals(
     rows: int = 1,
     fewest: int = intervals.FEWEST,
     bound: float | None = None,
+    to_the_end: bool = False,
     latencies: list[float] | None = None,
 ) -> Served:
     """Serves requests that arrive at random moments, however long the queue is.
@@ -238,7 +252,8 @@ def arrivals(
         seed: Seed of the moments.
         rows: Rows of `feeds`.
         fewest: Measure longer, until so many requests are expected.
-        bound: The latency in seconds that a p99 is to keep. The run ends when that is impossible.
+        bound: The latency in seconds that a p99 is to keep.
+        to_the_end: Go on when the p99 cannot keep the bound any more.
         latencies: Receives the latency of each request, in seconds.
 
     Raises:
@@ -249,7 +264,7 @@ def arrivals(
     moments = schedule(rate, warm_up + seconds, seed)
     numbers = itertools.count()  # next() is atomic
     requests: list[_Request] = []  # of all threads: append is atomic
-    late: list[int] = []
+    late: list[int] = []  # of all threads: append is atomic
     allowed = LATE * sum(moment > warm_up for moment in moments)
     clients = Clients(sessions, feeds)
 
@@ -265,7 +280,7 @@ def arrivals(
             requests.append(_Request(arrival, taken, began, ended := clock()))
             if bound is not None and ended - arrival > bound and moments[number] > warm_up:
                 late.append(number)
-                if len(late) > allowed:
+                if len(late) > allowed and not to_the_end:
                     clients.done.set()
 
     def load() -> float:
@@ -285,8 +300,10 @@ def arrivals(
         begun = sum(request.began <= meter.ended for request in requests)
         if not clients.done.is_set() and 0 < load() < 1:
             clients.join(seconds)
+        cut_short = clients.done.is_set()
+    arrived = bisect_right(moments, meter.ended - clients.began)
     offered = load()
-    unserved = len(requests) < len(moments) and len(late) <= allowed
+    unserved = len(requests) < len(moments) and not cut_short
     saturated = not clients.failure and (offered >= 1 or unserved)
     requests.sort(key=lambda request: request.arrival)
     counted = [request for request in requests if request.arrival > clients.began + warm_up]
@@ -302,14 +319,21 @@ def arrivals(
         requests=len(ends),
         seconds=meter.seconds,
         throughput=intervals.rate(ends, meter.seconds, len(sessions)),
-        latency={} if saturated else intervals.percentiles(taken, dependence()),
+        latency={} if saturated or cut_short else intervals.percentiles(taken, dependence()),
         cpu_seconds=meter.cpu_seconds / max(1, len(ends)),
         others=meter.others,
         failure=clients.failure,
         rate=rate,
         load=offered,
-        waiting=max(0, len(moments) - begun - len(sessions)),
+        waiting=max(0, arrived - begun - len(sessions)),
         waking=float(np.median(waking)) if waking else None,
-        late=len(late) / max(1, len(counted)),
+        late=_late(taken, bound),
         saturated=saturated,
     )
+
+
+def _late(times: Sequence[float], bound: float | None) -> float:
+    """Returns the part of some times that is above a bound; 0 without one."""
+    if bound is None:
+        return 0.0
+    return sum(time > bound for time in times) / max(1, len(times))

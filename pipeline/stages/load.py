@@ -192,4 +192,5 @@ STAGE = Stage(
     resolve=resolve,
     run_again=failed_before,
     show=show,
+    revision=2,
 )

@@ -17,6 +17,7 @@ from engines.errors import DeployError, UsageError
 from pipeline.benchmarking import clients
 from pipeline.benchmarking.clients import HungError
 from pipeline.benchmarking.load import arrivals, closed, schedule, turn
+from pipeline.benchmarking.load_curve import Plan, measure
 from pipeline.benchmarking.saturation import STEPS, bears, saturation
 
 SERVICE = 0.002
@@ -211,6 +212,14 @@ def test_one_stall_is_in_the_latency_of_all_that_queued_behind_it(bound: float, 
     assert (session.runs < 150) is not kept
 
 
+def test_a_run_that_late_requests_end_knows_no_percentiles_and_who_waits() -> None:
+    session = Sleeper(stalls_every=100, stall=0.2, stalls=1)
+    served = arrivals([session], {}, rate=200, seconds=5, seed=0, bound=0.02)
+    assert session.runs < 500
+    assert not served.latency  # they chose when to end
+    assert served.waiting < 100  # not those that would have arrived later
+
+
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_queue_grows_if_more_arrives_than_is_served(count: int) -> None:
@@ -269,3 +278,33 @@ def test_a_bound_on_p99_lowers_the_rate_that_is_borne(monkeypatch: pytest.Monkey
 def test_a_search_ends_with_a_session_that_fails() -> None:
     limit = saturation([Sleeper(lasts=20)], {}, throughput=400, seconds=10, seed=0)
     assert (limit.failure, limit.rate, len(limit.runs)) == ("the engine has died", 0, 1)
+
+
+def test_a_bound_that_no_request_keeps_is_not_searched() -> None:
+    plan = Plan({1: 1, 2: 1}, rates=(), p99=SERVICE / 2, seconds=0.1, seed=0)
+    advanced: list[None] = []
+    result = measure(lambda _: Sleeper(), {}, 1, plan, lambda: advanced.append(None))
+    assert not result["arrivals"]
+    assert (result["saturation"]["rate"], result["saturation"]["refused"]) == (0, 0)
+    assert len(advanced) == plan.runs
+
+
+def test_sessions_that_slow_each_other_down_may_keep_a_bound_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.benchmarking.saturation.P99_REQUESTS", 20)
+    running: list[None] = []
+
+    class Sharing(Sleeper):
+        def run(self, feeds: Feeds) -> Outputs:
+            running.append(None)
+            self.seconds = LONG * len(running)
+            try:
+                return super().run(feeds)
+            finally:
+                running.pop()
+
+    plan = Plan({4: 1}, rates=(), p99=3 * LONG, seconds=0.1, seed=0)
+    result = measure(lambda _: Sharing(LONG), {}, 1, plan)
+    assert result["closed"][0]["late"] > 0.5
+    assert len(result["arrivals"]) == STEPS

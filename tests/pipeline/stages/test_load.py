@@ -54,10 +54,14 @@ def test_each_engine_serves_each_number_of_sessions(store: Store, assay: Assay) 
 @pytest.mark.slow(2)
 def test_a_bound_on_p99_is_part_of_the_answer(store: Store, assay: Assay) -> None:
     words = ("--engine", "onnxruntime", "--concurrency", "1")
-    result, served = loaded(assay, store, *words, "--p99", "1us")
+    result, served = loaded(assay, store, *words, "--p99", "1us", "--rate", "100")
     assert result.code == 0, result.err
     assert served["engines"][0]["saturation"]["rate"] == 0
-    assert "bears no rate that was tried with a p99 of at most 1.00 µs" in result.err
+    # No rate is tried but that of the user, which is measured to its end.
+    assert [run["rate"] for run in served["engines"][0]["arrivals"]] == [100]
+    assert served["engines"][0]["arrivals"][0]["late"] == 1
+    assert not served["engines"][0]["arrivals"][0]["borne"]
+    assert "bears no rate with a p99 of at most 1.00 µs: a request alone takes longer" in result.err
     assert loaded(assay, store, *words, "--p99", "1")[0].code == 2
 
 
