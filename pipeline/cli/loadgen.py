@@ -18,6 +18,7 @@ from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import ALL, click_parameter
 from pipeline.stages import (
     Subject,
+    check_threads,
     check_time,
     model_option,
     precision_option,
@@ -89,11 +90,14 @@ def _command(**values: Any) -> None:
 
     store = make_store(values)
     params = Params(**{name: value for name, value in values.items() if value is not None})
+    check_threads(params.threads)
     import_vendor("mlperf_loadgen", INSTALL)
     results: list[dict[str, Any]] = []
     verdicts: list[Verdict] = []
     failures: list[str] = []
-    for subject, path, golden in _subjects(params, store):
+    with hints.completed(store.place):
+        subjects = _subjects(params, store)
+    for subject, path, golden in subjects:
         for scenario in dict.fromkeys(params.scenario):
             console.say(f"{params.model} {params.precision} {subject.engine} {scenario}: running")
             try:
@@ -128,7 +132,7 @@ def _command(**values: Any) -> None:
     if invalid := report.invalid(results):
         raise NotMetError(
             f"LoadGen calls {', '.join(invalid)} invalid",
-            "its reasons are above; a longer --min-duration, another --rate or --p99 may help",
+            f"its reasons are above; {report.remedy(results)}",
             document,
         )
     console.document(document)
@@ -146,8 +150,7 @@ def _subjects(params: Params, store: Store) -> list[tuple[Subject, Path, Path]]:
         fields = chain.stage("verify").params(**chosen, engine=name)
         subject = Subject.of(name, params.precision)
         verdict = read_json(runner.require(ENGINE_VERDICT, fields, store))
-        with hints.completed(store.place):
-            subject.require_proof(verdict, params.model, params.device)
+        subject.require_proof(verdict, params.model, params.device)
         path, golden = (runner.require(artifact, fields, store) for artifact in (ENGINE, GOLDEN))
         subjects.append((subject, path, golden))
     return subjects

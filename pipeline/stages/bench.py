@@ -18,6 +18,7 @@ from pipeline import models
 from pipeline.report import bench as report
 from pipeline.stages import (
     Subject,
+    check_threads,
     machine_facts,
     model_option,
     precision_option,
@@ -102,7 +103,7 @@ def prerequisite(values: Mapping[str, Any], _root: Path) -> str:
 
 
 def resolve(params: Params) -> Params:
-    """Puts the baseline first, fills in defaults, and checks CPUs and CUDA graphs."""
+    """Puts the baseline first, fills in defaults, and checks CPUs, threads and CUDA graphs."""
     require_built(params.engine, vars(params))
     ordered = sorted(set(params.engine), key=lambda name: (name != BASELINE, name))
     budget = params.budget
@@ -123,6 +124,7 @@ def resolve(params: Params) -> Params:
             f" contradict each other: that is {len(set(params.affinity))} CPUs",
             "leave --threads out: there is then one thread for each CPU of --affinity",
         )
+    check_threads(params.threads)
     if params.cuda_graph and params.device == "cpu":
         raise UsageError(
             "--cuda-graph and --device cpu contradict each other", "leave out one of the two"

@@ -15,6 +15,7 @@ from exporters import PRECISIONS
 from pipeline.report import profile as report
 from pipeline.stages import (
     Subject,
+    check_threads,
     engine_source,
     machine_facts,
     model_option,
@@ -64,7 +65,8 @@ class Params:
 
 
 def resolve(params: Params) -> Params:
-    """Checks that there is an engine, and puts engines and batch sizes in order."""
+    """Checks threads and that there is an engine; puts engines and batch sizes in order."""
+    check_threads(params.threads)
     require_built(params.engine, vars(params))
     return dataclasses.replace(
         params,

@@ -65,6 +65,13 @@ def test_a_bound_on_p99_is_part_of_the_answer(store: Store, assay: Assay) -> Non
     assert loaded(assay, store, *words, "--p99", "1")[0].code == 2
 
 
+def test_too_short_a_duration_is_refused(store: Store, assay: Assay) -> None:
+    words = ("--engine", "onnxruntime", "--duration", "0.05")
+    result = assay("load", "lenet", "--root", store.root, *words)
+    assert result.code == 2
+    assert "--duration 0.05 is too short: the least is 0.1 s" in result.err
+
+
 @pytest.mark.slow(2)
 def test_an_engine_that_fails_is_a_row_and_others_go_on(
     store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch
