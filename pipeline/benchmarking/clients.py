@@ -139,6 +139,10 @@ class Clients:
         for thread in self._threads:
             thread.join(max(0, deadline - clock()))
 
+    def wait_until(self, moment: float) -> None:
+        """Waits until a moment of `clock`, or until work is done: no longer, as it is measured."""
+        self.done.wait(max(0, moment - clock()))
+
     def sleep_until(self, moment: float) -> bool:
         """Sleeps until a moment of `clock`; returns False, at once or soon, if work is done."""
         while (left := moment - clock()) > 0 and not self.done.is_set():

@@ -114,9 +114,9 @@ def closed(
 
     with clients.working(client):
         clients.start()
-        clients.sleep_until(clock() + WARM_UP * seconds)
+        clients.wait_until(clock() + WARM_UP * seconds)
         meter, before = Meter(), len(spans)
-        clients.sleep_until(meter.began + seconds)
+        clients.wait_until(meter.began + seconds)
         seen, moment = len(spans), clock()
         while len(spans) - before < intervals.FEWEST * len(sessions) and not clients.done.is_set():
             if len(spans) > seen:
@@ -293,9 +293,9 @@ def arrivals(
 
     with clients.working(client):
         clients.start()
-        clients.sleep_until(clients.began + warm_up)
+        clients.wait_until(clients.began + warm_up)
         meter = Meter()
-        clients.sleep_until(clients.began + warm_up + seconds)
+        clients.wait_until(clients.began + warm_up + seconds)
         meter.stop()
         begun = sum(request.began <= meter.ended for request in requests)
         if not clients.done.is_set() and 0 < load() < 1:

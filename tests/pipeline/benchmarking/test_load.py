@@ -128,6 +128,16 @@ def test_an_error_of_ours_is_no_failure_of_an_engine() -> None:
         closed([Sleeper(lasts=10, error=KeyError)], {}, seconds=60)
 
 
+def test_the_measured_time_ends_with_a_run_that_late_requests_end() -> None:
+    runs = [
+        arrivals([Sleeper(0.0001)], {}, rate=2000, seconds=2, seed=seed, bound=0.00005)
+        for seed in range(3)
+    ]
+    # 40 late requests ended it after 20 ms.
+    assert min(run.seconds for run in runs) < 0.04
+    assert min(run.waiting for run in runs) < 20
+
+
 @pytest.mark.parametrize("kind", ["closed", "turn", "arrivals", "first run"])
 def test_a_session_that_never_returns_is_not_waited_for(
     kind: str, monkeypatch: pytest.MonkeyPatch
