@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -74,6 +76,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
     Raises:
         ParityError: An engine is not proved, so its speed means nothing.
+        FailedError: A session of an engine does not return.
     """
     from pipeline.benchmarking.load_curve import Plan, measure
     from pipeline.golden import file as goldens
@@ -93,19 +96,17 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         seed=params.seed,
     )
     with console.bar("load", len(subjects) * plan.runs) as bar:
-        results = [
-            {
-                "name": subject.engine,
-                **measure(
+        results = []
+        for subject in subjects:
+            with _named(subject.engine):
+                served = measure(
                     partial(subject.open, inputs[subject.built], params.device),
                     golden.feeds(rows),
                     rows,
                     plan,
                     partial(bar.advance, 1, subject.engine),
-                ),
-            }
-            for subject in subjects
-        ]
+                )
+            results.append({"name": subject.engine, **served})
     write_json(
         outputs[LOAD],
         {
@@ -116,6 +117,17 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             "engines": results,
         },
     )
+
+
+@contextmanager
+def _named(engine: str) -> Iterator[None]:
+    """Adds the engine to the message of a session that does not return."""
+    from pipeline.benchmarking.clients import HungError
+
+    try:
+        yield
+    except HungError as error:
+        raise FailedError(f"{engine} hangs: {error.message}", error.hint) from error
 
 
 def facts(params: Params) -> dict[str, str]:
@@ -170,4 +182,5 @@ STAGE = Stage(
     resolve=resolve,
     run_again=failed_before,
     show=show,
+    revision=2,
 )
