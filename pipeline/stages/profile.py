@@ -129,7 +129,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
 def _works(graph: Path, loads: Iterable[Load]) -> tuple[Work, ...]:
     from exporters import onnx_files
-    from exporters.onnx_describe import work_of
+    from exporters.onnx_work import work_of
 
     model = onnx_files.read(graph, data=False)
     return tuple(
@@ -140,7 +140,7 @@ def _works(graph: Path, loads: Iterable[Load]) -> tuple[Work, ...]:
 def _products(types: Iterable[str], folder: Path) -> list[Product]:
     """Writes the graphs of products in the types that are precisions."""
     from exporters import onnx_files
-    from exporters.onnx_describe import work_of
+    from exporters.onnx_work import work_of
     from exporters.product_graph import products
     from pipeline.benchmarking.roofline import Product
 
@@ -211,6 +211,7 @@ STAGE = Stage(
     facts=facts,
     resolve=resolve,
     opens_engines=True,
+    revision=2,
     run_again=run_again,
     show=show,
 )
