@@ -84,6 +84,11 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def machine() -> dict[str, Any]:
+    """Returns what measurements name of this machine: CPU, CPUs of this process, and GPUs."""
+    return {"cpu": cpu_model(), "cpus": available_cpus(), "gpus": list(gpus())}
+
+
 def memory_gib() -> float:
     """Returns the machine's memory in GiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -14,7 +14,7 @@ class Product:
         names: Of its node and output, and those of the nodes after it that runtimes fuse with it.
         precision: That it computes in.
         operations: A multiply-add is two.
-        weights: Bytes of its constant inputs, as the graph stores them.
+        weights: Bytes of its constant inputs, counted like those of `Work`.
     """
 
     names: frozenset[str]
@@ -29,12 +29,14 @@ class Work:
 
     Attributes:
         operations: Of convolutions and matrix products, by the precision that they compute in; a
-            multiply-add is two.
+            multiply-add is two. Those with a convolution's padding are left out.
         weights: Bytes of the constants, as the graph stores them; of a table from which elements
-            are picked, those of as many elements.
+            are picked, those of as many elements; of a convolution's weights, those that meet more
+            than padding.
         inputs: Bytes of the graph's inputs.
         outputs: Bytes of the graph's outputs.
         products: What the operations consist of.
+        uncounted: Operators whose products, if they have any, the operations lack.
     """
 
     operations: Mapping[str, int]
@@ -42,6 +44,7 @@ class Work:
     inputs: int
     outputs: int
     products: tuple[Product, ...] = ()
+    uncounted: tuple[str, ...] = ()
 
     @property
     def compulsory_bytes(self) -> int:

@@ -5,15 +5,17 @@ Architectures, Communications of the ACM 52 (4), 2009:
 
     attainable operations/s = min(peak operations/s, operational intensity x bandwidth)
 
-- **Operations** are those of the graph's convolutions and matrix products. Each type has a peak of
-  its own, and the times at these peaks are added.
+- **Operations** are those of the graph's convolutions and matrix products, without those that a
+  convolution's padding takes part in. Each type has a peak of its own, and the times at these peaks
+  are added. There is no share for a graph with products that are not counted.
 - The **peak** is measured, since a CPU's clock depends on its load and a virtual machine may get a
   part of a core: large matrix products and convolutions, run by the engines of this machine, with
   as many threads, in the same rounds as the engine. It does not depend on the engine that reaches
   it: the fastest of them is the machine's.
 - **Intensity** is operations divided by compulsory bytes: the weights in the graph's types, inputs
-  and outputs. Every engine has to read or write these once for each inference. Values between
-  layers do not count, since fused layers keep them in registers or in a cache.
+  and outputs. Every engine has to read or write these once for each inference. Of a table, only
+  what is picked counts, and of a convolution's weights, only what meets more than padding. Values
+  between layers do not count, since fused layers keep them in registers or in a cache.
 - The **bandwidth** is that of the faster of a copy and of reading, over as much memory as there are
   compulsory bytes. What fits in a cache is compared with the cache.
 
@@ -204,6 +206,8 @@ class Ceilings:
 
     def missing(self, work: Work) -> str:
         """Returns why there is no roofline for some work, or ""."""
+        if work.uncounted:
+            return f"what these operators multiply is not counted: {', '.join(work.uncounted)}"
         if not work.operations:
             return "the graph has no convolution or matrix product"
         known = {entry.product.precision for entry in self._times.values()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -59,17 +60,27 @@ def engine_file(path: Path) -> Unpacked:
     )
 
 
-def proved(unpacked: Unpacked, engine: str | None, device: str, threads: int) -> list[str]:
+def proved(
+    unpacked: Unpacked,
+    engine: str | None,
+    device: str,
+    threads: int,
+    *,
+    among: Collection[str] = (),
+) -> list[str]:
     """Returns the names of a bundle's engines that pass verification on this machine.
 
     Args:
         engine: The only one to judge; None means all.
+        among: Those to judge if none is named; () means all.
 
     Raises:
         ParityError: None passes, and at least one computes something else.
         NotAvailableError: This machine can run none, or the bundle does not have the named one.
     """
     names = [name for name in unpacked.subjects if name != GRAPH_SUBJECT]
+    if engine is None:
+        names = [name for name in names if not among or name in among]
     if engine is not None:
         if engine not in names:
             raise NotAvailableError(

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines import temporary
-from engines.errors import DeployError, NotMetError, UsageError
+from engines.errors import DeployError, FailedError, NotMetError, UsageError
 from pipeline.cli.commands import ask
 from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
 from pipeline.report.units import times_as_long
 from pipeline.stages import check_threads
 from pipeline.workflow import console, hints, worker
+from pipeline.workflow.artifacts import GRAPH_SUBJECT
 
 if TYPE_CHECKING:
     from engines.contract import Session
@@ -182,7 +183,10 @@ def compare(
             for path, bundle in zip((first, second), unpacked, strict=True):
                 if not opening.is_engine_file(path):  # other commands open it without asking, too
                     ask(path, checking.opened(bundle, bundle.subjects))
-        proved = [opening.proved(bundle, engine, device, count) for bundle in unpacked]
+        shared = unpacked[0].subjects.keys() & unpacked[1].subjects.keys() - {GRAPH_SUBJECT}
+        proved = [
+            opening.proved(bundle, engine, device, count, among=shared) for bundle in unpacked
+        ]
         worker.end()  # it holds memory, on a GPU too
         golden = [goldens.load(bundle.golden) for bundle in unpacked]
         loads = [Load(size, golden[0].feeds(size)) for size in batch]
@@ -227,6 +231,15 @@ def compare(
             "a larger --tolerance accepts it",
             document,
         )
+    if unknown := [verdict for verdict in verdicts if verdict["status"] == "busy"]:
+        error = FailedError(
+            "other processes slowed "
+            + ", ".join(f"{verdict['name']} at batch {verdict['batch']}" for verdict in unknown)
+            + " down, so that nothing is known of it",
+            "compare again on a quieter machine, or with fewer --threads",
+        )
+        error.details = document
+        raise error
     console.document(document)
 
 

@@ -13,7 +13,7 @@ from pipeline.benchmarking.history import TOLERANCE, History, Slower
 from pipeline.report.units import times_as_long
 from pipeline.workflow import console, lock, worker
 from pipeline.workflow.artifacts import ENGINE, GOLDEN, MEASUREMENTS, Paths, lock_file
-from pipeline.workflow.digests import read_json
+from pipeline.workflow.digests import read_json, sha256_file
 from pipeline.workflow.records import Record
 from pipeline.workflow.runner import Outcome, Store
 
@@ -62,12 +62,13 @@ def compare(outcome: Outcome, store: Store) -> dict[str, Any]:
     settled = [_settle(case, entry, history, outcome) for case in slower]
     for case in settled:
         console.result(f"{case}")
-    earlier = len(history.entries) - 1
+    earlier = sum(one["machine"] == entry["machine"] for one in history.entries) - 1
     if not settled:
         console.result(
-            f"no engine took longer than in {earlier} earlier runs on this machine"
+            "no median is surely longer than in the quickest of"
+            f" {earlier} earlier run{'s' * (earlier > 1)} on this machine"
             if earlier
-            else "this is the first run that is kept"
+            else "this is the first run that is kept for this machine and number of threads"
         )
     document = {"runs": len(history.entries), "longer": [dataclasses.asdict(c) for c in settled]}
     if worse := [case for case in settled if case.status == "slower"]:
@@ -106,8 +107,8 @@ def _settle(case: Slower, entry: dict[str, Any], history: History, outcome: Outc
     if then == now:
         return _Settled(case, "machine", "the machine is slower, since the file is the same")
     path = history.file(then)
-    if path is None:
-        return _Settled(case, "open", "open, since the engine of then is gone")
+    if path is None or sha256_file(path) != then:
+        return _Settled(case, "open", "open, since the engine of then is gone or has changed")
     try:
         longer = _side_by_side(case, path, outcome)
     except DeployError as error:

@@ -6,7 +6,7 @@ import importlib
 import os
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -233,6 +233,11 @@ def _zoo() -> dict[str, ModelSpec]:
 def names() -> list[str]:
     """Returns the names of all models in the zoo. Imports no torch."""
     return sorted(_zoo())
+
+
+def counted(inputs: Iterable[str]) -> str:
+    """Returns what a batch of these inputs consists of: "images" or "rows"."""
+    return "images" if [*inputs] == [IMAGE] else "rows"
 
 
 def in_zoo(name: str) -> ModelSpec | None:

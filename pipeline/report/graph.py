@@ -52,9 +52,10 @@ def show(description: dict[str, Any], *, nodes: bool) -> None:
     types = ", ".join(f"{count} in {name}" for name, count in description["precisions"].items())
     console.result(f"opset {description['opset']}; nodes that compute: {types}")
     products = _count(description["multiply_adds"])
+    unknown = "not known (input size not fixed, or operators that are not counted)"
     console.result(
         f"{description['parameters']:,} parameters in {description['size']:,} bytes;"
-        f" multiply-adds a row: {products or 'not known, since they depend on the input size'}"
+        f" multiply-adds a row: {products or unknown}"
     )
     if nodes:
         rows = [

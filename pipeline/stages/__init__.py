@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,23 @@ def check_threads(threads: int | None) -> None:
             f"--threads {threads} is more than the CPUs that this process may use: {cpus}",
             f"give at most {cpus}",
         )
+
+
+def engines_option(
+    purpose: str, proved: Callable[[Mapping[str, Any], Path], list[str]] | None = None
+) -> Any:
+    """Declares `--engine` of a stage that measures built engines.
+
+    Args:
+        purpose: What it does with them.
+        proved: Returns what "all" stands for; by default the engines that are proved here.
+    """
+    return option(
+        ("all",),
+        text=f'Built engines to {purpose}, or "all" that are proved on this machine.',
+        names=engines.names,
+        role=OptionRole(expand_all=proved or proved_engines),
+    )
 
 
 def data_artifacts(

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import engines
 from engines import hardware
 from engines.errors import FailedError, UsageError
 from pipeline import models
@@ -21,16 +20,16 @@ from pipeline.stages import (
     Subject,
     check_threads,
     check_time,
+    engines_option,
     machine_facts,
     model_option,
     precision_option,
-    proved_engines,
     require_built,
 )
 from pipeline.workflow import console, worker
 from pipeline.workflow.artifacts import GOLDEN, LOAD, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
+from pipeline.workflow.stage import Stage, StageRuns, option
 
 # A process with a quota gets its share of the CPUs anew every 0.1 s, by Linux's default. What is
 # served in less time says nothing of what will be.
@@ -43,12 +42,7 @@ class Params:
 
     model: str = model_option()
     precision: str = precision_option()
-    engine: tuple[str, ...] = option(
-        ("all",),
-        text='Built engines to load, or "all" that are proved on this machine.',
-        names=engines.names,
-        role=OptionRole(expand_all=proved_engines),
-    )
+    engine: tuple[str, ...] = engines_option("load")
     batch: int = option(1, text="Rows of one request.", high=65536)
     concurrency: tuple[int, ...] = option(
         (1, 2, 4, 8), text="Numbers of sessions, each with a client of its own.", high=1024
@@ -133,14 +127,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     write_json(
         outputs[LOAD],
         {
-            "counted": "images" if [*golden.inputs] == [models.IMAGE] else "rows",
+            "counted": models.counted(golden.inputs),
             "rows": rows,
             "p99": plan.p99,
-            "machine": {
-                "cpu": hardware.cpu_model(),
-                "cpus": cpus,
-                "gpus": list(hardware.gpus()),
-            },
+            "machine": hardware.machine(),
             "engines": results,
         },
     )

@@ -17,10 +17,10 @@ from pipeline.stages import (
     Subject,
     check_threads,
     engine_source,
+    engines_option,
     machine_facts,
     model_option,
     precision_option,
-    proved_engines,
     require_built,
 )
 from pipeline.workflow.artifacts import (
@@ -35,7 +35,7 @@ from pipeline.workflow.artifacts import (
     Paths,
 )
 from pipeline.workflow.digests import read_json, write_json
-from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
+from pipeline.workflow.stage import Stage, StageRuns, option
 
 if TYPE_CHECKING:
     from exporters.work import Work
@@ -49,12 +49,7 @@ class Params:
 
     model: str = model_option()
     precision: str = precision_option()
-    engine: tuple[str, ...] = option(
-        ("all",),
-        text='Built engines to profile, or "all" that are proved on this machine.',
-        names=engines.names,
-        role=OptionRole(expand_all=proved_engines),
-    )
+    engine: tuple[str, ...] = engines_option("profile")
     batch: tuple[int, ...] = option((1, 8, 64), text="Batch sizes to run.", high=65536)
     threads: int = option(
         factory=hardware.available_cpus, text="CPU threads of one inference.", high=1024
@@ -124,12 +119,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         outputs[COSTS],
         {
             "machine": {
-                "cpu": hardware.cpu_model(),
-                "cpus": hardware.available_cpus(),
+                **hardware.machine(),
                 "threads": params.threads,
                 "affinity": affinity,
                 "load_average_before": before,
-                "gpus": list(hardware.gpus()),
             },
             **profiles,
         },
@@ -138,7 +131,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
 def _works(graph: Path, loads: Iterable[Load]) -> tuple[Work, ...]:
     from exporters import onnx_files
-    from exporters.onnx_describe import work_of
+    from exporters.onnx_work import work_of
 
     model = onnx_files.read(graph, data=False)
     return tuple(
@@ -149,7 +142,7 @@ def _works(graph: Path, loads: Iterable[Load]) -> tuple[Work, ...]:
 def _products(types: Iterable[str], folder: Path) -> list[Product]:
     """Writes the graphs of products in the types that are precisions."""
     from exporters import onnx_files
-    from exporters.onnx_describe import work_of
+    from exporters.onnx_work import work_of
     from exporters.product_graph import products
     from pipeline.benchmarking.roofline import Product
 
@@ -220,6 +213,7 @@ STAGE = Stage(
     facts=facts,
     resolve=resolve,
     opens_engines=True,
+    revision=2,
     run_again=run_again,
     show=show,
 )

@@ -18,6 +18,8 @@ TERMS = {
     "flips": "test images that get another class than in float64; N+M: N that rounding does not"
     " explain, and M between classes that are closer than the allowed error.",
     "images/s": "batch size over the end-to-end median; one inference at a time.",
+    "sessions x threads": "how often the engine was open, each with a client of its own, and the"
+    " CPU threads of one inference.",
     "images/s served": "images that sessions answered in each second, at the same time.",
     "load": "rate x mean time in which a request occupies a session / sessions; from 100 % on, the"
     " queue grows without end.",
@@ -30,6 +32,7 @@ TERMS = {
     "on device": "median time of one inference from launch to completion, with the inputs and"
     " outputs in the device's memory.",
     "op/byte": "operations for each byte of weights, inputs and outputs.",
+    "latency": "median time of one request end to end.",
     "p99": "99 of 100 inferences took at most this long end to end.",
     "rms error": "root mean square difference to float64 over all values.",
     "rms x floor": "root mean square over the rows of their errors, each in units of its own"

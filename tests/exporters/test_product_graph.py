@@ -5,7 +5,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from exporters.onnx_describe import describe, work_of
+from exporters.onnx_describe import describe
+from exporters.onnx_work import work_of
 from exporters.product_graph import INPUT, products
 
 

@@ -128,8 +128,9 @@ def layers(results: Results) -> Section | None:
             total = part.graph["multiply_adds"]
             sentences.append(
                 f"{total:,} multiply-adds a row."
-                if total
-                else "Multiply-adds are not known, since they depend on the size of the inputs."
+                if total is not None
+                else "Multiply-adds are not known: the inputs' size is not fixed, or there are"
+                " operators that are not counted."
             )
     rows = []
     silent = []

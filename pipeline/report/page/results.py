@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,7 +151,9 @@ def collect(model: str, precisions: Sequence[str], store: Store) -> Results:
     if trained:
         reader.verify(CHECKPOINT)
     chosen = [name for name in PRECISIONS if name in (precisions or known)]
-    parts = tuple(_at(reader, name) for name in chosen)
+    sweep = reader.read(SWEEP) if reader.exists(SWEEP) else None
+    elsewhere = _measured_beside_others(reader, chosen, sweep)
+    parts = tuple(_at(reader, name, measured=name in elsewhere) for name in chosen)
     if not reader.records:
         words = " --precision ".join([model, *precisions[:1]])
         raise DeployError(
@@ -159,7 +162,6 @@ def collect(model: str, precisions: Sequence[str], store: Store) -> Results:
         )
     if not chosen:
         reader.missing(GRAPH, next(iter(PRECISIONS)))
-    sweep = reader.read(SWEEP) if reader.exists(SWEEP) else None
     return Results(
         model=model,
         training=training,
@@ -175,8 +177,29 @@ def _has_results(reader: _Reader, precision: str) -> bool:
     return (reader.root / GRAPH.at(model=reader.model, precision=precision).record).exists()
 
 
-def _at(reader: _Reader, precision: str) -> PrecisionResults:
-    """Reads one precision's results; notes the first stage that is missing for each of them."""
+def _measured_beside_others(
+    reader: _Reader, precisions: Sequence[str], sweep: dict[str, Any] | None
+) -> set[str]:
+    """Returns the precisions that were measured in a comparison of several, or in a sweep."""
+    words: list[str] = []
+    with suppress(*UNREADABLE):  # the section that shows it says so
+        words += [str(point["precision"]) for point in sweep["points"]] if sweep else []
+        for precision in precisions:
+            if reader.exists(COMPARISON, precision):
+                comparison = reader.read(COMPARISON, precision) or {"results": ()}
+                for entry in comparison["results"]:
+                    own = PRECISIONS.keys() & entry["name"].split()
+                    words += own or [precision]
+    return PRECISIONS.keys() & words
+
+
+def _at(reader: _Reader, precision: str, *, measured: bool) -> PrecisionResults:
+    """Reads one precision's results; notes the first stage that is missing for each of them.
+
+    Args:
+        measured: It was measured beside others, so that nothing is missing without measurements of
+            its own.
+    """
     graph = reader.read(DESCRIPTION, precision)
     if graph is None:
         return PrecisionResults(precision, None, {}, {}, None, None, None, None, None)
@@ -209,7 +232,9 @@ def _at(reader: _Reader, precision: str) -> PrecisionResults:
         graph=graph,
         verdicts=verdicts,
         layers={name: content for name, content in layers.items() if content is not None},
-        measurements=reader.read(MEASUREMENTS, precision) if built else None,
+        measurements=reader.read(MEASUREMENTS, precision)
+        if built and (reader.exists(MEASUREMENTS, precision) or not measured)
+        else None,
         comparison=comparison,
         costs=costs,
         load=served,

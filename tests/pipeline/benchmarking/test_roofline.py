@@ -10,7 +10,7 @@ import pytest
 import engines
 from engines.contract import BuildOptions, OpenOptions
 from exporters import product_graph
-from exporters.onnx_describe import work_of
+from exporters.onnx_work import work_of
 from exporters.work import Work
 from pipeline.benchmarking import roofline
 from pipeline.benchmarking.comparison import Load
@@ -67,9 +67,11 @@ def test_the_fastest_product_of_each_engine_is_chosen() -> None:
     assert roofline.fastest(times) == times[1:]
 
 
-def test_there_is_no_share_without_products_or_without_a_peak() -> None:
+def test_there_is_no_share_without_products_or_a_peak_or_if_not_all_are_counted() -> None:
     with Ceilings((), 1) as ceilings:
         assert "no convolution" in ceilings.missing(Work({}, 1, 1, 1))
+        uncounted = Work({"fp64": 1}, 1, 1, 1, uncounted=("com.microsoft.FusedConv",))
+        assert ceilings.missing(uncounted).endswith("not counted: com.microsoft.FusedConv")
         assert "products in fp64" in ceilings.missing(Work({"fp64": 1}, 1, 1, 1))
 
 

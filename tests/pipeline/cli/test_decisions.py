@@ -13,6 +13,7 @@ import pytest
 import engines
 from benchmarks.method import Slowed
 from engines import hardware
+from pipeline.benchmarking import clock, comparison, contention
 from pipeline.bundling import opening
 from pipeline.report.page import choice
 from pipeline.workflow.runner import Store
@@ -23,6 +24,12 @@ from tests.pipeline.report.page.pages import rewrite
 WORDS = ("--trust", "--engine", "onnxruntime", "--threads", "1")
 
 
+def assert_code(result: Result, code: int) -> None:
+    """Checks an exit code; on a machine so busy that nothing is known, it is 1."""
+    busy = "other processes slowed" in result.err
+    assert result.code == (1 if busy else code), result.err
+
+
 def documented(result: Result) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(result.out)
     return document
@@ -31,14 +38,13 @@ def documented(result: Result) -> dict[str, Any]:
 def test_a_bundle_is_not_slower_than_itself(built: Store, assay: Callable[..., Result]) -> None:
     bundle = bundle_of(built)
     result = assay("compare", bundle, bundle, *WORDS, "--batch", "1,2", "--budget", "0.4")
-    assert result.code in (0, 5), result.err
+    assert result.code in (0, 1, 5), result.err
     assert "speed against A onnxruntime" in result.out
     assert result.out.count("times as long as A") == 2
     words = (*WORDS, "--tolerance", "100", "--budget", "0.4", "--json")
     result = assay("compare", bundle, bundle, *words)
-    assert result.code == 0, result.err
     (verdict,) = documented(result)["verdicts"]
-    assert verdict["status"] in ("pass", "busy")
+    assert result.code == {"pass": 0, "busy": 1}[verdict["status"]], result.err
     assert verdict["longer"]["low"] <= verdict["longer"]["value"] <= verdict["longer"]["high"]
 
 
@@ -55,11 +61,12 @@ def test_a_slower_bundle_is_found(
     monkeypatch.setattr(opening, "fastest", slowed)
     bundle = bundle_of(built)
     result = assay("compare", bundle, bundle, *WORDS, "--tolerance", "10", "--budget", "1")
-    assert result.code == 5, result.out
-    assert "B is slower than A by more than 10 %: onnxruntime at batch 1" in result.err
+    assert_code(result, 5)
+    if result.code == 5:
+        assert "B is slower than A by more than 10 %: onnxruntime at batch 1" in result.err
     calls.clear()
     result = assay("compare", bundle, bundle, *WORDS, "--tolerance", "900", "--budget", "1")
-    assert result.code == 0, result.err
+    assert_code(result, 0)
 
 
 def test_engine_files_are_compared(built: Store, assay: Callable[..., Result]) -> None:
@@ -67,10 +74,10 @@ def test_engine_files_are_compared(built: Store, assay: Callable[..., Result]) -
     one, other = folder / "onnxruntime" / "engine.onnx", folder / "openvino" / "engine.zip"
     words = ("--threads", "1", "--tolerance", "900", "--budget", "0.4", "--json")
     result = assay("compare", one, other, *words)
-    assert result.code == 0, result.err
+    assert_code(result, 0)
     assert set(documented(result)["devices"]) == {"A onnxruntime", "B openvino"}
     result = assay("compare", one, bundle_of(built), *words, "--trust")
-    assert result.code == 0, result.err
+    assert_code(result, 0)
     assert set(documented(result)["devices"]) == {"A onnxruntime", "B onnxruntime"}
 
 
@@ -81,6 +88,20 @@ def test_a_changed_engine_file_is_not_compared(store: Store, assay: Callable[...
     assert result.code == 1
     assert "is not the engine that was made" in result.err
     assert f"assay build lenet --engine onnxruntime --root {store.root}" in result.err
+
+
+def test_what_other_processes_slowed_down_is_no_pass(
+    built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "NOTICEABLE", -1.0)
+    monkeypatch.setattr(clock.Waiting, "part", 2.0)
+    monkeypatch.setattr(clock, "BUSY_SLOWER", 0.0)
+    bundle = bundle_of(built)
+    result = assay("compare", bundle, bundle, *WORDS, "--budget", "0.1", "--json")
+    assert result.code == 1
+    assert "other processes slowed onnxruntime at batch 1 down" in result.err
+    (verdict,) = documented(result)["verdicts"]
+    assert verdict["status"] == "busy"
 
 
 @pytest.mark.long
@@ -163,7 +184,9 @@ def test_an_engine_that_keeps_the_bounds_is_chosen(
     assert result.code == 5
     document = documented(result)
     assert document["chosen"] is None
-    assert all(entry["status"] == "no" for entry in document["candidates"])
+    for entry in document["candidates"]:
+        others = entry["candidate"]["others"] or 0.0
+        assert entry["status"] == ("unsure" if others > contention.NOTICEABLE else "no")
     assert {entry["candidate"]["batch"] for entry in document["candidates"]} == {1, 4}
 
 

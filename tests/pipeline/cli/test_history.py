@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from benchmarks.method import Slowed
@@ -15,13 +16,12 @@ from engines.errors import DeployError
 from pipeline.benchmarking.history import History
 from pipeline.verification import engine_proof
 from pipeline.workflow import lock
-from pipeline.workflow.digests import read_json, replace_json
+from pipeline.workflow.digests import read_json, replace_json, sha256_file
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
 Assay = Callable[..., Result]
 QUICK = ("--engine", "onnxruntime", "--batch", "1", "--threads", "1", "--budget", "0.4")
-OTHER = "0" * 64
 
 
 @pytest.fixture
@@ -29,13 +29,21 @@ def kept(store: Store, assay: Assay) -> tuple[Store, Path]:
     """A kept run, said to have been ten times as quick, with another file of the same content."""
     result = assay("bench", "lenet", "--root", store.root, *QUICK, "--history")
     assert result.code == 0, result.err
-    assert "this is the first run that is kept" in result.out
+    assert "this is the first run that is kept for this machine" in result.out
     folder = store.root / ".history" / "lenet" / "fp32"
     (entry,) = read_json(folder / "runs.json")
     (digest,) = entry["engines"].values()
-    assert (folder / digest / "build.json").exists()
-    shutil.copytree(folder / digest, folder / OTHER)
-    entry["engines"] = {"onnxruntime": OTHER}
+    # Another file that computes the same, and is recorded as what was built then.
+    path, record = folder / digest / "engine.onnx", folder / digest / "build.json"
+    content = onnx.load(path)
+    content.producer_version = "then"
+    onnx.save(content, path.with_name("then"))
+    other = sha256_file(path.with_name("then"))
+    (folder / other).mkdir()
+    path.with_name("then").rename(folder / other / path.name)
+    recorded = record.read_text().replace(digest, other)
+    (folder / other / record.name).write_text(recorded)
+    entry["engines"] = {"onnxruntime": other}
     entry["started"] = "2020-01-01T00:00:00+00:00"
     for part in entry["results"]:
         part["seconds"] = {name: value / 10 for name, value in part["seconds"].items()}
@@ -92,10 +100,13 @@ def test_what_cannot_be_settled_stays_open(kept: tuple[Store, Path], assay: Assa
     assert case["status"] == "open"
     assert f"{library} 1.0 ->" in case["why"]
     replace_json(folder / "runs.json", [entry])
-    shutil.rmtree(folder / OTHER)
+    shutil.rmtree(folder / entry["engines"]["onnxruntime"])
     _, document = again(store, assay)
     (case,) = document["history"]["longer"]
-    assert (case["status"], case["why"]) == ("open", "open, since the engine of then is gone")
+    assert (case["status"], case["why"]) == (
+        "open",
+        "open, since the engine of then is gone or has changed",
+    )
 
 
 def test_runs_of_other_machines_do_not_count(kept: tuple[Store, Path], assay: Assay) -> None:
@@ -152,7 +163,7 @@ ENTRY: dict[str, Any] = {
     "machine": {},
     "devices": {},
     "versions": {},
-    "engines": {"onnxruntime": OTHER},
+    "engines": {"onnxruntime": "0" * 64},
     "results": [{"name": "onnxruntime", "batch": 1, "seconds": {"low": 1, "high": 2}}],
 }
 

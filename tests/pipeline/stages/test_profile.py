@@ -17,6 +17,7 @@ from pipeline.benchmarking.profiling import Subject, profile
 from pipeline.report import profile as report
 from pipeline.workflow.runner import Store
 from tests.conftest import Result, need_engine
+from tests.exporters.test_onnx_work import ROW
 from tests.subset import ROOT, python_path
 
 Assay = Callable[..., Result]
@@ -46,7 +47,7 @@ def test_each_engine_has_its_costs_and_its_share(store: Store, assay: Assay) -> 
         assert memory["peak"] is None or memory["peak"] >= memory["opened"]
         (load,) = entry["loads"]
         assert load["batch"] == 4
-        assert load["work"]["operations"] == {"fp32": 4 * 2 * 416_520}
+        assert load["work"]["operations"] == {"fp32": 4 * 2 * ROW}
         assert min(load["first_seconds"], load["seconds"]["value"]) > 0
         assert 0 < load["cpu_seconds"] < 2 * load["wall_seconds"]
         assert load["joules"] is not None or load["no_energy"]

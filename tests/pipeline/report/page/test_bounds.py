@@ -74,6 +74,10 @@ def test_a_bound_is_kept_if_the_whole_interval_is_within(
         ({"accuracy": None}, {"drop": 1.0}, "unsure"),
         ({"memory": None}, {"memory": 10**9}, "unsure"),
         ({"busy": True}, {"p99": 5e-3}, "unsure"),
+        ({"others": 0.7}, {"p99": 1e-3}, "unsure"),  # it may be the others' fault
+        ({"others": 0.7}, {"p99": 3e-3}, "yes"),
+        ({"others": 0.7, "accuracy": 0.8}, {"drop": 0.5}, "no"),
+        ({"sessions": 2}, {"memory": 10**9}, "unsure"),
     ],
 )
 def test_what_is_not_known_is_not_sure(

@@ -53,6 +53,18 @@ def test_markdown_names_what_is_missing(store: Store, tmp_path: Path, assay: Ass
     )
 
 
+def test_what_a_sweep_has_measured_is_not_missing(store: Store, assay: Assay) -> None:
+    quick = ("--engine", "onnxruntime", "--batch", "1", "--concurrency", "1", "--threads", "1")
+    assert assay("sweep", "lenet", "--root", store.root, *quick, "--budget", "0.1").code == 0
+    (store.root / "lenet/fp32/bench.json").unlink()
+    (store.root / "lenet/fp32/measurements.json").unlink()
+    known = results.collect("lenet", (), store)
+    assert not [gap for gap in known.gaps if "measurements" in gap.problem]
+    (store.root / "lenet/frontier.json").write_text('{"points": 5}')
+    problems = [gap.problem for gap in results.collect("lenet", (), store).gaps]
+    assert "no measurements in fp32" in problems
+
+
 def test_markdown_shows_texts_of_users_as_they_are(built: Store) -> None:
     known = results.collect("lenet", (), built)
     known = results.Results(**{**vars(known), "model": "a|b *c* <i>`d` @everyone"})
