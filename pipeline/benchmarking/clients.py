@@ -30,11 +30,12 @@ clock = time.perf_counter
 class HungError(FailedError):
     """A session does not return. Its thread cannot be ended, and lasts as long as the process."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(
-            f"a session has not returned for {seconds:.3g} s",
-            "leave the engine out with --engine",
-        )
+
+def hung(seconds: float) -> HungError:
+    """Returns the error for a session that has not returned for so long."""
+    return HungError(
+        f"a session has not returned for {seconds:.3g} s", "leave the engine out with --engine"
+    )
 
 
 class Meter:
@@ -110,13 +111,13 @@ class Clients:
             deadline = clock() + FIRST_RUN
             for _ in self._sessions:
                 if not self._warm.acquire(timeout=max(0, deadline - clock())):
-                    raise HungError(FIRST_RUN)
+                    raise hung(FIRST_RUN)
             yield
             self._stop()
             patience = self.patience
             self.join(patience)
             if any(thread.is_alive() for thread in self._threads):
-                raise HungError(patience)
+                raise hung(patience)
         except BaseException:
             self._stop()
             self.join(GRACE)

@@ -17,7 +17,7 @@ import numpy as np
 from engines.contract import Feeds, Session
 from engines.errors import UsageError
 from pipeline.benchmarking import intervals
-from pipeline.benchmarking.clients import LOOK, Clients, HungError, Meter, clock
+from pipeline.benchmarking.clients import LOOK, Clients, Meter, clock, hung
 from pipeline.benchmarking.intervals import Interval
 
 # This part of the measured time comes before it and does not count. In it caches fill, and a queue
@@ -122,7 +122,7 @@ def closed(
             if len(spans) > seen:
                 seen, moment = len(spans), clock()
             elif clock() - moment > clients.patience:
-                raise HungError(clients.patience)
+                raise hung(clients.patience)
             time.sleep(LOOK)
         meter.stop()
     counted = [span for span in spans if meter.began < span[1] <= meter.ended]

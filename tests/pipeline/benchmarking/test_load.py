@@ -1,5 +1,6 @@
 """Sessions under load, with sessions that sleep for a known time, and with real ones."""
 
+import copy
 import heapq
 import math
 import signal
@@ -151,8 +152,10 @@ def test_a_session_that_never_returns_is_not_waited_for(
         "turn": lambda: turn([Sleeper(), session], {}, warm_up=0, seconds=0.1),
         "arrivals": lambda: arrivals([Sleeper(), session], {}, rate=200, seconds=0.1, seed=0),
     }.get(kind, lambda: closed([session], {}, seconds=0.1))
-    with pytest.raises(HungError, match=r"a session has not returned for 0\.3 s"):
+    with pytest.raises(HungError, match=r"a session has not returned for 0\.3 s") as caught:
         run()
+    sent = copy.copy(caught.value)  # made again from its arguments, as by a worker process
+    assert (sent.message, sent.hint) == (caught.value.message, caught.value.hint)
     assert time.perf_counter() - began < 5
 
 
