@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import onnx
 import onnx.inliner
+from onnx import TensorProto
 
 from exporters.multiply_adds import CONVOLUTIONS, Types, multiply_adds, weights_met
 from exporters.onnx_describe import node_precision, value_types
@@ -31,6 +32,11 @@ _FUSED = frozenset(
         *("LeakyRelu", "Mul", "QuantizeLinear", "Relu", "Sigmoid", "Swish", "Tanh"),
     }
 )
+# Elements in a byte of the types that ONNX packs; numpy's take a whole one.
+_IN_A_BYTE: dict[int, int] = {
+    **dict.fromkeys((TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1), 2),
+    **dict.fromkeys((TensorProto.INT2, TensorProto.UINT2), 4),
+}
 # These read no more of their first input than they write.
 _PICKING = ("Gather", "GatherElements", "GatherND", "Slice")
 # These write an element for each of their first input.
@@ -163,4 +169,7 @@ def _bytes(value: onnx.ValueInfoProto, types: Types) -> int:
 
 
 def _size(count: int, kind: int) -> int:
+    """Returns the bytes of so many elements of an ONNX type."""
+    if kind in _IN_A_BYTE:
+        return math.ceil(count / _IN_A_BYTE[kind])
     return count * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize

@@ -127,7 +127,7 @@ def measure(
 
     Args:
         budget: Seconds for all of them together. A result that has not settled by then has
-            `settled` False.
+            `settled` False. Each candidate's warm-up at a boundary takes no longer, either.
         seed: Seed of the order within rounds.
         progress: Called after every round with the seconds it took.
         failed: Called with the name of a candidate that fails and its error; the others go on, and
@@ -148,7 +148,7 @@ def measure(
     for candidate in candidates:
         running(candidate.name)
         try:
-            entrants.append(_Entrant(candidate))
+            entrants.append(_Entrant(candidate, min(budget, WARMUP_SECONDS[1])))
         except DeployError as error:
             gone(candidate.name, error)
     run_in = RUN_IN_SECONDS
@@ -211,8 +211,8 @@ class _Part:
         waiting: How long its threads waited for a CPU.
     """
 
-    def __init__(self, run: Callable[[int], list[float]]) -> None:
-        self.run, self.each = run, _warm(run)
+    def __init__(self, run: Callable[[int], list[float]], warmup: float) -> None:
+        self.run, self.each = run, _warm(run, warmup)
         self.samples: list[float] = []
         self.every: list[float] = []
         self.waiting = Waiting()
@@ -248,9 +248,11 @@ class _Entrant:
         spin: How long its threads spin after a run, in seconds.
     """
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, warmup: float) -> None:
         self.candidate = candidate
-        self.parts = {boundary: _Part(_clocked(candidate, boundary)) for boundary in BOUNDARIES}
+        self.parts = {
+            boundary: _Part(_clocked(candidate, boundary), warmup) for boundary in BOUNDARIES
+        }
         self.spin = _spin_seconds(self.parts["end to end"].run)
 
     def turn(self, order: random.Random, run_in: float, *, observe: bool) -> None:
@@ -281,9 +283,13 @@ def _slowed(samples: Sequence[float]) -> bool:
     return bool(typical > BUSY_SLOWER * fast)
 
 
-def _warm(run: Callable[[int], list[float]]) -> float:
-    """Runs a candidate until it is no longer getting faster; returns its seconds an iteration."""
-    least, most = WARMUP_SECONDS
+def _warm(run: Callable[[int], list[float]], most: float) -> float:
+    """Runs a candidate until it is no longer getting faster; returns its seconds an iteration.
+
+    Args:
+        most: Seconds after which it stops in any case.
+    """
+    least = WARMUP_SECONDS[0]
     start = time.perf_counter()
     run(1)  # may compile something
     fastest, since = max(min(run(1)), 1e-9), 0

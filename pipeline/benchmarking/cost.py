@@ -35,8 +35,12 @@ class Cost:
     no_energy: str
 
 
-def cost(session: Session, feeds: Feeds) -> Cost:
-    """Runs a session for half a second after a warm-up, or once if that takes longer."""
+def cost(session: Session, feeds: Feeds, budget: float = _SECONDS) -> Cost:
+    """Runs a session for half a second after a warm-up, or once if that takes longer.
+
+    Args:
+        budget: Seconds for it, if these are fewer.
+    """
     _run(session, feeds, _WARM_UP_SECONDS)
     meter, no_energy = None, ""
     try:
@@ -44,7 +48,7 @@ def cost(session: Session, feeds: Feeds) -> Cost:
     except NotAvailableError as error:
         no_energy = error.message
     cpu = time.process_time()
-    count, seconds = _run(session, feeds, _SECONDS)
+    count, seconds = _run(session, feeds, min(budget, _SECONDS))
     cpu_seconds = time.process_time() - cpu
     joules = None if meter is None else meter() / count
     return Cost(count, seconds / count, cpu_seconds / count, joules, no_energy)

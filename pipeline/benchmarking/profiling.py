@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from pipeline.benchmarking.contention import NOTICEABLE, Others
 from pipeline.benchmarking.cost import cost
 from pipeline.benchmarking.layer_times import layer_times, losses
 from pipeline.benchmarking.roofline import (
+    SEARCH_SECONDS,
     Ceilings,
     Product,
     ProductTime,
@@ -70,7 +71,7 @@ def profile(
         seed: Seed of the order within rounds.
     """
     with temporary.folder() as folder:
-        times, problems = _products(graphs, makers, folder, threads, seed)
+        times, problems = _products(graphs, makers, folder, threads, min(budget, SEARCH_SECONDS))
         products = fastest(times)
         profiles = [_profile(subject, products, budget, seed) for subject in subjects]
     return {
@@ -89,15 +90,16 @@ def profile(
 
 
 def _products(
-    graphs: Sequence[Product], makers: Sequence[str], folder: Path, threads: int, seed: int
+    graphs: Sequence[Product], makers: Sequence[str], folder: Path, threads: int, budget: float
 ) -> tuple[list[ProductTime], list[str]]:
     times: list[ProductTime] = []
     problems: list[str] = []
     for name in makers if graphs else ():
         worker.end()
+        console.say(f"profile: how fast {name} multiplies here")
         try:
             timed, failed = worker.call(
-                f"timing products by {name}", time_products, name, graphs, folder, threads, seed
+                f"timing products by {name}", time_products, name, graphs, folder, threads, budget
             )
         except DeployError as error:
             problems.append(f"{name}: {error.message}")
@@ -112,6 +114,7 @@ def _profile(
 ) -> dict[str, Any]:
     worker.end()  # the libraries of the engine before are not loaded in a new process
     name = subject.engine
+    console.say(f"profile: {name} at {', '.join(map(str, subject.loads))}")
     try:
         return worker.call(f"opening {name}", profile_here, subject, products, budget, seed)
     except DeployError as error:
@@ -128,17 +131,27 @@ def profile_here(
     engine = engines.get(subject.engine)
     session, start = cold_start(engine, subject.built, subject.options, subject.loads)
     entries: list[dict[str, Any]] = []
-    with closing(session), console.bar(f"profile {engine.name}", len(subject.loads)) as bar:
+    with (
+        closing(session),
+        console.bar(f"profile {engine.name}", len(subject.loads) * budget) as bar,
+    ):
         # Before the libraries of the products are loaded.
-        costs = [cost(session, load.feeds) for load in subject.loads]
+        costs = [cost(session, load.feeds, budget) for load in subject.loads]
         on_cpu = session.device == "cpu"
         with Ceilings(products if on_cpu else (), subject.options.threads) as ceilings:
             for number, (load, work) in enumerate(zip(subject.loads, subject.works, strict=True)):
                 worker_child.doing(f"running {engine.name} at {load}")
                 why = ceilings.missing(work) if on_cpu else _ON_GPU
                 others = Others()
+                left = budget
+
+                def progress(seconds: float, load: Load = load) -> None:
+                    nonlocal left
+                    bar.advance(min(seconds, left), str(load))
+                    left = max(0.0, left - seconds)
+
                 timings, roofline = (
-                    (_alone(session, load, budget, seed), None)
+                    (_alone(session, load, budget, seed, progress), None)
                     if why
                     else ceilings.measure(
                         session,
@@ -147,6 +160,7 @@ def profile_here(
                         seconds=costs[number].wall_seconds,
                         budget=budget,
                         seed=seed,
+                        progress=progress,
                     )
                 )
                 whole = next(entry for entry in timings if entry.boundary == clock.BOUNDARIES[1])
@@ -171,7 +185,7 @@ def profile_here(
                         "layers": losses(layers, work.products, roofline, whole.seconds.value),
                     }
                 )
-                bar.advance(1, str(load))
+                bar.advance(left, str(load))
     return {
         "engine": engine.name,
         "device": session.device,
@@ -183,5 +197,8 @@ def profile_here(
     }
 
 
-def _alone(session: Session, load: Load, budget: float, seed: int) -> list[clock.Timing]:
-    return clock.measure([clock.Candidate("", session, load.feeds)], budget=budget, seed=seed)
+def _alone(
+    session: Session, load: Load, budget: float, seed: int, progress: Callable[[float], None]
+) -> list[clock.Timing]:
+    candidates = [clock.Candidate("", session, load.feeds)]
+    return clock.measure(candidates, budget=budget, seed=seed, progress=progress)

@@ -24,7 +24,9 @@ So the attainable is a bound from above. A share of more than 100 % would say th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +45,9 @@ from pipeline.benchmarking.intervals import Interval
 from pipeline.benchmarking.transfers import Transfer
 
 # Seconds for each graph of products, when the fastest engine for it is looked for.
-_SEARCH_SECONDS = 0.3
+SEARCH_SECONDS = 0.3
+# Products this many times slower than the fastest do not become the fastest by what else runs.
+_FAR = 4
 # How often a product runs in one launch at most.
 _MOST = 16
 _COPY, _READ = "copy", "read"
@@ -118,9 +122,12 @@ class Roofline:
 
 
 def time_products(
-    name: str, graphs: Sequence[Product], folder: Path, threads: int, seed: int
+    name: str, graphs: Sequence[Product], folder: Path, threads: int, budget: float
 ) -> tuple[list[ProductTime], list[str]]:
     """Builds graphs for an engine and times them on the CPU, side by side.
+
+    Args:
+        budget: Seconds for timing each; it runs at least once.
 
     Returns:
         The times, and why graphs could not be built or run.
@@ -140,22 +147,42 @@ def time_products(
                 continue
             product = Product(graph.precision, graph.kind, graph.operations, path, name)
             opened.append((product, session))
-        candidates = [Candidate(p.name, session, _feeds(session)) for p, session in opened]
-        timings = _timed(candidates, _SEARCH_SECONDS * len(candidates), seed) if opened else {}
-    return [ProductTime(p, timings[p.name].seconds.value) for p, _ in opened], problems
+        medians = _medians([session for _, session in opened], budget * len(opened))
+    return [
+        ProductTime(product, seconds) for (product, _), seconds in zip(opened, medians, strict=True)
+    ], problems
+
+
+def _medians(sessions: Sequence[Session], budget: float) -> list[float]:
+    """Returns the median seconds of sessions that run in turns."""
+    for session in sessions:
+        session.bind(_feeds(session))
+    times: list[list[float]] = [[] for _ in sessions]
+    start = time.perf_counter()
+    while sessions and (not times[0] or time.perf_counter() - start < budget):
+        for session, own in zip(sessions, times, strict=True):
+            began = time.perf_counter()
+            session.launch()
+            session.synchronize()
+            own.append(time.perf_counter() - began)
+    return [statistics.median(own) for own in times]
 
 
 def fastest(times: Sequence[ProductTime]) -> list[ProductTime]:
     """Returns the fastest product of each engine, for each precision.
 
-    Not only that of one engine: which is the fastest depends on what else the machine does.
+    Not only that of one engine: which is the fastest depends on what else the machine does. An
+    engine that is far slower has none.
     """
     best: dict[tuple[str, str], ProductTime] = {}
     for entry in times:
         key = entry.product.precision, entry.product.engine
         if key not in best or entry.rate > best[key].rate:
             best[key] = entry
-    return [*best.values()]
+    peaks = {
+        kind: max(entry.rate for (of, _), entry in best.items() if of == kind) for kind, _ in best
+    }
+    return [entry for (kind, _), entry in best.items() if entry.rate * _FAR >= peaks[kind]]
 
 
 class _Repeated:
@@ -216,7 +243,15 @@ class Ceilings:
         return ""
 
     def measure(
-        self, session: Session, load: Load, work: Work, *, seconds: float, budget: float, seed: int
+        self,
+        session: Session,
+        load: Load,
+        work: Work,
+        *,
+        seconds: float,
+        budget: float,
+        seed: int,
+        progress: Callable[[float], None] = lambda _seconds: None,
     ) -> tuple[list[Timing], Roofline]:
         """Times a session side by side with the products, a copy and reading.
 
@@ -225,6 +260,7 @@ class Ceilings:
 
         Args:
             seconds: How long an inference takes, about.
+            progress: Called after every round with the seconds it took.
 
         Returns:
             The session's own timings, and what it reached.
@@ -244,7 +280,7 @@ class Ceilings:
                 Candidate(_COPY, copy, {}),
                 Candidate(_READ, read, {}),
             ]
-            timings = clock.measure(candidates, budget=budget, seed=seed)
+            timings = clock.measure(candidates, budget=budget, seed=seed, progress=progress)
             moved = {_COPY: copy.moved, _READ: read.moved}
         taken = {entry.name: entry.seconds for entry in timings if entry.boundary == _DEVICE}
         taken |= {name: _times(taken[name], 1 / own.count) for name, own in repeated.items()}
@@ -303,11 +339,6 @@ def _times(interval: Interval, factor: float) -> Interval:
 
 def _sum(first: Interval, second: Interval) -> Interval:
     return Interval(first.value + second.value, first.low + second.low, first.high + second.high)
-
-
-def _timed(candidates: Sequence[Candidate], budget: float, seed: int) -> dict[str, Timing]:
-    timings = clock.measure(candidates, budget=budget, seed=seed)
-    return {entry.name: entry for entry in timings if entry.boundary == _DEVICE}
 
 
 def _feeds(session: Session) -> dict[str, np.ndarray[Any, Any]]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import engines
 from engines import hardware, temporary
 from engines.errors import DeployError, FailedError, NotAvailableError, NotMetError, UsageError
 from pipeline.cli.flags import limiting, make_store, storing
@@ -20,6 +19,7 @@ from pipeline.stages import (
     Subject,
     check_threads,
     check_time,
+    engines_option,
     model_option,
     precision_option,
     proved_engines,
@@ -28,7 +28,7 @@ from pipeline.stages import (
 from pipeline.workflow import chain, console, hints, runner, worker
 from pipeline.workflow.artifacts import ENGINE, ENGINE_VERDICT, GOLDEN
 from pipeline.workflow.digests import read_json
-from pipeline.workflow.stage import OptionRole, option, options
+from pipeline.workflow.stage import option, options
 
 if TYPE_CHECKING:
     from pipeline.verification.verdict import Verdict
@@ -45,12 +45,7 @@ class Params:
 
     model: str = model_option()
     precision: str = precision_option()
-    engine: tuple[str, ...] = option(
-        (ALL,),
-        text='Built engines to ask, or "all" that are proved on this machine.',
-        names=engines.names,
-        role=OptionRole(expand_all=proved_engines),
-    )
+    engine: tuple[str, ...] = engines_option("ask")
     scenario: tuple[str, ...] = option(
         SCENARIOS, text="Scenarios of MLPerf.", names=lambda: [*SCENARIOS]
     )

@@ -12,6 +12,7 @@ from pipeline.workflow import console
 # Below this part of the attainable, the layers that lose most are named.
 _NEAR = 0.8
 _NAMED = 3  # how many of them
+_LEAST = 0.01  # smaller parts are not told apart
 
 # A title, titles of columns, and rows of cells.
 Table = tuple[str, list[str], list[list[str]]]
@@ -19,7 +20,7 @@ Table = tuple[str, list[str], list[list[str]]]
 
 def show(document: dict[str, Any]) -> None:
     """Prints what engines cost, what they reached, and the layers that take most of the time."""
-    console.table(*cold_start(document), (">peak", ">steady", ">before"))
+    console.table(*cold_start(document), (">before", ">opened", ">file"))
     console.table(*costs(document))
     for sentence in cautions(document):
         console.result(sentence)
@@ -159,18 +160,21 @@ def peaks(document: dict[str, Any]) -> list[str]:
 
 def losses(document: dict[str, Any]) -> list[str]:
     """Returns, for each engine and load far from the attainable, the layers that take longest."""
-    sentences = []
+    sentences, silent = [], dict[str, None]()
     for entry, load in _rows(document):
         reached = load["roofline"]
         if reached is None or reached["share"]["value"] >= _NEAR:
             continue
-        where = f"{entry['engine']} at batch {_load(load)}: {reached['share']['value']:.0%}"
-        if load["layers"]:
-            idle = sum(layer["share"] for layer in load["layers"] if not layer["multiplies"])
-            more = f"{_loss(load['layers'])}; {idle:.0%} of the time multiplies nothing"
-        else:
-            more = "this engine does not tell the time of its layers"
-        sentences.append(f"{where}; {more}")
+        if not load["layers"]:
+            silent[entry["engine"]] = None
+            continue
+        idle = sum(layer["share"] for layer in load["layers"] if not layer["multiplies"])
+        sentences.append(
+            f"{entry['engine']} at batch {_load(load)}: {_percent(reached['share']['value'])};"
+            f" {_loss(load['layers'])}; {_percent(idle)} of the time multiplies nothing"
+        )
+    if silent:
+        sentences.append(f"the time of layers is not known of {', '.join(silent)}")
     return sentences
 
 
@@ -178,16 +182,18 @@ def _loss(layers: list[dict[str, Any]]) -> str:
     """Returns the layers that lose most, or that take longest where the loss is not known."""
     if not layers:
         return ""
-    if layers[0]["lost"] is None:
-        parts = (f"{layer['share']:.0%} in {_title(layer)}" for layer in layers[:_NAMED])
-        return f"most time: {', '.join(parts)}"
-    parts = (f"{layer['lost']:.0%} in {_title(layer)}" for layer in layers[:_NAMED])
-    return f"lost: {', '.join(parts)}"
+    key, word = ("share", "most time") if layers[0]["lost"] is None else ("lost", "lost")
+    parts = [
+        f"{layer[key]:.0%} in {_title(layer)}"
+        for layer in layers[:_NAMED]
+        if layer[key] >= _LEAST or layer is layers[0]
+    ]
+    return f"{word}: {', '.join(parts)}"
 
 
 def _title(layer: dict[str, Any]) -> str:
     reached = layer["reached"]
-    bound = "" if reached is None else f", {reached:.0%} of its bound"
+    bound = "" if reached is None else f", {_percent(reached)} of its bound"
     return f"{layer['name']} ({layer['kind']}{bound})"
 
 
@@ -227,7 +233,13 @@ def _seconds(load: dict[str, Any]) -> float:
 
 def _share(reached: dict[str, Any]) -> str:
     share = reached["share"]
-    return f"{share['value']:.0%} ({100 * share['low']:.0f}-{100 * share['high']:.0f})"
+    if share["high"] < _LEAST:
+        return _percent(share["value"])
+    return f"{_percent(share['value'])} ({100 * share['low']:.0f}-{100 * share['high']:.0f})"
+
+
+def _percent(part: float) -> str:
+    return f"<{_LEAST:.0%}" if 0 < part < _LEAST else f"{part:.0%}"
 
 
 def cautions(document: dict[str, Any]) -> list[str]:

@@ -258,3 +258,19 @@ def test_a_sequence_has_no_bytes_that_are_known() -> None:
     counted = work_of(model, {"x": (3, 4)})
     assert counted.operations == {"fp32": 2 * 3 * 4 * 4}
     assert (counted.inputs, counted.outputs) == (48, 0)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("INT4", 5), ("UINT4", 5), ("INT2", 3), ("INT8", 9)])
+def test_small_types_are_packed(kind: str, size: int) -> None:
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3])
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scale"], ["wide"]),
+        helper.make_node("MatMul", ["x", "wide"], ["y"]),
+    ]
+    model = of_constants(nodes, [x], onnx.TensorProto.FLOAT, {"scale": np.float32(1)})
+    weight = helper.make_tensor("w", getattr(onnx.TensorProto, kind), (3, 3), [1] * 9)
+    model.graph.initializer.append(weight)
+    model.opset_import[0].version = 25
+    counted = work_of(model, {"x": (2, 3)})
+    assert counted.weights == size + 4
+    assert counted.operations == {"fp32": 2 * 2 * 9}

@@ -137,8 +137,14 @@ def test_it_warms_up_until_runs_are_no_longer_faster() -> None:
         runs.append(count)
         return [float(next(times)) for _ in range(count)]
 
-    assert timing._warm(run) == pytest.approx(0.1)
+    assert timing._warm(run, timing.WARMUP_SECONDS[1]) == pytest.approx(0.1)
     assert len(runs) >= 40
+
+
+def test_the_budget_bounds_the_warm_up(clock: Clock) -> None:
+    faster = Timed(clock, "faster", 0.05, 0.0, [], drift=-0.3)  # by over 1 % with each run
+    timing.measure([timing.Candidate("faster", faster, {})], budget=0.2, seed=0)
+    assert clock.now < timing.WARMUP_SECONDS[1] / 2
 
 
 def test_threads_that_wait_for_a_cpu_make_a_slow_result_busy(

@@ -1,5 +1,6 @@
 """What an engine reaches of what the machine attains."""
 
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pipeline.benchmarking import roofline
 from pipeline.benchmarking.comparison import Load
 from pipeline.benchmarking.intervals import Interval
 from pipeline.benchmarking.roofline import Ceilings, Product, ProductTime
+from pipeline.benchmarking.transfers import Transfer
 from tests.conftest import need_engine
 
 
@@ -63,8 +65,18 @@ def test_the_times_of_several_types_are_added_and_the_fastest_product_counts() -
 def test_the_fastest_product_of_each_engine_is_chosen() -> None:
     kinds = {"matrix product": 2.0, "convolution": 1.0}
     times = [ProductTime(product("fp32", "a", kind), seconds) for kind, seconds in kinds.items()]
-    times += [ProductTime(product("fp32", "b"), 5.0), ProductTime(product("int8", "b"), 1.0)]
-    assert roofline.fastest(times) == times[1:]
+    times += [ProductTime(product("fp32", "b"), 3.0), ProductTime(product("int8", "c"), 9.0)]
+    far = ProductTime(product("fp32", "c"), 5.0)
+    assert roofline.fastest([*times, far]) == times[1:]
+
+
+def test_products_run_at_least_once_and_no_longer_than_the_budget() -> None:
+    with closing(Transfer(1 << 20, 1, write=False)) as read:
+        (once,) = roofline._medians([read], 0.0)
+        assert once > 0
+        start = time.perf_counter()
+        first, second = roofline._medians([read, read], 0.2)
+        assert 0.2 <= time.perf_counter() - start < 0.2 + 20 * (first + second)
 
 
 def test_there_is_no_share_without_products_or_a_peak_or_if_not_all_are_counted() -> None:
@@ -87,7 +99,7 @@ def test_a_large_product_reaches_what_is_attainable(tmp_path: Path) -> None:
         graphs.append(Product("fp32", kind, operations, path))
     times = []
     for name in ("onnxruntime", "openvino"):
-        timed, problems = roofline.time_products(name, graphs, tmp_path, 1, seed=0)
+        timed, problems = roofline.time_products(name, graphs, tmp_path, 1, 0.3)
         assert not problems
         times += timed
     best = roofline.fastest(times)

@@ -93,11 +93,12 @@ def test_the_tables_have_what_was_measured() -> None:
 
 
 def test_the_layers_are_named_where_the_share_is_low() -> None:
-    known = document(engine("a", load(1, 0.5), load(8, 0.9)), engine("b", load(1, 0.1, layers=[])))
+    silent = [load(batch, 0.1, layers=[]) for batch in (1, 8)]
+    known = document(engine("a", load(1, 0.5), load(8, 0.9)), engine("b", *silent))
     assert profile.losses(known) == [
         "a at batch 1: 50%; most time: 75% in conv1 (Conv), 25% in pool (MaxPool); 25% of the time"
         " multiplies nothing",
-        "b at batch 1: 10%; this engine does not tell the time of its layers",
+        "the time of layers is not known of b",
     ]
 
 
@@ -108,6 +109,18 @@ def test_what_a_layer_loses_is_said_where_it_is_known() -> None:
     pool.update(lost=0.25)
     (sentence,) = profile.losses(known)
     assert "lost: 25% in conv1 (Conv, 67% of its bound), 25% in pool (MaxPool);" in sentence
+
+
+def test_parts_below_a_percent_are_not_told_apart() -> None:
+    known = document(engine("a", load(1, 0.0005), load(8, 0.0099)))
+    one, eight = rows(profile.roofline(known))
+    assert (one[">share"], eight[">share"]) == ("<1%", "<1% (1-1)")
+    conv, pool = known["engines"][0]["loads"][0]["layers"]
+    conv.update(lost=0.99, reached=0.0005)
+    pool.update(lost=0.005)
+    assert profile.losses(known)[0].startswith(
+        "a at batch 1: <1%; lost: 99% in conv1 (Conv, <1% of its bound); 25%"
+    )
 
 
 def test_the_peak_and_why_there_is_no_share_are_printed() -> None:
@@ -149,13 +162,16 @@ def test_tables_fit_80_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    profile.show(document(engine("onnxruntime", load(64, 0.5))))
+    long = engine("torch_compile", load(64, 0.5))
+    long["memory"].update(peak=1200 << 20, before=32 << 20, opened=712 << 20)
+    profile.show(document(engine("onnxruntime", load(64, 0.5)), long))
     printed = capsys.readouterr().out
     assert "onnxruntime" in printed
     lines = [line for line in printed.splitlines() if line.startswith("  ")]
     assert lines
     assert max(map(len, lines)) <= 80
     assert any("50% (45-55)" in line for line in lines)
+    assert any("1,200.0 MiB" in line for line in lines)  # what a machine has to have
     assert any("50.0 ms" not in line and "500 ms" in line for line in lines)
 
 

@@ -57,6 +57,8 @@ def test_each_engine_has_its_costs_and_its_share(store: Store, assay: Assay) -> 
         assert sum(layer["share"] for layer in load["layers"]) == pytest.approx(1)
     assert {entry["precision"] for entry in costs["products"]} == {"fp32"}
     assert "Cost of an inference" in result.err
+    for line in ("how fast openvino multiplies here", "openvino at batch 4"):
+        assert f"profile: {line}\n" in result.err
     assert "onnxruntime at batch 4: " in result.err  # LeNet is far from any peak
     again = json.loads(assay(*words).out)
     assert again["outcomes"][0]["skipped"]
