@@ -10,13 +10,32 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from engines.contract import Feeds, Session
-from engines.errors import DeployError
+from engines.errors import DeployError, FailedError
 from pipeline.benchmarking.contention import Others
+from pipeline.workflow.signals import SESSION_THREAD
 
 # How often a thread that waits looks whether the run has ended, in seconds.
 LOOK = 0.05
 
+# How long a session may take to run for the first time, which may compile something; and how long
+# a request may take after that, or this many times as long as the first run, before it counts as
+# hung.
+FIRST_RUN, PATIENCE, TIMES_FIRST = 1800.0, 60.0, 10
+# How long threads get to end after an error or an interruption. A session is not closed in use.
+GRACE = 1.0
+
 clock = time.perf_counter
+
+
+class HungError(FailedError):
+    """A session does not return. Its thread cannot be ended, and lasts as long as the process."""
+
+
+def hung(seconds: float) -> HungError:
+    """Returns the error for a session that has not returned for so long."""
+    return HungError(
+        f"a session has not returned for {seconds:.3g} s", "leave the engine out with --engine"
+    )
 
 
 class Meter:
@@ -54,6 +73,7 @@ class Clients:
         self._sessions, self._feeds = sessions, feeds
         self._threads: list[threading.Thread] = []
         self._errors: list[Exception] = []
+        self._first_runs: list[float] = []  # of all threads: append is atomic
         self._warm = threading.Semaphore(0)
         self._go = threading.Event()
         self.began = 0.0
@@ -64,27 +84,45 @@ class Clients:
         messages = (error.message for error in self._errors if isinstance(error, DeployError))
         return next(messages, "")
 
+    @property
+    def patience(self) -> float:
+        """How many seconds a request may take before its session counts as hung."""
+        return max(PATIENCE, TIMES_FIRST * max(self._first_runs, default=0.0))
+
     @contextmanager
     def working(self, client: Callable[[Session], None]) -> Iterator[None]:
         """Opens the threads, each of which runs its session once; ends them after the body.
 
+        An interruption does not wait for sessions that do not return.
+
         Raises:
+            HungError: A session does not return.
             Exception: A session raised something other than a DeployError.
         """
         collecting = gc.isenabled()
         gc.disable()
         try:
             for session in self._sessions:
-                thread = threading.Thread(target=self._work, args=(session, client), daemon=True)
+                thread = threading.Thread(
+                    target=self._work, args=(session, client), name=SESSION_THREAD, daemon=True
+                )
                 self._threads.append(thread)
                 thread.start()
+            deadline = clock() + FIRST_RUN
             for _ in self._sessions:
-                self._warm.acquire()
+                if not self._warm.acquire(timeout=max(0, deadline - clock())):
+                    raise hung(FIRST_RUN)
             yield
+            self._stop()
+            patience = self.patience
+            self.join(patience)
+            if any(thread.is_alive() for thread in self._threads):
+                raise hung(patience)
+        except BaseException:
+            self._stop()
+            self.join(GRACE)
+            raise
         finally:
-            self.done.set()
-            self._go.set()
-            self.join()
             if collecting:
                 gc.enable()
         for error in self._errors:
@@ -96,11 +134,15 @@ class Clients:
         self.began = clock()
         self._go.set()
 
-    def join(self, seconds: float | None = None) -> None:
+    def join(self, seconds: float) -> None:
         """Waits for the threads to end, at most so many seconds."""
-        deadline = None if seconds is None else clock() + seconds
+        deadline = clock() + seconds
         for thread in self._threads:
-            thread.join(None if deadline is None else max(0, deadline - clock()))
+            thread.join(max(0, deadline - clock()))
+
+    def wait_until(self, moment: float) -> None:
+        """Waits until a moment of `clock`, or until work is done: no longer, as it is measured."""
+        self.done.wait(max(0, moment - clock()))
 
     def sleep_until(self, moment: float) -> bool:
         """Sleeps until a moment of `clock`; returns False, at once or soon, if work is done."""
@@ -108,11 +150,17 @@ class Clients:
             time.sleep(min(left, LOOK))
         return not self.done.is_set()
 
+    def _stop(self) -> None:
+        self.done.set()
+        self._go.set()
+
     def _work(self, session: Session, client: Callable[[Session], None]) -> None:
         wake_on_time()
         try:
             try:
-                session.run(self._feeds)  # may compile something
+                began = clock()
+                session.run(self._feeds)
+                self._first_runs.append(clock() - began)
             finally:
                 self._warm.release()
             self._go.wait()

@@ -119,6 +119,7 @@ def measure(
     seed: int,
     progress: Callable[[float], None] = lambda _seconds: None,
     failed: Callable[[str, DeployError], None] | None = None,
+    running: Callable[[str], None] = lambda _name: None,
 ) -> list[Timing]:
     """Times candidates side by side at both boundaries; the first is the ratios' baseline.
 
@@ -131,6 +132,7 @@ def measure(
         progress: Called after every round with the seconds it took.
         failed: Called with the name of a candidate that fails and its error; the others go on, and
             the first of them is the baseline. By default the error is raised.
+        running: Called with the name of a candidate before it runs.
 
     Returns:
         The timings of the candidates that did not fail, boundary by boundary.
@@ -144,6 +146,7 @@ def measure(
         failed(name, error)
 
     for candidate in candidates:
+        running(candidate.name)
         try:
             entrants.append(_Entrant(candidate, min(budget, WARMUP_SECONDS[1])))
         except DeployError as error:
@@ -156,6 +159,7 @@ def measure(
         for number in range(1, MAX_ROUNDS + 1):
             began = time.perf_counter()
             for entrant in order.sample(entrants, len(entrants)):
+                running(entrant.candidate.name)
                 try:
                     entrant.turn(order, run_in, observe=number % _WAITING_EVERY == 1)
                 except DeployError as error:

@@ -42,6 +42,7 @@ def compare(
     budget: float,
     seed: int,
     failed: Callable[[str, Load, DeployError], None] | None = None,
+    running: Callable[[str], None] = lambda _name: None,
 ) -> list[dict[str, Any]]:
     """Returns the timings of sessions in their JSON form; see `clock.Timing`.
 
@@ -56,6 +57,7 @@ def compare(
         seed: Seed of the order within rounds.
         failed: Called with the name of a session that fails, the load and the error; the others go
             on. By default the error is raised.
+        running: Called with the name of a session before it runs.
     """
     results: list[dict[str, Any]] = []
     saved = 0.0  # what loads before did not need
@@ -77,6 +79,7 @@ def compare(
                     seed=seed,
                     progress=progress,
                     failed=failed and partial(_of_load, failed, load),
+                    running=running,
                 )
                 part = others.part()
                 alive = [*dict.fromkeys(entry.name for entry in timings)]

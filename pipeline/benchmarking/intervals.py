@@ -1,4 +1,4 @@
-"""Confidence intervals of medians of correlated, heavy-tailed samples, and of percentiles."""
+"""Confidence intervals of medians, rates and percentiles of correlated, heavy-tailed samples."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ CONFIDENCE = 0.95
 # Samples a few milliseconds apart are alike: another process, a clock. Each of this many blocks is
 # long enough to be nearly independent of the others, and so many still bound a median tightly.
 BLOCKS = 20
-# A queue remembers longer than a machine, so the blocks for it are longer; and the factor of
-# Student's distribution for so many.
-_LONG_BLOCKS, _STUDENT = 10, 2.262
+# A queue remembers longer than a machine, and a mean has to hold what happens seldom: the blocks
+# for both are longer.
+_LONG_BLOCKS, _FEWEST_BLOCKS = 10, 2
+# The 97.5 % points of Student's distribution, from 1 degree of freedom on.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 # The fewest samples whose range covers a median at 95 %: 1 - 2 / 2^6 = 97 %.
 FEWEST = 6
 
@@ -56,6 +58,44 @@ def location(samples: np.ndarray[Any, Any]) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
+def rate(moments: np.ndarray[Any, Any], seconds: float, fewest: int = 1) -> Interval | None:
+    """Returns how many events there are in each second, on average over the measured time.
+
+    The time is cut into blocks of equally many events. How much the lengths of the blocks vary
+    gives the interval, by Student's distribution, on a logarithmic scale: the ratio estimator of
+    batch means (Law, Simulation Modeling and Analysis, 5th ed., 2015, sections 9.5.3 and 4.4).
+    Blocks of equal time do worse: few regular events then fall on the blocks by chance.
+
+    Simulated, one client with requests of independent times (constant to 1 %, log-normal,
+    exponential, Pareto with exponent 2.5): 92 to 100 % of the intervals cover the long-run rate,
+    from 15 requests on; of four such clients together 86 to 100 %. With one request in 200 that
+    takes 50 times as long: 95 % of runs with 800 requests, 44 % with 80, most of which have no such
+    request. No run tells of what it did not see. With a machine that is slower for 30 requests at a
+    time: 57 % with 75 requests, 92 % with 750.
+
+    Args:
+        moments: When the events happened, `[count]` in rising order, in seconds from the beginning
+            of the measured time.
+        seconds: The measured time.
+        fewest: Events that may happen at the same moment: no block has fewer, unless there would
+            be less than two blocks.
+
+    Returns:
+        None with fewer than two events.
+    """
+    count = len(moments)
+    blocks = min(_LONG_BLOCKS, max(_FEWEST_BLOCKS, count // fewest))
+    if count < blocks:
+        return None
+    edges = np.linspace(0, count, blocks + 1).round().astype(int)
+    # The last block goes on to the end of the measured time.
+    lengths = np.diff([0.0, *moments[edges[1:-1] - 1], seconds])
+    differences = lengths - np.diff(edges) * seconds / count
+    error = math.sqrt(blocks / (blocks - 1) * float(np.sum(differences**2))) / seconds
+    value, factor = count / seconds, math.exp(_STUDENT[blocks - 2] * error)
+    return Interval(value, value / factor, value * factor)
+
+
 @functools.cache
 def _cut(count: int) -> int:
     """Returns how many of the smallest and of the largest means an interval leaves out.
@@ -85,7 +125,7 @@ def percentile(
     """
     count, part = len(ranked), percent / 100
     # What is estimated from blocks has fewer degrees of freedom.
-    width = 1.96 if alike == 1 else _STUDENT
+    width = 1.96 if alike == 1 else _STUDENT[-1]
     reach = width * math.sqrt(count * part * (1 - part) * alike)
     low, high = math.floor(count * part - reach), math.ceil(count * part + reach)
     if low < 1 or high >= count:
@@ -95,19 +135,54 @@ def percentile(
     )
 
 
-def percentiles(times: Sequence[float], *, queued: bool = False) -> dict[str, Interval]:
+def percentiles(times: Sequence[float], alike: float | None = None) -> dict[str, Interval]:
     """Returns the percentiles of samples by name ("p99"), those that enough samples know.
+
+    Whether a percentile is known must not depend on the samples alone: when few of them happen to
+    be in a rush, they look independent, and the percentile is too low. In simulated queues with one
+    server, near saturation, such intervals covered the percentile in 0 to 40 % of the runs that
+    had one. With `queue_dependence` as `alike`, it is known in so many of 200 runs, and that many
+    of those intervals cover it (random arrivals, the first 10 % left out, a dash for none):
+
+    | load, service | requests | p50 | p90 | p95 | p99 |
+    |---|---|---|---|---|---|
+    | 0.5 exponential | 1,000 | 200, 100 % | 198, 100 % | 156, 100 % | - |
+    | 0.5 exponential | 20,000 | 200, 100 % | 200, 99 % | 200, 99 % | 200, 98 % |
+    | 0.8 exponential | 5,000 | 200, 100 % | 182, 98 % | - | - |
+    | 0.8 constant | 5,000 | 200, 100 % | 200, 100 % | 176, 99 % | - |
+    | 0.8 log-normal | 20,000 | 200, 100 % | 198, 99 % | 134, 99 % | - |
+    | 0.9 exponential | 1,000 | 18, 100 % | - | - | - |
+    | 0.9 exponential | 20,000 | 200, 100 % | 170, 99 % | - | - |
+    | 0.9 constant | 20,000 | 200, 100 % | 198, 99 % | 168, 99 % | - |
 
     Args:
         times: Samples in the order they were measured.
-        queued: Each sample is like those before it, as waits in a queue are.
+        alike: If each sample is like those before it, as waits in a queue are: how many samples, at
+            the least, tell as much as one that is independent of the others. None if they are.
     """
-    ranked = np.sort(times)
-    known = {
-        f"p{q:g}": percentile(ranked, q, _alike(np.array(times), ranked, q) if queued else 1.0)
-        for q in (50, 90, 95, 99, 99.9)
-    }
-    return {name: interval for name, interval in known.items() if interval is not None}
+    ranked, known = np.sort(times), {}
+    for percent in (50, 90, 95, 99, 99.9):
+        dependence = 1.0
+        if alike is not None:
+            dependence = max(alike, _alike(np.array(times), ranked, percent))
+        if interval := percentile(ranked, percent, dependence):
+            known[f"p{percent:g}"] = interval
+    return known
+
+
+def queue_dependence(load: float, variation: float) -> float:
+    """Returns how many requests in a queue tell as much as one that is independent of the others.
+
+    For random arrivals, from heavy-traffic limits: Whitt, Planning Queueing Simulations, Management
+    Science 35 (1989). Simulated for the part of requests above a p99 of one server, it is 28 at a
+    load of 0.7, 84 at 0.8 and 358 at 0.9 with exponential service times, where this gives 32, 81
+    and 361; with constant ones 16, 48 and 144, where it gives 17, 41 and 181.
+
+    Args:
+        load: The part of the time in which a server is busy, below 1.
+        variation: Variance of the service times, as a part of the square of their mean.
+    """
+    return 1 + 2 * load * (1 + variation) / (1 - load) ** 2
 
 
 def _alike(times: np.ndarray[Any, Any], ranked: np.ndarray[Any, Any], percent: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import numpy as np
 from engines.contract import Feeds, Session
 from engines.errors import UsageError
 from pipeline.benchmarking import intervals
-from pipeline.benchmarking.clients import LOOK, Clients, Meter, clock
+from pipeline.benchmarking.clients import LOOK, Clients, Meter, clock, hung
 from pipeline.benchmarking.intervals import Interval
 
 # This part of the measured time comes before it and does not count. In it caches fill, and a queue
@@ -37,16 +38,19 @@ class Served:
         rows: Rows of one request.
         requests: Requests that completed in the measured time.
         seconds: The measured time.
-        throughput: Completed requests in each second; None if none completed.
+        throughput: Completed requests in each second of the measured time; None if fewer than two
+            completed.
         latency: Seconds by percentile ("p99"), with intervals; only those that are known. From
-            the scheduled arrival if there is a rate, else from the call. Empty if saturated.
+            the scheduled arrival if there is a rate, else from the call. Empty if saturated, or if
+            late requests ended the run.
         cpu_seconds: CPU time of this process for each request.
         others: The part of the CPUs that other processes took meanwhile, or None.
         failure: Why a session failed, which ended the run; "" if none did.
         rate: Requests offered in each second; None for clients that wait for their answers.
         load: The work offered, as a part of what the sessions can do: rate x mean time in which a
             request occupies a session / sessions.
-        waiting: Requests that had arrived and not begun when the last one arrived.
+        waiting: Requests that had arrived, in the warm-up or after it, and had not begun at the end
+            of the measured time.
         waking: Median of the seconds from a request's arrival until a free session began it: the
             operating system's time to wake a thread up. It is part of the latency.
         late: The part of the requests that took longer than the bound; 0 without one.
@@ -72,12 +76,19 @@ class Served:
 
     @property
     def rows_per_second(self) -> Interval | None:
-        """Completed rows in each second; None if no request completed."""
+        """Completed rows in each second; None if there is no throughput."""
         rate, rows = self.throughput, self.rows
         return rate and Interval(rate.value * rows, rate.low * rows, rate.high * rows)
 
 
-def closed(sessions: Sequence[Session], feeds: Feeds, *, seconds: float, rows: int = 1) -> Served:
+def closed(
+    sessions: Sequence[Session],
+    feeds: Feeds,
+    *,
+    seconds: float,
+    rows: int = 1,
+    bound: float | None = None,
+) -> Served:
     """Serves one client for each session; each sends a request when its last one has returned.
 
     The run goes on until the sessions have completed `intervals.FEWEST` requests each, on average.
@@ -87,6 +98,10 @@ def closed(sessions: Sequence[Session], feeds: Feeds, *, seconds: float, rows: i
         feeds: The inputs of every request.
         seconds: The time that is measured, after a warm-up.
         rows: Rows of `feeds`.
+        bound: A latency in seconds; `Served.late` is the part of the requests above it.
+
+    Raises:
+        HungError: A session does not return.
     """
     spans: list[tuple[float, float]] = []  # of all threads: append is atomic
     clients = Clients(sessions, feeds)
@@ -99,23 +114,31 @@ def closed(sessions: Sequence[Session], feeds: Feeds, *, seconds: float, rows: i
 
     with clients.working(client):
         clients.start()
-        clients.sleep_until(clock() + WARM_UP * seconds)
+        clients.wait_until(clock() + WARM_UP * seconds)
         meter, before = Meter(), len(spans)
-        clients.sleep_until(meter.began + seconds)
+        clients.wait_until(meter.began + seconds)
+        seen, moment = len(spans), clock()
         while len(spans) - before < intervals.FEWEST * len(sessions) and not clients.done.is_set():
+            if len(spans) > seen:
+                seen, moment = len(spans), clock()
+            elif clock() - moment > clients.patience:
+                raise hung(clients.patience)
             time.sleep(LOOK)
         meter.stop()
     counted = [span for span in spans if meter.began < span[1] <= meter.ended]
+    ends = np.sort([ended - meter.began for _, ended in counted])
+    times = [ended - began for began, ended in counted]
     return Served(
         concurrency=len(sessions),
         rows=rows,
         requests=len(counted),
         seconds=meter.seconds,
-        throughput=_throughput([ended for _, ended in counted], meter.began, len(sessions)),
-        latency=intervals.percentiles([ended - began for began, ended in counted]),
+        throughput=intervals.rate(ends, meter.seconds, len(sessions)),
+        latency=intervals.percentiles(times),
         cpu_seconds=meter.cpu_seconds / max(1, len(counted)),
         others=meter.others,
         failure=clients.failure,
+        late=_late(times, bound),
     )
 
 
@@ -133,6 +156,9 @@ def turn(
 
     Returns:
         The seconds of each request, and why a session failed, or "".
+
+    Raises:
+        HungError: A session does not return.
     """
     times: list[float] = []  # of all threads: append is atomic
     clients = Clients(sessions, feeds)
@@ -147,7 +173,7 @@ def turn(
 
     with clients.working(client):
         clients.start()
-        clients.join()
+        clients.join(warm_up + seconds)
     return times, clients.failure
 
 
@@ -208,6 +234,7 @@ def arrivals(
     rows: int = 1,
     fewest: int = intervals.FEWEST,
     bound: float | None = None,
+    to_the_end: bool = False,
     latencies: list[float] | None = None,
 ) -> Served:
     """Serves requests that arrive at random moments, however long the queue is.
@@ -225,15 +252,19 @@ def arrivals(
         seed: Seed of the moments.
         rows: Rows of `feeds`.
         fewest: Measure longer, until so many requests are expected.
-        bound: The latency in seconds that a p99 is to keep. The run ends when that is impossible.
+        bound: The latency in seconds that a p99 is to keep.
+        to_the_end: Go on when the p99 cannot keep the bound any more.
         latencies: Receives the latency of each request, in seconds.
+
+    Raises:
+        HungError: A session does not return.
     """
     seconds = max(seconds, fewest / rate)
     warm_up = WARM_UP * seconds
     moments = schedule(rate, warm_up + seconds, seed)
     numbers = itertools.count()  # next() is atomic
     requests: list[_Request] = []  # of all threads: append is atomic
-    late: list[int] = []
+    late: list[int] = []  # of all threads: append is atomic
     allowed = LATE * sum(moment > warm_up for moment in moments)
     clients = Clients(sessions, feeds)
 
@@ -249,28 +280,35 @@ def arrivals(
             requests.append(_Request(arrival, taken, began, ended := clock()))
             if bound is not None and ended - arrival > bound and moments[number] > warm_up:
                 late.append(number)
-                if len(late) > allowed:
+                if len(late) > allowed and not to_the_end:
                     clients.done.set()
 
     def load() -> float:
         occupied = [request.occupied for request in requests]
         return rate * float(np.mean(occupied)) / len(sessions) if occupied else 0.0
 
+    def dependence() -> float:
+        occupied = np.array([request.occupied for request in requests] or [1.0])
+        return intervals.queue_dependence(load(), float(np.var(occupied) / np.mean(occupied) ** 2))
+
     with clients.working(client):
         clients.start()
-        clients.sleep_until(clients.began + warm_up)
+        clients.wait_until(clients.began + warm_up)
         meter = Meter()
-        clients.sleep_until(clients.began + warm_up + seconds)
+        clients.wait_until(clients.began + warm_up + seconds)
         meter.stop()
         begun = sum(request.began <= meter.ended for request in requests)
         if not clients.done.is_set() and 0 < load() < 1:
             clients.join(seconds)
+        cut_short = clients.done.is_set()
+    arrived = bisect_right(moments, meter.ended - clients.began)
     offered = load()
-    unserved = len(requests) < len(moments) and len(late) <= allowed
+    unserved = len(requests) < len(moments) and not cut_short
     saturated = not clients.failure and (offered >= 1 or unserved)
     requests.sort(key=lambda request: request.arrival)
     counted = [request for request in requests if request.arrival > clients.began + warm_up]
-    ends = [request.ended for request in requests if meter.began < request.ended <= meter.ended]
+    ends = np.sort([request.ended for request in requests]) - meter.began
+    ends = ends[(ends > 0) & (ends <= meter.seconds)]
     waking = [request.began - request.arrival for request in requests if request.waited_for]
     taken = [request.ended - request.arrival for request in counted]
     if latencies is not None:
@@ -280,31 +318,22 @@ def arrivals(
         rows=rows,
         requests=len(ends),
         seconds=meter.seconds,
-        throughput=_throughput(ends, meter.began, len(sessions)),
-        latency=intervals.percentiles([] if saturated else taken, queued=True),
+        throughput=intervals.rate(ends, meter.seconds, len(sessions)),
+        latency={} if saturated or cut_short else intervals.percentiles(taken, dependence()),
         cpu_seconds=meter.cpu_seconds / max(1, len(ends)),
         others=meter.others,
         failure=clients.failure,
         rate=rate,
         load=offered,
-        waiting=max(0, len(moments) - begun - len(sessions)),
+        waiting=max(0, arrived - begun - len(sessions)),
         waking=float(np.median(waking)) if waking else None,
-        late=len(late) / max(1, len(counted)),
+        late=_late(taken, bound),
         saturated=saturated,
     )
 
 
-def _throughput(ends: list[float], began: float, concurrency: int) -> Interval | None:
-    """Returns completions in each second, from blocks of as many completions each.
-
-    Args:
-        ends: When requests completed.
-        began: The time before the first one.
-        concurrency: Requests that may complete at the same moment: no block has fewer.
-    """
-    blocks = min(intervals.BLOCKS, len(ends) // concurrency)
-    if not blocks:
-        return None
-    moments = np.array([began, *sorted(ends)])
-    edges = np.linspace(0, len(ends), blocks + 1).round().astype(int)
-    return intervals.location(np.diff(edges) / np.diff(moments[edges]))
+def _late(times: Sequence[float], bound: float | None) -> float:
+    """Returns the part of some times that is above a bound; 0 without one."""
+    if bound is None:
+        return 0.0
+    return sum(time > bound for time in times) / max(1, len(times))

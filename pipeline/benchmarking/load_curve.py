@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
 from engines.contract import Feeds, Session
 from engines.errors import DeployError
+from pipeline.benchmarking.clients import HungError
 from pipeline.benchmarking.load import Served, arrivals, closed
-from pipeline.benchmarking.saturation import STEPS, bears, saturation
+from pipeline.benchmarking.saturation import STEPS, Saturation, bears, saturation
+
+# One request at a time cannot keep a p99 if more than this part of them is late.
+_MOST = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,15 @@ def measure(
         "closed": a `Served` for each number of sessions, with the "threads" of one inference.
         "arrivals": likewise for each rate, in rising order, and whether it is "borne"; with as many
         sessions as throughput needs: the fewest whose throughput is not surely below the largest.
-        "saturation": "concurrency", "threads", "rate" and "refused"; see `Saturation`. None if it
-        was not found.
+        "saturation": "concurrency", "threads", "rate" and "refused"; see `Saturation`. Both rates
+        are 0 if even requests that come one at a time take longer than the bound on p99. None if
+        it was not found.
         "device": where it ran. "failure": why it could not be opened, or failed, which ended its
         measurements; or "".
+
+    Raises:
+        HungError: A session does not return. Nothing more can be measured in this process, since
+            its thread may use the CPUs.
     """
     result: dict[str, Any] = {
         "device": "",
@@ -72,6 +81,8 @@ def measure(
     try:
         with _Pool(open_session) as pool:
             _measure(pool, feeds, rows, plan, result, progress)
+    except HungError:
+        raise
     except DeployError as error:
         result["failure"] = error.message
     return result
@@ -90,7 +101,7 @@ def _measure(
     for count, threads in plan.threads.items():
         sessions = pool.take(count, threads)
         result["device"] = sessions[0].device
-        served = closed(sessions, feeds, seconds=plan.seconds, rows=rows)
+        served = closed(sessions, feeds, seconds=plan.seconds, rows=rows, bound=plan.p99)
         progress()
         result["closed"].append({"threads": threads, **dataclasses.asdict(served)})
         if served.throughput is None or served.failure:
@@ -100,25 +111,37 @@ def _measure(
     count, throughput = _enough(by_count)
     threads = plan.threads[count]
     sessions = pool.take(count, threads)
-    runs = []
+    runs: list[Served] = []
     for rate in plan.rates:
-        runs.append(
-            arrivals(sessions, feeds, rate=rate, seconds=plan.seconds, seed=plan.seed, rows=rows)
-        )
-        progress()
-        if runs[-1].failure:
-            break
-    else:
-        limit = saturation(
+        served = arrivals(
             sessions,
             feeds,
-            throughput=throughput,
+            rate=rate,
             seconds=plan.seconds,
             seed=plan.seed,
             rows=rows,
-            p99=plan.p99,
-            progress=progress,
+            bound=plan.p99,
+            to_the_end=True,
         )
+        runs.append(served)
+        progress()
+        if served.failure:
+            break
+    else:
+        limit = Saturation(0.0, 0.0, ())
+        if not _always_late(by_count[count], sessions, feeds, plan):
+            limit = saturation(
+                sessions,
+                feeds,
+                throughput=throughput,
+                seconds=plan.seconds,
+                seed=plan.seed,
+                rows=rows,
+                p99=plan.p99,
+                progress=progress,
+            )
+        for _ in range(STEPS - len(limit.runs)):
+            progress()
         runs += limit.runs
         if not limit.failure:
             result["saturation"] = {
@@ -127,11 +150,24 @@ def _measure(
                 "rate": limit.rate,
                 "refused": limit.refused,
             }
-    result["failure"] = runs[-1].failure
+    result["failure"] = next((run.failure for run in runs if run.failure), "")
     result["arrivals"] = [
         {"threads": threads, "borne": bears(run), **dataclasses.asdict(run)}
         for run in sorted(runs, key=lambda run: run.rate or 0.0)
     ]
+
+
+def _always_late(served: Served, sessions: Sequence[Session], feeds: Feeds, plan: Plan) -> bool:
+    """Whether no rate can keep the bound on p99, since one request at a time does not.
+
+    Where one in a hundred may be late, a run of six or more in which most are late leaves no doubt.
+
+    Args:
+        served: What the sessions did for clients that wait. They may have slowed each other down.
+    """
+    if served.late > _MOST and served.concurrency > 1:
+        served = closed(sessions[:1], feeds, seconds=plan.seconds, bound=plan.p99)
+    return served.late > _MOST
 
 
 def _enough(by_count: Mapping[int, Served]) -> tuple[int, float]:
@@ -154,8 +190,11 @@ class _Pool:
     def __enter__(self) -> _Pool:
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        self._close()
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        if isinstance(error, HungError | KeyboardInterrupt):
+            self._stack.pop_all()  # a thread may be in a session, which may then crash if closed
+        else:
+            self._close()
 
     def take(self, count: int, threads: int) -> list[Session]:
         """Returns so many sessions with so many CPU threads each; others of them are closed."""

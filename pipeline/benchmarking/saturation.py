@@ -32,7 +32,7 @@ class Saturation:
     @property
     def failure(self) -> str:
         """Why a session failed, which ended the search; "" if none did."""
-        return self.runs[-1].failure
+        return self.runs[-1].failure if self.runs else ""
 
 
 def saturation(

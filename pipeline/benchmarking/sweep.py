@@ -74,6 +74,7 @@ class _Entrant:
     """A way and what has been measured of it."""
 
     way: Way
+    index: int
     medians: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -111,6 +112,7 @@ def sweep(
     seed: int,
     prune: bool = True,
     progress: Callable[[float, int], None] = lambda _seconds, _left: None,
+    running: Callable[[int], None] = lambda _index: None,
 ) -> list[Result]:
     """Measures ways in rounds, in each of which every way that is left has a turn.
 
@@ -122,15 +124,17 @@ def sweep(
         seed: Seed of the order within rounds.
         prune: Drop ways that others beat surely.
         progress: Called after every round with its seconds and the number of ways that are left.
+        running: Called with the index of a way before its turn.
     """
     order = random.Random(seed)  # noqa: S311 - no secret
-    entrants = [_Entrant(way) for way in ways]
+    entrants = [_Entrant(way, index) for index, way in enumerate(ways)]
     left, start = list(entrants), time.perf_counter()
     number = 0
     while left:
         number += 1
         began = time.perf_counter()
         for entrant in order.sample(left, len(left)):
+            running(entrant.index)
             entrant.turn()
         left = [entrant for entrant in left if not entrant.failure]
         results = [entrant.result for entrant in left]

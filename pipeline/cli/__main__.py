@@ -15,6 +15,7 @@ def run() -> int:
     """Runs the command line in a process of its own, and returns the exit code."""
     code = main()
     signals.uninstall()
+    signals.end_if_stuck(code)
     return code
 
 

@@ -14,6 +14,7 @@ from engines.errors import DeployError, FailedError, NotMetError, UsageError
 from pipeline.cli.commands import ask
 from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
 from pipeline.report.units import times_as_long
+from pipeline.stages import check_threads
 from pipeline.workflow import console, hints, worker
 from pipeline.workflow.artifacts import GRAPH_SUBJECT
 
@@ -168,6 +169,7 @@ def compare(
 
     print_as(values)
     limit(values)
+    check_threads(threads)
     count = threads or available_cpus()
     with ExitStack() as stack:
         folders = [stack.enter_context(temporary.folder()).resolve() for _ in range(2)]

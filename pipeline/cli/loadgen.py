@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import engines
 from engines import hardware, temporary
 from engines.errors import DeployError, FailedError, NotAvailableError, NotMetError, UsageError
 from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import ALL, click_parameter
 from pipeline.stages import (
     Subject,
+    check_threads,
     check_time,
+    engines_option,
     model_option,
     precision_option,
     proved_engines,
@@ -27,7 +28,7 @@ from pipeline.stages import (
 from pipeline.workflow import chain, console, hints, runner, worker
 from pipeline.workflow.artifacts import ENGINE, ENGINE_VERDICT, GOLDEN
 from pipeline.workflow.digests import read_json
-from pipeline.workflow.stage import OptionRole, option, options
+from pipeline.workflow.stage import option, options
 
 if TYPE_CHECKING:
     from pipeline.verification.verdict import Verdict
@@ -44,12 +45,7 @@ class Params:
 
     model: str = model_option()
     precision: str = precision_option()
-    engine: tuple[str, ...] = option(
-        (ALL,),
-        text='Built engines to ask, or "all" that are proved on this machine.',
-        names=engines.names,
-        role=OptionRole(expand_all=proved_engines),
-    )
+    engine: tuple[str, ...] = engines_option("ask")
     scenario: tuple[str, ...] = option(
         SCENARIOS, text="Scenarios of MLPerf.", names=lambda: [*SCENARIOS]
     )
@@ -89,11 +85,14 @@ def _command(**values: Any) -> None:
 
     store = make_store(values)
     params = Params(**{name: value for name, value in values.items() if value is not None})
+    check_threads(params.threads)
     import_vendor("mlperf_loadgen", INSTALL)
     results: list[dict[str, Any]] = []
     verdicts: list[Verdict] = []
     failures: list[str] = []
-    for subject, path, golden in _subjects(params, store):
+    with hints.completed(store.place):
+        subjects = _subjects(params, store)
+    for subject, path, golden in subjects:
         for scenario in dict.fromkeys(params.scenario):
             console.say(f"{params.model} {params.precision} {subject.engine} {scenario}: running")
             try:
@@ -128,7 +127,7 @@ def _command(**values: Any) -> None:
     if invalid := report.invalid(results):
         raise NotMetError(
             f"LoadGen calls {', '.join(invalid)} invalid",
-            "its reasons are above; a longer --min-duration, another --rate or --p99 may help",
+            f"its reasons are above; {report.remedy(results)}",
             document,
         )
     console.document(document)
@@ -146,8 +145,7 @@ def _subjects(params: Params, store: Store) -> list[tuple[Subject, Path, Path]]:
         fields = chain.stage("verify").params(**chosen, engine=name)
         subject = Subject.of(name, params.precision)
         verdict = read_json(runner.require(ENGINE_VERDICT, fields, store))
-        with hints.completed(store.place):
-            subject.require_proof(verdict, params.model, params.device)
+        subject.require_proof(verdict, params.model, params.device)
         path, golden = (runner.require(artifact, fields, store) for artifact in (ENGINE, GOLDEN))
         subjects.append((subject, path, golden))
     return subjects

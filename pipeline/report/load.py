@@ -9,6 +9,7 @@ from pipeline.benchmarking.contention import NOTICEABLE
 from pipeline.report.units import duration
 from pipeline.workflow import console
 
+_LATE = "no: p99"
 _MANY = 100  # from here on, a rate has no decimals
 # Columns left out in this order where the terminal is narrow.
 _OPTIONAL = (
@@ -74,7 +75,8 @@ def arrivals_table(results: Mapping[str, Any]) -> tuple[str, list[str], list[lis
             _rate(served["rate"]),
             _rate(served["throughput"]["value"]) if served["throughput"] else "",
             f"{served['load']:.0%}",
-            *(_percentile(served, name) for name in ("p50", "p90", "p99")),
+            *(_percentile(served, name) for name in ("p50", "p90")),
+            _percentile(served, "p99") or _beyond(served, results["p99"]),
             f"{served['waiting']:,}",
             _borne(served),
             served["failure"],
@@ -104,6 +106,9 @@ def limits(results: Mapping[str, Any]) -> Iterator[str]:
         if limit is None:
             continue
         sessions = _sessions(limit["concurrency"])
+        if not limit["refused"]:
+            yield f"{engine['name']} bears no rate{bound}: a request alone takes longer"
+            continue
         if limit["rate"]:
             words = f"bears {_rate(limit['rate'])} requests/s"
         else:
@@ -144,6 +149,11 @@ def _percentile(served: Mapping[str, Any], name: str) -> str:
     return duration(served["latency"][name]["value"]) if name in served["latency"] else ""
 
 
+def _beyond(served: Mapping[str, Any], bound: float | None) -> str:
+    """Returns what is known of a p99 if the run ended as soon as it could not keep the bound."""
+    return f"> {duration(bound)}" if bound is not None and _borne(served) == _LATE else ""
+
+
 def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= _MANY else f"{value:.3g}"
 
@@ -153,4 +163,4 @@ def _borne(served: Mapping[str, Any]) -> str:
         return ""
     if served["saturated"]:
         return "no: queue"
-    return "yes" if served["borne"] else "no: p99"
+    return "yes" if served["borne"] else _LATE

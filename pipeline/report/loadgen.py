@@ -11,6 +11,8 @@ from pipeline.workflow import console
 # LoadGen's names of the samples it had answered in each second, one for each scenario that has it.
 _RATES = ("QPS w/o loadgen overhead", "Samples per second", "Completed samples per second")
 _PERCENTILE = "{:.2f} percentile latency (ns)"
+# The reason of a run of Server whose p99 is above the bound.
+_LATE = "Performance constraints satisfied: no"
 _OPTIONAL = (">threads", "device", ">p90")
 
 
@@ -52,6 +54,18 @@ def invalid(results: Sequence[Mapping[str, Any]]) -> list[str]:
         for result in results
         if result["valid"] is False
     ]
+
+
+def remedy(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what may make the invalid runs valid."""
+    reasons = [result["reasons"] for result in results if result["valid"] is False]
+    late = [_LATE in words for words in reasons]
+    remedies = []
+    if any(late):
+        remedies.append("too many queries took longer than --p99: give a lower --rate")
+    if not all(late):
+        remedies.append("a longer --min-duration helps where LoadGen had too few queries")
+    return "; ".join(remedies)
 
 
 def _verdict(result: Mapping[str, Any]) -> str:

@@ -17,13 +17,10 @@ CREW = ">sessions x threads"
 
 def named(point: Mapping[str, Any]) -> str:
     """Returns a way to run a model in words."""
-    words = f"{point['engine']} in {point['precision']}"
-    if "sessions" not in point:
-        return words
     threads, sessions = point["threads"], point["sessions"]
     return (
-        f"{words}, batch {point['batch']}, {sessions} session{'s' * (sessions > 1)} of {threads}"
-        f" thread{'s' * (threads > 1)}"
+        f"{point['engine']} in {point['precision']}, batch {point['batch']},"
+        f" {sessions} session{'s' * (sessions > 1)} of {threads} thread{'s' * (threads > 1)}"
     )
 
 
@@ -36,7 +33,7 @@ def accuracy(verdict: Mapping[str, Any]) -> float | None:
 
 def failures(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Returns the ways that failed."""
-    return [point for point in (*results["unopened"], *results["points"]) if point["failure"]]
+    return [point for point in results["points"] if point["failure"]]
 
 
 def show(results: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import engines
 import exporters
 from engines import hardware
-from engines.errors import DeployError, NotAvailableError, ParityError
+from engines.errors import DeployError, NotAvailableError, ParityError, UsageError
 from pipeline import models
 from pipeline.report import units
 from pipeline.workflow import console, hints
@@ -78,6 +78,21 @@ def precision_option() -> Any:
 def check_time(text: str) -> None:
     """Raises UsageError for a time that is not written as in 5ms."""
     units.seconds(text)
+
+
+def check_threads(threads: int | None) -> None:
+    """Checks the CPU threads of one inference; None stands for a number that fits.
+
+    Raises:
+        UsageError: This process may not use as many CPUs. Threads that share one would be measured
+            waiting for each other.
+    """
+    cpus = hardware.available_cpus()
+    if threads is not None and threads > cpus:
+        raise UsageError(
+            f"--threads {threads} is more than the CPUs that this process may use: {cpus}",
+            f"give at most {cpus}",
+        )
 
 
 def engines_option(

@@ -5,26 +5,26 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import engines
 from engines import hardware
-from engines.errors import DeployError, FailedError, NotAvailableError, UsageError
+from engines.errors import FailedError, NotAvailableError, UsageError
 from exporters import PRECISIONS
 from pipeline import models
 from pipeline.report import bench as report
 from pipeline.stages import (
     Subject,
+    check_threads,
     engines_option,
     machine_facts,
     model_option,
     precision_option,
     require_built,
 )
-from pipeline.workflow import hints, worker
+from pipeline.workflow import hints
 from pipeline.workflow.artifacts import (
     COMPARISON,
     GOLDEN,
@@ -34,9 +34,6 @@ from pipeline.workflow.artifacts import (
 )
 from pipeline.workflow.digests import read_json, write_json
 from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
-
-if TYPE_CHECKING:
-    from engines.contract import Session
 
 # The engine that the others are compared with, if it is measured.
 BASELINE = "pytorch"
@@ -97,7 +94,7 @@ def prerequisite(values: Mapping[str, Any], _root: Path) -> str:
 
 
 def resolve(params: Params) -> Params:
-    """Puts the baseline first, fills in defaults, and checks CPUs and CUDA graphs."""
+    """Puts the baseline first, fills in defaults, and checks CPUs, threads and CUDA graphs."""
     require_built(params.engine, vars(params))
     ordered = sorted(set(params.engine), key=lambda name: (name != BASELINE, name))
     budget = params.budget
@@ -118,6 +115,7 @@ def resolve(params: Params) -> Params:
             f" contradict each other: that is {len(set(params.affinity))} CPUs",
             "leave --threads out: there is then one thread for each CPU of --affinity",
         )
+    check_threads(params.threads)
     if params.cuda_graph and params.device == "cpu":
         raise UsageError(
             "--cuda-graph and --device cpu contradict each other", "leave out one of the two"
@@ -172,70 +170,63 @@ def _subjects(params: Params) -> dict[str, Subject]:
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Measures every engine at every batch size and both boundaries.
 
-    One that fails is noted with the reason, and the others go on.
+    One that fails, or ends the process, is noted with the reason, and the others go on.
 
     Raises:
         ParityError: An engine is not proved, so its speed means nothing.
         FailedError: All of them failed.
     """
-    from pipeline.benchmarking.comparison import Load, compare
+    from pipeline.benchmarking.comparison import Load
+    from pipeline.benchmarking.measuring import Built, measure
     from pipeline.golden import file as goldens
 
     subjects = _subjects(params)
     for subject in subjects.values():
         subject.require_proof(read_json(inputs[subject.verdict]), params.model, params.device)
-    worker.end()  # it holds memory, on a GPU too
     threads = params.threads or 1  # `resolve` has filled it in
     golden = goldens.load(inputs[GOLDEN])
-    with ExitStack() as stack:
-        stack.enter_context(hardware.keeping_to(params.affinity))
-        sessions: dict[str, Session] = {}
-        failures: list[dict[str, Any]] = []
-        for name, subject in subjects.items():
-            try:
-                session = subject.open(inputs[subject.built], params.device, threads)
-            except FailedError as error:
-                failures.append({"name": name, "reason": error.message})
-            else:
-                sessions[name] = stack.enter_context(closing(session))
-
-        def failed(name: str, load: Load, error: DeployError) -> None:
-            failures.append({**load.document(), "name": name, "reason": error.message})
-
-        load, affinity = os.getloadavg()[0], hardware.affinity()
-        before = hardware.gpu_states()
-        results = compare(
-            sessions,
-            [
-                Load(batch, part.feeds(batch), part.size if golden.others else "")
-                for part in (golden, *golden.others)
-                # A graph without a batch axis takes one row.
-                for batch in (params.batch if golden.batched else (1,))
-            ],
-            budget=params.budget or 0.0,  # `resolve` has filled it in
-            seed=params.seed,
-            failed=failed,
+    built = [
+        Built(
+            name,
+            subject.engine,
+            inputs[subject.built],
+            subject.options(inputs[subject.built], params.device, threads),
         )
-        after = hardware.gpu_states()
-        devices = {name: session.device for name, session in sessions.items()}
-    if not results:
-        raise _failed(failures, params)
+        for name, subject in subjects.items()
+    ]
+    loads = [
+        Load(batch, part.feeds(batch), part.size if golden.others else "")
+        for part in (golden, *golden.others)
+        # A graph without a batch axis takes one row.
+        for batch in (params.batch if golden.batched else (1,))
+    ]
+    load, before = os.getloadavg()[0], hardware.gpu_states()
+    measured = measure(
+        built,
+        loads,
+        budget=params.budget or 0.0,  # `resolve` has filled it in
+        seed=params.seed,
+        affinity=params.affinity,
+    )
+    after = hardware.gpu_states()
+    if not measured.results:
+        raise _failed(measured.failures, params)
     write_json(
         outputs[_measurements(params)],
         {
-            "baseline": results[0]["baseline"],
-            "devices": devices,
+            "baseline": measured.results[0]["baseline"],
+            "devices": measured.devices,
             "counted": models.counted(golden.inputs),
             "machine": {
                 **hardware.machine(),
                 "threads": threads,
-                "affinity": affinity,
+                "affinity": params.affinity or hardware.affinity(),
                 "load_average_before": load,
                 "gpu_states_before": before,
                 "gpu_states_after": after,
             },
-            "results": results,
-            "failures": failures,
+            "results": measured.results,
+            "failures": measured.failures,
         },
     )
 
@@ -302,6 +293,7 @@ STAGE = Stage(
     conditions=_conditions,
     outputs=lambda params: (_measurements(params),),
     run=run,
+    opens_engines=True,
     tools=("numpy",),
     revision=2,
     facts=facts,

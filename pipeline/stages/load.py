@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from engines import hardware
-from engines.errors import FailedError
+from engines.errors import FailedError, UsageError
 from pipeline import models
 from pipeline.report import load as report
 from pipeline.report import units
 from pipeline.stages import (
     Subject,
+    check_threads,
     check_time,
     engines_option,
     machine_facts,
@@ -27,6 +30,10 @@ from pipeline.workflow import console, worker
 from pipeline.workflow.artifacts import GOLDEN, LOAD, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json
 from pipeline.workflow.stage import Stage, StageRuns, option
+
+# A process with a quota gets its share of the CPUs anew every 0.1 s, by Linux's default. What is
+# served in less time says nothing of what will be.
+SHORTEST = 0.1
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,24 @@ class Params:
         text="Time that 99 of 100 requests may take at the largest rate, as in 5ms.",
         validate=check_time,
     )
-    duration: float = option(1.0, text="Seconds that each run measures.", high=300)
+    duration: float = option(
+        1.0, text=f"Seconds that each run measures, at least {SHORTEST}.", high=300
+    )
     seed: int = option(0, text="Seed of the arrivals.", low=0)
 
 
 def resolve(params: Params) -> Params:
-    """Sorts engines, numbers of sessions and rates."""
+    """Sorts engines, numbers of sessions and rates.
+
+    Raises:
+        UsageError: There are more threads than CPUs, or the duration is too short.
+    """
+    check_threads(params.threads)
+    if params.duration < SHORTEST:
+        raise UsageError(
+            f"--duration {params.duration:g} is too short: the least is {SHORTEST} s",
+            "leave it out for 1 s, or give more for percentiles near the largest rate",
+        )
     require_built(params.engine, vars(params))
     return dataclasses.replace(
         params,
@@ -74,6 +93,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
     Raises:
         ParityError: An engine is not proved, so its speed means nothing.
+        FailedError: A session of an engine does not return.
     """
     from pipeline.benchmarking.load_curve import Plan, measure
     from pipeline.golden import file as goldens
@@ -93,19 +113,17 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         seed=params.seed,
     )
     with console.bar("load", len(subjects) * plan.runs) as bar:
-        results = [
-            {
-                "name": subject.engine,
-                **measure(
+        results = []
+        for subject in subjects:
+            with _named(subject.engine):
+                served = measure(
                     partial(subject.open, inputs[subject.built], params.device),
                     golden.feeds(rows),
                     rows,
                     plan,
                     partial(bar.advance, 1, subject.engine),
-                ),
-            }
-            for subject in subjects
-        ]
+                )
+            results.append({"name": subject.engine, **served})
     write_json(
         outputs[LOAD],
         {
@@ -116,6 +134,17 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             "engines": results,
         },
     )
+
+
+@contextmanager
+def _named(engine: str) -> Iterator[None]:
+    """Adds the engine to the message of a session that does not return."""
+    from pipeline.benchmarking.clients import HungError
+
+    try:
+        yield
+    except HungError as error:
+        raise FailedError(f"{engine} hangs: {error.message}", error.hint) from error
 
 
 def facts(params: Params) -> dict[str, str]:
@@ -170,4 +199,5 @@ STAGE = Stage(
     resolve=resolve,
     run_again=failed_before,
     show=show,
+    revision=2,
 )

@@ -15,6 +15,7 @@ from exporters import PRECISIONS
 from pipeline.report import profile as report
 from pipeline.stages import (
     Subject,
+    check_threads,
     engine_source,
     engines_option,
     machine_facts,
@@ -59,7 +60,8 @@ class Params:
 
 
 def resolve(params: Params) -> Params:
-    """Checks that there is an engine, and puts engines and batch sizes in order."""
+    """Checks threads and that there is an engine; puts engines and batch sizes in order."""
+    check_threads(params.threads)
     require_built(params.engine, vars(params))
     return dataclasses.replace(
         params,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from pipeline.stages import (
     proved_engines,
     require_built,
 )
-from pipeline.workflow import console, worker
+from pipeline.workflow import console
 from pipeline.workflow.artifacts import GOLDEN, SWEEP, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json
 from pipeline.workflow.stage import Stage, StageRuns, option
@@ -101,69 +100,46 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         ParityError: No engine is proved in any of the precisions.
         FailedError: All engines failed.
     """
-    from pipeline.benchmarking.contention import Others
-    from pipeline.benchmarking.sweep import Way, sweep
+    from pipeline.benchmarking.measuring import Built, Crew, Plan, race
     from pipeline.golden import file as goldens
 
     verdicts = _verdicts(inputs, params)
-    worker.end()  # it holds memory, on a GPU too
     golden = {name: goldens.load(inputs[GOLDEN.at(precision=name)]) for name in params.precision}
     points: list[dict[str, Any]] = []
-    ways: list[Way] = []
-    unopened: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        for (precision, subject), verdict in verdicts.items():
-            words: dict[str, Any] = {"engine": subject.engine, "precision": precision}
-            rows, accuracy = golden[precision], report.accuracy(verdict)
-            batches = params.batch if rows.batched else (1,)
-            for threads, counts in _settings(subject, params):
-                words |= {"threads": threads, "accuracy": accuracy}
-                try:
-                    sessions = [
-                        stack.enter_context(
-                            closing(subject.open(inputs[subject.built], params.device, threads))
-                        )
-                        for _ in range(max(counts))
-                    ]
-                except FailedError as error:
-                    unopened.append({**words, "failure": error.message})
-                    continue
-                words["device"] = sessions[0].device
-                for count, batch in itertools.product(counts, batches):
-                    point = {**words, "sessions": count, "batch": batch}
-                    points.append(point)
-                    ways.append(
-                        Way(
-                            report.named(point),
-                            sessions[:count],
-                            rows.feeds(batch),
-                            batch,
-                            accuracy,
-                        )
-                    )
-        others = Others()
-        with console.bar("sweep", params.budget) as bar:
-            results = sweep(
-                ways,
-                budget=params.budget,
-                seed=params.seed,
-                prune=not params.exhaustive,
-                progress=lambda seconds, left: bar.advance(seconds, f"{left} left"),
-            )
+    plans: list[Plan] = []
+    crews: list[Crew] = []
+    for (precision, subject), verdict in verdicts.items():
+        path, rows, accuracy = inputs[subject.built], golden[precision], report.accuracy(verdict)
+        for threads, counts in _settings(subject, params):
+            options = subject.options(path, params.device, threads)
+            words = {
+                "engine": subject.engine,
+                "precision": precision,
+                "device": options.device,
+                "threads": threads,
+                "accuracy": accuracy,
+            }
+            for count, batch in itertools.product(counts, params.batch if rows.batched else (1,)):
+                point = {**words, "sessions": count, "batch": batch}
+                points.append(point)
+                name, feeds = report.named(point), rows.feeds(batch)
+                plans.append(Plan(name, len(crews), count, feeds, batch, accuracy))
+            built = Built(subject.engine, subject.engine, path, options)
+            crews.append(Crew(built, max(counts)))
+    raced = race(crews, plans, budget=params.budget, seed=params.seed, prune=not params.exhaustive)
     measured = [
         {**point, **dataclasses.asdict(result)}
-        for point, result in zip(points, results, strict=True)
+        for point, result in zip(points, raced.results, strict=True)
     ]
     if all(point["failure"] for point in measured):
-        raise _failed([*unopened, *measured])
+        raise _failed(measured)
     write_json(
         outputs[SWEEP],
         {
             "counted": models.counted(golden[precision].inputs),
             "machine": hardware.machine(),
-            "others": others.part(),
+            "others": raced.others,
             "points": measured,
-            "unopened": unopened,
         },
     )
 
@@ -273,6 +249,7 @@ STAGE = Stage(
     conditions=_conditions,
     outputs=lambda _params: (SWEEP,),
     run=run,
+    opens_engines=True,
     tools=("numpy",),
     facts=facts,
     resolve=resolve,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,6 +15,10 @@ import engines
 
 # The number of blocks that defer signals, and the signals that are deferred and received, or 0.
 _state = {"deferred": 0, "pending": 0, "received": 0}
+
+
+# The name of threads that use sessions of engines, whose native code may never return.
+SESSION_THREAD = "session"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -37,6 +45,18 @@ def uninstall() -> None:
     """Makes SIGINT and SIGTERM end the process at once, when nothing is left to be cleaned up."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def end_if_stuck(code: int) -> None:
+    """Ends the process, without the interpreter's own end, if a thread is still in a session.
+
+    Native code aborts the process when Python ends below it, with another exit code.
+    """
+    if any(thread.name == SESSION_THREAD for thread in threading.enumerate()):
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _handle(number: int, _frame: FrameType | None) -> None:

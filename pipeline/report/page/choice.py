@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporters import PRECISIONS
+from pipeline.benchmarking.contention import NOTICEABLE
 from pipeline.report.bench import WHOLE, counted, load_of
 from pipeline.report.page.results import PrecisionResults, Results
 from pipeline.report.units import duration
@@ -344,6 +345,8 @@ def _best(goal: str, model: str, known: Sequence[Candidate]) -> Choice:
         doubts.append(f"It computes in {best.computed_in} here, so a target may differ.")
     if best.busy:
         doubts.append("Other processes slowed it down; measure on a quiet machine.")
+    elif (best.others or 0.0) > NOTICEABLE:
+        doubts.append(f"Other processes took {best.others:.0%} of the CPUs meanwhile.")
     if not best.settled:
         doubts.append("Its time is unstable; a larger --budget helps.")
     if elsewhere := _measured_elsewhere(model, best, others):

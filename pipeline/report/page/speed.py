@@ -12,6 +12,7 @@ from pipeline.report.page import choice, figures
 from pipeline.report.page.choice import Candidate
 from pipeline.report.page.content import Cell, Figure, Section, Table, table
 from pipeline.report.page.results import Results
+from pipeline.report.sweep import CREW
 from pipeline.report.units import duration
 
 # The fields of a result and of a file of measurements that have columns or sections of their own.
@@ -38,6 +39,9 @@ def deploy(results: Results) -> Section | None:
             entry.candidate.device,
             f"{entry.candidate.batch}",
             entry.candidate.size,
+            f"{entry.candidate.sessions} x {entry.candidate.threads}"
+            if entry.candidate.served
+            else "",
             duration(entry.candidate.seconds),
             f"{duration(entry.candidate.low)} to {duration(entry.candidate.high)}",
             f"{entry.candidate.rate:,.0f}",
@@ -46,7 +50,7 @@ def deploy(results: Results) -> Section | None:
         for entry in choices
     ]
     columns = (
-        *("for", "engine", "precision", "device", ">batch", "size", ">latency"),
+        *("for", "engine", "precision", "device", ">batch", "size", CREW, ">latency"),
         *(">95 % interval", f">{choices[0].candidate.counted}/s", ">top-1"),
     )
     bundles = [
@@ -251,8 +255,7 @@ def trade_off(results: Results) -> Section | None:
                 point.engine,
                 point.precision,
                 f"{point.batch}",
-                f"{point.sessions}" if point.served else "",
-                f"{point.threads}" if point.served else "",
+                f"{point.sessions} x {point.threads}" if point.served else "",
                 duration(point.seconds),
                 f"{point.rate:,.0f}",
                 Cell("yes", status="good") if point in best else "",
@@ -260,7 +263,7 @@ def trade_off(results: Results) -> Section | None:
             for point in sorted(points, key=lambda entry: entry.seconds)
         ]
         columns = (
-            *("engine", "precision", ">batch", ">sessions", ">threads", ">latency"),
+            *("engine", "precision", ">batch", CREW, ">latency"),
             *(f">{counted}/s", "on the frontier"),
         )
         tables.append(table(title, columns, rows, folded=True))

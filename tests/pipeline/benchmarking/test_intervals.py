@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +69,41 @@ def test_a_percentile_is_known_only_with_samples_to_both_sides_of_its_interval()
     assert 275 <= inside <= 297  # 285 expected
 
 
+def regular(generator: np.random.Generator, count: int) -> tuple[np.ndarray, float]:
+    return generator.normal(1, 0.01, count), 1.0
+
+
+def irregular(generator: np.random.Generator, count: int) -> tuple[np.ndarray, float]:
+    return generator.exponential(1, count), 1.0
+
+
+def stalling(generator: np.random.Generator, count: int) -> tuple[np.ndarray, float]:
+    return np.where(generator.random(count) < 0.02, 20.0, 1.0), 1 / 1.38
+
+
+@pytest.mark.parametrize(
+    ("draw", "seconds"), [(regular, 15), (irregular, 15), (irregular, 1000), (stalling, 1000)]
+)
+def test_the_interval_of_a_rate_covers_that_of_a_long_run(draw: Any, seconds: float) -> None:
+    generator, inside = np.random.default_rng(0), 0
+    for _ in range(300):
+        gaps, true_rate = draw(generator, 3 * round(seconds) + 100)
+        moments = np.cumsum(gaps) - generator.uniform(20, 40)
+        moments = moments[(moments > 0) & (moments <= seconds)]
+        known = intervals.rate(moments, seconds)
+        assert known is not None
+        assert known.value == len(moments) / seconds
+        inside += known.low <= true_rate <= known.high
+    assert inside >= 276  # 92 %
+
+
+def test_a_rate_takes_two_events() -> None:
+    assert intervals.rate(np.array([0.5]), 1) is None
+    known = intervals.rate(np.array([0.3, 0.6]), 1, fewest=8)
+    assert known is not None
+    assert known.low < known.value == 2 < known.high < math.inf
+
+
 LOAD = 0.7
 
 
@@ -82,18 +119,57 @@ def waited_at_most(time: float) -> float:
     return (1 - LOAD) * sum(terms)
 
 
+def latencies(
+    generator: np.random.Generator, load: float, services: np.ndarray
+) -> np.ndarray[Any, Any]:
+    """Returns waits and services of a queue with one server, without the first tenth."""
+    steps = np.array([0, *services[:-1] - generator.exponential(1 / load, len(services) - 1)])
+    total = np.cumsum(steps)
+    waits = total - np.minimum.accumulate(total)
+    return (waits + services)[len(services) // 10 :]
+
+
 @pytest.mark.parametrize("percent", [50, 90])
 def test_percentiles_of_waits_in_a_queue_are_those_of_the_formula(percent: int) -> None:
     generator, name = np.random.default_rng(0), f"p{percent}"
     inside, as_if_independent = 0, 0
-    for _ in range(300):
-        steps = 1 - generator.exponential(1 / LOAD, 3000)
-        total = np.cumsum(steps)
-        waits = (total - np.minimum.accumulate(np.minimum(total, 0)))[300:]
-        known = intervals.percentiles([*waits], queued=True)[name]
+    for _ in range(200):
+        waits = latencies(generator, LOAD, np.ones(3000)) - 1
+        known = intervals.percentiles([*waits], intervals.queue_dependence(LOAD, 0))[name]
         naive = intervals.percentiles([*waits])[name]
         part = percent / 100
         inside += waited_at_most(known.low) <= part <= waited_at_most(known.high)
         as_if_independent += waited_at_most(naive.low) <= part <= waited_at_most(naive.high)
-    assert inside >= 276  # 92 %
-    assert as_if_independent < 200
+    assert inside >= 184  # 92 %
+    assert as_if_independent < 140
+
+
+@pytest.mark.parametrize(
+    ("load", "count", "often"),
+    [(0.5, 5_000, "p95"), (0.8, 5_000, "p90"), (0.9, 1_000, ""), (0.9, 5_000, "p50")],
+)
+def test_a_percentile_near_saturation_is_covered_or_not_known(
+    load: float, count: int, often: str
+) -> None:
+    generator, runs = np.random.default_rng(0), 100
+    inside, known = Counter[str](), Counter[str]()
+    for _ in range(runs):
+        services = generator.exponential(1, round(count / 0.9))
+        times = latencies(generator, load, services)
+        dependence = intervals.queue_dependence(load, 1)
+        for name, interval in intervals.percentiles([*times], dependence).items():
+            # The latency in such a queue is exponential.
+            true_value = -math.log(1 - float(name[1:]) / 100) / (1 - load)
+            known[name] += 1
+            inside[name] += interval.low <= true_value <= interval.high
+    if often:
+        assert known[often] > 0.8 * runs
+    for name, times_known in known.items():
+        assert inside[name] > 0.92 * times_known - 2, name
+
+
+def test_queue_dependence_rises_with_load_and_variation() -> None:
+    assert intervals.queue_dependence(0, 0) == 1
+    dependences = [intervals.queue_dependence(load, 1) for load in (0.5, 0.8, 0.9)]
+    assert dependences == pytest.approx([9, 81, 361])
+    assert intervals.queue_dependence(0.9, 0) == pytest.approx(181)

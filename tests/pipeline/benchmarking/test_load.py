@@ -1,7 +1,10 @@
 """Sessions under load, with sessions that sleep for a known time, and with real ones."""
 
+import copy
 import heapq
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +15,10 @@ import pytest
 
 from engines.contract import Feeds, Outputs, TensorSpec
 from engines.errors import DeployError, UsageError
-from pipeline.benchmarking.load import arrivals, closed, schedule
+from pipeline.benchmarking import clients
+from pipeline.benchmarking.clients import HungError
+from pipeline.benchmarking.load import arrivals, closed, schedule, turn
+from pipeline.benchmarking.load_curve import Plan, measure
 from pipeline.benchmarking.saturation import STEPS, bears, saturation
 
 SERVICE = 0.002
@@ -74,9 +80,8 @@ def waits(moments: Sequence[float], services: Iterable[float], servers: int = 1)
 
 
 def test_sessions_that_only_wait_add_their_throughputs() -> None:
-    one, four = throughput(1), throughput(4)
-    assert 0.7 / SERVICE < one <= 1 / SERVICE
-    assert four == pytest.approx(4 * one, rel=0.15)
+    for count in (1, 4):
+        assert 0.7 * count / SERVICE < throughput(count) <= 1.02 * count / SERVICE
 
 
 def test_a_request_counts_as_many_rows_as_it_has() -> None:
@@ -87,11 +92,24 @@ def test_a_request_counts_as_many_rows_as_it_has() -> None:
     assert served.requests == pytest.approx(served.seconds * served.throughput.value, rel=0.1)
 
 
+def test_what_is_served_is_requests_by_time_with_stalls_in_it() -> None:
+    stalling = [Sleeper(stalls_every=20, stall=0.04)]
+    waiting = closed(stalling, {}, seconds=0.5)
+    # It hangs once, for half of the measured time.
+    hanging = arrivals(
+        [Sleeper(stalls_every=60, stalls=1, stall=0.25)], {}, rate=200, seconds=0.5, seed=0
+    )
+    for served in (waiting, hanging):
+        assert served.throughput is not None
+        assert served.throughput.value == pytest.approx(served.requests / served.seconds)
+        assert served.throughput.low < served.throughput.value < served.throughput.high
+
+
 def test_few_long_requests_are_waited_for() -> None:
     served = closed([Sleeper(0.1), Sleeper(0.1)], {}, seconds=0.1)
     assert served.requests >= 2 * 6 - 1
     assert served.throughput is not None
-    assert served.throughput.value == pytest.approx(20, rel=0.1)
+    assert served.throughput.value == pytest.approx(20, rel=0.2)
 
 
 @pytest.mark.parametrize("offered", [None, 100])
@@ -109,6 +127,44 @@ def test_a_session_that_fails_ends_the_run(offered: float | None) -> None:
 def test_an_error_of_ours_is_no_failure_of_an_engine() -> None:
     with pytest.raises(KeyError):
         closed([Sleeper(lasts=10, error=KeyError)], {}, seconds=60)
+
+
+def test_the_measured_time_ends_with_a_run_that_late_requests_end() -> None:
+    runs = [
+        arrivals([Sleeper(0.0001)], {}, rate=2000, seconds=2, seed=seed, bound=0.00005)
+        for seed in range(3)
+    ]
+    # 40 late requests ended it after 20 ms.
+    assert min(run.seconds for run in runs) < 0.04
+    assert min(run.waiting for run in runs) < 20
+
+
+@pytest.mark.parametrize("kind", ["closed", "turn", "arrivals", "first run"])
+def test_a_session_that_never_returns_is_not_waited_for(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "PATIENCE", 0.3)
+    monkeypatch.setattr(clients, "FIRST_RUN", 0.3)
+    monkeypatch.setattr(clients, "GRACE", 0.1)
+    session = Sleeper(stalls_every=1 if kind == "first run" else 5, stall=20)
+    began = time.perf_counter()
+    run = {
+        "turn": lambda: turn([Sleeper(), session], {}, warm_up=0, seconds=0.1),
+        "arrivals": lambda: arrivals([Sleeper(), session], {}, rate=200, seconds=0.1, seed=0),
+    }.get(kind, lambda: closed([session], {}, seconds=0.1))
+    with pytest.raises(HungError, match=r"a session has not returned for 0\.3 s") as caught:
+        run()
+    sent = copy.copy(caught.value)  # made again from its arguments, as by a worker process
+    assert (sent.message, sent.hint) == (caught.value.message, caught.value.hint)
+    assert time.perf_counter() - began < 5
+
+
+def test_an_interruption_does_not_wait_for_a_session_that_never_returns() -> None:
+    threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+    began = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        closed([Sleeper(stalls_every=5, stall=20)], {}, seconds=0.1)
+    assert time.perf_counter() - began < 5
 
 
 def test_the_first_run_of_a_session_may_fail_too() -> None:
@@ -169,19 +225,30 @@ def test_one_stall_is_in_the_latency_of_all_that_queued_behind_it(bound: float, 
     assert (session.runs < 150) is not kept
 
 
+def test_a_run_that_late_requests_end_knows_no_percentiles_and_who_waits() -> None:
+    session = Sleeper(stalls_every=100, stall=0.2, stalls=1)
+    served = arrivals([session], {}, rate=200, seconds=5, seed=0, bound=0.02)
+    assert session.runs < 500
+    assert not served.latency  # they chose when to end
+    assert served.waiting < 100  # not those that would have arrived later
+
+
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_queue_grows_if_more_arrives_than_is_served(count: int) -> None:
-    sessions, capacity = [Sleeper() for _ in range(count)], throughput(count)
+    sessions, capacity = [Sleeper() for _ in range(count)], count / SERVICE
     below, above = (
-        arrivals(sessions, {}, rate=part * capacity, seconds=0.4, seed=0) for part in (0.7, 1.4)
+        arrivals(sessions, {}, rate=part * capacity, seconds=0.4, seed=0) for part in (0.5, 1.4)
     )
     assert (below.saturated, above.saturated) == (False, True)
-    assert (below.load, above.load) == pytest.approx((0.7, 1.4), rel=0.15)
+    assert below.load is not None
+    assert 0.5 <= below.load < 0.8
+    assert above.load is not None
+    assert 1.4 <= above.load < 2
     assert below.latency
     assert not above.latency
     assert above.throughput is not None
-    assert above.throughput.value == pytest.approx(capacity, rel=0.15)
+    assert 0.7 * capacity < above.throughput.value <= 1.02 * capacity
 
 
 def test_a_far_larger_rate_than_is_served_ends_in_time() -> None:
@@ -224,3 +291,33 @@ def test_a_bound_on_p99_lowers_the_rate_that_is_borne(monkeypatch: pytest.Monkey
 def test_a_search_ends_with_a_session_that_fails() -> None:
     limit = saturation([Sleeper(lasts=20)], {}, throughput=400, seconds=10, seed=0)
     assert (limit.failure, limit.rate, len(limit.runs)) == ("the engine has died", 0, 1)
+
+
+def test_a_bound_that_no_request_keeps_is_not_searched() -> None:
+    plan = Plan({1: 1, 2: 1}, rates=(), p99=SERVICE / 2, seconds=0.1, seed=0)
+    advanced: list[None] = []
+    result = measure(lambda _: Sleeper(), {}, 1, plan, lambda: advanced.append(None))
+    assert not result["arrivals"]
+    assert (result["saturation"]["rate"], result["saturation"]["refused"]) == (0, 0)
+    assert len(advanced) == plan.runs
+
+
+def test_sessions_that_slow_each_other_down_may_keep_a_bound_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.benchmarking.saturation.P99_REQUESTS", 20)
+    running: list[None] = []
+
+    class Sharing(Sleeper):
+        def run(self, feeds: Feeds) -> Outputs:
+            running.append(None)
+            self.seconds = LONG * len(running)
+            try:
+                return super().run(feeds)
+            finally:
+                running.pop()
+
+    plan = Plan({4: 1}, rates=(), p99=3 * LONG, seconds=0.1, seed=0)
+    result = measure(lambda _: Sharing(LONG), {}, 1, plan)
+    assert result["closed"][0]["late"] > 0.5
+    assert len(result["arrivals"]) == STEPS

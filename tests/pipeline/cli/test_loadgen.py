@@ -42,6 +42,15 @@ def installed() -> None:
     pytest.importorskip("mlperf_loadgen")
 
 
+@pytest.mark.usefixtures("installed")
+def test_the_hint_for_an_engine_that_is_not_built_names_the_folder(
+    assay: Assay, tmp_path: Path
+) -> None:
+    result = assay("loadgen", "edge", "--root", tmp_path)
+    assert result.code == 1
+    assert f"`assay build edge --root {tmp_path}`" in result.err
+
+
 @pytest.mark.slow(4)
 @pytest.mark.usefixtures("installed")
 def test_loadgen_judges_its_own_runs(built: Store, assay: Assay, tmp_path: Path) -> None:
@@ -55,6 +64,7 @@ def test_loadgen_judges_its_own_runs(built: Store, assay: Assay, tmp_path: Path)
     assert server["figures"]["Scheduled samples per second"] == pytest.approx(50, rel=0.9)
     assert "LoadGen calls onnxruntime in Server invalid" in result.err
     assert "Early stopping satisfied: no" in result.err
+    assert "a longer --min-duration helps" in result.err
     summary = tmp_path / "onnxruntime-fp32-SingleStream-performance" / "mlperf_log_summary.txt"
     assert "Result is : VALID" in summary.read_text()
 

@@ -17,6 +17,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 import engines
+from engines import hardware
 from pipeline.bundling import archive
 from pipeline.cli import main, stage_runs
 from pipeline.workflow import chain
@@ -69,6 +70,17 @@ def test_the_help_of_run_lists_options_by_stage(assay: Assay) -> None:
 
 
 STAGES = ("data", "train", "export", "build", "bench", "bundle")  # verify has none of its own
+
+
+@pytest.mark.parametrize("command", ["bench", "load", "profile", "loadgen", "compare"])
+def test_more_threads_than_cpus_are_not_measured(command: str, assay: Assay) -> None:
+    cpus = hardware.available_cpus()
+    subject = ("a.zip", "b.zip") if command == "compare" else ("lenet", "--engine", "onnxruntime")
+    result = assay(command, *subject, "--threads", cpus + 1)
+    assert result.code == 2
+    expected = f"--threads {cpus + 1} is more than the CPUs that this process may use: {cpus}"
+    assert expected in result.err
+    assert f"give at most {cpus}" in result.err
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,19 @@ def test_a_rate_that_is_not_borne_says_why() -> None:
     assert [row[columns.index("borne")] for row in rows] == ["yes", "no: p99", "no: queue"]
 
 
+def test_a_p99_that_ended_a_run_is_beyond_the_bound() -> None:
+    ended = OFFERED | {"borne": False, "latency": {}}
+    engine = ENGINE | {"arrivals": [ended, ended | {"saturated": True}]}
+    _, columns, rows = load.arrivals_table(results(engine, bound=0.1))
+    assert [row[columns.index(">p99")] for row in rows] == ["> 100 ms", ""]
+
+
 def test_the_largest_rate_is_a_sentence() -> None:
+    slow = ENGINE | {"saturation": ENGINE["saturation"] | {"rate": 0, "refused": 0}}
+    assert [*load.limits(results(slow, bound=0.1))] == [
+        "onnxruntime_tensorrt bears no rate with a p99 of at most 100 ms: a request alone takes"
+        " longer"
+    ]
     none = ENGINE | {"name": "openvino", "saturation": ENGINE["saturation"] | {"rate": 0}}
     assert [*load.limits(results(ENGINE, none, bound=0.1))] == [
         "onnxruntime_tensorrt bears 20,000 requests/s with a p99 of at most 100 ms, with 1 session;"

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from engines import hardware
 from engines.backends._onnxruntime import OnnxRuntimeSession
 from engines.contract import Feeds, Outputs
 from engines.errors import DeployError
+from pipeline.benchmarking import clients
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
@@ -52,11 +54,22 @@ def test_each_engine_serves_each_number_of_sessions(store: Store, assay: Assay) 
 @pytest.mark.slow(2)
 def test_a_bound_on_p99_is_part_of_the_answer(store: Store, assay: Assay) -> None:
     words = ("--engine", "onnxruntime", "--concurrency", "1")
-    result, served = loaded(assay, store, *words, "--p99", "1us")
+    result, served = loaded(assay, store, *words, "--p99", "1us", "--rate", "100")
     assert result.code == 0, result.err
     assert served["engines"][0]["saturation"]["rate"] == 0
-    assert "bears no rate that was tried with a p99 of at most 1.00 µs" in result.err
+    # No rate is tried but that of the user, which is measured to its end.
+    assert [run["rate"] for run in served["engines"][0]["arrivals"]] == [100]
+    assert served["engines"][0]["arrivals"][0]["late"] == 1
+    assert not served["engines"][0]["arrivals"][0]["borne"]
+    assert "bears no rate with a p99 of at most 1.00 µs: a request alone takes longer" in result.err
     assert loaded(assay, store, *words, "--p99", "1")[0].code == 2
+
+
+def test_too_short_a_duration_is_refused(store: Store, assay: Assay) -> None:
+    words = ("--engine", "onnxruntime", "--duration", "0.05")
+    result = assay("load", "lenet", "--root", store.root, *words)
+    assert result.code == 2
+    assert "--duration 0.05 is too short: the least is 0.1 s" in result.err
 
 
 @pytest.mark.slow(2)
@@ -82,6 +95,33 @@ def test_an_engine_that_fails_is_a_row_and_others_go_on(
     assert again.code == 0
     assert "onnxruntime failed" in json.loads(again.out)["outcomes"][-1]["reason"]
     assert not any(engine["failure"] for engine in served["engines"])
+
+
+@pytest.mark.slow(2)
+def test_an_engine_that_hangs_ends_the_command_by_its_name(
+    store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_run, runs, released = OnnxRuntimeSession.run, itertools.count(), threading.Event()
+    closed: list[object] = []
+
+    def run(self: OnnxRuntimeSession, feeds: Feeds) -> Outputs:
+        if next(runs) == 5:
+            released.wait()
+        return really_run(self, feeds)
+
+    monkeypatch.setattr(OnnxRuntimeSession, "run", run)
+    monkeypatch.setattr(OnnxRuntimeSession, "close", closed.append)
+    monkeypatch.setattr(clients, "PATIENCE", 0.2)
+    monkeypatch.setattr(clients, "GRACE", 0.1)
+    words = ("--engine", "onnxruntime", "--concurrency", "1", "--duration", "0.1", "--seed", "1")
+    try:
+        result = assay("load", "lenet", "--root", store.root, *words)
+    finally:
+        released.set()
+    assert result.code == 1
+    assert "onnxruntime hangs: a session has not returned for 0.2 s" in result.err
+    assert "leave the engine out with --engine" in result.err
+    assert not closed  # a library may crash if a session is closed in use
 
 
 def test_an_engine_that_is_not_proved_is_not_loaded(store: Store, assay: Assay) -> None:

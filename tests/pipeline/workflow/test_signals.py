@@ -56,3 +56,55 @@ def test_a_signal_before_the_command_begins_prints_nothing() -> None:
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
+
+
+HANGS = """
+import atexit, signal, sys, threading
+import numpy as np, onnx.parser, onnxruntime
+from pipeline.benchmarking.load import closed
+from pipeline.cli import __main__ as entry
+
+model = onnx.parser.parse_model('''
+    <ir_version: 9, opset_import: ["": 17]>
+    endless (float[4, 4] x) => (float[4, 4] y)
+    <int64 count = {1000000000000}, bool go = {1}> {
+        y = Loop (count, go, x) <body = body (int64 i, bool c, float[4, 4] a)
+            => (bool d, float[4, 4] b) { d = Identity(c)  b = MatMul(a, x) }>
+    }
+''')
+
+class Endless:
+    def __init__(self):
+        self.runs = 0
+        self.session = onnxruntime.InferenceSession(model.SerializeToString())
+
+    def run(self, feeds):
+        self.runs += 1
+        return self.session.run(None, feeds) if self.runs > 1 else None
+
+def main():
+    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    try:
+        closed([Endless()], {"x": np.eye(4, dtype=np.float32)}, seconds=0.1)
+    except KeyboardInterrupt:
+        return 130
+
+atexit.register(print, "cleaned up")
+signal.signal(signal.SIGINT, signal.default_int_handler)
+entry.main = main
+sys.exit(entry.run())
+"""
+
+
+@pytest.mark.slow(3)
+def test_native_code_that_never_returns_does_not_abort_the_process() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGS],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": python_path()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "cleaned up\n", "")

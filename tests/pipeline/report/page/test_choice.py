@@ -123,3 +123,22 @@ def test_names_in_measurements_have_an_engine_and_a_precision() -> None:
     assert named("openvino", "int8") == ("openvino", "int8")
     assert named("openvino fp32", "int8") == ("openvino", "fp32")
     assert named("pytorch fp16 graph", "fp32") == ("pytorch graph", "fp16")
+
+
+def test_what_other_processes_took_is_a_doubt() -> None:
+    latency, _ = chosen(candidate(1e-3, others=0.75))
+    assert latency.doubts == ("Other processes took 75% of the CPUs meanwhile.",)
+    latency, _ = chosen(candidate(1e-3, others=0.05))
+    assert not latency.doubts
+
+
+def test_sessions_that_work_at_the_same_time_serve_more() -> None:
+    alone = candidate(1e-3, served=(1000.0, 990.0, 1010.0))
+    two = candidate(1.2e-3, sessions=2, served=(1650.0, 1600.0, 1700.0))
+    latency, throughput = chosen(alone, two)
+    assert latency.candidate == alone
+    assert throughput.candidate == two
+    assert (
+        "1,650 images/s end to end, 2 at a time, each by a session of 1 thread"
+        in (throughput.reasons[0])
+    )
