@@ -80,7 +80,7 @@ def _torchrun(*words: str) -> Step:
 
 _TRAINING = ("train", *_TRAIN, "--threads", "1")
 _BENCH = ("bench", "lenet", "--budget", "0.1", "--batch", "1", "--engine")
-_LOAD = ("load", "lenet", "--duration", "0.05", "--concurrency", "2", "--engine")
+_LOAD = ("load", "lenet", "--duration", "0.1", "--concurrency", "2", "--engine")
 STEPS = (
     Step("data", ("data", "--data", "images"), ""),
     Step("train", _TRAINING, "data", (_TRAINING, (*_TRAINING, "--resume"))),

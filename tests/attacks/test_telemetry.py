@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "verify": ("lenet", "--engine", "all", "--force"),
     "build": ("lenet", "--engine", "all", "--force"),
     "bench": ("lenet", *ENGINES, "--force"),
-    "load": ("lenet", *ENGINES, "--force", "--duration", "0.05"),
+    "load": ("lenet", *ENGINES, "--force", "--duration", "0.1"),
     "bundle": ("lenet", "--force"),
     "inspect": ("{root}/lenet/fp32/model.onnx",),
     "summary": ("timm:resnet18",),

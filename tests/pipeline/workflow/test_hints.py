@@ -27,7 +27,7 @@ WORDS = {
     "verify": ["edge", "--precision", "fp16", "--engine", ENGINE],
     "build": ["edge", "--precision", "fp16", "--engine", ENGINE],
     "bench": ["edge", "--precision", "fp16", "--engine", ENGINE, "--batch", "1", "--budget", "0.1"],
-    "load": ["edge", "--precision", "fp16", "--engine", ENGINE, "--duration", "0.05"],
+    "load": ["edge", "--precision", "fp16", "--engine", ENGINE, "--duration", "0.1"],
     "bundle": ["edge", "--precision", "fp16", "--engine", ENGINE],
 }
 
