@@ -48,7 +48,7 @@ def work_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Wo
 
     Operations are those of convolutions, matrix products, recurrent layers and attention; of a
     convolution, only those that no padding takes part in. A size that depends on the values of the
-    inputs counts as 1. Inputs and outputs that are no tensors, such as sequences, count as nothing.
+    inputs counts as 1. Inputs and outputs other than tensors, such as sequences, count as nothing.
 
     Raises:
         DeployError: The types of the graph do not fit together, or do not fit the shapes.

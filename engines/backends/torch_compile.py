@@ -50,7 +50,7 @@ class TorchCompileEngine(PyTorchEngine):
     def layer_times(
         self, built: Path, options: OpenOptions, feeds: Feeds, runs: int
     ) -> tuple[LayerTime, ...]:
-        """Returns (): inductor's kernels are no layers of the program."""
+        """Returns (): inductor's kernels are not layers of the program."""
         return ()
 
     def open(self, built: Path, options: OpenOptions) -> PyTorchSession:

@@ -127,7 +127,7 @@ def measure(
 
     Args:
         budget: Seconds for all of them together. A result that has not settled by then has
-            `settled` False. Each candidate's warm-up at a boundary takes no longer, either.
+            `settled` False. Each candidate's warm-up at a boundary is within it, too.
         seed: Seed of the order within rounds.
         progress: Called after every round with the seconds it took.
         failed: Called with the name of a candidate that fails and its error; the others go on, and
@@ -284,7 +284,7 @@ def _slowed(samples: Sequence[float]) -> bool:
 
 
 def _warm(run: Callable[[int], list[float]], most: float) -> float:
-    """Runs a candidate until it is no longer getting faster; returns its seconds an iteration.
+    """Warms a candidate up, until its runs stop getting faster; returns the seconds of one run.
 
     Args:
         most: Seconds after which it stops in any case.

@@ -147,7 +147,7 @@ class History:
     def quickest(
         entries: Sequence[dict[str, Any]], now: Mapping[str, Any], part: Mapping[str, Any]
     ) -> dict[str, Any] | None:
-        """Returns the run in which an engine was the quickest; None if there is none to compare."""
+        """Returns the run in which an engine was the quickest; None if none can be compared."""
         comparable = [
             entry
             for entry in entries

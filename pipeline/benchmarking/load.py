@@ -76,7 +76,7 @@ class Served:
 
     @property
     def rows_per_second(self) -> Interval | None:
-        """Completed rows in each second; None if there is no throughput."""
+        """Completed rows in each second; None without a throughput."""
         rate, rows = self.throughput, self.rows
         return rate and Interval(rate.value * rows, rate.low * rows, rate.high * rows)
 

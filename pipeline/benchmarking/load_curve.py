@@ -25,7 +25,7 @@ class Plan:
     Attributes:
         threads: CPU threads of one inference, by the number of sessions.
         rates: Requests/s to serve, besides those that the search for the largest rate tries.
-        p99: The bound on p99 that the largest rate must keep, in seconds; None is no bound.
+        p99: The bound on p99 that the largest rate must keep, in seconds; None does not bound it.
         seconds: The time that each run measures.
         seed: Seed of the arrivals.
     """

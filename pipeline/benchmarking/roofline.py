@@ -7,7 +7,7 @@ Architectures, Communications of the ACM 52 (4), 2009:
 
 - **Operations** are those of the graph's convolutions and matrix products, without those that a
   convolution's padding takes part in. Each type has a peak of its own, and the times at these peaks
-  are added. There is no share for a graph with products that are not counted.
+  are added. A graph with products that are not counted gets none.
 - The **peak** is measured, since a CPU's clock depends on its load and a virtual machine may get a
   part of a core: large matrix products and convolutions, run by the engines of this machine, with
   as many threads, in the same rounds as the engine. It does not depend on the engine that reaches
@@ -232,7 +232,7 @@ class Ceilings:
         self._stack.close()
 
     def missing(self, work: Work) -> str:
-        """Returns why there is no roofline for some work, or ""."""
+        """Returns why some work gets no roofline, or ""."""
         if work.uncounted:
             return f"what these operators multiply is not counted: {', '.join(work.uncounted)}"
         if not work.operations:

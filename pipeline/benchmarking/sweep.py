@@ -56,7 +56,7 @@ class Result:
         throughput: Rows in each second.
         percentiles: Seconds by percentile ("p99"), those that are known.
         beaten_by: The way that is surely quicker and serves more, without being less accurate; this
-            one dropped out then. "" if there is none.
+            one dropped out then. "" if none does.
         failure: Why it failed, or "".
     """
 

@@ -53,7 +53,7 @@ class Transfer:
         return {}
 
     def bind(self, feeds: Feeds) -> None:
-        """Does nothing: there are no inputs."""
+        """Does nothing: it takes no inputs."""
 
     def launch(self) -> None:
         if self._pool is None:

@@ -42,7 +42,7 @@ def engine_file(path: Path) -> Unpacked:
     record = records.load(record_beside(path))
     if record is None or not {"model", "precision", "engine"} <= record.params.keys():
         raise DeployError(
-            f"{record_beside(path)} is no record of a build", "build the engine again"
+            f"{record_beside(path)} is not the record of a build", "build the engine again"
         )
     fields = {name: str(record.params[name]) for name in ("model", "precision", "engine")}
     engine, golden = ENGINE.at(**fields), GOLDEN.at(**fields)

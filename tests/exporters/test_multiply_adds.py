@@ -20,8 +20,8 @@ def graph(node: onnx.NodeProto, inputs: Shapes) -> onnx.ModelProto:
     values = [helper.make_tensor_value_info(name, 1, shape) for name, shape in inputs.items()]
     output = helper.make_tensor_value_info("y", 1, None)
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.example", 1)]
-    made = helper.make_graph([node], "g", values, [output])
-    return helper.make_model(made, opset_imports=opsets, ir_version=10)
+    body = helper.make_graph([node], "g", values, [output])
+    return helper.make_model(body, opset_imports=opsets, ir_version=10)
 
 
 def counts(node: onnx.NodeProto, inputs: Shapes) -> tuple[int | None, int | None]:

@@ -119,7 +119,7 @@ class Results:
         training: The content of `training.json`; None if it is missing, or the model is an ONNX
             file.
         precisions: Results by precision, in the order of the table of precisions.
-        sweep: The content of `frontier.json`; None if there is none.
+        sweep: The content of `frontier.json`; None if it is missing.
         files: Verified files.
         records: The records of all files and of what they were made from, by path.
         gaps: What is missing.
