@@ -14,12 +14,12 @@ from types import MappingProxyType
 import pytest
 
 import engines
-from engines import hardware
+from engines import backends, hardware
 from pipeline.cli import main, stage_runs
 from pipeline.data import registry
 from pipeline.workflow import console, worker
 from pipeline.workflow.runner import Store
-from tests.subset import SUBSET, install_trained, python_path
+from tests.subset import FAULTY, SUBSET, install_trained, python_path
 from tests.unusual import SOURCE
 
 # Number of pytest-xdist's processes.
@@ -110,6 +110,13 @@ def assay(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]
 
     yield call
     console.settings.json = console.settings.quiet = False
+
+
+@pytest.fixture
+def faulty_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adds the engines of `tests/faulty_engines`; child processes find them by `sitecustomize`."""
+    monkeypatch.setenv("PYTHONPATH", python_path(FAULTY))
+    monkeypatch.setattr(backends, "__path__", [*backends.__path__, str(FAULTY / "backends")])
 
 
 @pytest.fixture

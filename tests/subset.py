@@ -25,6 +25,8 @@ from pipeline.workflow.artifacts import CHECKPOINT, TRAINING, Paths
 from pipeline.workflow.runner import Store, run
 
 ROOT = Path(__file__).parent.parent
+# Engines that fail in many ways, and the file by which child processes find them.
+FAULTY = ROOT / "tests" / "faulty_engines"
 FOLDER = ROOT / "tests" / "data" / "fashion-mnist-subset"
 TRAINED = ROOT / "tests" / "data" / "lenet"
 

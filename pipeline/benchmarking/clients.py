@@ -141,7 +141,7 @@ class Clients:
             thread.join(max(0, deadline - clock()))
 
     def wait_until(self, moment: float) -> None:
-        """Waits until a moment of `clock`, or until work is done, whichever is first: the time is measured."""
+        """Waits until a moment of `clock`, but not after work is done: the time is measured."""
         self.done.wait(max(0, moment - clock()))
 
     def sleep_until(self, moment: float) -> bool:

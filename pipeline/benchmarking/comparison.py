@@ -11,7 +11,7 @@ from engines.contract import Feeds, Session
 from engines.errors import DeployError
 from pipeline.benchmarking import clock
 from pipeline.benchmarking.bottleneck import bottleneck, enqueue_seconds
-from pipeline.benchmarking.contention import NOTICEABLE, Others
+from pipeline.benchmarking.contention import Others, blamed
 from pipeline.workflow import console
 
 
@@ -90,8 +90,7 @@ def compare(
                         "baseline": alive[0],
                         **dataclasses.asdict(entry),
                         "others": part,
-                        # Else its threads wait for those of the other engines.
-                        "busy": entry.busy and (part is None or part > NOTICEABLE),
+                        "busy": blamed(entry.busy, part),
                         **bounds[entry.name],
                     }
                     for entry in timings

@@ -41,6 +41,16 @@ class Waiting:
         return self.waited / self.seconds if self.seconds else 0.0
 
 
+def blamed(busy: bool, part: float | None) -> bool:
+    """Whether others made a timing busy; else its threads wait for those of the other engines.
+
+    Args:
+        busy: Its threads waited for CPUs, and it was slower for it.
+        part: The part of the CPUs that other processes took; None if it is not known.
+    """
+    return busy and (part is None or part > NOTICEABLE)
+
+
 def waited_seconds() -> float:
     """Returns how long this process's threads have waited for a CPU; 0 where that is not known."""
     return sum(waited for _ran, waited in _threads().values()) / 1e9

@@ -17,7 +17,7 @@ from exporters.work import Work
 from pipeline.benchmarking import clock
 from pipeline.benchmarking.cold_start import cold_start
 from pipeline.benchmarking.comparison import Load
-from pipeline.benchmarking.contention import NOTICEABLE, Others
+from pipeline.benchmarking.contention import Others, blamed
 from pipeline.benchmarking.cost import cost
 from pipeline.benchmarking.layer_times import layer_times, losses
 from pipeline.benchmarking.roofline import (
@@ -171,12 +171,11 @@ def profile_here(
                 )
                 entries.append(
                     {
-                        "batch": load.batch,
-                        **({"size": load.size} if load.size else {}),
+                        **load.document(),
                         "first_seconds": start.first[number],
                         "seconds": asdict(whole.seconds),
                         "settled": whole.seconds.reach <= clock.SETTLED,
-                        "busy": whole.busy and (part is None or part > NOTICEABLE),
+                        "busy": blamed(whole.busy, part),
                         "others": part,
                         **asdict(costs[number]),
                         "work": asdict(dataclasses.replace(work, products=())),

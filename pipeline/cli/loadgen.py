@@ -24,6 +24,7 @@ from pipeline.stages import (
     precision_option,
     proved_engines,
     require_built,
+    threads_each,
 )
 from pipeline.workflow import chain, console, hints, runner, worker
 from pipeline.workflow.artifacts import ENGINE, ENGINE_VERDICT, GOLDEN
@@ -195,12 +196,10 @@ def under_loadgen(
         seed=params.seed,
     )
     count = 1 if scenario in loadgen.STREAMS else params.concurrency
-    threads = params.threads or max(1, hardware.available_cpus() // count)
+    threads = threads_each(params.threads, count)
     with ExitStack() as stack:
-        sessions = [
-            stack.enter_context(closing(subject.open(path, params.device, threads)))
-            for _ in range(count)
-        ]
+        opener = subject.opener(path, params.device)
+        sessions = [stack.enter_context(closing(opener(threads))) for _ in range(count)]
         library = loadgen.Library(golden.inputs, batched=golden.batched)
         summary, outputs = loadgen.run(sessions, library, settings, folder)
         verdict = None

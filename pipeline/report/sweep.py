@@ -24,13 +24,6 @@ def named(point: Mapping[str, Any]) -> str:
     )
 
 
-def accuracy(verdict: Mapping[str, Any]) -> float | None:
-    """Returns the part of the test images that an engine classifies right; None if not known."""
-    flips = verdict["flips"]
-    known = flips is not None and flips["correct"] is not None
-    return flips["correct"] / flips["images"] if known else None
-
-
 def failures(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Returns the ways that failed."""
     return [point for point in results["points"] if point["failure"]]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
 import exporters
 from engines import hardware
-from engines.errors import DeployError, NotAvailableError, ParityError, UsageError
+from engines.errors import (
+    DeployError,
+    FailedError,
+    NotAvailableError,
+    ParityError,
+    UsageError,
+)
 from pipeline import models
 from pipeline.report import units
 from pipeline.workflow import console, hints
@@ -28,6 +36,8 @@ from pipeline.workflow.stage import OptionRole, option
 
 if TYPE_CHECKING:
     from engines.contract import OpenOptions, Session
+    from pipeline.benchmarking.comparison import Load
+    from pipeline.golden.file import Golden
 
 
 def need_torch(*more: str) -> None:
@@ -240,9 +250,60 @@ class Subject:
             )
         return fitted(engine, built, OpenOptions(device, threads, cuda_graph=self.cuda_graph))
 
-    def open(self, built: Path, device: str, threads: int) -> Session:
-        """Opens the engine; see `options`."""
-        return engines.get(self.engine).open(built, self.options(built, device, threads))
+    def opener(self, built: Path, device: str) -> Callable[[int], Session]:
+        """Returns a function that opens the engine with so many CPU threads; see `options`.
+
+        The file is compared with its record once, however often it is opened.
+        """
+
+        @cache
+        def checked() -> OpenOptions:
+            return self.options(built, device, 1)
+
+        def open_(threads: int) -> Session:
+            chosen = dataclasses.replace(checked(), threads=threads)
+            return engines.get(self.engine).open(built, chosen)
+
+        return open_
+
+
+def golden_loads(golden: Golden, batches: Sequence[int]) -> tuple[Load, ...]:
+    """Returns what engines are measured on: each batch size, at each size of the inputs."""
+    from pipeline.benchmarking.comparison import Load
+
+    return tuple(
+        Load(batch, part.feeds(batch), part.size if golden.others else "")
+        for part in (golden, *golden.others)
+        for batch in golden_batches(golden, batches)
+    )
+
+
+def golden_batches(golden: Golden, batches: Sequence[int]) -> Sequence[int]:
+    """Returns the batch sizes to measure; a graph without a batch axis takes one row."""
+    return batches if golden.batched else (1,)
+
+
+def threads_each(threads: int | None, sessions: int) -> int:
+    """Returns the CPU threads of one of several sessions: by default they share the CPUs."""
+    return threads or max(1, hardware.available_cpus() // sessions)
+
+
+def failed(reasons: Mapping[str, str], doing: str, hint: str) -> FailedError:
+    """Returns the error that names engines which failed.
+
+    Args:
+        reasons: Why, by engine.
+        doing: In which circumstances, such as "under load".
+    """
+    return FailedError(
+        "; ".join(f"{name} failed {doing}: {why}" for name, why in reasons.items()), hint
+    )
+
+
+def failed_last_time(names: Iterable[str]) -> str:
+    """Returns why a stage runs again after engines failed; "" if none did."""
+    joined = ", ".join(dict.fromkeys(names))
+    return f"{joined} failed last time" if joined else ""
 
 
 def require_built(chosen: Sequence[str], params: Mapping[str, Any]) -> None:

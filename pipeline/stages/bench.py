@@ -19,6 +19,9 @@ from pipeline.stages import (
     Subject,
     check_threads,
     engines_option,
+    failed,
+    failed_last_time,
+    golden_loads,
     machine_facts,
     model_option,
     precision_option,
@@ -176,7 +179,6 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         ParityError: An engine is not proved, so its speed means nothing.
         FailedError: All of them failed.
     """
-    from pipeline.benchmarking.comparison import Load
     from pipeline.benchmarking.measuring import Built, measure
     from pipeline.golden import file as goldens
 
@@ -194,16 +196,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         )
         for name, subject in subjects.items()
     ]
-    loads = [
-        Load(batch, part.feeds(batch), part.size if golden.others else "")
-        for part in (golden, *golden.others)
-        # A graph without a batch axis takes one row.
-        for batch in (params.batch if golden.batched else (1,))
-    ]
     load, before = os.getloadavg()[0], hardware.gpu_states()
     measured = measure(
         built,
-        loads,
+        golden_loads(golden, params.batch),
         budget=params.budget or 0.0,  # `resolve` has filled it in
         seed=params.seed,
         affinity=params.affinity,
@@ -235,8 +231,9 @@ def _failed(failures: Sequence[Mapping[str, Any]], params: Params) -> FailedErro
     """Returns the error that names the engines which failed."""
     reasons = {entry["name"]: entry["reason"] for entry in reversed(failures)}
     words = {"model": params.model, "precision": params.precision, "engine": tuple(reasons)}
-    return FailedError(
-        "; ".join(f"{name} failed while it was measured: {why}" for name, why in reasons.items()),
+    return failed(
+        reasons,
+        "while it was measured",
         "leave it out with --engine, or judge it again:"
         f" `{hints.command('verify', words)} --force`",
     )
@@ -245,8 +242,7 @@ def _failed(failures: Sequence[Mapping[str, Any]], params: Params) -> FailedErro
 def failed_before(outputs: Paths, params: Params) -> str:
     """Returns which engines failed, so that all are measured again."""
     failures = read_json(outputs[_measurements(params)]).get("failures", ())
-    names = dict.fromkeys(entry["name"] for entry in failures)
-    return f"{', '.join(names)} failed last time" if names else ""
+    return failed_last_time(entry["name"] for entry in failures)
 
 
 def facts(params: Params) -> dict[str, str]:
@@ -295,7 +291,7 @@ STAGE = Stage(
     run=run,
     opens_engines=True,
     tools=("numpy",),
-    revision=2,
+    revision=3,
     facts=facts,
     resolve=resolve,
     run_again=failed_before,

@@ -21,10 +21,14 @@ from pipeline.stages import (
     check_threads,
     check_time,
     engines_option,
+    failed,
+    failed_last_time,
+    golden_batches,
     machine_facts,
     model_option,
     precision_option,
     require_built,
+    threads_each,
 )
 from pipeline.workflow import console, worker
 from pipeline.workflow.artifacts import GOLDEN, LOAD, Artifact, Paths
@@ -103,10 +107,9 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         subject.require_proof(read_json(inputs[subject.verdict]), params.model, params.device)
     worker.end()  # it holds memory, on a GPU too
     golden = goldens.load(inputs[GOLDEN])
-    rows = params.batch if golden.batched else 1
-    cpus = hardware.available_cpus()
+    (rows,) = golden_batches(golden, (params.batch,))
     plan = Plan(
-        threads={count: params.threads or max(1, cpus // count) for count in params.concurrency},
+        threads={count: threads_each(params.threads, count) for count in params.concurrency},
         rates=params.rate,
         p99=None if params.p99 is None else units.seconds(params.p99),
         seconds=params.duration,
@@ -117,7 +120,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         for subject in subjects:
             with _named(subject.engine):
                 served = measure(
-                    partial(subject.open, inputs[subject.built], params.device),
+                    subject.opener(inputs[subject.built], params.device),
                     golden.feeds(rows),
                     rows,
                     plan,
@@ -154,8 +157,7 @@ def facts(params: Params) -> dict[str, str]:
 
 def failed_before(outputs: Paths, _params: Params) -> str:
     """Returns which engines failed, so that they are loaded again."""
-    failed = report.failures(read_json(outputs[LOAD]))
-    return f"{', '.join(failed)} failed" if failed else ""
+    return failed_last_time(report.failures(read_json(outputs[LOAD])))
 
 
 def show(runs: StageRuns[Params]) -> None:
@@ -167,9 +169,10 @@ def show(runs: StageRuns[Params]) -> None:
     for outputs, _ in runs:
         results = read_json(outputs[LOAD])
         report.show(results)
-        if failed := report.failures(results):
-            raise FailedError(
-                "; ".join(f"{name} failed under load: {why}" for name, why in failed.items()),
+        if reasons := report.failures(results):
+            raise failed(
+                reasons,
+                "under load",
                 "name the other engines with --engine, or give fewer sessions with --concurrency",
             )
 

@@ -18,6 +18,8 @@ from pipeline.stages import (
     check_threads,
     engine_source,
     engines_option,
+    failed_last_time,
+    golden_loads,
     machine_facts,
     model_option,
     precision_option,
@@ -78,19 +80,13 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """
     from engines import temporary
     from pipeline.benchmarking import profiling
-    from pipeline.benchmarking.comparison import Load
     from pipeline.golden import file as goldens
 
     built = [Subject.of(name, params.precision) for name in params.engine]
     for subject in built:
         subject.require_proof(read_json(inputs[subject.verdict]), params.model, params.device)
     golden = goldens.load(inputs[GOLDEN])
-    loads = tuple(
-        Load(batch, part.feeds(batch), part.size if golden.others else "")
-        for part in (golden, *golden.others)
-        # A graph without a batch axis takes one row.
-        for batch in (params.batch if golden.batched else (1,))
-    )
+    loads = golden_loads(golden, params.batch)
     graphs = {_graph(name, params.precision) for name in params.engine}
     works = {graph: _works(inputs[graph], loads) for graph in graphs}
     subjects = [
@@ -179,8 +175,8 @@ def facts(params: Params) -> dict[str, str]:
 
 def run_again(outputs: Paths, _params: Params) -> str:
     """Returns why a recorded profile is not complete."""
-    failed = [entry["engine"] for entry in read_json(outputs[COSTS])["engines"] if "error" in entry]
-    return f"{', '.join(failed)} failed last time" if failed else ""
+    entries = read_json(outputs[COSTS])["engines"]
+    return failed_last_time(entry["engine"] for entry in entries if "error" in entry)
 
 
 def show(runs: StageRuns[Params]) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import engines
 from engines import hardware
 from engines.errors import FailedError, ParityError, UsageError
 from exporters import DEFAULT_PRECISION, PRECISIONS
@@ -21,6 +20,9 @@ from pipeline.report import sweep as report
 from pipeline.stages import (
     Subject,
     engines_option,
+    failed,
+    failed_last_time,
+    golden_batches,
     machine_facts,
     model_option,
     proved_engines,
@@ -102,6 +104,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """
     from pipeline.benchmarking.measuring import Built, Crew, Plan, race
     from pipeline.golden import file as goldens
+    from pipeline.verification.verdict import from_json
 
     verdicts = _verdicts(inputs, params)
     golden = {name: goldens.load(inputs[GOLDEN.at(precision=name)]) for name in params.precision}
@@ -109,9 +112,10 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     plans: list[Plan] = []
     crews: list[Crew] = []
     for (precision, subject), verdict in verdicts.items():
-        path, rows, accuracy = inputs[subject.built], golden[precision], report.accuracy(verdict)
-        for threads, counts in _settings(subject, params):
-            options = subject.options(path, params.device, threads)
+        path, rows, flips = inputs[subject.built], golden[precision], from_json(verdict).flips
+        accuracy = None if flips is None else flips.top1
+        options = subject.options(path, params.device, 1)
+        for threads, counts in _settings(options.device, params):
             words = {
                 "engine": subject.engine,
                 "precision": precision,
@@ -119,12 +123,13 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
                 "threads": threads,
                 "accuracy": accuracy,
             }
-            for count, batch in itertools.product(counts, params.batch if rows.batched else (1,)):
+            for count, batch in itertools.product(counts, golden_batches(rows, params.batch)):
                 point = {**words, "sessions": count, "batch": batch}
                 points.append(point)
                 name, feeds = report.named(point), rows.feeds(batch)
                 plans.append(Plan(name, len(crews), count, feeds, batch, accuracy))
-            built = Built(subject.engine, subject.engine, path, options)
+            opened = dataclasses.replace(options, threads=threads)
+            built = Built(subject.engine, subject.engine, path, opened)
             crews.append(Crew(built, max(counts)))
     raced = race(crews, plans, budget=params.budget, seed=params.seed, prune=not params.exhaustive)
     measured = [
@@ -136,7 +141,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     write_json(
         outputs[SWEEP],
         {
-            "counted": models.counted(golden[precision].inputs),
+            "counted": models.counted(golden[params.precision[0]].inputs),
             "machine": hardware.machine(),
             "others": raced.others,
             "points": measured,
@@ -172,14 +177,12 @@ def _verdicts(inputs: Paths, params: Params) -> dict[tuple[str, Subject], dict[s
     return proved
 
 
-def _settings(subject: Subject, params: Params) -> list[tuple[int, list[int]]]:
+def _settings(device: str, params: Params) -> list[tuple[int, list[int]]]:
     """Returns numbers of threads, each with the numbers of sessions for which the CPUs suffice.
 
     On a GPU, threads do not matter.
     """
-    from engines.checks import choose_device
-
-    if choose_device(engines.get(subject.engine), params.device) != "cpu":
+    if device != "cpu":
         return [(params.threads[0], [*params.concurrency])]
     cpus = hardware.available_cpus()
     pairs = [(n, [c for c in params.concurrency if n * c <= cpus]) for n in params.threads]
@@ -189,16 +192,16 @@ def _settings(subject: Subject, params: Params) -> list[tuple[int, list[int]]]:
 def _failed(points: Iterable[Mapping[str, Any]]) -> FailedError:
     """Returns the error that names what failed."""
     reasons = {point["engine"]: point["failure"] for point in points if point["failure"]}
-    return FailedError(
-        "; ".join(f"{name} failed while it was measured: {why}" for name, why in reasons.items()),
+    return failed(
+        reasons,
+        "while it was measured",
         "name the other engines with --engine, or give fewer sessions with --concurrency",
     )
 
 
 def failed_before(outputs: Paths, _params: Params) -> str:
     """Returns that something failed, so that all is measured again."""
-    failed = report.failures(read_json(outputs[SWEEP]))
-    return f"{report.named(failed[0])} failed last time" if failed else ""
+    return failed_last_time(map(report.named, report.failures(read_json(outputs[SWEEP]))[:1]))
 
 
 def facts(params: Params) -> dict[str, str]:
@@ -215,8 +218,8 @@ def show(runs: StageRuns[Params]) -> None:
     for outputs, _ in runs:
         results = read_json(outputs[SWEEP])
         report.show(results)
-        if failed := report.failures(results):
-            raise _failed(failed)
+        if points := report.failures(results):
+            raise _failed(points)
 
 
 def _subjects(params: Params) -> list[tuple[str, Subject]]:

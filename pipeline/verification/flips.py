@@ -33,6 +33,11 @@ class Flips:
     lost: int | None = None
 
     @property
+    def top1(self) -> float | None:
+        """The part of the images that the engine classifies right; None if it is not known."""
+        return None if self.correct is None else self.correct / self.images
+
+    @property
     def drop(self) -> accuracy.Drop | None:
         """The accuracy lost against float64; None if the classes are not known."""
         if self.correct is None or self.reference_correct is None or self.lost is None:

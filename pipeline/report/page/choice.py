@@ -253,8 +253,7 @@ def frontier(points: Sequence[Candidate]) -> list[Candidate]:
 
 def accuracy(verdict: Verdict) -> float | None:
     """Returns the part of the images that an engine classifies right; None if not known."""
-    flips = verdict.flips
-    return None if flips is None or flips.correct is None else flips.correct / flips.images
+    return None if verdict.flips is None else verdict.flips.top1
 
 
 def current(results: Results) -> list[Candidate]:

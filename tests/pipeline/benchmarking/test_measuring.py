@@ -1,19 +1,15 @@
 """Timing engines in a process of their own, one of which ends it."""
 
-import os
-
 import numpy as np
 import pytest
 
-from engines import backends, hardware
+from engines import hardware
 from engines.contract import OpenOptions
 from engines.errors import CrashedError
 from pipeline.benchmarking.comparison import Load
 from pipeline.benchmarking.measuring import Built, Crew, Plan, measure, race
 from pipeline.workflow.runner import Store
-from tests.subset import ROOT, python_path
 
-FAULTY = ROOT / "tests" / "faulty_engines"
 LOADS = (Load(1, {"image": np.zeros((1, 1, 28, 28), np.uint8)}),)
 
 
@@ -22,15 +18,8 @@ def built_engines(store: Store, *names: str) -> list[Built]:
     return [Built(f"{name} graph", name, graph, OpenOptions()) for name in names]
 
 
-@pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The child processes find the engines by `sitecustomize`.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAULTY), python_path()]))
-    monkeypatch.setattr(backends, "__path__", [*backends.__path__, str(FAULTY / "backends")])
-
-
 @pytest.mark.slow(2)
-@pytest.mark.usefixtures("faulty")
+@pytest.mark.usefixtures("faulty_engines")
 def test_an_engine_that_ends_the_process_leaves_the_others(built: Store) -> None:
     chosen = built_engines(built, "onnxruntime", "segfaulting")
     whole = measure(chosen, LOADS, budget=0.1, seed=0, affinity=hardware.affinity()[:1])
@@ -42,7 +31,7 @@ def test_an_engine_that_ends_the_process_leaves_the_others(built: Store) -> None
 
 
 @pytest.mark.slow(2)
-@pytest.mark.usefixtures("faulty")
+@pytest.mark.usefixtures("faulty_engines")
 def test_a_crew_that_ends_the_process_leaves_the_others(built: Store) -> None:
     sound, broken = built_engines(built, "onnxruntime", "segfaulting")
     crews = [Crew(broken, 1), Crew(sound, 2)]

@@ -13,7 +13,7 @@ import pytest
 import engines
 from benchmarks.method import Slowed
 from engines import hardware
-from pipeline.benchmarking import clock, comparison, contention
+from pipeline.benchmarking import clock, contention
 from pipeline.bundling import opening
 from pipeline.report.page import choice
 from pipeline.workflow.runner import Store
@@ -93,7 +93,7 @@ def test_a_changed_engine_file_is_not_compared(store: Store, assay: Callable[...
 def test_what_other_processes_slowed_down_is_no_pass(
     built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "NOTICEABLE", -1.0)
+    monkeypatch.setattr(contention, "NOTICEABLE", -1.0)
     monkeypatch.setattr(clock.Waiting, "part", 2.0)
     monkeypatch.setattr(clock, "BUSY_SLOWER", 0.0)
     bundle = bundle_of(built)

@@ -1,14 +1,12 @@
 """The profile stage: what each engine costs, each in a process of its own."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engines import backends
 from engines.contract import OpenOptions
 from engines.errors import CrashedError
 from exporters.work import Work
@@ -18,10 +16,8 @@ from pipeline.report import profile as report
 from pipeline.workflow.runner import Store
 from tests.conftest import Result, need_engine
 from tests.exporters.test_onnx_work import ROW
-from tests.subset import ROOT, python_path
 
 Assay = Callable[..., Result]
-FAULTY = ROOT / "tests" / "faulty_engines"
 
 
 @pytest.mark.slow(9)
@@ -74,12 +70,10 @@ def test_an_engine_that_is_not_proved_is_not_profiled(store: Store, assay: Assay
 
 
 @pytest.mark.slow(2)
+@pytest.mark.usefixtures("faulty_engines")
 def test_a_library_that_crashes_is_a_row_and_the_others_go_on(
-    built: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    built: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The child processes find the engines by `sitecustomize`.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAULTY), python_path()]))
-    monkeypatch.setattr(backends, "__path__", [*backends.__path__, str(FAULTY / "backends")])
     graph = built.root / "lenet/fp32/onnxruntime/engine.onnx"
     loads = (Load(1, {"image": np.zeros((1, 1, 28, 28), np.uint8)}),)
     subjects = [

@@ -12,8 +12,7 @@ from pipeline.golden.graph_ranges import SizedRows
 from pipeline.verification import reduction
 from tests import foreign
 from tests.conftest import Process, Result, need_engine
-from tests.pipeline.workflow.test_worker import FAULTY
-from tests.subset import python_path
+from tests.subset import FAULTY, python_path
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import pytest
 from engines.errors import CrashedError, NotAvailableError
 from pipeline.workflow import console, worker
 from tests.conftest import Process
-from tests.subset import ROOT, python_path
+from tests.subset import FAULTY, ROOT, python_path
 
 
 @pytest.fixture(autouse=True)
@@ -240,9 +240,6 @@ def test_the_child_starts_no_children_of_its_own() -> None:
 
 def _inner() -> int:
     return worker.call("asking", os.getpid)
-
-
-FAULTY = ROOT / "tests" / "faulty_engines"
 
 
 @pytest.mark.slow(25)
