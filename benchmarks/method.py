@@ -134,21 +134,28 @@ def another_process(wanted: bool) -> Iterator[None]:
         process.wait()
 
 
-def claims(graph: Graph, runs: int, budget: float) -> dict[str, list[dict[str, Any]]]:
-    """Returns what the intervals of many runs say of an equal and of a slower session."""
+def claims(
+    graph: Graph, runs: int, budget: float
+) -> tuple[dict[str, list[dict[str, Any]]], list[float]]:
+    """Returns what the intervals of many runs say of an equal and of a slower session.
+
+    And the part of the CPUs that other processes took in each run, where that is known.
+    """
     names = {"1": "A/A", "2": f"{SLOWER:.0%} slower"}
     every: dict[tuple[str, str], list[clock.Timing]] = {
         (name, boundary): [] for name in names for boundary in BOUNDARIES
     }
-    seconds = []
+    seconds, parts = [], []
     for seed in range(runs):
-        start = time.perf_counter()
+        others, start = Others(), time.perf_counter()
         for entry in compared(graph, budget, seed, 0.0, SLOWER):
             if entry.name in names:
                 every[entry.name, entry.boundary].append(entry)
         seconds.append(time.perf_counter() - start)
+        if (part := others.part()) is not None:
+            parts.append(part)
         print(f"{seed + 1} of {runs}", file=sys.stderr)
-    return {
+    rows = {
         text: [
             {
                 "boundary": boundary,
@@ -165,6 +172,7 @@ def claims(graph: Graph, runs: int, budget: float) -> dict[str, list[dict[str, A
         ]
         for name, text in names.items()
     }
+    return rows, parts
 
 
 def mean_of_20(graph: Graph) -> Callable[[Session], float]:
@@ -258,18 +266,18 @@ def main() -> int:
     parser.add_argument("--busy", action="store_true")
     parser.add_argument("--no-spread", action="store_true")
     arguments = parser.parse_args()
-    others, load = Others(), os.getloadavg()[0]
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="assay-") as path, another_process(arguments.busy):
         graph = Graph(Path(path), arguments.threads)
-        results = claims(graph, arguments.runs, arguments.budget)
+        results, parts = claims(graph, arguments.runs, arguments.budget)
         spreads = [] if arguments.no_spread else spread(graph, arguments.budget, Path(path))
     words = " ".join(["python benchmarks/method.py", *sys.argv[1:]])
-    part = others.part()
     print(
         f"`{words}`: ONNX Runtime {hardware.version('onnxruntime-gpu')}, {hardware.cpu_model()},"
         f" {hardware.available_cpus()} CPUs, {arguments.threads} thread(s); load average {load:.1f}"
-        f" before and {os.getloadavg()[0]:.1f} after, other processes took"
-        f" {'an unknown part' if part is None else f'{part:.0%}'} of the CPUs.\n"
+        f" before and {os.getloadavg()[0]:.1f} after; other processes took"
+        f" {f'{statistics.median(parts):.0%}' if parts else 'an unknown part'} of the CPUs in the"
+        " median run.\n"
     )
     print(
         f"| beside the first session, {arguments.runs} runs | boundary | interval excludes 1 |",
