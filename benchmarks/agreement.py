@@ -95,13 +95,14 @@ def with_benchmark_app(graph: Path, feeds: Feeds, threads: int, folder: Path) ->
     )
     shapes = ",".join(f"{name}{[*array.shape]}".replace(" ", "") for name, array in feeds.items())
     command = [str(Path(sys.executable).with_name("benchmark_app")), "-m", str(graph), "-d", "CPU"]
-    command += ["-hint", "latency", "-api", "sync", "-nthreads", str(threads), "-t", f"{SECONDS:g}"]
-    command += ["-data_shape", shapes, "-inference_only", "-load_config", str(settings)]
+    command += ["-hint", "none", "-nstreams", "1", "-nthreads", str(threads), "-api", "sync"]
+    command += ["-t", f"{SECONDS:g}", "-data_shape", shapes, "-inference_only"]
+    command += ["-load_config", str(settings)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder).stdout
-    match = re.search(r"Median:\s+([0-9.]+) ms", printed)
+    match = re.search(r"Median:\s+([0-9.]+) ([um])s", printed)
     if match is None:
         sys.exit(printed)
-    return float(match[1]) / 1e3
+    return float(match[1]) / {"m": 1e3, "u": 1e6}[match[2]]
 
 
 def compared(model: str, root: Path, batch: int, threads: int, rounds: int) -> list[list[str]]:
