@@ -39,6 +39,7 @@ from pipeline.golden import file as goldens
 from pipeline.report.units import duration
 
 SECONDS = 1.0
+ENGINES = ("onnxruntime", "openvino", "pytorch")
 DEVICE, WHOLE = clock.BOUNDARIES
 Measure = Callable[[], float]
 
@@ -107,16 +108,14 @@ def with_benchmark_app(graph: Path, feeds: Feeds, threads: int, folder: Path) ->
 
 def compared(model: str, root: Path, batch: int, threads: int, rounds: int) -> list[list[str]]:
     """Returns a row for each tool: how its time relates to ours."""
-    _, passed = proved(model, "fp32", root)
+    _, passed = proved(model, "fp32", root, ENGINES)
     (folder,) = root.glob(f"benchmarks.roofline-{model.replace('-', '_')}/fp32")
     feeds = goldens.load(folder / "golden.npz").feeds(batch)
     order = random.Random(0)  # noqa: S311 - no secret
     rows: list[list[str]] = []
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name in ("onnxruntime", "openvino", "pytorch"):
-            if name not in passed:
-                continue
+        for name in passed:
             engine = engines.get(name)
             path = next((folder / name).glob("engine.*"))
             session = engine.open(path, OpenOptions("cpu", threads))
