@@ -206,6 +206,7 @@ def check(
     device: str = "auto",
     threads: int | None = None,
     engine: str | None = None,
+    precision: str | None = None,
     digests_only: bool = False,
     max_size: float = 64.0,
     progress: Progress | None = None,
@@ -216,8 +217,9 @@ def check(
         bundle: Path of the archive.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads for one inference; None means all that the process may use.
-        engine: The only engine to judge besides the graph.
-        digests_only: Open neither the graph nor an engine; there are no verdicts then.
+        engine: The only engine to judge besides the graphs.
+        precision: The only precision to judge.
+        digests_only: Open neither a graph nor an engine; there are no verdicts then.
         max_size: GiB that the bundle may unpack to.
         progress: Called with each progress line.
 
@@ -238,6 +240,7 @@ def check(
             device,
             threads or available_cpus(),
             engine=engine,
+            precision=precision,
             digests_only=digests_only,
             max_bytes=int(max_size * 2**30),
         )

@@ -50,11 +50,12 @@ def ours(session: Session, feeds: Feeds) -> dict[str, float]:
     return {entry.boundary: entry.seconds.value for entry in timings}
 
 
-def with_torch(action: Callable[[], object]) -> float:
+def with_torch(action: Callable[[], object], threads: int) -> float:
     """Returns the median seconds of a call by PyTorch's benchmark utilities."""
     from torch.utils.benchmark import Timer
 
-    timer = Timer("action()", globals={"action": action})
+    # Without a number it sets PyTorch's threads to one.
+    timer = Timer("action()", globals={"action": action}, num_threads=threads)
     return float(timer.blocked_autorange(min_run_time=SECONDS).median)
 
 
@@ -162,10 +163,13 @@ def _tools(
 
     def launches() -> float:
         session.bind(feeds)
-        return with_torch(launch)
+        return with_torch(launch, threads)
 
     tools: dict[str, tuple[str, Measure]] = {
-        "torch.utils.benchmark of run": (WHOLE, lambda: with_torch(lambda: session.run(feeds))),
+        "torch.utils.benchmark of run": (
+            WHOLE,
+            lambda: with_torch(lambda: session.run(feeds), threads),
+        ),
         "torch.utils.benchmark of launch": (DEVICE, launches),
     }
     if name == "onnxruntime":

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.bundling import archive, compression
+from pipeline.bundling.manifest import content_digest
 from pipeline.workflow.digests import dump_json
 from pipeline.workflow.runner import Store
 
@@ -65,7 +66,12 @@ def rerecorded(contents: dict[str, bytes], changes: dict[str, bytes]) -> dict[st
         for path, text in contents.items():
             if path.endswith(".json") and f'"{name}"'.encode() in text:
                 contents[path] = with_digest(text, name, content)
-    return resigned(contents)
+    contents = resigned(contents)
+    name = f"{FOLDER}/{archive.MANIFEST}"
+    listed = json.loads(contents[name])
+    digests = {path: entry["sha256"] for path, entry in listed["members"].items()}
+    listed["content"] = content_digest(listed, digests)
+    return resigned({**contents, name: dump_json(listed)})
 
 
 def with_digest(text: bytes, name: str, content: bytes) -> bytes:

@@ -71,6 +71,8 @@ ALLOWED = {
     "pipeline/benchmarking": {"engines", "exporters", "pipeline/workflow"},
     "pipeline/bundling": {
         "engines",
+        "exporters",
+        "pipeline",
         "pipeline/golden",
         "pipeline/verification",
         "pipeline/workflow",

@@ -68,7 +68,8 @@ def report(
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [all available].")
-@click.option("--engine", metavar="NAME", help="Judge this engine only, and the graph [all].")
+@click.option("--engine", metavar="NAME", help="Judge this engine only, and the graphs [all].")
+@click.option("--precision", metavar="NAME", help="Judge this precision only [all].")
 @click.option(
     "--digests-only", is_flag=True, help="Check digests and records only; open no engine."
 )
@@ -87,6 +88,7 @@ def check(
     device: str,
     threads: int | None,
     engine: str | None,
+    precision: str | None,
     digests_only: bool,
     trust: bool,
     max_size: float,
@@ -105,6 +107,7 @@ def check(
         device,
         threads or available_cpus(),
         engine=engine,
+        precision=precision,
         digests_only=digests_only,
         max_bytes=int(max_size * 2**30),
         consent=lambda lines: None if trust else ask(bundle, lines),
@@ -112,7 +115,7 @@ def check(
     members = len(checked.manifest["members"])
     console.result(f"{bundle}: {members} members and {checked.links} digests of the chain match")
     if digests_only:
-        console.result(f"{bundle}: neither the graph nor an engine was opened")
+        console.result(f"{bundle}: neither a graph nor an engine was opened")
     else:
         verdict_report.show(checked.verdicts)
     ran = [verdict for verdict in checked.verdicts if verdict.status != "not run"]
