@@ -20,7 +20,7 @@ from engines import cache, telemetry
 from engines.errors import DeployError, UsageError, suggestion
 from exporters import DEFAULT_PRECISION
 from pipeline import __version__
-from pipeline.cli import commands, decisions, graph_commands, history, loadgen, stage_runs
+from pipeline.cli import commands, decisions, graph_commands, history, loadgen, stage_runs, triton
 from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import SectionedCommand, click_parameter
 from pipeline.workflow import chain, console, hints, signals
@@ -177,7 +177,7 @@ for _name in chain.STAGES:
 _add_run()
 
 
-_others = (*decisions.COMMANDS, *graph_commands.COMMANDS, loadgen.COMMAND)
+_others = (*decisions.COMMANDS, *graph_commands.COMMANDS, *triton.COMMANDS, loadgen.COMMAND)
 for _command in (*commands.COMMANDS, *_others):
     cli.add_command(_command)
 
