@@ -10,6 +10,7 @@ import click
 
 import exporters
 from engines.errors import DeployError, UsageError, suggestion
+from pipeline.cli import wire
 from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
 from pipeline.workflow import console
 
@@ -81,6 +82,7 @@ def report(
     show_default=True,
     help="GiB that the bundle may unpack to.",
 )
+@wire.serving
 @limiting
 @printing
 def check(
@@ -94,7 +96,10 @@ def check(
     max_size: float,
     **values: Any,
 ) -> None:
-    """Prove a bundle on this machine: every digest, and every engine that can run."""
+    """Prove a bundle on this machine: every digest, and every engine that can run.
+
+    With --url, prove a server instead, by the bundle's golden file.
+    """
     from engines.hardware import available_cpus
     from pipeline.bundling import checking
     from pipeline.report import verify as verdict_report
@@ -102,6 +107,10 @@ def check(
 
     print_as(values)
     limit(values)
+    max_bytes = int(max_size * 2**30)
+    if server := wire.server_of(values, engine=engine, digests_only=digests_only):
+        wire.check(bundle, server, precision, max_bytes)
+        return
     checked = checking.check(
         bundle,
         device,
@@ -109,7 +118,7 @@ def check(
         engine=engine,
         precision=precision,
         digests_only=digests_only,
-        max_bytes=int(max_size * 2**30),
+        max_bytes=max_bytes,
         consent=lambda lines: None if trust else ask(bundle, lines),
     )
     members = len(checked.manifest["members"])

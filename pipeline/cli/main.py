@@ -28,6 +28,7 @@ from pipeline.cli import (
     history,
     loadgen,
     stage_runs,
+    triton,
 )
 from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import SectionedCommand, click_parameter
@@ -195,6 +196,7 @@ _others = (
     *bundles.COMMANDS,
     *decisions.COMMANDS,
     *graph_commands.COMMANDS,
+    *triton.COMMANDS,
     loadgen.COMMAND,
 )
 for _command in (*commands.COMMANDS, *_others):
