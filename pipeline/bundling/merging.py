@@ -146,7 +146,7 @@ def _label(manifest: Mapping[str, Any], taken: Sequence[str]) -> str:
         for model in manifest["models"].values()
         for entry in model["engines"].values()
     ]
-    names = [part.get("gpu", "none") for part in built_with] + [
+    names = [part.get("gpu_name", "none") for part in built_with] + [
         part.get("cpu", "none") for part in built_with
     ]
     name = next((name for name in names if name != "none"), "other")

@@ -29,6 +29,7 @@ from pipeline.cli import (
     loadgen,
     stage_runs,
     triton,
+    watch,
 )
 from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import SectionedCommand, click_parameter
@@ -197,6 +198,7 @@ _others = (
     *decisions.COMMANDS,
     *graph_commands.COMMANDS,
     *triton.COMMANDS,
+    *watch.COMMANDS,
     loadgen.COMMAND,
 )
 for _command in (*commands.COMMANDS, *_others):

@@ -31,6 +31,7 @@ _CHANNEL = (
     ("grpc.max_receive_message_length", 2**31 - 1),
     ("grpc.enable_http_proxy", 0),
 )
+_COUNTERS = ("rows", "requests", "executions", "queue_ns", "compute_ns")
 _T = TypeVar("_T")
 
 
@@ -173,6 +174,45 @@ class Client:
             return int(config.get("max_batch_size", 0)) or None
         except (DeployError, ValueError, TypeError, AttributeError):
             return None
+
+    def facts(self, name: str, version: str) -> dict[str, str]:
+        """Returns what the server says of itself and of a model, by name, in words."""
+        server = self._call("metadata", lambda: self._json(self._client.get_server_metadata))
+        model = self._call(
+            f"metadata of {name}",
+            lambda: self._json(self._client.get_model_metadata, name, version),
+        )
+        try:
+            return {
+                "server": f"{server.get('name', '')} {server.get('version', '')}".strip(),
+                "versions of the model": ", ".join(map(str, model.get("versions") or ())),
+                "platform": str(model.get("platform", "")),
+            }
+        except (AttributeError, TypeError) as error:
+            raise self._error("metadata", f"cannot be understood: {error!r}") from error
+
+    def statistics(self, name: str, version: str) -> dict[str, float] | None:
+        """Returns a server's counters of a model; None if it has none.
+
+        They are an extension of the protocol: `rows`, `requests` and `executions`, and of the
+        successful ones `queue_ns` and `compute_ns` in nanoseconds.
+        """
+        try:
+            answer = self._call(
+                "statistics",
+                lambda: self._json(self._client.get_inference_statistics, name, version),
+            )
+            counters = dict.fromkeys(_COUNTERS, 0.0)
+            for model in answer["model_stats"]:
+                times = model["inference_stats"]
+                counters["rows"] += int(model.get("inference_count", 0))
+                counters["executions"] += int(model.get("execution_count", 0))
+                counters["requests"] += int(times.get("success", {}).get("count", 0))
+                counters["queue_ns"] += int(times.get("queue", {}).get("ns", 0))
+                counters["compute_ns"] += int(times.get("compute_infer", {}).get("ns", 0))
+        except (DeployError, KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return counters
 
     def infer(self, name: str, version: str, feeds: Feeds, outputs: tuple[str, ...]) -> Outputs:
         """Returns the outputs for host arrays, as the server sends them: any shape and dtype."""

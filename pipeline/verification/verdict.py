@@ -172,6 +172,16 @@ def judge(
     )
 
 
+def judge_rows(golden: Reference, rows: Array, outputs: Outputs) -> tuple[OutputVerdict, ...]:
+    """Judges the outputs of some golden rows alone, as a server answers them.
+
+    Args:
+        rows: The indices of the rows, `[count]`; enough of them that their mean is one of many.
+        outputs: By name, `[count, …]`.
+    """
+    return _judge_outputs(golden, [(rows, outputs)], "")
+
+
 def signature_faults(
     inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], golden: Reference
 ) -> list[str]:
@@ -264,7 +274,10 @@ def _judge_output(
     )
 
 
-def _sqnr(name: str, golden: Reference, runs: Sequence[tuple[Array, Outputs]]) -> float:
+def _sqnr(name: str, golden: Reference, runs: Sequence[tuple[Array, Outputs]]) -> float | None:
+    """Returns the signal to noise ratio in dB; None if only edge cases ran."""
+    if not any(golden.common[rows].any() for rows, _ in runs):
+        return None
     signal, noise = [], []
     for rows, outputs in runs:
         common = golden.common[rows]

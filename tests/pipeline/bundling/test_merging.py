@@ -24,7 +24,7 @@ def other(built: Store, tmp_path: Path) -> Path:
     name = f"{FOLDER}/manifest.json"
     manifest = json.loads(contents[name])
     entry = manifest["models"]["fp32"]["engines"]["onnxruntime"]
-    entry["built_with"] = {**entry["built_with"], "gpu": "NVIDIA H100 80GB HBM3"}
+    entry["built_with"] = {**entry["built_with"], "gpu_name": "NVIDIA H100 80GB HBM3"}
     contents = resigned({**contents, name: dump_json(manifest)})
     return pack(tmp_path / "other.tar.zst", [*contents.items()])
 

@@ -1,0 +1,204 @@
+"""The commands that watch a server, and that verify what they attested."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from engines import temporary
+from engines.errors import FailedError, NotMetError, ParityError, UsageError
+from pipeline.cli.flags import print_as, printing
+from pipeline.workflow import console
+
+_path = click.Path(path_type=Path)
+_PASSWORD = "ASSAY_KEY_PASSWORD"  # noqa: S105 - the name of a variable
+_above_0 = click.FloatRange(min=0, min_open=True)
+
+
+@click.command()
+@click.argument("url")
+@click.argument("bundle", type=_path)
+@click.option("--model-name", default="", metavar="NAME", help="The server's model [its only one].")
+@click.option("--model-version", default="", metavar="V", help="Its version [the server's choice].")
+@click.option("--precision", metavar="NAME", help="The precision it serves [the bundle's first].")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True, max=10_000),
+    default=1.0,
+    show_default=True,
+    help="Golden rows sent in a second, at most.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(5, 100_000),
+    default=20,
+    show_default=True,
+    help="Requests that are judged together.",
+)
+@click.option(
+    "--baseline",
+    type=click.IntRange(5, 100_000),
+    default=30,
+    show_default=True,
+    help="Windows at the beginning that later ones are compared with.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1000),
+    default=10.0,
+    show_default=True,
+    help="Percent that a window may take longer.",
+)
+@click.option(
+    "--false-alarms",
+    type=click.FloatRange(1e-12, 0.5),
+    default=1e-4,
+    show_default=True,
+    help="The largest rate of false alarms of slowness, for each window.",
+)
+@click.option("--duration", type=_above_0, help="Seconds to watch [until it is interrupted].")
+@click.option("--stop", is_flag=True, help="End with the first alarm.")
+@click.option(
+    "--wait",
+    type=_above_0,
+    default=10.0,
+    show_default=True,
+    help="Seconds to wait until the model is ready.",
+)
+@click.option(
+    "--timeout",
+    type=_above_0,
+    default=30.0,
+    show_default=True,
+    help="Seconds in which a request has to be answered.",
+)
+@click.option(
+    "--metrics",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Serve metrics for Prometheus on 127.0.0.1.",
+)
+@click.option("--attest", type=_path, help="File to which a signed line is added for each day.")
+@click.option("--key", type=_path, help="The private key for --attest.")
+@printing
+def watch(url: str, bundle: Path, **values: Any) -> None:
+    """Watch a server in service: send golden rows between live requests, and tell what changes.
+
+    The server speaks the Open Inference Protocol: http://HOST:PORT or grpc://HOST:PORT. Exit code 3
+    if its outputs differed from the model's, 5 if it was slower for some time, 1 if it did not
+    answer at the end.
+    """
+    from pipeline.bundling import checking
+    from pipeline.golden import file as goldens
+    from pipeline.serving.client import Server
+    from pipeline.serving.watching import attestation, metrics
+    from pipeline.serving.watching.watch import Settings, Watch
+    from pipeline.workflow.digests import sha256_file
+
+    print_as(values)
+    if (values["attest"] is None) != (values["key"] is None):
+        raise UsageError("--attest and --key belong together", "give both, or neither")
+    server = Server(
+        url,
+        name=values["model_name"],
+        version=values["model_version"],
+        wait=values["wait"],
+        timeout=values["timeout"],
+    )
+    settings = Settings(
+        rate=values["rate"],
+        window=values["window"],
+        baseline=values["baseline"],
+        tolerance=values["tolerance"] / 100,
+        false_alarms=values["false_alarms"],
+        duration=values["duration"],
+        stop=values["stop"],
+    )
+    with ExitStack() as stack:
+        log: Callable[[dict[str, Any]], None] | None = None
+        with temporary.folder() as folder:
+            unpacked = checking.unpack(bundle, folder.resolve())
+            golden = goldens.load(unpacked.model(values["precision"]).golden)
+        if values["attest"] is not None:
+            password = os.environ.get(_PASSWORD)
+            key = attestation.Key(values["key"], password.encode() if password else None)
+            lines = attestation.Log(values["attest"], key)
+            subject, digest = bundle.name, sha256_file(bundle)
+            content = unpacked.manifest["content"]
+
+            def log(day: dict[str, Any]) -> None:
+                lines.add(subject, digest, {**day, "content": content})
+
+        shown = None
+        if values["metrics"] is not None:
+            shown = stack.enter_context(metrics.Metrics(values["metrics"]))
+            console.say(f"metrics: {shown.url}")
+        one = Watch(server, golden, settings, say=console.result, metrics=shown, attest=log)
+        slowdown, window = one.monitor.slowdown, settings.window
+        console.say(
+            f"{one.model}: {settings.rate:g} golden rows a second; slowness is judged after"
+            f" {window * settings.baseline:,} requests, and found within"
+            f" {window * (slowdown.needed + 1):,}; at most {slowdown.rate:.1e} false alarms a window"
+        )
+        watched = one.run()
+    document = dataclasses.asdict(watched)
+    replies = sum(day["replies"] for day in watched.days)
+    if watched.alarms.get("mismatch"):
+        raise ParityError(
+            f"{url}: the outputs of {watched.model} differed from the model's",
+            "compare what the server has loaded with the bundle: `assay check BUNDLE --url URL`",
+            document,
+        )
+    if watched.alarms.get("slower"):
+        raise NotMetError(
+            f"{url}: {watched.model} was slower than at the beginning",
+            "see the lines above for what else changed",
+            document,
+        )
+    if "down" in watched.active:
+        error = FailedError(f"{url}: {watched.active['down']}", "see the server's own log")
+        error.details = document
+        raise error
+    console.result(f"{url}: {replies:,} replies of {watched.model}, no alarm at the end")
+    console.document(document)
+
+
+@click.command()
+@click.argument("file", type=_path)
+@click.option("--public-key", type=_path, required=True, help="The key that signed the lines.")
+@printing
+def attestations(file: Path, public_key: Path, **values: Any) -> None:
+    """Verify the lines that `assay watch --attest` wrote, and print them."""
+    from pipeline.report.units import duration
+    from pipeline.serving.watching import attestation
+
+    print_as(values)
+    statements = attestation.verify(file, public_key)
+    rows = []
+    for statement in statements:
+        facts = statement["predicate"]
+        p99 = facts["latency"].get("p99")
+        rows.append(
+            [
+                facts["from"],
+                facts["to"],
+                f"{facts['replies']:,}",
+                f"{facts['failures']:,}",
+                "" if facts["error_floors"] is None else f"{facts['error_floors']:.2f}",
+                "" if p99 is None else duration(p99["value"]),
+                str(sum(not event["kind"].endswith("ended") for event in facts["events"])),
+            ]
+        )
+    titles = ("from", "to", ">replies", ">failures", ">error x floor", ">p99", ">events")
+    console.table("Attested", titles, rows)
+    console.result(f"{file}: {len(statements)} lines, every signature and their order hold")
+    console.document(statements)
+
+
+COMMANDS = (watch, attestations)

@@ -1,0 +1,1 @@
+"""Watching a server: golden rows between live requests, judged in windows; alarms; attestations."""

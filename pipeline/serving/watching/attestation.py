@@ -1,0 +1,195 @@
+"""Signed lines that say what a server answered, each naming the one before it.
+
+A line is a DSSE envelope (Dead Simple Signing Envelope, v1.0.0) around an in-toto Statement v1,
+signed with an EC key by ECDSA with SHA-256. Every statement has the digest of the line before it:
+a line that is changed, left out or put elsewhere is found.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engines.cache import sync
+from engines.checks import import_vendor
+from engines.errors import DeployError
+from pipeline.workflow.digests import dump_json, parse_json
+
+INSTALL = "pip install cryptography"
+STATEMENT = "https://in-toto.io/Statement/v1"
+PREDICATE = "urn:assay:watched:v1"
+_PAYLOAD = "application/vnd.in-toto+json"
+_MAX_LINE = 1 << 20
+
+
+def _encoded(payload: bytes) -> bytes:
+    """Returns what is signed: DSSE's pre-authentication encoding."""
+    kind = _PAYLOAD.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+class Key:
+    """A private EC key that signs lines."""
+
+    def __init__(self, path: Path, password: bytes | None = None) -> None:
+        """Reads a key in PEM form.
+
+        Raises:
+            NotAvailableError: The library `cryptography` is not installed.
+            DeployError: The file is not a private EC key, or the password is wrong.
+        """
+        import_vendor("cryptography", INSTALL)
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        try:
+            key = serialization.load_pem_private_key(path.read_bytes(), password)
+        except OSError as error:
+            raise DeployError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise DeployError(
+                f"{path} is not a private key: {error}", "`assay keygen FILE` makes one"
+            ) from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise DeployError(f"{path} is not an EC key", "`assay keygen FILE` makes one")
+        self._key = key
+
+    def sign(self, payload: bytes) -> bytes:
+        """Returns the signature of a payload."""
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        return self._key.sign(_encoded(payload), ec.ECDSA(hashes.SHA256()))
+
+    def identity(self) -> str:
+        """Returns the SHA-256 of the public key, in its DER form."""
+        return _identity(self._key.public_key())
+
+
+def _identity(key: Any) -> str:
+    from cryptography.hazmat.primitives import serialization
+
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
+
+
+class Log:
+    """A file to which signed lines are added."""
+
+    def __init__(self, path: Path, key: Key) -> None:
+        """Reads the last line of a file that exists.
+
+        Raises:
+            DeployError: The file cannot be read, or does not end with a complete line.
+        """
+        self._path, self._key = path, key
+        self._last = ""
+        if path.exists():
+            lines = _lines(path)
+            self._last = _digest(lines[-1]) if lines else ""
+
+    def add(self, subject: str, digest: str, facts: Mapping[str, Any]) -> None:
+        """Adds a line, and forces it to the disk.
+
+        Args:
+            subject: The name of the bundle.
+            digest: Its SHA-256.
+            facts: What is attested, as JSON values.
+        """
+        statement = {
+            "_type": STATEMENT,
+            "subject": [{"name": subject, "digest": {"sha256": digest}}],
+            "predicateType": PREDICATE,
+            "predicate": {**facts, "previous": self._last},
+        }
+        payload = dump_json(statement)
+        envelope = {
+            "payloadType": _PAYLOAD,
+            "payload": base64.b64encode(payload).decode(),
+            "signatures": [
+                {
+                    "keyid": self._key.identity(),
+                    "sig": base64.b64encode(self._key.sign(payload)).decode(),
+                }
+            ],
+        }
+        line = json.dumps(envelope, sort_keys=True).encode()
+        try:
+            with self._path.open("ab") as file:
+                file.write(line + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            sync(self._path.parent)
+        except OSError as error:
+            raise DeployError(f"{self._path} cannot be written: {error.strerror}") from error
+        self._last = _digest(line)
+
+
+def verify(path: Path, public_key: Path) -> list[dict[str, Any]]:
+    """Returns the statements of a file whose signatures and order all hold.
+
+    Raises:
+        DeployError: A line is damaged, was signed with another key, or does not follow the one
+            before it; the message names it. Or the key cannot be read.
+        NotAvailableError: The library `cryptography` is not installed.
+    """
+    import_vendor("cryptography", INSTALL)
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        key = serialization.load_pem_public_key(public_key.read_bytes())
+    except OSError as error:
+        raise DeployError(f"{public_key} cannot be read: {error.strerror}") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise DeployError(f"{public_key} is not a public key: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise DeployError(f"{public_key} is not an EC key")
+    statements, last = [], ""
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            envelope = parse_json(line)
+            payload = base64.b64decode(envelope["payload"], validate=True)
+            signature = base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
+            key.verify(signature, _encoded(payload), ec.ECDSA(hashes.SHA256()))
+            statement = parse_json(payload)
+            follows = statement["predicate"]["previous"] == last
+            known = (envelope["payloadType"], statement["predicateType"]) == (_PAYLOAD, PREDICATE)
+        except InvalidSignature as error:
+            raise DeployError(
+                f"{path}: line {number} was changed, or signed with another key than {public_key}"
+            ) from error
+        except (ValueError, KeyError, TypeError, IndexError, binascii.Error) as error:
+            raise DeployError(f"{path}: line {number} is not an attestation: {error!r}") from error
+        if not known:
+            raise DeployError(f"{path}: line {number} attests something else")
+        if not follows:
+            raise DeployError(f"{path}: line {number} does not follow the line before it")
+        statements.append(statement)
+        last = _digest(line)
+    return statements
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DeployError(f"{path} cannot be read: {error.strerror}") from error
+    if content and not content.endswith(b"\n"):
+        raise DeployError(f"{path} does not end with a complete line")
+    lines = content.split(b"\n")[:-1]
+    if any(len(line) > _MAX_LINE for line in lines):
+        raise DeployError(f"{path} has a line of more than {_MAX_LINE:,} bytes")
+    return lines
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()
