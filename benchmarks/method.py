@@ -108,15 +108,13 @@ class Graph:
 
 def compared(graph: Graph, budget: float, seed: int, *parts: float) -> list[clock.Timing]:
     """Returns the timings of sessions, each slower by a part than the first, which is not."""
-    with graph.sessions(1 + len(parts)) as opened:
-        # All of them, since looking at the clock takes time, too.
-        slowed = [
-            Slowed(session, part) for session, part in zip(opened, (0.0, *parts), strict=True)
-        ]
-        candidates = [
-            clock.Candidate(f"{number}", session, graph.feeds)
-            for number, session in enumerate(slowed)
-        ]
+    with graph.sessions(clock.SESSIONS * (1 + len(parts))) as opened:
+        candidates = []
+        for number, part in enumerate((0.0, *parts)):
+            own = opened[number * clock.SESSIONS : (number + 1) * clock.SESSIONS]
+            # All of them, since looking at the clock takes time, too.
+            first, *others = [Slowed(session, part) for session in own]
+            candidates.append(clock.Candidate(f"{number}", first, graph.feeds, others))
         return clock.measure(candidates, budget=budget, seed=seed)
 
 

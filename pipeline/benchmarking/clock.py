@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -51,6 +51,8 @@ _SPIN_WATCHED = 0.03
 _SPIN_UNKNOWN = 0.01
 # Warm if this many runs in a row have not been faster than one before.
 WARM_RUNS = 3
+# Another session of a candidate that is warm is warm after this time.
+_WARM_SESSION = 0.02
 WARMUP_SECONDS = (0.1, 3.0)
 MOST_ITERATIONS = 5000  # of a turn
 # Neither cold caches nor threads that spin matter to an iteration this long.
@@ -60,9 +62,14 @@ NARROW = 0.01
 # Rounds grow by this part between two looks at the intervals. Each look is a chance to stop at a
 # happily narrow one.
 _LOOK = 1.3
-# Two sessions on the same file differ by up to this much, whatever the time (benchmarks/method.py):
-# where their memory lies is another accident each time.
-SESSIONS_DIFFER = 0.005
+# Sessions on the same file differ, however long they are timed: where their memory lies is another
+# accident each time. On one machine the typical difference was 0.2 %, on another 1 %, and one in
+# ten was off by 3 %. So several sessions of a candidate take turns, and how much they differ is
+# part of the interval. Where it is not known, the interval gets this part in its place.
+SESSIONS = 8
+SESSIONS_DIFFER = 0.02
+# Rounds until the next session's turn: with the fewest rounds, every session has two.
+_SESSION_ROUNDS = 2
 # Settled: the interval reaches at most this part of the value to either side.
 SETTLED = 0.1
 # How often a round looks at how long the threads wait for a CPU, which takes longer than a sample.
@@ -76,11 +83,16 @@ BUSY_SLOWER = 1.5
 
 @dataclass(frozen=True)
 class Candidate:
-    """A session to be timed on given inputs."""
+    """What is to be timed on given inputs.
+
+    Attributes:
+        others: More sessions on the same file. With `intervals.FEWEST` in all, they take turns.
+    """
 
     name: str
     session: Session
     feeds: Feeds
+    others: Sequence[Session] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ class Timing:
     Attributes:
         seconds: The typical median of a round, in seconds.
         ratio: The baseline's time divided by this one, paired by round: above 1 is faster. Its
-            interval has `SESSIONS_DIFFER` added.
+            interval holds what other sessions on the same files would give.
         rounds: Number of rounds.
         iterations: Number of iterations over all rounds.
         percentiles: Seconds by percentile ("p99"), over all iterations, with their intervals; only
@@ -139,6 +151,8 @@ def measure(
     """
     order = random.Random(seed)  # noqa: S311 - no secret
     entrants: list[_Entrant] = []
+    several = [1 + len(c.others) for c in candidates if 1 + len(c.others) >= intervals.FEWEST]
+    most = min(several, default=1)
 
     def gone(name: str, error: DeployError) -> None:
         if failed is None:
@@ -148,7 +162,7 @@ def measure(
     for candidate in candidates:
         running(candidate.name)
         try:
-            entrants.append(_Entrant(candidate, min(budget, WARMUP_SECONDS[1])))
+            entrants.append(_Entrant(candidate, min(budget, WARMUP_SECONDS[1]), most))
         except DeployError as error:
             gone(candidate.name, error)
     run_in = RUN_IN_SECONDS
@@ -161,7 +175,8 @@ def measure(
             for entrant in order.sample(entrants, len(entrants)):
                 running(entrant.candidate.name)
                 try:
-                    entrant.turn(order, run_in, observe=number % _WAITING_EVERY == 1)
+                    place = number // _SESSION_ROUNDS
+                    entrant.turn(order, run_in, place, observe=number % _WAITING_EVERY == 1)
                 except DeployError as error:
                     gone(entrant.candidate.name, error)
                     entrants.remove(entrant)
@@ -205,22 +220,29 @@ class _Part:
     """The runs of a candidate at one boundary, which is warm when this has been made.
 
     Attributes:
+        runs: Of each session.
         each: Seconds of an iteration, about.
         samples: The median of each turn.
+        places: The place of the session in `runs` that had each turn.
         every: All durations that count.
         waiting: How long its threads waited for a CPU.
     """
 
-    def __init__(self, run: Callable[[int], list[float]], warmup: float) -> None:
-        self.run, self.each = run, _warm(run, warmup)
+    def __init__(self, runs: Sequence[Callable[[int], list[float]]], warmup: float) -> None:
+        self.runs, self.each = runs, _warm(runs[0], warmup)
+        for run in runs[1:]:
+            run(max(WARM_RUNS, _count(_WARM_SESSION, self.each)))
         self.samples: list[float] = []
+        self.places: list[int] = []
         self.every: list[float] = []
         self.waiting = Waiting()
 
-    def turn(self, run_in: float) -> None:
+    def turn(self, run_in: float, place: int) -> None:
         """Runs for `TURN_SECONDS`, after so many seconds that do not count."""
+        place %= len(self.runs)
         spare = _count(run_in, self.each, LONG_SECONDS) if run_in else 0
-        times = self.run(spare + _count(TURN_SECONDS, self.each))[spare:]
+        times = self.runs[place](spare + _count(TURN_SECONDS, self.each))[spare:]
+        self.places.append(place)
         self.samples.append(float(np.median(times)))
         self.every.extend(times)
 
@@ -248,34 +270,60 @@ class _Entrant:
         spin: How long its threads spin after a run, in seconds.
     """
 
-    def __init__(self, candidate: Candidate, warmup: float) -> None:
-        self.candidate = candidate
-        self.parts = {
-            boundary: _Part(_clocked(candidate, boundary), warmup) for boundary in BOUNDARIES
-        }
-        self.spin = _spin_seconds(self.parts["end to end"].run)
+    def __init__(self, candidate: Candidate, warmup: float, most: int) -> None:
+        """Warms the candidate up.
 
-    def turn(self, order: random.Random, run_in: float, *, observe: bool) -> None:
-        """Runs it at each boundary, after so many seconds that do not count."""
+        Args:
+            most: How many of its sessions take turns, if it has as many.
+        """
+        self.candidate = candidate
+        sessions = (candidate.session, *candidate.others)
+        chosen = sessions[: most if len(sessions) >= most else 1]
+        self.parts = {
+            boundary: _Part([_clocked(one, candidate.feeds, boundary) for one in chosen], warmup)
+            for boundary in BOUNDARIES
+        }
+        self.spin = _spin_seconds(self.parts["end to end"].runs[0])
+
+    def turn(self, order: random.Random, run_in: float, place: int, *, observe: bool) -> None:
+        """Runs the session at a place at each boundary, after seconds that do not count."""
         for boundary in order.sample(BOUNDARIES, len(BOUNDARIES)):
             part = self.parts[boundary]
             with part.waiting if observe else nullcontext():
-                part.turn(run_in)
+                part.turn(run_in, place)
             run_in = 0.0
 
 
 def _estimates(entrants: Sequence[_Entrant], boundary: Boundary) -> list[_Estimate]:
     """Returns an estimate for each candidate at a boundary; the first is the baseline."""
-    times = [np.array(entrant.parts[boundary].samples) for entrant in entrants]
+    parts = [entrant.parts[boundary] for entrant in entrants]
+    times = [np.array(part.samples) for part in parts]
     estimates = []
-    for index, own in enumerate(times):
-        seconds = intervals.location(own)
-        if index == 0:
-            estimates.append(_Estimate(seconds, Interval(1.0, 1.0, 1.0), seconds.reach))
-        else:
-            ratio = intervals.location(times[0] / own).widened(SESSIONS_DIFFER)
-            estimates.append(_Estimate(seconds, ratio, ratio.reach - SESSIONS_DIFFER))
+    for index, (part, own) in enumerate(zip(parts, times, strict=True)):
+        seconds, reach = _over_sessions(own, [part])
+        ratio = Interval(1.0, 1.0, 1.0)
+        if index > 0:
+            ratio, reach = _over_sessions(times[0] / own, [parts[0], part])
+        estimates.append(_Estimate(seconds, ratio, reach))
     return estimates
+
+
+def _over_sessions(samples: np.ndarray[Any, Any], parts: Sequence[_Part]) -> tuple[Interval, float]:
+    """Returns the typical value of samples that sessions of some parts had in common.
+
+    Its interval holds both how the samples vary in time and how the sessions vary, which more time
+    does not narrow.
+
+    Returns:
+        The value, and how far the interval would reach if all sessions were alike.
+    """
+    in_time = intervals.location(samples)
+    among = None
+    if all(len(part.runs) > 1 for part in parts):
+        among = intervals.of_groups(samples, np.array(parts[0].places))
+    if among is None:
+        return in_time.widened(SESSIONS_DIFFER), in_time.reach
+    return among.including(in_time), in_time.reach
 
 
 def _slowed(samples: Sequence[float]) -> bool:
@@ -315,9 +363,8 @@ def _spin_seconds(run: Callable[[int], list[float]]) -> float:
     return longest
 
 
-def _clocked(candidate: Candidate, boundary: Boundary) -> Callable[[int], list[float]]:
-    """Returns a function that runs a candidate n times and returns n durations in seconds."""
-    session, feeds = candidate.session, candidate.feeds
+def _clocked(session: Session, feeds: Feeds, boundary: Boundary) -> Callable[[int], list[float]]:
+    """Returns a function that runs a session n times and returns n durations in seconds."""
     if boundary == "end to end":
         return lambda count: _wall(count, lambda: session.run(feeds))
     session.bind(feeds)

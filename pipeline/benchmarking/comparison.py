@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from engines.contract import Feeds, Session
@@ -41,6 +42,7 @@ def compare(
     *,
     budget: float,
     seed: int,
+    others: Mapping[str, Sequence[Session]] = MappingProxyType({}),
     failed: Callable[[str, Load, DeployError], None] | None = None,
     running: Callable[[str], None] = lambda _name: None,
 ) -> list[dict[str, Any]]:
@@ -55,6 +57,7 @@ def compare(
         loads: What they are timed on, one after the other.
         budget: Seconds for each load. What one does not need is added to the next, up to once.
         seed: Seed of the order within rounds.
+        others: More sessions on the same files, by name; see `clock.Candidate`.
         failed: Called with the name of a session that fails, the load and the error; the others go
             on. By default the error is raised.
         running: Called with the name of a session before it runs.
@@ -64,7 +67,7 @@ def compare(
     with console.bar("bench", len(loads) * budget) as bar:
         for load in loads:
             whole = left = budget + saved
-            others = Others()
+            processes = Others()
 
             def progress(seconds: float, load: Load = load) -> None:
                 nonlocal left
@@ -72,7 +75,10 @@ def compare(
                 left -= seconds
 
             for group in _by_device(sessions):
-                candidates = [clock.Candidate(name, sessions[name], load.feeds) for name in group]
+                candidates = [
+                    clock.Candidate(name, sessions[name], load.feeds, others.get(name, ()))
+                    for name in group
+                ]
                 timings = clock.measure(
                     candidates,
                     budget=whole * len(group) / len(sessions),
@@ -81,7 +87,7 @@ def compare(
                     failed=failed and partial(_of_load, failed, load),
                     running=running,
                 )
-                part = others.part()
+                part = processes.part()
                 alive = [*dict.fromkeys(entry.name for entry in timings)]
                 bounds = {name: _bound(sessions[name], load.feeds, name, timings) for name in alive}
                 results += [

@@ -40,6 +40,10 @@ class Interval:
         """Returns the interval, reaching further to both sides by a part of its ends."""
         return Interval(self.value, self.low * (1 - part), self.high * (1 + part))
 
+    def including(self, other: Interval) -> Interval:
+        """Returns the interval, reaching as far as another one does, too."""
+        return Interval(self.value, min(self.low, other.low), max(self.high, other.high))
+
 
 def location(samples: np.ndarray[Any, Any]) -> Interval:
     """Returns the typical value of positive samples `[count]`, in the order they were measured.
@@ -50,12 +54,32 @@ def location(samples: np.ndarray[Any, Any]) -> Interval:
     `FEWEST` the interval is their range.
     """
     blocks = np.array_split(np.log(samples), min(BLOCKS, len(samples)))
-    medians = np.array([np.median(block) for block in blocks])
+    return _signed_ranks(np.array([np.median(block) for block in blocks]))
+
+
+def _signed_ranks(medians: np.ndarray[Any, Any]) -> Interval:
     first, second = np.triu_indices(len(medians))
     means = np.sort((medians[first] + medians[second]) / 2)
     cut = _cut(len(medians))
     value, low, high = np.exp([np.median(means), means[cut], means[-1 - cut]])
     return Interval(float(value), float(low), float(high))
+
+
+def of_groups(samples: np.ndarray[Any, Any], groups: np.ndarray[Any, Any]) -> Interval | None:
+    """Returns the typical value of positive samples from several groups, with its interval.
+
+    As `location`, but from the median of each group instead of each block: it holds the value of
+    a group that is not among these. None with fewer than `FEWEST` groups.
+
+    Args:
+        samples: `[count]`.
+        groups: The number of each sample's group, `[count]`.
+    """
+    numbers = np.unique(groups)
+    if len(numbers) < FEWEST:
+        return None
+    logs = np.log(samples)
+    return _signed_ranks(np.array([np.median(logs[groups == number]) for number in numbers]))
 
 
 def rate(moments: np.ndarray[Any, Any], seconds: float, fewest: int = 1) -> Interval | None:

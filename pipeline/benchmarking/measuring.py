@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import engines
 from engines import hardware, temporary
 from engines.contract import Feeds, OpenOptions, Session
 from engines.errors import CrashedError, DeployError, FailedError
+from pipeline.benchmarking import several
 from pipeline.benchmarking.comparison import Load, compare
 from pipeline.benchmarking.contention import Others
 from pipeline.benchmarking.sweep import Result, Way, sweep
@@ -189,6 +191,7 @@ def measure_here(
     """
     places = {one.name: place for place, one in enumerate(built)}
     sessions: dict[str, Session] = {}
+    others: dict[str, list[Session]] = {}
     failures: list[dict[str, Any]] = []
 
     def failed(name: str, load: Load, error: DeployError) -> None:
@@ -199,17 +202,20 @@ def measure_here(
         note = _shared(stack, mark)
         for one in built:
             note(places[one.name])
+            opens = partial(engines.get(one.engine).open, one.path, one.options)
             try:
-                session = engines.get(one.engine).open(one.path, one.options)
+                session = opens()
             except FailedError as error:
                 failures.append({"name": one.name, "reason": error.message})
             else:
-                sessions[one.name] = stack.enter_context(closing(session))
+                sessions[one.name] = session
+                others[one.name] = several.more(session, opens, stack)
         results = compare(
             sessions,
             loads,
             budget=budget,
             seed=seed,
+            others=others,
             failed=failed,
             running=lambda name: note(places[name]),
         )

@@ -119,6 +119,12 @@ def fastest(
     return chosen, sessions[chosen]
 
 
+def again(name: str, model: Model, device: str, threads: int) -> Session:
+    """Opens an engine that `fastest` has opened, once more."""
+    options = OpenOptions(device=device, threads=threads)
+    return open_built(engines.get(backend(name)), model.subjects[name], options)
+
+
 def _shortest_run(session: Session, feeds: Feeds) -> float:
     """Returns the seconds of the shortest run; repeats runs for `_TIMING_SECONDS`."""
     session.run(feeds)

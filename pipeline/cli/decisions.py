@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +165,7 @@ def compare(
     in turns, many times a second, so that what else happens on the machine affects both.
     """
     from engines.hardware import available_cpus
+    from pipeline.benchmarking import several
     from pipeline.benchmarking.comparison import Load
     from pipeline.benchmarking.comparison import compare as timed
     from pipeline.bundling import opening
@@ -192,23 +194,22 @@ def compare(
         choices: list[list[str]] = [[name] for name in common] or [[]]
         for choice in choices:
             sessions: dict[str, Session] = {}
+            others: dict[str, list[Session]] = {}
             with ExitStack() as opened:
                 for letter, model, names, rows in zip("AB", models, proved, golden, strict=True):
                     # Only bundles without a common engine are compared by the fastest of each.
                     name, session = opening.fastest(choice or names, model, rows, device, count)
-                    sessions[f"{letter} {name}"] = opened.enter_context(closing(session))
+                    label = f"{letter} {name}"
+                    opens = partial(opening.again, name, model, device, count)
+                    sessions[label] = session
+                    others[label] = several.more(session, opens, opened)
                 _require_alike(*sessions.values())
-                pair = timed(sessions, loads, budget=budget / len(choices), seed=seed)
+                part = budget / len(choices)
+                pair = timed(sessions, loads, budget=part, seed=seed, others=others)
             devices |= {name: session.device for name, session in sessions.items()}
             report.show({"baseline": next(iter(sessions)), "devices": devices, "results": pair})
             results += pair
-    whole = [entry for entry in results if entry["boundary"] == "end to end"]
-    slowed = {(entry["name"], entry["batch"]): entry["busy"] for entry in whole}
-    verdicts = [
-        _judged(entry, slowed[entry["baseline"], entry["batch"]], tolerance)
-        for entry in whole
-        if entry["name"] != entry["baseline"]
-    ]
+    verdicts = _verdicts(results, tolerance)
     for verdict in verdicts:
         console.result(verdict["sentence"])
     document = {
@@ -268,6 +269,17 @@ def _require_alike(one: Session, two: Session) -> None:
         raise UsageError(
             f"A is fastest on {kinds[0]}, and B on {kinds[1]}", "give --device or --engine"
         )
+
+
+def _verdicts(results: Sequence[dict[str, Any]], tolerance: float) -> list[dict[str, Any]]:
+    """Returns how much longer each engine of B takes end to end, at each batch size."""
+    whole = [entry for entry in results if entry["boundary"] == "end to end"]
+    slowed = {(entry["name"], entry["batch"]): entry["busy"] for entry in whole}
+    return [
+        _judged(entry, slowed[entry["baseline"], entry["batch"]], tolerance)
+        for entry in whole
+        if entry["name"] != entry["baseline"]
+    ]
 
 
 def _judged(entry: dict[str, Any], busy: bool, tolerance: float) -> dict[str, Any]:

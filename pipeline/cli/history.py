@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import closing
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ def _versions(entry: dict[str, Any], engine: str) -> dict[str, str]:
 def _side_by_side(case: Slower, earlier: Path, outcome: Outcome) -> dict[str, float]:
     """Returns how many times as long the engine takes as the file of an earlier run."""
     from engines.contract import OpenOptions
+    from pipeline.benchmarking import several
     from pipeline.benchmarking.comparison import Load
     from pipeline.benchmarking.comparison import compare as timed
     from pipeline.golden import file as goldens
@@ -143,15 +145,18 @@ def _side_by_side(case: Slower, earlier: Path, outcome: Outcome) -> dict[str, fl
     golden = goldens.load(outcome.outputs.locate(GOLDEN.at(**outcome.outputs.fields)))
     part = next(p for p in (golden, *golden.others) if not case.size or p.size == case.size)
     now = _file(engine.name, outcome.outputs)
-    with (
-        closing(open_built(engine, earlier, options)) as then,
-        closing(open_built(engine, now, options)) as current,
-    ):
+    sessions, others = {}, {}
+    with ExitStack() as stack:
+        for name, path in (("then", earlier), ("now", now)):
+            opens = partial(open_built, engine, path, options)
+            sessions[name] = opens()
+            others[name] = several.more(sessions[name], opens, stack)
         results = timed(
-            {"then": then, "now": current},
+            sessions,
             [Load(case.batch, part.feeds(case.batch), case.size)],
             budget=params["budget"],
             seed=params["seed"],
+            others=others,
         )
     ratio = next(
         entry["ratio"]

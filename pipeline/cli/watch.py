@@ -144,7 +144,8 @@ def watch(url: str, bundle: Path, **values: Any) -> None:
         console.say(
             f"{one.model}: {settings.rate:g} golden rows a second; slowness is judged after"
             f" {window * settings.baseline:,} requests, and found within"
-            f" {window * (slowdown.needed + 1):,}; at most {slowdown.rate:.1e} false alarms a window"
+            f" {window * (slowdown.needed + 1):,}; false alarms: at most {slowdown.rate:.1e} of the"
+            " windows"
         )
         watched = one.run()
     document = dataclasses.asdict(watched)

@@ -13,7 +13,7 @@ import pytest
 import engines
 from benchmarks.method import Slowed
 from engines import hardware
-from pipeline.benchmarking import clock, contention
+from pipeline.benchmarking import clock, contention, several
 from pipeline.bundling import opening
 from pipeline.report.page import choice
 from pipeline.workflow.runner import Store
@@ -59,6 +59,7 @@ def test_a_slower_bundle_is_found(
         return name, Slowed(session, 1.0) if len(calls) == 2 else session  # B
 
     monkeypatch.setattr(opening, "fastest", slowed)
+    monkeypatch.setattr(several, "more", lambda *_: [])
     bundle = bundle_of(built)
     result = assay("compare", bundle, bundle, *WORDS, "--tolerance", "10", "--budget", "1")
     assert_code(result, 5)
