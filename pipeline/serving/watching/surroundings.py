@@ -114,14 +114,14 @@ def changes(before: Snapshot, now: Snapshot) -> list[str]:
     for uuid, clock in now.clocks.items():
         words += _moved(f"clock of {uuid}", before.clocks.get(uuid), clock, _TIME_FACTOR, " MHz")
     if before.load and now.load:
-        old, new = before.load, now.load
-        words += _moved("rows of all clients", old.rows, new.rows, _LOAD_FACTOR, "")
-        for name, one, two in (
-            ("the server's own time to compute", old.computed, new.computed),
-            ("its time in the queue", old.queued, new.queued),
-        ):
-            if one and two:
-                words += _moved(name, one * 1e3, two * 1e3, _TIME_FACTOR, " ms")
+        words += _moved("rows of all clients", before.load.rows, now.load.rows, _LOAD_FACTOR, "")
+        times = {
+            "the server's own time to compute": (before.load.computed, now.load.computed),
+            "its time in the queue": (before.load.queued, now.load.queued),
+        }
+        for name, (then, since) in times.items():
+            if then and since:
+                words += _moved(name, then * 1e3, since * 1e3, _TIME_FACTOR, " ms")
     if before.others is not None and now.others is not None and now.others > _BUSY:
         pair = before.others * 100, now.others * 100
         words += _moved("other processes' part of the CPUs", *pair, _LOAD_FACTOR, " %")

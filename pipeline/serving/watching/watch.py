@@ -166,7 +166,8 @@ class Watch:
                         break
             finally:
                 self._end_day(_now())
-        return Watched(self.model, self._days, dict(self._alarms), {**self.monitor.active})
+        active = {str(kind): reason for kind, reason in self.monitor.active.items()}
+        return Watched(self.model, self._days, dict(self._alarms), active)
 
     def _paced(self, rows: Iterator[int]) -> Iterator[int]:
         """Yields rows at the rate, until the time is over. A slow server gets fewer, not more."""
