@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tarfile
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO
 from engines.errors import DeployError
 from engines.temporary import TMPDIR_HINT
 from pipeline.bundling import compression
-from pipeline.bundling.tar_stream import ArchiveError, Member, TarStream
+from pipeline.bundling.tar_stream import ArchiveError, Member, Readable, TarStream
 from pipeline.workflow import phases
 from pipeline.workflow.digests import dump_json, parse_json, sha256_file
 
@@ -98,7 +99,9 @@ def _size(source: Path | bytes) -> int:
     return len(source) if isinstance(source, bytes) else source.stat().st_size
 
 
-def extract(bundle: Path, target: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
+def extract(
+    bundle: Path, target: Path, limit: int = MAX_BYTES, sha256: str | None = None
+) -> dict[str, Any]:
     """Unpacks a bundle into a new or empty folder, checks every digest, and returns the manifest.
 
     Writes only regular files that the manifest lists, each once and as long as listed: a hostile
@@ -106,6 +109,7 @@ def extract(bundle: Path, target: Path, limit: int = MAX_BYTES) -> dict[str, Any
 
     Args:
         limit: Bytes that all members together may take.
+        sha256: Digest that the archive must have, of a signature that was verified.
 
     Raises:
         DeployError: The file is not a bundle, or a member is damaged, missing, duplicated or not
@@ -114,9 +118,25 @@ def extract(bundle: Path, target: Path, limit: int = MAX_BYTES) -> dict[str, Any
     """
     try:
         with bundle.open("rb") as file:
-            return _Reader(bundle, file, limit).extract(target)
+            hashed = _Hashed(file)
+            manifest = _Reader(bundle, hashed, limit).extract(target)
     except OSError as error:  # those of writing are caught where they occur
         raise DeployError(f"{bundle} cannot be read: {error}", _HINT) from error
+    if sha256 not in (None, hashed.digest.hexdigest()):
+        raise DeployError(f"{bundle} was replaced while it was checked", "check it again")
+    return manifest
+
+
+class _Hashed:
+    """A file that is hashed as it is read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def read(self, size: int = -1, /) -> bytes:
+        content = self._file.read(size)
+        self.digest.update(content)
+        return content
 
 
 class _Reader:
@@ -126,7 +146,7 @@ class _Reader:
         last: The last member that was read, for the message if the next one cannot be.
     """
 
-    def __init__(self, bundle: Path, file: BinaryIO, limit: int) -> None:
+    def __init__(self, bundle: Path, file: Readable, limit: int) -> None:
         self._bundle, self._limit = bundle, limit
         self._tar = TarStream(file)
         self._folder: str | None = None  # the top folder
@@ -279,7 +299,7 @@ def _check_manifest(content: Any) -> None:
     """Raises ValueError, KeyError, TypeError or AttributeError if the members are not valid."""
     if content["schema"] != SCHEMA:
         raise ValueError(f"schema {content['schema']!r:.40}, this version reads {SCHEMA}")
-    members = content["members"]
+    members, names = content["members"], set()
     if len(members) > _MAX_MEMBERS:
         raise ValueError(f"{len(members):,} members, more than {_MAX_MEMBERS:,}")
     for name, entry in members.items():
@@ -288,11 +308,23 @@ def _check_manifest(content: Any) -> None:
             raise ValueError(f"bad member {name[:80]!r}: it would replace the manifest")
         if not (_safe(name) and type(size) is int and size >= 0 and _SHA256.fullmatch(digest)):
             raise ValueError(f"bad member {name[:80]!r}")
+        if _folded(name) in names:
+            raise ValueError(
+                f"bad member {name[:80]!r}: some file systems know another by its name"
+            )
+        names.add(_folded(name))
+    for name in names:
         folder = name.rpartition("/")[0]
         while folder:
-            if folder in members:
+            if folder in names:
                 raise ValueError(f"bad member {folder[:80]!r}: it is also a folder")
             folder = folder.rpartition("/")[0]
+
+
+def _folded(name: str) -> str:
+    """Returns what a file system that ignores case and Unicode's forms takes a name for."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return "/".join(part.rstrip(". ") for part in folded.split("/"))
 
 
 def _safe(name: str) -> bool:

@@ -13,7 +13,7 @@ import engines
 from engines import temporary
 from engines.checks import check_device
 from engines.errors import DeployError, NotAvailableError, UsageError, suggestion
-from pipeline.bundling import archive, provenance
+from pipeline.bundling import archive, provenance, signature
 from pipeline.golden import file as goldens
 from pipeline.verification import engine_proof
 from pipeline.verification.verdict import Verdict, not_run
@@ -31,17 +31,20 @@ class Checked:
         links: Number of links that were checked in the chain of digests.
         verdicts: Verdicts on the graph and the engines in the bundle; empty if only digests were
             to be checked.
+        signer: Who signed the bundle, in words; "" if no signature was to be verified.
     """
 
     manifest: dict[str, Any]
     links: int
     verdicts: list[Verdict]
+    signer: str = ""
 
     def document(self) -> dict[str, Any]:
         """Returns the JSON form."""
         return {
             "manifest": self.manifest,
             "links": self.links,
+            "signer": self.signer,
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
         }
 
@@ -85,6 +88,7 @@ class Unpacked:
         subjects: Paths of the graph, under "graph", and of the engines, by name.
         golden: Path of the golden file.
         precision: The precision of the graph.
+        signer: See `Checked`.
     """
 
     manifest: dict[str, Any]
@@ -92,6 +96,7 @@ class Unpacked:
     subjects: dict[str, Path]
     golden: Path
     precision: str
+    signer: str = ""
 
     def prove(self, name: str, device: str, threads: int) -> Verdict:
         """Returns the verdict on the graph or on an engine, on this machine.
@@ -113,17 +118,24 @@ class Unpacked:
         )
 
 
-def unpack(bundle: Path, root: Path, limit: int = archive.MAX_BYTES) -> Unpacked:
+def unpack(
+    bundle: Path,
+    root: Path,
+    limit: int = archive.MAX_BYTES,
+    trusted: signature.Trusted | None = None,
+) -> Unpacked:
     """Unpacks a bundle into an empty folder and checks its digests; opens no engine.
 
     Args:
         limit: Bytes that all members together may take.
+        trusted: Whose signature the bundle must have; it is verified before anything is unpacked.
 
     Raises:
-        DeployError: The bundle is damaged or its chain is broken.
+        DeployError: The bundle is damaged, its chain is broken, or its signature is not valid.
     """
     require_file(bundle, "give the path of a file that `assay bundle` wrote")
-    manifest = archive.extract(bundle, root, limit)
+    signed = None if trusted is None else signature.verify(bundle, trusted)
+    manifest = archive.extract(bundle, root, limit, signed.sha256 if signed else None)
     try:
         _check_listed(bundle, manifest)
         digests = {name: entry["sha256"] for name, entry in manifest["members"].items()}
@@ -136,7 +148,8 @@ def unpack(bundle: Path, root: Path, limit: int = archive.MAX_BYTES) -> Unpacked
         golden, precision = root / manifest["golden"], manifest["precision"]
     except (KeyError, TypeError, AttributeError) as error:
         raise DeployError(f"{bundle}: manifest.json is not valid: {error!r}") from error
-    return Unpacked(manifest, links, subjects, golden, precision)
+    signer = signed.signer if signed else ""
+    return Unpacked(manifest, links, subjects, golden, precision, signer)
 
 
 @contextmanager
@@ -167,6 +180,7 @@ def check(
     engine: str | None = None,
     digests_only: bool = False,
     max_bytes: int = archive.MAX_BYTES,
+    trusted: signature.Trusted | None = None,
     consent: Callable[[Sequence[str]], None] = lambda _lines: None,
 ) -> Checked:
     """Checks a bundle and judges its graph and every engine that this machine can run.
@@ -177,8 +191,9 @@ def check(
         engine: The only engine to judge besides the graph.
         digests_only: Open neither the graph nor an engine; there are no verdicts then.
         max_bytes: Bytes that all members together may take.
-        consent: Called before anything is opened, with a line for each file that will be; an
-            exception ends the check.
+        trusted: Whose signature the bundle must have.
+        consent: Called before anything of a bundle is opened whose signature was not to be
+            verified, with a line for each file that will be; an exception ends the check.
 
     Raises:
         DeployError: The bundle is damaged or its chain is broken.
@@ -191,14 +206,15 @@ def check(
     # Resolved, as engines do before they name a file.
     with temporary.folder() as folder:
         root = folder.resolve()
-        unpacked = unpack(bundle, root, max_bytes)
+        unpacked = unpack(bundle, root, max_bytes, trusted)
         if engine is not None and engine not in unpacked.subjects:
             known = [name for name in unpacked.subjects if name != GRAPH_SUBJECT]
             raise UsageError(f"{bundle} has no engine {engine!r}", suggestion(engine, known))
         names = unpacked.subjects if engine is None else (GRAPH_SUBJECT, engine)
         verdicts = []
         if not digests_only:
-            consent(opened(unpacked, names))
+            if not unpacked.signer:
+                consent(opened(unpacked, names))
             verdicts = _prove(bundle, root, unpacked, names, device, threads)
     if verdicts and all(verdict.status == "not run" for verdict in verdicts):
         reasons = "; ".join(f"{verdict.subject}: {verdict.reason}" for verdict in verdicts)
@@ -207,7 +223,7 @@ def check(
             f" {reasons}",
             "`pip install onnxruntime-gpu` runs at least the graph",
         )
-    return Checked(unpacked.manifest, unpacked.links, verdicts)
+    return Checked(unpacked.manifest, unpacked.links, verdicts, unpacked.signer)
 
 
 def opened(unpacked: Unpacked, names: Iterable[str]) -> list[str]:

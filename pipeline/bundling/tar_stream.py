@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Protocol
 
 from engines.errors import DeployError
 from pipeline.bundling import compression
@@ -24,6 +24,12 @@ _REGULAR, _LINK, _EXTENDED = b"0", b"1", b"x"
 _MAX_EXTENDED = 8 << 10
 _KEYS = ("path", "linkpath", "size")
 _MAX_DIGITS = 15
+
+
+class Readable(Protocol):
+    """A file that is read from its start to its end."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
 
 
 class ArchiveError(ValueError):
@@ -48,7 +54,7 @@ class Member:
 class _Inflated(io.RawIOBase):
     """The content of a Zstandard file that has exactly one frame."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Readable) -> None:
         self._file = file
         self._inflate = compression.decompressor()
 
@@ -75,7 +81,7 @@ class _Inflated(io.RawIOBase):
 class TarStream:
     """The members of an archive, in order: call `next`, then `read` until it returns nothing."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Readable) -> None:
         self._content = io.BufferedReader(_Inflated(file), _CHUNK)
         self._left = self._padding = 0
 

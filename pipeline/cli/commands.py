@@ -10,6 +10,7 @@ import click
 
 import exporters
 from engines.errors import DeployError, UsageError, suggestion
+from pipeline.cli import signing
 from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
 from pipeline.workflow import console
 
@@ -80,6 +81,7 @@ def report(
     show_default=True,
     help="GiB that the bundle may unpack to.",
 )
+@signing.verifying
 @limiting
 @printing
 def check(
@@ -107,8 +109,10 @@ def check(
         engine=engine,
         digests_only=digests_only,
         max_bytes=int(max_size * 2**30),
+        trusted=signing.trusted(values),
         consent=lambda lines: None if trust else ask(bundle, lines),
     )
+    signing.show_signer(bundle, checked.signer)
     members = len(checked.manifest["members"])
     console.result(f"{bundle}: {members} members and {checked.links} digests of the chain match")
     if digests_only:

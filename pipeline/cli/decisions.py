@@ -11,6 +11,7 @@ import click
 
 from engines import temporary
 from engines.errors import DeployError, FailedError, NotMetError, UsageError
+from pipeline.cli import signing
 from pipeline.cli.commands import ask
 from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
 from pipeline.report.units import times_as_long
@@ -139,6 +140,7 @@ def _sizes(_context: click.Context, _option: click.Parameter, text: str) -> tupl
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the order in rounds.")
 @click.option("--trust", is_flag=True, help="Open engines without asking (for scripts).")
+@signing.verifying
 @limiting
 @printing
 def compare(
@@ -170,18 +172,19 @@ def compare(
     print_as(values)
     limit(values)
     check_threads(threads)
-    count = threads or available_cpus()
+    count, signer = threads or available_cpus(), signing.trusted(values)
     with ExitStack() as stack:
         folders = [stack.enter_context(temporary.folder()).resolve() for _ in range(2)]
         unpacked = [
             opening.engine_file(path)
             if opening.is_engine_file(path)
-            else checking.unpack(path, folder)
+            else checking.unpack(path, folder, trusted=signer)
             for path, folder in zip((first, second), folders, strict=True)
         ]
         if not trust:
             for path, bundle in zip((first, second), unpacked, strict=True):
-                if not opening.is_engine_file(path):  # other commands open it without asking, too
+                # Other commands open a built engine without asking, too.
+                if not (bundle.signer or opening.is_engine_file(path)):
                     ask(path, checking.opened(bundle, bundle.subjects))
         shared = unpacked[0].subjects.keys() & unpacked[1].subjects.keys() - {GRAPH_SUBJECT}
         proved = [

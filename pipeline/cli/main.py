@@ -11,6 +11,7 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from engines import cache, telemetry
 from engines.errors import DeployError, UsageError, suggestion
 from exporters import DEFAULT_PRECISION
 from pipeline import __version__
-from pipeline.cli import commands, decisions, graph_commands, history, loadgen, stage_runs
+from pipeline.cli import commands, decisions, graph_commands, history, loadgen, signing, stage_runs
 from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import SectionedCommand, click_parameter
 from pipeline.workflow import chain, console, hints, signals
@@ -60,6 +61,13 @@ def cli() -> None:
     """
 
 
+# What options do once their stage has run: `OptionRole.after`.
+_AFTER: dict[str, Callable[[Outcome, Store, Any], dict[str, Any]]] = {
+    "compare": lambda outcome, store, _flag: history.compare(outcome, store),
+    "sign": signing.sign_outcome,
+}
+
+
 def _document(outcomes: list[Outcome]) -> list[dict[str, Any]]:
     documents = []
     for outcome in outcomes:
@@ -97,7 +105,8 @@ def _add_stage(name: str) -> None:
         document: dict[str, Any] = {"outcomes": _document(outcomes)}
         for option in own:
             if option.role.after and extra.get(option.name):
-                document[option.name] = getattr(history, option.role.after)(outcomes[-1], store)
+                after = _AFTER[option.role.after]
+                document[option.name] = after(outcomes[-1], store, extra[option.name])
         console.document(document)
 
     parameters = [click_parameter(option) for option in (*options(stage.params), *own)]
@@ -177,7 +186,7 @@ for _name in chain.STAGES:
 _add_run()
 
 
-_others = (*decisions.COMMANDS, *graph_commands.COMMANDS, loadgen.COMMAND)
+_others = (*signing.COMMANDS, *decisions.COMMANDS, *graph_commands.COMMANDS, loadgen.COMMAND)
 for _command in (*commands.COMMANDS, *_others):
     cli.add_command(_command)
 

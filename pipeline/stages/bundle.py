@@ -65,6 +65,17 @@ class Params:
     )
 
 
+@dataclass(frozen=True)
+class CommandOptions:
+    """Options of the command only: the archive is the same with and without them."""
+
+    key: Path | None = option(
+        None,
+        text="Sign the bundle with this private key, of `assay keygen`: writes BUNDLE.sig.",
+        role=OptionRole(after="sign"),
+    )
+
+
 def resolve(params: Params) -> Params:
     """Sorts the names, since their order does not change the bundle."""
     if not params.engine:
@@ -207,5 +218,6 @@ STAGE = Stage(
     run=run,
     revision=3,
     resolve=resolve,
+    command_options=CommandOptions,
     show=show,
 )
