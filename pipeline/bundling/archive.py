@@ -91,6 +91,11 @@ class _Watched:
         return content
 
 
+def digests(members: Mapping[str, Path | bytes]) -> dict[str, str]:
+    """Returns the SHA-256 of each member, by its path."""
+    return {name: _sha256(source) for name, source in members.items()}
+
+
 def _sha256(source: Path | bytes) -> str:
     return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_file(source)
 

@@ -13,7 +13,7 @@ import engines
 from engines import temporary
 from engines.checks import check_device
 from engines.errors import DeployError, NotAvailableError, UsageError, suggestion
-from pipeline.bundling import archive, provenance, signature
+from pipeline.bundling import archive, attestation, provenance, signature
 from pipeline.golden import file as goldens
 from pipeline.verification import engine_proof
 from pipeline.verification.verdict import Verdict, not_run
@@ -49,7 +49,8 @@ class Checked:
         }
 
 
-def _subjects(manifest: dict[str, Any]) -> list[str]:
+def subjects_of(manifest: dict[str, Any]) -> list[str]:
+    """Returns the paths of the graph, the golden file and the engines."""
     engine_paths = [entry["path"] for entry in manifest["engines"].values()]
     return [manifest["graph"], manifest["golden"], *engine_paths]
 
@@ -65,7 +66,7 @@ def _check_listed(bundle: Path, manifest: dict[str, Any]) -> None:
             raise TypeError(f"{field} is not text")
     if not isinstance(manifest["records"], list) or not isinstance(manifest["labels"], list):
         raise TypeError("records or labels are not a list")
-    for path in (*_subjects(manifest), *manifest["records"]):
+    for path in (*subjects_of(manifest), *manifest["records"]):
         if not isinstance(path, str) or path not in manifest["members"]:
             raise DeployError(f"{bundle}: manifest.json names {path!r}, which is not a member")
 
@@ -73,7 +74,7 @@ def _check_listed(bundle: Path, manifest: dict[str, Any]) -> None:
 def _check_made(bundle: Path, manifest: dict[str, Any], records: Mapping[str, Record]) -> None:
     """Raises DeployError if no record lists the graph, the golden file or an engine."""
     recorded = {label for record in records.values() for label in record.outputs}
-    for path in _subjects(manifest):
+    for path in subjects_of(manifest):
         if path not in recorded:
             raise DeployError(f"{bundle}: the chain of records is broken: no record made {path}")
 
@@ -143,6 +144,8 @@ def unpack(
             records = provenance.read_records(root, manifest["records"])
             links = provenance.check(records, digests)
         _check_made(bundle, manifest, records)
+        with _naming(bundle, root):
+            attestation.check(root, records, subjects_of(manifest))
         subjects = {GRAPH_SUBJECT: root / manifest["graph"]}
         subjects |= {name: root / entry["path"] for name, entry in manifest["engines"].items()}
         golden, precision = root / manifest["golden"], manifest["precision"]

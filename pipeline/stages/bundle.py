@@ -96,7 +96,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     Raises:
         ParityError: A verdict is neither "pass" nor "not run".
     """
-    from pipeline.bundling import archive, provenance, readme
+    from pipeline.bundling import archive, attestation, bom, checking, figures, provenance, readme
     from pipeline.golden import file as goldens
 
     verdicts = {GRAPH_SUBJECT: read_json(inputs[GRAPH_VERDICT])}
@@ -130,7 +130,16 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         **members,
         **{path: inputs.root / path for path in records},
         "README.md": text.encode(),
+        attestation.MEMBER: attestation.build(known_records, checking.subjects_of(facts)),
     }
+    measured = figures.collect(
+        None if models.graph_file(params.model) else read_json(inputs[TRAINING]),
+        verdicts,
+        read_json(inputs[MEASUREMENTS]) if params.measurements else None,
+    )
+    content[bom.MEMBER] = bom.build(
+        facts, known_records, read_json(inputs[DESCRIPTION]), measured, archive.digests(content)
+    )
     folder = outputs[BUNDLE].name.removesuffix(BUNDLE_SUFFIX)
     with phases.showing("bundle"):
         phases.start("reading the files")
@@ -216,7 +225,7 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=lambda _params: (BUNDLE,),
     run=run,
-    revision=3,
+    revision=4,
     resolve=resolve,
     command_options=CommandOptions,
     show=show,
