@@ -91,6 +91,7 @@ ALLOWED = {
         "exporters",
         "pipeline",
         "pipeline/benchmarking",
+        "pipeline/bundling",
         "pipeline/models",
         "pipeline/report",
         "pipeline/verification",

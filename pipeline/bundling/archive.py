@@ -23,7 +23,13 @@ from typing import Any, BinaryIO
 from engines.errors import DeployError
 from engines.temporary import TMPDIR_HINT
 from pipeline.bundling import compression
-from pipeline.bundling.tar_stream import ArchiveError, Member, Readable, TarStream
+from pipeline.bundling.tar_stream import (
+    ArchiveError,
+    Member,
+    Readable,
+    TarStream,
+    uncompressed_digest,
+)
 from pipeline.workflow import phases
 from pipeline.workflow.digests import dump_json, parse_json, sha256_file
 
@@ -132,6 +138,21 @@ def extract(
     return manifest
 
 
+def describe(bundle: Path) -> tuple[dict[str, Any], str]:
+    """Returns the manifest, and the SHA-256 of the archive as it is without compression.
+
+    Raises:
+        DeployError: The file is not a bundle, or cannot be read to its end.
+    """
+    try:
+        with bundle.open("rb") as file:
+            manifest = _Reader(bundle, file, MAX_BYTES).read_manifest()
+        with bundle.open("rb") as file:
+            return manifest, uncompressed_digest(file)
+    except (OSError, ArchiveError) as error:
+        raise DeployError(f"{bundle} cannot be read: {error}", _HINT) from error
+
+
 class _Hashed:
     """A file that is hashed as it is read."""
 
@@ -158,7 +179,7 @@ class _Reader:
         self.last = "its start"
 
     def extract(self, target: Path) -> dict[str, Any]:
-        manifest = self._read_manifest()
+        manifest = self.read_manifest()
         missing = dict(manifest["members"])
         self._check_size(sum(entry["bytes"] for entry in missing.values()), target)
         while member := self._next():
@@ -218,7 +239,8 @@ class _Reader:
         except ArchiveError as error:
             raise self._error(f"member {name} is damaged: {error}") from error
 
-    def _read_manifest(self) -> dict[str, Any]:
+    def read_manifest(self) -> dict[str, Any]:
+        """Reads the first two members, and returns the manifest that they hold."""
         contents = []
         for wanted, limit in ((MANIFEST, _MAX_MANIFEST), (MANIFEST_DIGEST, _CHUNK)):
             member = self._next() or Member("nothing", 0)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.bundling import attestation
-from pipeline.bundling.figures import Figure
+from pipeline.bundling.measured import Figure
 from pipeline.workflow.artifacts import TRAIN_IMAGES
 from pipeline.workflow.digests import dump_json
 from pipeline.workflow.records import Record

@@ -5,6 +5,7 @@ tarfile is not used: a header may make it read gigabytes into memory, or work fo
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from dataclasses import dataclass
@@ -76,6 +77,18 @@ class _Inflated(io.RawIOBase):
         if self._inflate.unused_data or self._file.read(1):
             raise ArchiveError("more data follows its end")
         return 0
+
+
+def uncompressed_digest(file: Readable) -> str:
+    """Returns the SHA-256 of what a Zstandard file with one frame holds.
+
+    Raises:
+        ArchiveError: It is damaged.
+    """
+    content, digest = io.BufferedReader(_Inflated(file), _CHUNK), hashlib.sha256()
+    while chunk := content.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 class TarStream:

@@ -21,7 +21,17 @@ from engines import cache, telemetry
 from engines.errors import DeployError, UsageError, suggestion
 from exporters import DEFAULT_PRECISION
 from pipeline import __version__
-from pipeline.cli import commands, decisions, graph_commands, history, loadgen, signing, stage_runs
+from pipeline.cli import (
+    card,
+    commands,
+    decisions,
+    graph_commands,
+    history,
+    loadgen,
+    registry,
+    signing,
+    stage_runs,
+)
 from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import SectionedCommand, click_parameter
 from pipeline.workflow import chain, console, hints, signals
@@ -186,7 +196,14 @@ for _name in chain.STAGES:
 _add_run()
 
 
-_others = (*signing.COMMANDS, *decisions.COMMANDS, *graph_commands.COMMANDS, loadgen.COMMAND)
+_others = (
+    *card.COMMANDS,
+    *signing.COMMANDS,
+    *registry.COMMANDS,
+    *decisions.COMMANDS,
+    *graph_commands.COMMANDS,
+    loadgen.COMMAND,
+)
 for _command in (*commands.COMMANDS, *_others):
     cli.add_command(_command)
 

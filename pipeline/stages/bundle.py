@@ -96,7 +96,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     Raises:
         ParityError: A verdict is neither "pass" nor "not run".
     """
-    from pipeline.bundling import archive, attestation, bom, checking, figures, provenance, readme
+    from pipeline.bundling import archive, attestation, bom, checking, measured, provenance, readme
     from pipeline.golden import file as goldens
 
     verdicts = {GRAPH_SUBJECT: read_json(inputs[GRAPH_VERDICT])}
@@ -132,13 +132,17 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         "README.md": text.encode(),
         attestation.MEMBER: attestation.build(known_records, checking.subjects_of(facts)),
     }
-    measured = figures.collect(
+    figures = measured.collect(
         None if models.graph_file(params.model) else read_json(inputs[TRAINING]),
         verdicts,
         read_json(inputs[MEASUREMENTS]) if params.measurements else None,
     )
     content[bom.MEMBER] = bom.build(
-        facts, known_records, read_json(inputs[DESCRIPTION]), measured, archive.digests(content)
+        facts,
+        known_records,
+        read_json(inputs[DESCRIPTION]),
+        figures,
+        archive.digests(content),
     )
     folder = outputs[BUNDLE].name.removesuffix(BUNDLE_SUFFIX)
     with phases.showing("bundle"):
