@@ -126,6 +126,7 @@ def test_a_missing_signature_is_an_error(bundle: Path, key: Path) -> None:
     refuse(bundle, public(key), "sig does not exist")
 
 
+@pytest.mark.slow(5)
 def test_every_flipped_bit_of_a_signature_is_refused(bundle: Path, key: Path) -> None:
     path = Path(f"{bundle}.sig")
     good = path.read_bytes()
@@ -133,10 +134,11 @@ def test_every_flipped_bit_of_a_signature_is_refused(bundle: Path, key: Path) ->
     start = good.index(b'"payload":"') + 11
     end = good.index(b'"', start)
     for index in [*range(start), *range(start, end, 97), *range(end, len(good))]:
-        bad = bytearray(good)
-        bad[index] ^= 1 << index % 8
-        path.write_bytes(bad)
-        refuse(bundle, public(key), "not a valid signature")
+        for bit in range(8):
+            bad = bytearray(good)
+            bad[index] ^= 1 << bit
+            path.write_bytes(bad)
+            refuse(bundle, public(key), "not a valid signature")
 
 
 def test_every_flipped_bit_of_an_archive_is_refused(bundle: Path, key: Path) -> None:
