@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,10 @@ class _Registry:
         scheme = "http" if plain_http else "https"
         self._base = f"{scheme}://{reference.registry}/v2/{reference.name}"
 
+    def close(self) -> None:
+        """Ends the connections."""
+        self._oras.session.close()
+
     def send(self, path: Path, media_type: str) -> dict[str, Any]:
         """Sends a file, unless the registry has it, and returns its descriptor."""
         size = path.stat().st_size
@@ -163,8 +167,11 @@ def push(bundle: Path, text: str, *, plain_http: bool = False) -> str:
         raise UsageError(f"{text}: a digest cannot be chosen", "give REGISTRY/NAME:TAG")
     require_file(bundle, "give the path of a file that `assay bundle` wrote")
     facts, uncompressed = archive.describe(bundle)
-    with temporary.folder() as folder, _naming(reference), phases.showing("push"):
-        registry = _Registry(reference, plain_http)
+    with ExitStack() as stack:
+        folder = stack.enter_context(temporary.folder())
+        stack.enter_context(_naming(reference))
+        stack.enter_context(phases.showing("push"))
+        registry = stack.enter_context(closing(_Registry(reference, plain_http)))
         weights = registry.send(bundle, _WEIGHTS)
         layers = [{**weights, "annotations": {_FILE_PATH: bundle.name}}]
         signed = signature.beside(bundle)
@@ -216,7 +223,7 @@ def pull(
         if path.exists():
             raise DeployError(f"{path} exists, and is not replaced", "give another --out FILE")
     with _naming(reference), phases.showing("pull"), ExitStack() as stack:
-        registry = _Registry(reference, plain_http)
+        registry = stack.enter_context(closing(_Registry(reference, plain_http)))
         name = reference.digest or reference.tag
         with registry.get("manifests", name) as parts:
             manifest = _limited(parts, _MAX_MANIFEST)

@@ -290,9 +290,11 @@ def verify(bundle: Path, trusted: Trusted) -> Signed:
         else:
             signer = _certified(signature)
     except Exception as error:  # a hostile file may raise anything in the libraries that read it
-        reason = str(error) or {"InvalidSignature": "it is not by this key"}.get(
-            type(error).__name__, type(error).__name__
-        )
+        reason = str(error) or type(error).__name__
+        if type(error).__name__ == "InvalidSignature":
+            reason = "it is not by this key"
+        elif reason.startswith("Signature mismatch"):  # what follows has digests as Python prints
+            reason = "it was made for another file, or the bundle has changed since"
         raise DeployError(
             f"{path} is not a valid signature of {bundle} by {named}: {reason}", _HINT
         ) from error

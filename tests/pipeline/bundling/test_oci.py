@@ -232,7 +232,6 @@ def with_layer(**fields: object) -> dict:
 MANIFESTS: dict[str, bytes | dict] = {
     "not JSON": b"<html>",
     "a list": b"[]",
-    "deep": b"[" * 100_000,
     "huge": b" " * (5 << 20),
     "another type": {**GOOD, "artifactType": "application/json"},
     "no layers": {**GOOD, "layers": []},
