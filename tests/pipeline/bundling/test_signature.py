@@ -397,3 +397,12 @@ def test_without_the_libraries_the_hint_installs_them(
     with pytest.raises(NotAvailableError) as raised:
         signature.verify(bundle, public(key))
     assert "pip install model-signing pyOpenSSL" in raised.value.hint
+
+
+def test_checking_without_a_signer_needs_none_of_the_libraries() -> None:
+    code = "import pipeline.bundling.checking, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded.isdisjoint({"model_signing", "cryptography", "OpenSSL", "oras", "sigstore"})

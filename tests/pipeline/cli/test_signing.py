@@ -17,6 +17,7 @@ from pipeline.bundling import archive, signature
 from pipeline.workflow.runner import Store
 from tests.bundles import bundle_of, members, pack, resigned
 from tests.conftest import Result
+from tests.pipeline.bundling.test_signature import Authority
 from tests.subset import ROOT, python_path
 
 Assay = Callable[..., Result]
@@ -125,6 +126,28 @@ def test_a_bundle_that_is_not_signed_is_not_read(
     for call in (library.load, library.check):
         with pytest.raises(DeployError, match=r"signed\.tar\.zst\.sig"):
             call(bundle, public_key=public)
+
+
+@pytest.mark.slow(3)
+def test_bundles_by_the_named_key_are_compared_without_trust(
+    bundle: Path, key: Path, assay: Assay
+) -> None:
+    words = ("--engine", "onnxruntime", "--budget", "0.3", "--public-key", f"{key}.pub")
+    result = assay("compare", bundle, bundle, *words)
+    assert result.code != 2, result.err
+    assert "B takes" in result.out
+
+
+def test_a_certificate_of_the_named_authority_is_enough(
+    bundle: Path, tmp_path: Path, assay: Assay
+) -> None:
+    acme = Authority(tmp_path, "acme")
+    assert assay("sign", bundle, "--key", acme.key, "--certificate", acme.certificate).code == 0
+    words = ("check", bundle, "--digests-only", "--require-signature", "--certificate-chain")
+    result = assay(*words, acme.root)
+    assert result.code == 0, result.err
+    assert f"{bundle}: signed by CN=acme, certificate SHA256:" in result.out
+    assert assay(*words, Authority(tmp_path, "other").root).code == 1
 
 
 @pytest.mark.slow(2)
