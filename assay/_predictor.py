@@ -23,6 +23,7 @@ class Predictor:
 
     Attributes:
         engine: The name of the engine.
+        precision: The precision of the graph that it was built from.
         device: "cpu" or "cuda:N".
         labels: The classes in the order of the logits; empty unless it is a classifier.
         inputs: Names, dtypes and shapes of the inputs.
@@ -33,12 +34,14 @@ class Predictor:
     def __init__(
         self,
         engine: str,
+        precision: str,
         session: Session,
         manifest: Mapping[str, Any],
         sizes: Mapping[str, Sequence[list[int] | None]],
         files: ExitStack,
     ) -> None:
         self.engine = engine
+        self.precision = precision
         self.device = session.device
         self.labels = tuple(manifest["labels"])
         self.inputs: tuple[TensorSpec, ...] = session.inputs
@@ -127,6 +130,7 @@ def load(
     bundle: str | os.PathLike[str],
     *,
     engine: str | None = None,
+    precision: str | None = None,
     device: str = "auto",
     threads: int | None = None,
     public_key: str | os.PathLike[str] | None = None,
@@ -140,6 +144,8 @@ def load(
     Args:
         bundle: Path of the archive.
         engine: Name of the engine to take; it is verified, too.
+        precision: The precision to take; None means the bundle's first, in the order fp32, fp16,
+            bf16, int8, fp8.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads for one inference; None means all that the process may use.
         public_key: PEM file with the key that must have signed the bundle.
@@ -169,11 +175,12 @@ def load(
             folder = files.enter_context(temporary.folder())
             unpacked = checking.unpack(Path(bundle), folder, trusted=trusted)
             threads = threads or available_cpus()
-            golden = goldens.load(unpacked.golden)
-            proved = opening.proved(unpacked, engine, device, threads)
-            chosen, session = opening.fastest(proved, unpacked, golden, device, threads)
+            model = unpacked.model(precision)
+            golden = goldens.load(model.golden)
+            proved = opening.proved(model, engine, device, threads)
+            chosen, session = opening.fastest(proved, model, golden, device, threads)
         sizes = golden.sizes(session.inputs)
-        return Predictor(chosen, session, unpacked.manifest, sizes, files)
+        return Predictor(chosen, model.precision, session, unpacked.manifest, sizes, files)
     except BaseException:
         files.close()
         raise

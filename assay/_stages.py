@@ -206,6 +206,7 @@ def check(
     device: str = "auto",
     threads: int | None = None,
     engine: str | None = None,
+    precision: str | None = None,
     digests_only: bool = False,
     max_size: float = 64.0,
     public_key: PathLike | None = None,
@@ -218,8 +219,9 @@ def check(
         bundle: Path of the archive.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads for one inference; None means all that the process may use.
-        engine: The only engine to judge besides the graph.
-        digests_only: Open neither the graph nor an engine; there are no verdicts then.
+        engine: The only engine to judge besides the graphs.
+        precision: The only precision to judge.
+        digests_only: Open neither a graph nor an engine; there are no verdicts then.
         max_size: GiB that the bundle may unpack to.
         public_key: PEM file with the key that must have signed the bundle.
         certificate_chain: PEM file with authorities, one of whose certificates must have signed it.
@@ -243,6 +245,7 @@ def check(
             device,
             threads or available_cpus(),
             engine=engine,
+            precision=precision,
             digests_only=digests_only,
             max_bytes=int(max_size * 2**30),
             trusted=signature.Trusted.of(public_key, certificate_chain),

@@ -39,6 +39,7 @@ from pipeline.golden import file as goldens
 from pipeline.report.units import duration
 
 SECONDS = 1.0
+ENGINES = ("onnxruntime", "openvino", "pytorch")
 DEVICE, WHOLE = clock.BOUNDARIES
 Measure = Callable[[], float]
 
@@ -49,11 +50,12 @@ def ours(session: Session, feeds: Feeds) -> dict[str, float]:
     return {entry.boundary: entry.seconds.value for entry in timings}
 
 
-def with_torch(action: Callable[[], object]) -> float:
+def with_torch(action: Callable[[], object], threads: int) -> float:
     """Returns the median seconds of a call by PyTorch's benchmark utilities."""
     from torch.utils.benchmark import Timer
 
-    timer = Timer("action()", globals={"action": action})
+    # Without a number it sets PyTorch's threads to one.
+    timer = Timer("action()", globals={"action": action}, num_threads=threads)
     return float(timer.blocked_autorange(min_run_time=SECONDS).median)
 
 
@@ -95,27 +97,26 @@ def with_benchmark_app(graph: Path, feeds: Feeds, threads: int, folder: Path) ->
     )
     shapes = ",".join(f"{name}{[*array.shape]}".replace(" ", "") for name, array in feeds.items())
     command = [str(Path(sys.executable).with_name("benchmark_app")), "-m", str(graph), "-d", "CPU"]
-    command += ["-hint", "latency", "-api", "sync", "-nthreads", str(threads), "-t", f"{SECONDS:g}"]
-    command += ["-data_shape", shapes, "-inference_only", "-load_config", str(settings)]
+    command += ["-hint", "none", "-nstreams", "1", "-nthreads", str(threads), "-api", "sync"]
+    command += ["-t", f"{SECONDS:g}", "-data_shape", shapes, "-inference_only"]
+    command += ["-load_config", str(settings)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder).stdout
-    match = re.search(r"Median:\s+([0-9.]+) ms", printed)
+    match = re.search(r"Median:\s+([0-9.]+) ([um])s", printed)
     if match is None:
         sys.exit(printed)
-    return float(match[1]) / 1e3
+    return float(match[1]) / {"m": 1e3, "u": 1e6}[match[2]]
 
 
 def compared(model: str, root: Path, batch: int, threads: int, rounds: int) -> list[list[str]]:
     """Returns a row for each tool: how its time relates to ours."""
-    _, passed = proved(model, "fp32", root)
+    _, passed = proved(model, "fp32", root, ENGINES)
     (folder,) = root.glob(f"benchmarks.roofline-{model.replace('-', '_')}/fp32")
     feeds = goldens.load(folder / "golden.npz").feeds(batch)
     order = random.Random(0)  # noqa: S311 - no secret
     rows: list[list[str]] = []
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name in ("onnxruntime", "openvino", "pytorch"):
-            if name not in passed:
-                continue
+        for name in passed:
             engine = engines.get(name)
             path = next((folder / name).glob("engine.*"))
             session = engine.open(path, OpenOptions("cpu", threads))
@@ -162,10 +163,13 @@ def _tools(
 
     def launches() -> float:
         session.bind(feeds)
-        return with_torch(launch)
+        return with_torch(launch, threads)
 
     tools: dict[str, tuple[str, Measure]] = {
-        "torch.utils.benchmark of run": (WHOLE, lambda: with_torch(lambda: session.run(feeds))),
+        "torch.utils.benchmark of run": (
+            WHOLE,
+            lambda: with_torch(lambda: session.run(feeds), threads),
+        ),
         "torch.utils.benchmark of launch": (DEVICE, launches),
     }
     if name == "onnxruntime":

@@ -8,6 +8,7 @@ made.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import stat
@@ -49,6 +50,25 @@ def folder() -> Iterator[Path]:
                 yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Yields a new folder beside a path, which is removed when the block ends, unless renamed."""
+    prefix = f".{path.name}."
+    for stale in path.parent.glob(f"{glob.escape(prefix)}*{PART}"):
+        _remove_unlocked(stale, lambda stale: shutil.rmtree(stale, ignore_errors=True))
+
+    def create() -> Path:
+        new = Path(tempfile.mkdtemp(PART, prefix, path.parent))
+        new.chmod(0o755)  # it may become `path`, which others may read
+        return new
+
+    with _locked(create) as new:
+        try:
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engines.errors import DeployError
-from pipeline.bundling import archive, attestation, checking, compression
+from pipeline.bundling import archive, attestation, compression
+from pipeline.bundling.manifest import content_digest
 from pipeline.workflow import records
 from pipeline.workflow.digests import dump_json
 from pipeline.workflow.runner import Store
@@ -67,7 +68,12 @@ def rerecorded(contents: dict[str, bytes], changes: dict[str, bytes]) -> dict[st
         for path, text in contents.items():
             if path.endswith(".json") and f'"{name}"'.encode() in text:
                 contents[path] = with_digest(text, name, content)
-    return resigned(contents)
+    contents = resigned(contents)
+    name = f"{FOLDER}/{archive.MANIFEST}"
+    listed = json.loads(contents[name])
+    digests = {path: entry["sha256"] for path, entry in listed["members"].items()}
+    listed["content"] = content_digest(listed, digests)
+    return resigned({**contents, name: dump_json(listed)})
 
 
 def with_digest(text: bytes, name: str, content: bytes) -> bytes:
@@ -89,9 +95,9 @@ def with_provenance(contents: dict[str, bytes]) -> dict[str, bytes]:
         manifest = json.loads(contents[f"{FOLDER}/{archive.MANIFEST}"])
         chain = {
             path: records.parse(json.loads(contents[f"{FOLDER}/{path}"]), path)
-            for path in manifest["records"]
+            for path in manifest["chains"][""]
         }
-        statement = attestation.build(chain, checking.subjects_of(manifest))
+        statement = attestation.build(chain)
     except (DeployError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError):
         return contents
     return {**contents, f"{FOLDER}/{attestation.MEMBER}": statement}

@@ -33,7 +33,7 @@ from pipeline.bundling.tar_stream import (
 from pipeline.workflow import phases
 from pipeline.workflow.digests import dump_json, parse_json, sha256_file
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
 # Bytes that the members of a bundle may take together, unless the user says otherwise.

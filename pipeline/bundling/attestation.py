@@ -9,11 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engines.errors import DeployError
-from pipeline.workflow.artifacts import CHECKPOINT, TRAIN_IMAGES
+from pipeline.workflow.artifacts import (
+    CHECKPOINT,
+    ENGINE,
+    GOLDEN,
+    GRAPH,
+    GRAPH_DATA,
+    TRAIN_IMAGES,
+)
 from pipeline.workflow.digests import dump_json
 from pipeline.workflow.records import Record
 
@@ -21,31 +28,29 @@ MEMBER = "provenance.intoto.json"
 # Names of what made a bundle and of how; they are identifiers, not addresses.
 _BUILD_TYPE, _BUILDER = "urn:assay:chain-of-records:1", "urn:assay:command-line"
 _OURS = "assay"
+_GRAPH_FILES = (GRAPH.name, GRAPH_DATA.name, GOLDEN.name)
+_ENGINE_STEM = ENGINE.name.partition("{")[0]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"\d+(\.\d+)+[0-9A-Za-z.+]*")
 # Begin the names of facts about the machine, some of which have numbers with points, too.
 _MACHINE = ("cpu", "gpu", "machine")
 
 
-def build(records: Mapping[str, Record], subjects: Iterable[str]) -> bytes:
+def build(records: Mapping[str, Record]) -> bytes:
     """Returns the statement in its JSON form. Equal records give equal bytes.
 
     Args:
         records: The chain of records, by path.
-        subjects: Labels of the graph, the golden file and the engines; records list them.
 
     Raises:
         ValueError: A record's time is not one.
     """
-    digests = {
-        label: entry["sha256"] for record in records.values() for label, entry in outputs(record)
-    }
     first, last = times(records)
     versions = sorted({record.tools[_OURS] for record in records.values() if _OURS in record.tools})
     return dump_json(
         {
             "_type": "https://in-toto.io/Statement/v1",
-            "subject": [_described(label, digests[label]) for label in sorted({*subjects})],
+            "subject": [_described(*subject) for subject in _subjects(records.values())],
             "predicateType": "https://slsa.dev/provenance/v1",
             "predicate": {
                 "buildDefinition": {
@@ -68,7 +73,7 @@ def build(records: Mapping[str, Record], subjects: Iterable[str]) -> bytes:
     )
 
 
-def check(root: Path, records: Mapping[str, Record], subjects: Iterable[str]) -> None:
+def check(root: Path, records: Mapping[str, Record]) -> None:
     """Checks that the statement below `root` is the one that the records give.
 
     Raises:
@@ -78,9 +83,9 @@ def check(root: Path, records: Mapping[str, Record], subjects: Iterable[str]) ->
     if not path.is_file():
         raise DeployError(f"{path} is missing", "write the bundle again with this version of assay")
     try:
-        expected = build(records, subjects)
+        expected = build(records)
     except (ValueError, OverflowError) as error:
-        raise DeployError(f"the time of a record is not valid: {error}") from error
+        raise DeployError(f"{path}: the time of a record is not valid: {error}") from error
     if path.stat().st_size != len(expected) or path.read_bytes() != expected:
         raise DeployError(
             f"{path} is not the provenance that the records give: one of them is forged",
@@ -91,6 +96,18 @@ def check(root: Path, records: Mapping[str, Record], subjects: Iterable[str]) ->
 def outputs(record: Record) -> list[tuple[str, dict[str, Any]]]:
     """Returns the outputs of a record with their labels, sorted."""
     return sorted(record.outputs.items())
+
+
+def _subjects(records: Iterable[Record]) -> list[tuple[str, str]]:
+    """Returns label and SHA-256 of the graphs, golden files and engines that records list."""
+    known: dict[str, str] = {}
+    for record in records:
+        for label, entry in outputs(record):
+            path = PurePosixPath(label)
+            graph = record.stage == GRAPH.stage and path.name in _GRAPH_FILES
+            if graph or (record.stage == ENGINE.stage and path.stem == _ENGINE_STEM):
+                known[label] = entry["sha256"]
+    return sorted(known.items())
 
 
 def times(records: Mapping[str, Record]) -> tuple[str, str]:

@@ -33,9 +33,9 @@ def build(
     Args:
         facts: The facts of the bundle's manifest.
         records: The chain of records, by path.
-        description: The graph's description.
+        description: The description of a graph.
         figures: What was measured.
-        files: SHA-256 of the bundle's other members, by path.
+        files: SHA-256 of the bundle's files, by path.
     """
     dataset = facts["dataset"]
     packages = attestation.libraries(records.values())
@@ -75,10 +75,12 @@ def build(
 def _card(
     facts: Mapping[str, Any], description: Mapping[str, Any], figures: Sequence[Figure]
 ) -> dict[str, Any]:
+    # All precisions have the same inputs and outputs.
+    model = next(iter(facts["models"].values()))
     parameters: dict[str, Any] = {
         "modelArchitecture": facts["model"],
-        "inputs": [{"format": text} for text in facts["inputs"]],
-        "outputs": [{"format": text} for text in facts["outputs"]],
+        "inputs": [{"format": text} for text in model["inputs"]],
+        "outputs": [{"format": text} for text in model["outputs"]],
     }
     if facts["labels"]:
         parameters |= {"task": "classification", "approach": {"type": "supervised"}}

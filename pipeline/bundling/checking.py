@@ -14,12 +14,12 @@ from engines import temporary
 from engines.checks import check_device
 from engines.errors import DeployError, NotAvailableError, UsageError, suggestion
 from pipeline.bundling import archive, attestation, provenance, signature
+from pipeline.bundling import manifest as manifests
 from pipeline.golden import file as goldens
 from pipeline.verification import engine_proof
 from pipeline.verification.verdict import Verdict, not_run
 from pipeline.workflow.artifacts import GRAPH_SUBJECT
 from pipeline.workflow.digests import require_file
-from pipeline.workflow.records import Record
 
 
 @dataclass(frozen=True)
@@ -49,34 +49,45 @@ class Checked:
         }
 
 
-def subjects_of(manifest: dict[str, Any]) -> list[str]:
-    """Returns the paths of the graph, the golden file and the engines."""
-    engine_paths = [entry["path"] for entry in manifest["engines"].values()]
-    return [manifest["graph"], manifest["golden"], *engine_paths]
+@dataclass(frozen=True)
+class Model:
+    """The model at one precision, in an unpacked bundle.
 
-
-def _check_listed(bundle: Path, manifest: dict[str, Any]) -> None:
-    """Raises DeployError if the manifest names a file that is not one of its members.
-
-    Raises:
-        TypeError: A field has the wrong type.
+    Attributes:
+        precision: The precision of the graph.
+        subjects: Paths of the graph, under "graph", and of the engines, by name.
+        golden: Path of the golden file.
     """
-    for field in ("model", "precision", "graph", "golden"):
-        if not isinstance(manifest[field], str):
-            raise TypeError(f"{field} is not text")
-    if not isinstance(manifest["records"], list) or not isinstance(manifest["labels"], list):
-        raise TypeError("records or labels are not a list")
-    for path in (*subjects_of(manifest), *manifest["records"]):
-        if not isinstance(path, str) or path not in manifest["members"]:
-            raise DeployError(f"{bundle}: manifest.json names {path!r}, which is not a member")
 
+    precision: str
+    subjects: dict[str, Path]
+    golden: Path
 
-def _check_made(bundle: Path, manifest: dict[str, Any], records: Mapping[str, Record]) -> None:
-    """Raises DeployError if no record lists the graph, the golden file or an engine."""
-    recorded = {label for record in records.values() for label in record.outputs}
-    for path in subjects_of(manifest):
-        if path not in recorded:
-            raise DeployError(f"{bundle}: the chain of records is broken: no record made {path}")
+    @property
+    def engines(self) -> list[str]:
+        """The names of the engines."""
+        return [name for name in self.subjects if name != GRAPH_SUBJECT]
+
+    def prove(self, name: str, device: str, threads: int) -> Verdict:
+        """Returns the verdict on the graph or on an engine, on this machine.
+
+        Raises:
+            UsageError: The device does not exist.
+        """
+        backend = manifests.backend(name)
+        if name != GRAPH_SUBJECT and backend not in engines.names():
+            reason = f"this version of assay has no engine {backend!r}"
+            return not_run(name, self.precision, reason)
+        verdict = engine_proof.prove(
+            backend,
+            self.subjects[name],
+            self.golden,
+            self.precision,
+            device=device,
+            threads=threads,
+            or_failed=True,
+        )
+        return dataclasses.replace(verdict, subject=name)
 
 
 @dataclass(frozen=True)
@@ -86,37 +97,28 @@ class Unpacked:
     Attributes:
         manifest: The bundle's manifest.
         links: Number of links that were checked in the chain of digests.
-        subjects: Paths of the graph, under "graph", and of the engines, by name.
-        golden: Path of the golden file.
-        precision: The precision of the graph.
+        models: The model by precision.
         signer: See `Checked`.
     """
 
     manifest: dict[str, Any]
     links: int
-    subjects: dict[str, Path]
-    golden: Path
-    precision: str
+    models: dict[str, Model]
     signer: str = ""
 
-    def prove(self, name: str, device: str, threads: int) -> Verdict:
-        """Returns the verdict on the graph or on an engine, on this machine.
+    def model(self, precision: str | None) -> Model:
+        """Returns the model at a precision, or at the first one of the bundle.
 
         Raises:
-            UsageError: The device does not exist.
+            UsageError: The bundle does not have the precision.
         """
-        if name != GRAPH_SUBJECT and name not in engines.names():
-            reason = f"this version of assay has no engine {name!r}"
-            return not_run(name, self.precision, reason)
-        return engine_proof.prove(
-            name,
-            self.subjects[name],
-            self.golden,
-            self.precision,
-            device=device,
-            threads=threads,
-            or_failed=True,
-        )
+        if precision is None:
+            return next(iter(self.models.values()))
+        if precision not in self.models:
+            raise UsageError(
+                f"the bundle has no precision {precision!r}", suggestion(precision, [*self.models])
+            )
+        return self.models[precision]
 
 
 def unpack(
@@ -138,21 +140,96 @@ def unpack(
     signed = None if trusted is None else signature.verify(bundle, trusted)
     manifest = archive.extract(bundle, root, limit, signed.sha256 if signed else None)
     try:
-        _check_listed(bundle, manifest)
+        _check_fields(manifest)
         digests = {name: entry["sha256"] for name, entry in manifest["members"].items()}
-        with _naming(bundle, root):
-            records = provenance.read_records(root, manifest["records"])
-            links = provenance.check(records, digests)
-        _check_made(bundle, manifest, records)
-        with _naming(bundle, root):
-            attestation.check(root, records, subjects_of(manifest))
-        subjects = {GRAPH_SUBJECT: root / manifest["graph"]}
-        subjects |= {name: root / entry["path"] for name, entry in manifest["engines"].items()}
-        golden, precision = root / manifest["golden"], manifest["precision"]
+        _check_listed(bundle, manifest)
+        links = _check_chains(bundle, root, manifest, digests)
+        if manifest["content"] != manifests.content_digest(manifest, digests):
+            raise DeployError(
+                f"{bundle}: manifest.json says content {manifest['content']!r}, but its graphs,"
+                " golden files and engines have another digest"
+            )
+        models = {
+            precision: Model(
+                precision,
+                {GRAPH_SUBJECT: root / model["graph"]}
+                | {name: root / entry["path"] for name, entry in model["engines"].items()},
+                root / model["golden"],
+            )
+            # JSON of ours is sorted by name.
+            for precision, model in manifests.in_order(manifest["models"]).items()
+        }
     except (KeyError, TypeError, AttributeError) as error:
         raise DeployError(f"{bundle}: manifest.json is not valid: {error!r}") from error
-    signer = signed.signer if signed else ""
-    return Unpacked(manifest, links, subjects, golden, precision, signer)
+    return Unpacked(manifest, links, models, signed.signer if signed else "")
+
+
+def _check_fields(manifest: dict[str, Any]) -> None:
+    """Raises TypeError or KeyError if a field is missing or has the wrong type."""
+    if not isinstance(manifest["model"], str) or not isinstance(manifest["content"], str):
+        raise TypeError("model or content is not text")
+    if not isinstance(manifest["labels"], list):
+        raise TypeError("labels are not a list")
+    for field in ("models", "chains"):
+        if not isinstance(manifest[field], dict) or not manifest[field]:
+            raise TypeError(f"{field} is not an object with entries")
+    for prefix, paths in manifest["chains"].items():
+        if not isinstance(paths, list):
+            raise TypeError("the records of a chain are not a list")
+        if prefix != manifests.ROOT and not prefix.endswith("/"):
+            raise TypeError(f"{prefix!r} is not a folder")
+
+
+def _check_listed(bundle: Path, manifest: dict[str, Any]) -> None:
+    """Raises DeployError if the manifest names a file that is not one of its members."""
+    named = [path for model in manifest["models"].values() for path in manifests.files(model)]
+    for path in (*named, *(path for paths in manifest["chains"].values() for path in paths)):
+        if not isinstance(path, str) or path not in manifest["members"]:
+            raise DeployError(f"{bundle}: manifest.json names {path!r}, which is not a member")
+
+
+def _check_chains(
+    bundle: Path, root: Path, manifest: dict[str, Any], digests: Mapping[str, str]
+) -> int:
+    """Checks each chain of records, and that they made all that the manifest names.
+
+    Returns:
+        The number of links that were checked.
+
+    Raises:
+        DeployError: A chain is broken, or no record lists a graph, a golden file or an engine.
+    """
+    links, recorded = 0, set()
+    chains = {}
+    for prefix, paths in manifest["chains"].items():
+        if any(not path.startswith(prefix) for path in paths):
+            raise DeployError(f"{bundle}: manifest.json names records that are not in {prefix!r}")
+        below = {
+            name.removeprefix(prefix): digest
+            for name, digest in digests.items()
+            if name.startswith(prefix)
+        }
+        with _naming(bundle, root):
+            records = provenance.read_records(
+                root / prefix, [path.removeprefix(prefix) for path in paths]
+            )
+        try:
+            links += provenance.check(records, below)
+        except DeployError as error:
+            error.message = f"{bundle}: {error.message}"
+            raise
+        chains[prefix] = records
+        recorded |= {f"{prefix}{label}" for record in records.values() for label in record.outputs}
+    for model in manifest["models"].values():
+        for path in manifests.files(model):
+            if path not in recorded:
+                raise DeployError(
+                    f"{bundle}: the chain of records is broken: no record made {path}"
+                )
+    with _naming(bundle, root):
+        for prefix, records in chains.items():
+            attestation.check(root / prefix, records)
+    return links
 
 
 @contextmanager
@@ -181,44 +258,53 @@ def check(
     threads: int,
     *,
     engine: str | None = None,
+    precision: str | None = None,
     digests_only: bool = False,
     max_bytes: int = archive.MAX_BYTES,
     trusted: signature.Trusted | None = None,
     consent: Callable[[Sequence[str]], None] = lambda _lines: None,
 ) -> Checked:
-    """Checks a bundle and judges its graph and every engine that this machine can run.
+    """Checks a bundle and judges its graphs and every engine that this machine can run.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one inference.
-        engine: The only engine to judge besides the graph.
-        digests_only: Open neither the graph nor an engine; there are no verdicts then.
+        engine: The only engine to judge besides the graphs.
+        precision: The only precision to judge.
+        digests_only: Open neither a graph nor an engine; there are no verdicts then.
         max_bytes: Bytes that all members together may take.
-        trusted: Whose signature the bundle must have.
-        consent: Called before anything of a bundle is opened whose signature was not to be
-            verified, with a line for each file that will be; an exception ends the check.
+        trusted: Whose signature the bundle must have; it replaces the consent.
+        consent: Called before anything is opened, with a line for each file that will be; an
+            exception ends the check.
 
     Raises:
         DeployError: The bundle is damaged or its chain is broken.
-        UsageError: The bundle does not have the engine, or the device is unknown.
+        UsageError: The bundle does not have the engine or the precision, or the device is unknown.
         NotAvailableError: This machine can run nothing in the bundle.
     """
     check_device(device)
-    if digests_only and engine is not None:
-        raise UsageError("--digests-only opens no engine", "leave out --engine")
+    if digests_only and (engine is not None or precision is not None):
+        option = "--engine" if engine is not None else "--precision"
+        raise UsageError("--digests-only opens no engine", f"leave out {option}")
     # Resolved, as engines do before they name a file.
     with temporary.folder() as folder:
         root = folder.resolve()
         unpacked = unpack(bundle, root, max_bytes, trusted)
-        if engine is not None and engine not in unpacked.subjects:
-            known = [name for name in unpacked.subjects if name != GRAPH_SUBJECT]
+        models = [*unpacked.models.values()] if precision is None else [unpacked.model(precision)]
+        known = [*dict.fromkeys(name for model in models for name in model.engines)]
+        if engine is not None and engine not in known:
             raise UsageError(f"{bundle} has no engine {engine!r}", suggestion(engine, known))
-        names = unpacked.subjects if engine is None else (GRAPH_SUBJECT, engine)
+        wanted = [
+            (model, name)
+            for model in models
+            for name in model.subjects
+            if engine in (None, name) or name == GRAPH_SUBJECT
+        ]
         verdicts = []
         if not digests_only:
             if not unpacked.signer:
-                consent(opened(unpacked, names))
-            verdicts = _prove(bundle, root, unpacked, names, device, threads)
+                consent(opened(root, wanted))
+            verdicts = _prove(bundle, root, wanted, device, threads)
     if verdicts and all(verdict.status == "not run" for verdict in verdicts):
         reasons = "; ".join(f"{verdict.subject}: {verdict.reason}" for verdict in verdicts)
         raise NotAvailableError(
@@ -229,16 +315,20 @@ def check(
     return Checked(unpacked.manifest, unpacked.links, verdicts, unpacked.signer)
 
 
-def opened(unpacked: Unpacked, names: Iterable[str]) -> list[str]:
-    """Returns a line for each file that will be opened: what it is, and what opens it."""
+def opened(root: Path, subjects: Iterable[tuple[Model, str]]) -> list[str]:
+    """Returns a line for each file that will be opened: what it is, and what opens it.
+
+    Args:
+        root: The folder of the unpacked bundle.
+    """
     lines = []
-    for name in names:
+    for model, name in subjects:
+        path, backend = model.subjects[name].relative_to(root), manifests.backend(name)
         if name == GRAPH_SUBJECT:
-            lines.append(f"{unpacked.manifest['graph']}: a graph that ONNX Runtime runs")
-        elif name in engines.names() and engines.get(name).available().run:
-            engine = engines.get(name)
+            lines.append(f"{path}: a graph that ONNX Runtime runs")
+        elif backend in engines.names() and engines.get(backend).available().run:
+            engine = engines.get(backend)
             what = "a program, which runs with your rights," if engine.machine_code else "an engine"
-            path = unpacked.manifest["engines"][name]["path"]
             lines.append(f"{path}: {what} that {engine.runtime_module()} opens")
     return lines
 
@@ -246,22 +336,26 @@ def opened(unpacked: Unpacked, names: Iterable[str]) -> list[str]:
 def _prove(
     bundle: Path,
     root: Path,
-    unpacked: Unpacked,
-    names: Iterable[str],
+    subjects: Iterable[tuple[Model, str]],
     device: str,
     threads: int,
 ) -> list[Verdict]:
     verdicts = []
     with _naming(bundle, root):
-        golden = goldens.load(unpacked.golden)
-        if golden.precision != unpacked.precision:
-            raise DeployError(
-                f"{unpacked.golden} is for {golden.precision}, but manifest.json says"
-                f" {unpacked.precision[:40]!r}"
-            )
-        del golden  # the process that judges reads it again
-        for name in names:
-            verdict = unpacked.prove(name, device, threads)
+        for model, name in subjects:
+            if name == GRAPH_SUBJECT:  # the first of each precision
+                _require_precision(model)
+            verdict = model.prove(name, device, threads)
             reason = _renamed(verdict.reason, bundle, root)
             verdicts.append(dataclasses.replace(verdict, reason=reason))
     return verdicts
+
+
+def _require_precision(model: Model) -> None:
+    """Raises DeployError if the golden file is for another precision than the manifest says."""
+    golden = goldens.load(model.golden)
+    if golden.precision != model.precision:
+        raise DeployError(
+            f"{model.golden} is for {golden.precision}, but manifest.json says"
+            f" {model.precision[:40]!r}"
+        )

@@ -10,7 +10,8 @@ from pathlib import Path
 import engines
 from engines.contract import Feeds, OpenOptions, Session
 from engines.errors import DeployError, NotAvailableError, ParityError
-from pipeline.bundling.checking import Unpacked
+from pipeline.bundling.checking import Model
+from pipeline.bundling.manifest import backend
 from pipeline.golden.file import Reference
 from pipeline.verification.engine_proof import open_built
 from pipeline.workflow import hints, records
@@ -18,7 +19,6 @@ from pipeline.workflow.artifacts import (
     DIST,
     ENGINE,
     GOLDEN,
-    GRAPH_SUBJECT,
     Paths,
     record_beside,
 )
@@ -33,8 +33,8 @@ def is_engine_file(path: Path) -> bool:
     return path.stem == "engine" and record_beside(path).exists()
 
 
-def engine_file(path: Path) -> Unpacked:
-    """Returns a built engine as if it were a bundle that holds it alone.
+def engine_file(path: Path) -> Model:
+    """Returns a built engine as if it were alone in a bundle.
 
     Raises:
         DeployError: The engine or its golden file is missing, damaged or out of date.
@@ -51,43 +51,37 @@ def engine_file(path: Path) -> Unpacked:
     with hints.completed(hints.Place(root, DIST, None)):
         for artifact in (engine, golden):
             records.RecordVerifier(root).digest(artifact, paths, fields)
-    return Unpacked(
-        manifest={"engines": {fields["engine"]: {"path": str(path)}}},
-        links=0,
-        subjects={fields["engine"]: path},
-        golden=paths.locate(golden),
-        precision=fields["precision"],
-    )
+    return Model(fields["precision"], {fields["engine"]: path}, paths.locate(golden))
 
 
 def proved(
-    unpacked: Unpacked,
+    model: Model,
     engine: str | None,
     device: str,
     threads: int,
     *,
     among: Collection[str] = (),
 ) -> list[str]:
-    """Returns the names of a bundle's engines that pass verification on this machine.
+    """Returns the names of a model's engines that pass verification on this machine.
 
     Args:
-        engine: The only one to judge; None means all.
+        engine: The only one to judge, or the backend of those to judge; None means all.
         among: Those to judge if none is named; () means all.
 
     Raises:
         ParityError: None passes, and at least one computes something else.
         NotAvailableError: This machine can run none, or the bundle does not have the named one.
     """
-    names = [name for name in unpacked.subjects if name != GRAPH_SUBJECT]
     if engine is None:
-        names = [name for name in names if not among or name in among]
-    if engine is not None:
-        if engine not in names:
+        names = [name for name in model.engines if not among or name in among]
+    else:
+        names = [name for name in model.engines if engine in (name, backend(name))]
+        if not names:
             raise NotAvailableError(
-                f"the bundle has no engine {engine!r}", f"available: {', '.join(names)}"
+                f"the bundle has no engine {engine!r} in {model.precision}",
+                f"available: {', '.join(model.engines)}",
             )
-        names = [engine]
-    verdicts = [unpacked.prove(name, device, threads) for name in names]
+    verdicts = [model.prove(name, device, threads) for name in names]
     passed = [verdict.subject for verdict in verdicts if verdict.status == "pass"]
     if passed:
         return passed
@@ -103,7 +97,7 @@ def proved(
 
 
 def fastest(
-    names: list[str], unpacked: Unpacked, golden: Reference, device: str, threads: int
+    names: list[str], model: Model, golden: Reference, device: str, threads: int
 ) -> tuple[str, Session]:
     """Opens engines, times them on a few golden rows, and returns the fastest one."""
     options = OpenOptions(device=device, threads=threads)
@@ -111,7 +105,7 @@ def fastest(
     with ExitStack() as stack:
         sessions = {
             name: stack.enter_context(
-                closing(open_built(engines.get(name), unpacked.subjects[name], options))
+                closing(open_built(engines.get(backend(name)), model.subjects[name], options))
             )
             for name in names
         }

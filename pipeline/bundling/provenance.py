@@ -37,6 +37,15 @@ def read_records(root: Path, paths: list[str]) -> dict[str, Record]:
     return records
 
 
+def digests(records: Mapping[str, Record]) -> dict[str, str]:
+    """Returns the SHA-256 of every output of records, by its label."""
+    return {
+        label: entry["sha256"]
+        for record in records.values()
+        for label, entry in record.outputs.items()
+    }
+
+
 def check(records: Mapping[str, Record], digests: Mapping[str, str]) -> int:
     """Checks that every record's inputs are outputs of other records, and checks the files.
 

@@ -16,26 +16,38 @@ def text(facts: dict[str, Any], inputs: Sequence[TensorSpec], feeds: Feeds) -> s
         inputs: The graph's inputs.
         feeds: Inputs of a batch of one.
     """
+    precisions = facts["models"]
+    first = next(iter(precisions.values()))
     engines = "\n".join(
-        f"| `{name}` | `{entry['path']}` | {entry['verdict']} | "
+        f"| `{name}` | {precision} | `{entry['path']}` | {entry['verdict']} | "
         + ", ".join(f"{key} {value}" for key, value in sorted(entry["built_with"].items()))
         + " |"
-        for name, entry in facts["engines"].items()
+        for precision, model in precisions.items()
+        for name, entry in model["engines"].items()
     )
-    runtimes = "".join(
-        f"\nA smaller runtime is enough to run `{name}` on the target:\n\n"
-        f"    {entry['smaller_runtime']}\n"
-        for name, entry in facts["engines"].items()
+    installs = {
+        name: entry["smaller_runtime"]
+        for model in precisions.values()
+        for name, entry in model["engines"].items()
         if "smaller_runtime" in entry
+    }
+    runtimes = "".join(
+        f"\nA smaller runtime is enough to run `{name}` on the target:\n\n    {install}\n"
+        for name, install in installs.items()
     )
-    input_lines = "\n".join(f"- input `{spec}`" for spec in facts["inputs"])
-    outputs = "\n".join(f"- output `{spec}`" for spec in facts["outputs"])
+    graphs = "\n".join(
+        f"- `{model['graph']}` is the ONNX graph in {precision}, and `{model['golden']}` holds"
+        " inputs with the float64 outputs of the PyTorch model"
+        for precision, model in precisions.items()
+    )
+    input_lines = "\n".join(f"- input `{spec}`" for spec in first["inputs"])
+    outputs = "\n".join(f"- output `{spec}`" for spec in first["outputs"])
     trained = facts["training"][0].upper() + facts["training"][1:]
     if facts["dataset"]:
         trained += f" ({facts['dataset']})"
     classes = f"- classes, in order: {', '.join(facts['labels'])}\n" if facts["labels"] else ""
     before = f"- before that, each image: {facts['before']}\n" if facts["before"] else ""
-    return f"""# {facts["model"]}, {facts["precision"]}
+    return f"""# {facts["model"]}, {", ".join(precisions)}
 
 {trained}.
 
@@ -44,18 +56,17 @@ def text(facts: dict[str, Any], inputs: Sequence[TensorSpec], feeds: Feeds) -> s
 - preprocessing inside the graph: {facts["preprocessing"]}
 {before}{classes}
 
-| engine | file | verdict where it was built | built with |
-|---|---|---|---|
+| engine | precision | file | verdict where it was built | built with |
+|---|---|---|---|---|
 {engines}
 {runtimes}
-`{facts["graph"]}` is the ONNX graph, and `{facts["golden"]}` holds
-inputs with the float64 outputs of the PyTorch model.
+{graphs}
 
 Verify it on this machine, every digest and every engine that can run here:
 
     assay check BUNDLE.tar.zst
 
-In the unpacked folder (`tar -xf BUNDLE.tar.zst`), the graph runs with `pip install onnxruntime`
+In the unpacked folder (`tar -xf BUNDLE.tar.zst`), a graph runs with `pip install onnxruntime`
 alone:
 
 ```python
@@ -79,7 +90,8 @@ def _order(inputs: Sequence[TensorSpec]) -> str:
 
 
 def _example(facts: dict[str, Any], inputs: Sequence[TensorSpec], shown: Feeds) -> str:
-    """Returns Python that runs the graph on zeros, and prints the class or the outputs."""
+    """Returns Python that runs the first graph on zeros, and prints the class or the outputs."""
+    graph = next(iter(facts["models"].values()))["graph"]
     feeds = ", ".join(
         f'"{spec.name}": np.zeros({shown[spec.name].shape}, "{spec.dtype}")' for spec in inputs
     )
@@ -88,7 +100,7 @@ def _example(facts: dict[str, Any], inputs: Sequence[TensorSpec], shown: Feeds) 
         "import numpy as np",
         "import onnxruntime",
         "",
-        f'session = onnxruntime.InferenceSession("{facts["graph"]}")',
+        f'session = onnxruntime.InferenceSession("{graph}")',
         f"feeds = {{{feeds}}}  # {_order(inputs)}",
         "outputs = session.run(None, feeds)",
     ]

@@ -10,7 +10,7 @@ import click
 
 import exporters
 from engines.errors import DeployError, UsageError, suggestion
-from pipeline.cli import signing
+from pipeline.cli import signing, wire
 from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
 from pipeline.workflow import console
 
@@ -69,7 +69,8 @@ def report(
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [all available].")
-@click.option("--engine", metavar="NAME", help="Judge this engine only, and the graph [all].")
+@click.option("--engine", metavar="NAME", help="Judge this engine only, and the graphs [all].")
+@click.option("--precision", metavar="NAME", help="Judge this precision only [all].")
 @click.option(
     "--digests-only", is_flag=True, help="Check digests and records only; open no engine."
 )
@@ -82,6 +83,7 @@ def report(
     help="GiB that the bundle may unpack to.",
 )
 @signing.verifying
+@wire.serving
 @limiting
 @printing
 def check(
@@ -89,12 +91,16 @@ def check(
     device: str,
     threads: int | None,
     engine: str | None,
+    precision: str | None,
     digests_only: bool,
     trust: bool,
     max_size: float,
     **values: Any,
 ) -> None:
-    """Prove a bundle on this machine: every digest, and every engine that can run."""
+    """Prove a bundle on this machine: every digest, and every engine that can run.
+
+    With --url, prove a server instead, by the bundle's golden file.
+    """
     from engines.hardware import available_cpus
     from pipeline.bundling import checking
     from pipeline.report import verify as verdict_report
@@ -102,21 +108,27 @@ def check(
 
     print_as(values)
     limit(values)
+    max_bytes = int(max_size * 2**30)
+    trusted = signing.trusted(values)
+    if server := wire.server_of(values, engine=engine, digests_only=digests_only):
+        wire.check(bundle, server, precision, max_bytes, trusted)
+        return
     checked = checking.check(
         bundle,
         device,
         threads or available_cpus(),
         engine=engine,
+        precision=precision,
         digests_only=digests_only,
-        max_bytes=int(max_size * 2**30),
-        trusted=signing.trusted(values),
+        max_bytes=max_bytes,
+        trusted=trusted,
         consent=lambda lines: None if trust else ask(bundle, lines),
     )
     signing.show_signer(bundle, checked.signer)
     members = len(checked.manifest["members"])
     console.result(f"{bundle}: {members} members and {checked.links} digests of the chain match")
     if digests_only:
-        console.result(f"{bundle}: neither the graph nor an engine was opened")
+        console.result(f"{bundle}: neither a graph nor an engine was opened")
     else:
         verdict_report.show(checked.verdicts)
     ran = [verdict for verdict in checked.verdicts if verdict.status != "not run"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,11 @@ from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, 
 from pipeline.report.units import times_as_long
 from pipeline.stages import check_threads
 from pipeline.workflow import console, hints, worker
-from pipeline.workflow.artifacts import GRAPH_SUBJECT
 
 if TYPE_CHECKING:
     from engines.contract import Session
+    from pipeline.bundling.checking import Model
+    from pipeline.bundling.signature import Trusted
 
 _path = click.Path(path_type=Path)
 
@@ -122,6 +124,7 @@ def _sizes(_context: click.Context, _option: click.Parameter, text: str) -> tupl
 @click.argument("second", metavar="B", type=_path)
 @click.option("--batch", default="1", show_default=True, callback=_sizes, help="Batch sizes.")
 @click.option("--engine", metavar="NAME", help="The engine to time [all that both have].")
+@click.option("--precision", metavar="NAME", help="The precision to time [a bundle's first].")
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1000),
@@ -148,6 +151,7 @@ def compare(
     second: Path,
     batch: tuple[int, ...],
     engine: str | None,
+    precision: str | None,
     tolerance: float,
     device: str,
     threads: int | None,
@@ -165,7 +169,7 @@ def compare(
     from engines.hardware import available_cpus
     from pipeline.benchmarking.comparison import Load
     from pipeline.benchmarking.comparison import compare as timed
-    from pipeline.bundling import checking, opening
+    from pipeline.bundling import opening
     from pipeline.golden import file as goldens
     from pipeline.report import bench as report
 
@@ -176,22 +180,14 @@ def compare(
     with ExitStack() as stack:
         folders = [stack.enter_context(temporary.folder()).resolve() for _ in range(2)]
         unpacked = [
-            opening.engine_file(path)
-            if opening.is_engine_file(path)
-            else checking.unpack(path, folder, trusted=signer)
+            _unpack(path, folder, precision, trust, signer)
             for path, folder in zip((first, second), folders, strict=True)
         ]
-        if not trust:
-            for path, bundle in zip((first, second), unpacked, strict=True):
-                # Other commands open a built engine without asking, too.
-                if not (bundle.signer or opening.is_engine_file(path)):
-                    ask(path, checking.opened(bundle, bundle.subjects))
-        shared = unpacked[0].subjects.keys() & unpacked[1].subjects.keys() - {GRAPH_SUBJECT}
-        proved = [
-            opening.proved(bundle, engine, device, count, among=shared) for bundle in unpacked
-        ]
+        models, manifests = zip(*unpacked, strict=True)
+        shared = {*models[0].engines} & {*models[1].engines}
+        proved = [opening.proved(model, engine, device, count, among=shared) for model in models]
         worker.end()  # it holds memory, on a GPU too
-        golden = [goldens.load(bundle.golden) for bundle in unpacked]
+        golden = [goldens.load(model.golden) for model in models]
         loads = [Load(size, golden[0].feeds(size)) for size in batch]
         common = [name for name in proved[0] if name in proved[1]]
         results: list[dict[str, Any]] = []
@@ -200,9 +196,9 @@ def compare(
         for choice in choices:
             sessions: dict[str, Session] = {}
             with ExitStack() as opened:
-                for letter, bundle, names, rows in zip("AB", unpacked, proved, golden, strict=True):
+                for letter, model, names, rows in zip("AB", models, proved, golden, strict=True):
                     # Only bundles without a common engine are compared by the fastest of each.
-                    name, session = opening.fastest(choice or names, bundle, rows, device, count)
+                    name, session = opening.fastest(choice or names, model, rows, device, count)
                     sessions[f"{letter} {name}"] = opened.enter_context(closing(session))
                 _require_alike(*sessions.values())
                 pair = timed(sessions, loads, budget=budget / len(choices), seed=seed)
@@ -220,7 +216,7 @@ def compare(
         console.result(verdict["sentence"])
     document = {
         "bundles": {"A": str(first), "B": str(second)},
-        "manifests": [bundle.manifest for bundle in unpacked],
+        "manifests": manifests,
         "devices": devices,
         "tolerance": tolerance,
         "verdicts": verdicts,
@@ -244,6 +240,21 @@ def compare(
         error.details = document
         raise error
     console.document(document)
+
+
+def _unpack(
+    path: Path, folder: Path, precision: str | None, trust: bool, signer: Trusted | None
+) -> tuple[Model, Mapping[str, Any]]:
+    """Returns what is to be timed, and its manifest; asks first whether to open a bundle."""
+    from pipeline.bundling import checking, opening
+
+    if opening.is_engine_file(path):  # other commands open it without asking, too
+        return opening.engine_file(path), {"engine": str(path)}
+    unpacked = checking.unpack(path, folder, trusted=signer)
+    model = unpacked.model(precision)
+    if not (trust or unpacked.signer):
+        ask(path, checking.opened(folder, [(model, name) for name in model.subjects]))
+    return model, unpacked.manifest
 
 
 def _require_alike(one: Session, two: Session) -> None:

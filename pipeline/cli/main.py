@@ -22,6 +22,7 @@ from engines.errors import DeployError, UsageError, suggestion
 from exporters import DEFAULT_PRECISION
 from pipeline import __version__
 from pipeline.cli import (
+    bundles,
     card,
     commands,
     decisions,
@@ -31,6 +32,7 @@ from pipeline.cli import (
     registry,
     signing,
     stage_runs,
+    triton,
 )
 from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import SectionedCommand, click_parameter
@@ -141,6 +143,12 @@ def _say_if_bundle_is_outdated(params: dict[str, Any], store: Store) -> None:
             console.say(f"{error.message}; {error.hint}")
 
 
+def _default(option: Option) -> Any:
+    """Returns the default of an option; of a list of one item, the item."""
+    alone = option.many and option.default and len(option.default) == 1
+    return option.default[0] if alone else option.default
+
+
 def _add_run() -> None:
     union: dict[str, Option] = {}
     stages: dict[str, list[str]] = {}
@@ -149,7 +157,7 @@ def _add_run() -> None:
         for option in options(chain.stage(name).params):
             if option.role.in_run:
                 stages.setdefault(option.name, []).append(name)
-                if union.get(option.name, option).default != option.default:
+                if _default(union.get(option.name, option)) != _default(option):
                     differing.add(option.name)
                 if option.role.shown_by_run or option.name not in union:
                     union[option.name] = option
@@ -197,11 +205,13 @@ _add_run()
 
 
 _others = (
+    *bundles.COMMANDS,
     *card.COMMANDS,
     *signing.COMMANDS,
     *registry.COMMANDS,
     *decisions.COMMANDS,
     *graph_commands.COMMANDS,
+    *triton.COMMANDS,
     loadgen.COMMAND,
 )
 for _command in (*commands.COMMANDS, *_others):

@@ -15,7 +15,7 @@ from engines.errors import (
     RefusedError,
     UsageError,
 )
-from exporters import PRECISIONS
+from exporters import DEFAULT_PRECISION, PRECISIONS
 from pipeline import models
 from pipeline.cli.options import ALL
 from pipeline.data import registry
@@ -342,8 +342,9 @@ def run_all(arguments: dict[str, Any], store: Store) -> tuple[list[Outcome], Dep
     here = [name for name, status in usable.items() if status == "pass"]
     if here:
         step("bench", engine=here)
+    precision = (arguments.get("precision", DEFAULT_PRECISION),)
     with quietly():
-        step("bundle", engine=list(usable), measurements=bool(here))
+        step("bundle", engine=list(usable), precision=precision, measurements=bool(here))
     return outcomes, joined(failures) if failures else None
 
 

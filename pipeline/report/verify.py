@@ -32,6 +32,8 @@ def show(verdicts: Sequence[Verdict]) -> None:
 def cells(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
     """Returns titles of columns and rows of cells, with a row for each output of a verdict."""
     columns = dict(_COLUMNS)
+    if len({verdict.precision for verdict in verdicts}) > 1:
+        columns = {"subject": columns.pop("subject"), **_PRECISION_COLUMN, **columns}
     if any(PRECISIONS[verdict.precision].quantized for verdict in verdicts):
         columns |= _QUANTIZED_COLUMNS
     if any(deviating_type(verdict.facts, verdict.precision) for verdict in verdicts):
@@ -39,8 +41,12 @@ def cells(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for verdict in verdicts:
         if not verdict.outputs:
-            empty = [""] * (len(columns) - 2)
-            rows.append([verdict.subject, verdict.status, *empty])
+            known = {
+                "subject": verdict.subject,
+                "precision": verdict.precision,
+                "verdict": verdict.status,
+            }
+            rows.append([known.get(name, "") for name in columns])
         for output in verdict.outputs:
             rows.append([cell(verdict, output) for _, cell in columns.values()])
     return [title for title, _ in columns.values()], rows
@@ -165,6 +171,9 @@ _OPTIONAL = (
     # Of a quantized graph, the errors are those of quantization.
     *(">rms x floor", ">max x floor", ">weights", ">flips"),
 )
+_PRECISION_COLUMN: dict[str, _Column] = {
+    "precision": ("precision", lambda verdict, _: verdict.precision),
+}
 _TYPE_COLUMNS: dict[str, _Column] = {
     "computed in": ("computed in", lambda verdict, _: verdict.facts.get("computed in", "")),
 }

@@ -85,6 +85,21 @@ def precision_option() -> Any:
     )
 
 
+def precisions_option() -> Any:
+    """Declares `--precision` of a stage that takes several."""
+    return option(
+        (exporters.DEFAULT_PRECISION,),
+        text="Precisions of the graph.",
+        names=lambda: list(exporters.PRECISIONS),
+    )
+
+
+def ordered(precisions: Iterable[str]) -> tuple[str, ...]:
+    """Returns precisions in the order of their table, each once: the same choice, the same key."""
+    chosen = set(precisions)
+    return tuple(name for name in exporters.PRECISIONS if name in chosen)
+
+
 def check_time(text: str) -> None:
     """Raises UsageError for a time that is not written as in 5ms."""
     units.seconds(text)
@@ -145,12 +160,16 @@ def _fields(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def built_engines(params: Mapping[str, Any], root: Path) -> list[str]:
-    """Returns the names of the engines built for the model and precision in `params`."""
-    fields = _fields(params)
+    """Returns the names of the engines built for the model in a precision of `params`."""
+    fields, several = _fields(params), params.get("precision")
+    precisions = several if isinstance(several, tuple) else (fields["precision"],)
     return [
         name
         for name in engines.names()
-        if (root / ENGINE.at(**{**fields, "engine": name}).path).exists()
+        if any(
+            (root / ENGINE.at(**{**fields, "engine": name, "precision": precision}).path).exists()
+            for precision in precisions
+        )
     ]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,15 @@ from engines.errors import DeployError, ParityError
 from pipeline import __version__, models
 from pipeline.report import bundle as report
 from pipeline.report.train import describe
-from pipeline.stages import built_engines, engine_source, model_option, precision_option
+from pipeline.stages import (
+    built_engines,
+    engine_source,
+    model_option,
+    ordered,
+    precisions_option,
+)
 from pipeline.verification.acceptance import ACCEPTED
-from pipeline.workflow import hints, phases
+from pipeline.workflow import console, hints, phases
 from pipeline.workflow.artifacts import (
     BUNDLE,
     BUNDLE_SUFFIX,
@@ -39,7 +46,9 @@ from pipeline.workflow.digests import read_json
 from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 if TYPE_CHECKING:
+    from pipeline.bundling.measured import Figure
     from pipeline.golden.file import Golden
+    from pipeline.workflow.records import Record
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Params:
     """Options of the stage."""
 
     model: str = model_option()
-    precision: str = precision_option()
+    precision: tuple[str, ...] = precisions_option()
     engine: tuple[str, ...] = option(
         ("all",),
         text='Built engines to include, or "all" that are built.',
@@ -85,6 +94,7 @@ def resolve(params: Params) -> Params:
         )
     return dataclasses.replace(
         params,
+        precision=ordered(params.precision),
         engine=tuple(sorted(set(params.engine))),
         include=tuple(sorted(set(params.include))),
     )
@@ -94,126 +104,200 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     """Writes the archive.
 
     Raises:
+        DeployError: No engine is built in one of the precisions, or one has no verdict.
         ParityError: A verdict is neither "pass" nor "not run".
     """
-    from pipeline.bundling import archive, attestation, bom, checking, measured, provenance, readme
+    from pipeline.bundling import archive, attestation, bom, manifest, provenance, readme
     from pipeline.golden import file as goldens
 
-    verdicts = {GRAPH_SUBJECT: read_json(inputs[GRAPH_VERDICT])}
-    for name in params.engine:
-        verdicts[name] = read_json(inputs[ENGINE_VERDICT.at(engine=name)])
-    for name, verdict in verdicts.items():
-        if verdict["status"] not in ACCEPTED:
-            raise ParityError(
-                f"{name} is not proved equal to the model, so it is not bundled:"
-                f" {verdict['reason']}",
-                f"leave it out with --engine, or see"
-                f" `{hints.command('verify', vars(params) | {'engine': name})}`",
-            )
-    members = {
-        artifact.label: inputs.locate(artifact)
+    present = [
+        artifact
         for artifact in inputs.declared
         if not artifact.optional or inputs.locate(artifact).exists()
+    ]
+    paths = provenance.record_paths(inputs.root, [artifact.record for artifact in present])
+    records = provenance.read_records(inputs.root, paths)
+    proved = {name: _proved(inputs, params, name, records) for name in params.precision}
+    golden = {name: goldens.load(inputs[GOLDEN.at(precision=name)]) for name in params.precision}
+    facts = {
+        **_facts(inputs, params),
+        "models": {
+            name: _at_precision(inputs, name, golden[name], proved[name])
+            for name in params.precision
+        },
+        "chains": {manifest.ROOT: paths},
     }
-    records = provenance.record_paths(inputs.root, [part.record for part in inputs.declared])
-    known_records = provenance.read_records(inputs.root, records)
-    golden = goldens.load(inputs[GOLDEN])
-    facts = _facts(inputs, params, records, verdicts, golden)
-    for name in params.engine:
-        record = known_records[ENGINE.at(engine=name).at(**inputs.fields).record]
-        entry = facts["engines"][name]
-        entry["built_with"] = record.facts
-        if install := engines.get(name).smaller_runtime(record.facts, record.params):
-            entry["smaller_runtime"] = install
-    text = readme.text(facts, golden.input_specs, golden.feeds(1))
+    facts["content"] = manifest.content_digest(facts, provenance.digests(records))
+    example = golden[params.precision[0]]
+    text = readme.text(facts, example.input_specs, example.feeds(1))
     content: dict[str, Path | bytes] = {
-        **members,
-        **{path: inputs.root / path for path in records},
-        "README.md": text.encode(),
-        attestation.MEMBER: attestation.build(known_records, checking.subjects_of(facts)),
+        **{artifact.label: inputs.locate(artifact) for artifact in present},
+        **{path: inputs.root / path for path in paths},
+        attestation.MEMBER: attestation.build(records),
     }
-    figures = measured.collect(
-        None if models.graph_file(params.model) else read_json(inputs[TRAINING]),
-        verdicts,
-        read_json(inputs[MEASUREMENTS]) if params.measurements else None,
-    )
+    description = read_json(inputs[DESCRIPTION.at(precision=params.precision[0])])
     content[bom.MEMBER] = bom.build(
-        facts,
-        known_records,
-        read_json(inputs[DESCRIPTION]),
-        figures,
-        archive.digests(content),
+        facts, records, description, _figures(inputs, params, proved), archive.digests(content)
     )
+    content["README.md"] = text.encode()
     folder = outputs[BUNDLE].name.removesuffix(BUNDLE_SUFFIX)
     with phases.showing("bundle"):
         phases.start("reading the files")
         archive.write(outputs[BUNDLE], folder, facts, content)
 
 
-def _facts(
-    inputs: Paths, params: Params, records: list[str], verdicts: dict[str, Any], golden: Golden
-) -> dict[str, Any]:
+def _figures(
+    inputs: Paths, params: Params, proved: Mapping[str, Mapping[str, Any]]
+) -> list[Figure]:
+    """Returns what was measured, for the bill of materials."""
+    from pipeline.bundling import measured
+
+    is_graph = models.graph_file(params.model) is not None
+    figures = measured.collect(None if is_graph else read_json(inputs[TRAINING]), {}, None)
+    for precision, entries in proved.items():
+        verdicts = {GRAPH_SUBJECT: read_json(inputs[GRAPH_VERDICT.at(precision=precision)])}
+        for name in entries:
+            _, _, judged = _engine_parts(params, precision, name)
+            verdicts[name] = read_json(inputs[judged])
+        measurements = None
+        if params.measurements:
+            measurements = read_json(inputs[MEASUREMENTS.at(precision=precision)])
+        figures += [
+            dataclasses.replace(figure, where=f"{precision}: {figure.where}")
+            for figure in measured.collect(None, verdicts, measurements)
+        ]
+    return figures
+
+
+def _proved(
+    inputs: Paths, params: Params, precision: str, records: Mapping[str, Record]
+) -> dict[str, dict[str, Any]]:
+    """Returns what the manifest says of each engine at a precision; checks the verdicts.
+
+    Raises:
+        DeployError: No engine is built in it, or one has no verdict.
+        ParityError: A verdict is neither "pass" nor "not run".
+    """
+    words = vars(params) | {"precision": precision}
+    of_graph = read_json(inputs[GRAPH_VERDICT.at(precision=precision)])
+    _require_accepted(GRAPH_SUBJECT, of_graph, words)
+    entries = {}
+    for name in params.engine:
+        built, _, judged = _engine_parts(params, precision, name)
+        if not inputs[built].exists():
+            console.say(f"without {name} in {precision}: it is not built")
+            continue
+        if not inputs[judged].exists():
+            raise DeployError(
+                f"{name} in {precision} has no verdict",
+                f"run `{hints.command('verify', words | {'engine': name})}`",
+            )
+        verdict = read_json(inputs[judged])
+        _require_accepted(name, verdict, words)
+        label = ENGINE.at(**{**inputs.fields, "engine": name, "precision": precision})
+        record = records[label.record]
+        entry = {"path": label.label, "verdict": verdict["status"], "built_with": record.facts}
+        if install := engines.get(name).smaller_runtime(record.facts, record.params):
+            entry["smaller_runtime"] = install
+        entries[name] = entry
+    if not entries:
+        raise DeployError(
+            f"no engine of {params.model} is built in {precision}",
+            f"run `{hints.command('build', words | {'engine': None})}`, or leave the precision out",
+        )
+    return entries
+
+
+def _require_accepted(name: str, verdict: Mapping[str, Any], words: Mapping[str, Any]) -> None:
+    if verdict["status"] not in ACCEPTED:
+        raise ParityError(
+            f"{name} is not proved equal to the model, so it is not bundled: {verdict['reason']}",
+            f"leave it out with --engine, or see"
+            f" `{hints.command('verify', {**words, 'engine': name})}`",
+        )
+
+
+def _facts(inputs: Paths, params: Params) -> dict[str, Any]:
+    """Returns what the manifest says of the model, whatever its precision."""
     # As in the graph, which may have 2 GB.
-    metadata = read_json(inputs[DESCRIPTION])["metadata"]
+    metadata = read_json(inputs[DESCRIPTION.at(precision=params.precision[0])])["metadata"]
+    if models.graph_file(params.model) is None:
+        origin = describe(read_json(inputs[TRAINING]))
+    else:
+        origin = f"the graph of an ONNX file, SHA-256 {metadata['assay.graph']}"
     return {
         "assay": __version__,
         "model": params.model,
-        "precision": params.precision,
         "dataset": metadata["assay.dataset"],
-        "training": _origin(inputs, params),
+        "training": origin,
         "labels": json.loads(metadata["assay.labels"]),
         "preprocessing": metadata["assay.preprocessing"],
         "before": metadata.get("assay.before", ""),
-        "inputs": [str(spec) for spec in golden.input_specs],
-        "outputs": [str(spec) for spec in golden.output_specs],
-        "graph": GRAPH.at(**inputs.fields).label,
-        "golden": GOLDEN.at(**inputs.fields).label,
-        "engines": {
-            name: {
-                "path": ENGINE.at(engine=name).at(**inputs.fields).label,
-                "verdict": verdicts[name]["status"],
-            }
-            for name in params.engine
-        },
-        "records": records,
     }
 
 
-def _origin(inputs: Paths, params: Params) -> str:
-    """Returns where the weights come from, in words."""
-    if models.graph_file(params.model) is None:
-        return describe(read_json(inputs[TRAINING]))
-    digest = read_json(inputs[DESCRIPTION])["metadata"]["assay.graph"]
-    return f"the graph of an ONNX file, SHA-256 {digest}"
+def _at_precision(
+    inputs: Paths, precision: str, golden: Golden, proved: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns what the manifest says of the model at a precision."""
+    graph, data, rows = (
+        artifact.at(**{**inputs.fields, "precision": precision})
+        for artifact in (GRAPH, GRAPH_DATA, GOLDEN)
+    )
+    return {
+        "graph": graph.label,
+        **({"data": data.label} if inputs.locate(data).exists() else {}),
+        "golden": rows.label,
+        "inputs": [str(spec) for spec in golden.input_specs],
+        "outputs": [str(spec) for spec in golden.output_specs],
+        "engines": proved,
+    }
 
 
-def _sources(params: Params) -> list[Artifact]:
-    sources = dict.fromkeys(engine_source(name, params.precision) for name in params.engine)
+def _sources(params: Params, precision: str) -> list[Artifact]:
+    sources = dict.fromkeys(engine_source(name, precision) for name in params.engine)
     return [source for source in sources if source != GRAPH]
 
 
 # What is included only if the user asks for it: no engine needs it on the target.
-_PARTS: dict[str, Callable[[Params], list[Artifact]]] = {
-    "checkpoint": lambda params: [] if models.graph_file(params.model) else [CHECKPOINT],
+_PARTS: dict[str, Callable[[Params, str], list[Artifact]]] = {
+    "checkpoint": lambda params, _: [] if models.graph_file(params.model) else [CHECKPOINT],
     "source": _sources,
 }
 
 
+def _engine_parts(params: Params, precision: str, name: str) -> list[Artifact]:
+    """Returns an engine, its layers and its verdict.
+
+    With several precisions, an engine need not be built in every one.
+    """
+    return [
+        dataclasses.replace(
+            artifact.at(engine=name, precision=precision), optional=len(params.precision) > 1
+        )
+        for artifact in (ENGINE, ENGINE_LAYERS, ENGINE_VERDICT)
+    ]
+
+
 def _inputs(params: Params) -> tuple[Artifact, ...]:
-    parts = (ENGINE, ENGINE_LAYERS, ENGINE_VERDICT)
-    more = [part for name in params.include for part in _PARTS[name](params)]
-    return (
-        *(() if models.graph_file(params.model) else (TRAINING,)),
-        GRAPH,
-        GRAPH_DATA,
-        DESCRIPTION,
-        *more,
-        GOLDEN,
-        GRAPH_VERDICT,
-        *(artifact.at(engine=name) for name in params.engine for artifact in parts),
-        # Last, since what an error says to do about the verdicts has to be done first.
-        *((MEASUREMENTS,) if params.measurements else ()),
-    )
+    trained = () if models.graph_file(params.model) else (TRAINING,)
+    of_graphs = [
+        artifact.at(precision=precision)
+        for precision in params.precision
+        for artifact in (
+            *(GRAPH, GRAPH_DATA, DESCRIPTION),
+            *(part for name in params.include for part in _PARTS[name](params, precision)),
+            *(GOLDEN, GRAPH_VERDICT),
+        )
+    ]
+    of_engines = [
+        artifact
+        for precision, name in itertools.product(params.precision, params.engine)
+        for artifact in _engine_parts(params, precision, name)
+    ]
+    # Last, since what an error says to do about the verdicts has to be done first.
+    measured = [MEASUREMENTS.at(precision=name) for name in params.precision if params.measurements]
+    return (*trained, *dict.fromkeys(of_graphs), *of_engines, *measured)
 
 
 def show(runs: StageRuns[Params]) -> None:
@@ -229,7 +313,7 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=lambda _params: (BUNDLE,),
     run=run,
-    revision=4,
+    revision=5,
     resolve=resolve,
     command_options=CommandOptions,
     show=show,

@@ -14,7 +14,7 @@ from typing import Any
 
 from engines import hardware
 from engines.errors import FailedError, ParityError, UsageError
-from exporters import DEFAULT_PRECISION, PRECISIONS
+from exporters import DEFAULT_PRECISION
 from pipeline import models
 from pipeline.report import sweep as report
 from pipeline.stages import (
@@ -25,6 +25,8 @@ from pipeline.stages import (
     golden_batches,
     machine_facts,
     model_option,
+    ordered,
+    precisions_option,
     proved_engines,
     require_built,
 )
@@ -47,9 +49,7 @@ class Params:
     """Options of the stage."""
 
     model: str = model_option()
-    precision: tuple[str, ...] = option(
-        (DEFAULT_PRECISION,), text="Precisions of the graph.", names=lambda: list(PRECISIONS)
-    )
+    precision: tuple[str, ...] = precisions_option()
     engine: tuple[str, ...] = engines_option("measure", _proved)
     batch: tuple[int, ...] = option((1, 8, 64), text="Rows of one request.", high=65536)
     concurrency: tuple[int, ...] = option(
@@ -79,7 +79,7 @@ def resolve(params: Params) -> Params:
     cpus = hardware.available_cpus()
     resolved = dataclasses.replace(
         params,
-        precision=tuple(name for name in PRECISIONS if name in params.precision),
+        precision=ordered(params.precision),
         engine=tuple(sorted(set(params.engine))),
         batch=tuple(sorted(set(params.batch))),
         concurrency=tuple(sorted(set(params.concurrency))),

@@ -91,7 +91,7 @@ def again(stage: str, params: Mapping[str, Any]) -> str:
     chosen = chain.stage(stage)
     fields = {option.name: option for option in options(chosen.params)}
     known = {
-        name: tuple(value) if fields[name].many else value
+        name: _items(value) if fields[name].many else value
         for name, value in params.items()
         if name in fields
     }
@@ -110,6 +110,11 @@ def again(stage: str, params: Mapping[str, Any]) -> str:
         if name not in _SELECTING and filled_in.get(name, fields[name].default) != value
     }
     return command(stage, {**selecting, **others})
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    """Returns the items of a list, or of a text in which a path has them joined by a plus."""
+    return tuple(value.split("+") if isinstance(value, str) else value)
 
 
 def complete(hint: str, place: Place) -> str:

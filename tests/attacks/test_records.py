@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from engines.errors import DeployError
+from pipeline.bundling.manifest import content_digest
 from pipeline.training.checkpoint import TrainingCheckpoint
 from pipeline.workflow import lock, records
 from pipeline.workflow.digests import dump_json, parse_json, read_json, sha256_file
 from pipeline.workflow.runner import Store
-from tests.bundles import FOLDER, bundle_of, members, pack, resigned
+from tests.bundles import FOLDER, bundle_of, members, pack, rerecorded, resigned
 from tests.conftest import Result
 
 Assay = Callable[..., Result]
@@ -113,11 +114,16 @@ def test_json_that_is_valid_is_read(value: object) -> None:
 
 
 def _forge(built: Store, path: Path, **facts: object) -> Path:
-    """Writes a bundle whose manifest has other facts, and digests that match."""
+    """Writes a bundle whose manifest has other facts, and digests that match.
+
+    Args:
+        facts: Of the manifest; `fp32` has those of the model at that precision.
+    """
     contents = members(bundle_of(built))
     name = f"{FOLDER}/manifest.json"
-    content = {**json.loads(contents[name]), **facts}
-    forged = resigned({**contents, name: dump_json(content)})
+    content = json.loads(contents[name])
+    content["models"]["fp32"] |= facts.pop("fp32", {})
+    forged = resigned({**contents, name: dump_json({**content, **facts})})
     return pack(path, list(forged.items()))
 
 
@@ -126,25 +132,35 @@ def _forge(built: Store, path: Path, **facts: object) -> Path:
     [
         {"model": 3},
         {"model": None},
-        {"precision": "fp64"},
-        {"precision": "fp16"},
-        {"precision": 32},
-        {"precision": []},
         {"labels": None},
         {"labels": "cat"},
-        {"records": {}},
-        {"records": "lenet/train.json"},
-        {"records": [["lenet/train.json"]]},
-        {"graph": None},
-        {"graph": ["lenet/fp32/model.onnx"]},
-        {"golden": {}},
-        {"golden": "lenet/fp32/model.onnx"},
-        {"engines": []},
-        {"engines": {"onnxruntime": None}},
-        {"engines": {"onnxruntime": {}}},
-        {"engines": {"onnxruntime": {"path": 1}}},
-        {"engines": {"onnxruntime": {"path": ["a"]}}},
-        {"engines": 3},
+        {"content": None},
+        {"content": "0" * 64},
+        {"chains": []},
+        {"chains": {}},
+        {"chains": {"": {}}},
+        {"chains": {"": "lenet/train.json"}},
+        {"chains": {"": [["lenet/train.json"]]}},
+        {"chains": {"lenet": ["lenet/train.json"]}},
+        {"chains": {"../": ["../lenet/train.json"]}},
+        {"chains": {"lenet/": ["lenet/train.json"]}},
+        {"models": None},
+        {"models": {}},
+        {"models": []},
+        {"models": {"fp32": None}},
+        {"models": {"fp32": {}}},
+        {"fp32": {"graph": None}},
+        {"fp32": {"graph": ["lenet/fp32/model.onnx"]}},
+        {"fp32": {"golden": {}}},
+        {"fp32": {"golden": "lenet/fp32/model.onnx"}},
+        {"fp32": {"data": 3}},
+        {"fp32": {"data": "/etc/passwd"}},
+        {"fp32": {"engines": []}},
+        {"fp32": {"engines": {"onnxruntime": None}}},
+        {"fp32": {"engines": {"onnxruntime": {}}}},
+        {"fp32": {"engines": {"onnxruntime": {"path": 1}}}},
+        {"fp32": {"engines": {"onnxruntime": {"path": ["a"]}}}},
+        {"fp32": {"engines": 3}},
     ],
     ids=str,
 )
@@ -156,6 +172,18 @@ def test_a_manifest_with_a_wrong_field_is_refused(
     assert result.code == 1
     assert str(path) in result.err
     assert "assay-check-" not in result.err
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp16", "", "../fp32"])
+def test_a_manifest_with_another_precision_than_the_golden_file_is_refused(
+    built: Store, tmp_path: Path, assay: Assay, precision: str
+) -> None:
+    contents = members(bundle_of(built))
+    models = json.loads(contents[f"{FOLDER}/manifest.json"])["models"]
+    path = _forge(built, tmp_path / "forged.tar.zst", models={precision: models["fp32"]})
+    result = assay("check", "--trust", path)
+    assert result.code == 1
+    assert "is for fp32, but manifest.json says" in result.err
 
 
 def test_an_unknown_engine_is_not_run_and_the_others_are_judged(
@@ -170,7 +198,12 @@ def test_an_unknown_engine_is_not_run_and_the_others_are_judged(
             ("_onnxruntime", "pytorch/engine.pt2"),
         )
     }
-    path = _forge(built, tmp_path / "forged.tar.zst", engines=engines)
+    contents = members(bundle_of(built))
+    manifest = json.loads(contents[f"{FOLDER}/manifest.json"])
+    manifest["models"]["fp32"]["engines"] = engines
+    digests = {name: entry["sha256"] for name, entry in manifest["members"].items()}
+    content = content_digest(manifest, digests)
+    path = _forge(built, tmp_path / "forged.tar.zst", models=manifest["models"], content=content)
     result = assay("check", "--trust", path, "--json")
     assert result.code == 0, result.err
     verdicts = {entry["subject"]: entry for entry in json.loads(result.out)["verdicts"]}
@@ -201,18 +234,8 @@ def test_check_judges_one_engine_or_none(built: Store, assay: Assay) -> None:
 def test_errors_of_a_check_name_the_bundle_and_the_member(
     built: Store, tmp_path: Path, assay: Assay, part: str
 ) -> None:
-    contents = members(bundle_of(built))
-    for name in contents:
-        if name.endswith(".json") and b'"outputs"' in contents[name]:
-            record = json.loads(contents[name])
-            for entries in (record.get("outputs", {}), record.get("inputs", {})):
-                if isinstance(entries, dict) and part in entries:
-                    entries[part]["sha256"] = (
-                        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-                    )
-            contents[name] = dump_json(record)
-    contents[f"{FOLDER}/{part}"] = b""
-    path = pack(tmp_path / "forged.tar.zst", list(resigned(contents).items()))
+    contents = rerecorded(members(bundle_of(built)), {part: b""})
+    path = pack(tmp_path / "forged.tar.zst", list(contents.items()))
     result = assay("check", "--trust", path)
     assert result.code == 1
     assert f"{path}: member {part} is not" in result.err

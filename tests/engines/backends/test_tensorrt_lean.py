@@ -165,7 +165,7 @@ def test_a_bundle_says_that_the_lean_runtime_is_enough(
     install = f"tensorrt-lean-cu13-bindings=={VERSION} tensorrt-lean-cu13-libs=={VERSION}"
     assert readme.count(f"    pip install {install}\n") == 1
     manifest = next(text for name, text in contents.items() if name.endswith("manifest.json"))
-    entries = json.loads(manifest)["engines"]
+    entries = json.loads(manifest)["models"]["fp32"]["engines"]
     assert entries["tensorrt"]["smaller_runtime"].endswith(install)
     assert "smaller_runtime" not in entries["onnxruntime"]
 

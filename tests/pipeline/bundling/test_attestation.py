@@ -12,6 +12,7 @@ from in_toto_attestation.v1 import statement_pb2
 from in_toto_attestation.v1.statement import Statement
 
 from pipeline.bundling import attestation
+from pipeline.bundling.manifest import files
 from pipeline.workflow import records
 from pipeline.workflow.digests import dump_json
 from pipeline.workflow.runner import Store
@@ -37,8 +38,8 @@ def test_it_names_what_was_made_from_what(built: Store) -> None:
     document, contents = read(built), members(bundle_of(built))
     manifest = json.loads(contents[f"{FOLDER}/manifest.json"])
     subjects = {entry["name"]: entry["digest"]["sha256"] for entry in document["subject"]}
-    engines = {entry["path"] for entry in manifest["engines"].values()}
-    assert set(subjects) == {manifest["graph"], manifest["golden"], *engines}
+    (model,) = manifest["models"].values()
+    assert set(subjects) == {*files(model)}
     assert all(digest == manifest["members"][name]["sha256"] for name, digest in subjects.items())
     definition = document["predicate"]["buildDefinition"]
     assert definition["externalParameters"]["lenet/train.json"]["params"]["epochs"] == 10

@@ -37,7 +37,7 @@ def test_an_undamaged_bundle_passes_with_every_engine(
     status = {verdict["subject"]: verdict["status"] for verdict in document["verdicts"]}
     assert status["graph"] == status["onnxruntime"] == status["pytorch"] == "pass"
     assert document["links"] > 20
-    assert set(document["manifest"]["engines"]) == set(status) - {"graph"}
+    assert set(document["manifest"]["models"]["fp32"]["engines"]) == set(status) - {"graph"}
 
 
 def test_a_broken_chain_is_found_even_if_every_digest_matches(
@@ -67,12 +67,12 @@ def test_another_graph_under_the_same_records_is_found(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"graph": "/etc/passwd"}, "names '/etc/passwd', which is not a member"),
-        ({"golden": "../golden.npz"}, "which is not a member"),
-        ({"engines": {"pytorch": {"path": "/x"}}}, "which is not a member"),
-        ({"records": ["/etc/passwd"]}, "which is not a member"),
-        ({"records": []}, "no record made lenet/fp32/model.onnx"),
-        ({"engines": None}, "manifest.json is not valid"),
+        ({"fp32": {"graph": "/etc/passwd"}}, "names '/etc/passwd', which is not a member"),
+        ({"fp32": {"golden": "../golden.npz"}}, "which is not a member"),
+        ({"fp32": {"engines": {"pytorch": {"path": "/x"}}}}, "which is not a member"),
+        ({"chains": {"": ["/etc/passwd"]}}, "which is not a member"),
+        ({"chains": {"": []}}, "no record made lenet/fp32/model.onnx"),
+        ({"fp32": {"engines": None}}, "manifest.json is not valid"),
     ],
 )
 def test_a_manifest_that_points_elsewhere_is_refused(
@@ -80,7 +80,9 @@ def test_a_manifest_that_points_elsewhere_is_refused(
 ) -> None:
     contents = members(bundle_of(built))
     name = f"{FOLDER}/manifest.json"
-    manifest = {**json.loads(contents[name]), **change}
+    manifest = json.loads(contents[name])
+    manifest["models"]["fp32"] |= change.get("fp32", {})
+    manifest |= {key: value for key, value in change.items() if key != "fp32"}
     forged = resigned({**contents, name: dump_json(manifest)})
     result = assay("check", "--trust", pack(tmp_path / "forged.tar.zst", list(forged.items())))
     assert result.code == 1

@@ -111,7 +111,7 @@ def test_every_engine_that_both_have_is_compared(
     bundle = bundle_of(built)
     words = ("--trust", "--tolerance", "900", "--budget", "0.2", "--json")
     document = documented(assay("compare", bundle, bundle, *words))
-    held = [*document["manifests"][0]["engines"]]
+    held = [*document["manifests"][0]["models"]["fp32"]["engines"]]
     compared = [verdict["name"] for verdict in document["verdicts"]]
     assert compared == [name for name in held if engines.get(name).available().run]
 

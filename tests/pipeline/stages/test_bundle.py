@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from assay import load
 from pipeline.bundling import attestation, bom
 from pipeline.workflow.runner import Store
 from tests.bundles import FOLDER, bundle_of, members, opened
@@ -113,3 +114,60 @@ def test_a_mismatched_engine_is_not_bundled(store: Store, assay: Callable[..., R
     assert result.code == 3
     assert "pytorch is not proved equal" in result.err
     assert assay("bundle", "lenet", *where, "--engine", "onnxruntime").code == 0
+
+
+@pytest.mark.slow(20)
+def test_one_bundle_holds_several_precisions(store: Store, assay: Callable[..., Result]) -> None:
+    where = ("--root", store.root, "--dist", store.dist)
+    for words in (
+        ("export", "lenet", "--precision", "fp16"),
+        ("verify", "lenet", "--precision", "fp16"),
+        ("build", "lenet", "--precision", "fp16", "--engine", "onnxruntime"),
+        ("verify", "lenet", "--precision", "fp16", "--engine", "onnxruntime"),
+    ):
+        assert assay(*words, *where).code == 0
+    words = ("bundle", "lenet", "--precision", "fp16,fp32", "--no-measurements", *where)
+    result = assay(*words)
+    assert result.code == 0, result.err
+    assert "without openvino in fp16: it is not built" in result.err
+    path = store.dist / "lenet-fp32+fp16.tar.zst"
+    assert "nothing changed, skipped" in assay(*words).err
+
+    result = assay("check", "--trust", path, "--json")
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert {*document["manifest"]["models"]} == {"fp32", "fp16"}
+    passed = {
+        (verdict["precision"], verdict["subject"])
+        for verdict in document["verdicts"]
+        if verdict["status"] == "pass"
+    }
+    assert passed >= {
+        (name, part) for name in ("fp32", "fp16") for part in ("graph", "onnxruntime")
+    }
+    assert ("fp16", "openvino") not in passed
+    table = assay("check", "--trust", path, "--engine", "onnxruntime").out
+    assert [row.split()[1] for row in table.splitlines() if "pass" in row] == [
+        *("fp32", "fp32", "fp16", "fp16")
+    ]
+    only = assay("check", "--trust", path, "--precision", "fp16", "--json")
+    assert {entry["precision"] for entry in json.loads(only.out)["verdicts"]} == {"fp16"}
+    wrong = assay("check", "--trust", path, "--precision", "int8")
+    assert wrong.code == 2
+    assert "available: fp32, fp16" in wrong.err
+
+    loaded = {}
+    for precision in ("fp16", None):
+        with load(path, engine="onnxruntime", precision=precision) as predictor:
+            loaded[precision] = predictor.precision
+    assert loaded == {"fp16": "fp16", None: "fp32"}
+
+
+def test_a_precision_without_an_engine_is_not_bundled(
+    store: Store, assay: Callable[..., Result]
+) -> None:
+    where = ("--root", store.root, "--dist", store.dist)
+    result = assay("bundle", "lenet", "--precision", "fp32,fp16", *where)
+    assert result.code == 1
+    assert "`assay export lenet --precision fp16" in result.err
+    assert not (store.dist / "lenet-fp32+fp16.tar.zst").exists()

@@ -57,6 +57,8 @@ def inputs(stage: str) -> Iterator[Artifact]:
     engine = (ENGINE,) if stage in ("bench", "load", "bundle") else ENGINE
     named = set(chosen.params.__dataclass_fields__)
     values = {k: v for k, v in {**MODEL, "engine": engine}.items() if k in named}
+    if stage == "bundle":
+        values["precision"] = (values["precision"],)
     params = chosen.params(**values)
     for artifact in chosen.inputs(params):
         if not artifact.optional:

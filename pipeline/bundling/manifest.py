@@ -1,0 +1,61 @@
+"""What the manifest of a bundle says of its files, besides the list of its members.
+
+    models    by precision: the paths of the graph, of its external data if it has any, and of the
+              golden file; inputs and outputs in words; and the engines, by name
+    chains    the paths of the records, by the folder below which the paths in them lie
+    content   a digest of the files that `models` names: of what the bundle does
+
+A name of an engine may end in "@" and a target, since a bundle may hold one for each GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from exporters import PRECISIONS
+
+_Model = TypeVar("_Model")
+# The folder of the records that were made where the bundle was.
+ROOT = ""
+
+
+def backend(name: str) -> str:
+    """Returns the backend of an engine in a bundle: its name without the target."""
+    return name.partition("@")[0]
+
+
+def in_order(models: Mapping[str, _Model]) -> dict[str, _Model]:
+    """Returns models by precision in the order of the precisions' table, unknown ones last."""
+    known = [name for name in PRECISIONS if name in models]
+    return {name: models[name] for name in dict.fromkeys((*known, *models))}
+
+
+def files(model: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the paths of the graph, the golden file and the engines at one precision.
+
+    Args:
+        model: One of the manifest's `models`.
+    """
+    yield model["graph"]
+    if "data" in model:
+        yield model["data"]
+    yield model["golden"]
+    for engine in model["engines"].values():
+        yield engine["path"]
+
+
+def content_digest(facts: Mapping[str, Any], digests: Mapping[str, str]) -> str:
+    """Returns the SHA-256 of what `sha256sum` prints for the files that `models` names, sorted.
+
+    Neither records nor measurements are part of it, which tell times: whoever makes the same
+    graphs, golden files and engines again gets the same digest.
+
+    Args:
+        facts: The manifest, or what it will be.
+        digests: SHA-256 by path.
+    """
+    paths = sorted({path for model in facts["models"].values() for path in files(model)})
+    lines = "".join(f"{digests[path]}  {path}\n" for path in paths)
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,158 @@
+"""Bundles of one model that were made on several machines, as one bundle.
+
+The first bundle stays as it is. What the others add lies below a folder of its own for each, with
+its records, since the paths in them are those of the machine that made them; equal content is in
+the archive once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from engines import cache, temporary
+from engines.errors import DeployError
+from pipeline import __version__
+from pipeline.bundling import archive, checking, provenance, readme
+from pipeline.bundling import manifest as manifests
+from pipeline.golden import file as goldens
+from pipeline.workflow.artifacts import BUNDLE_SUFFIX, CHECKPOINT
+
+# What bundles of one model have in common.
+_COMMON = ("model", "dataset", "training", "labels", "preprocessing", "before")
+_TARGETS = "targets"
+_README = "README.md"
+
+
+def merge(bundles: Sequence[Path], target: Path, limit: int = archive.MAX_BYTES) -> dict[str, Any]:
+    """Writes a bundle with the engines of several; nothing in them is opened.
+
+    Args:
+        bundles: Two or more; what the first one has comes first.
+        target: The archive to write.
+        limit: Bytes that the members of each may take together.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DeployError: A bundle is damaged, or they are not of the same model.
+    """
+    with ExitStack() as stack:
+        folders = [stack.enter_context(temporary.folder()).resolve() for _ in bundles]
+        parts = [
+            checking.unpack(path, folder, limit)
+            for path, folder in zip(bundles, folders, strict=True)
+        ]
+        first = parts[0].manifest
+        facts = {key: value for key, value in first.items() if key not in ("members", "schema")}
+        facts["assay"] = __version__
+        content: dict[str, Path | bytes] = {}
+        digests: dict[str, str] = {}
+        for path, part, folder in zip(bundles, parts, folders, strict=True):
+            prefix = manifests.ROOT
+            if part is not parts[0]:
+                _require_alike(bundles[0], (first, folders[0]), path, (part.manifest, folder))
+                prefix = _add(facts, part.manifest, digests, path)
+            for name, entry in part.manifest["members"].items():
+                if name != _README:
+                    content[f"{prefix}{name}"] = folder / name
+                    digests[f"{prefix}{name}"] = entry["sha256"]
+        facts["models"] = manifests.in_order(facts["models"])
+        facts["content"] = manifests.content_digest(facts, digests)
+        golden = goldens.load(parts[0].model(None).golden)
+        text = readme.text(facts, golden.input_specs, golden.feeds(1))
+        content[_README] = text.encode()
+        with cache.write_atomic(target) as partial:
+            archive.write(partial, target.name.removesuffix(BUNDLE_SUFFIX), facts, content)
+    return facts
+
+
+_Part = tuple[Mapping[str, Any], Path]  # a manifest, and the folder of its members
+
+
+def _require_alike(first: Path, one: _Part, path: Path, other: _Part) -> None:
+    """Raises DeployError if two bundles are not of the same weights."""
+    hint = "train and export once, and copy the artifacts to the machines that build engines"
+    for field in _COMMON:
+        if one[0][field] != other[0][field]:
+            raise DeployError(
+                f"{path} and {first} are not of the same model: {field} is"
+                f" {other[0][field]!r:.80}, not {one[0][field]!r:.80}",
+                hint,
+            )
+    if _weights(*one) != _weights(*other):
+        raise DeployError(f"{path} and {first} have other weights", hint)
+
+
+def _weights(manifest: Mapping[str, Any], folder: Path) -> set[str]:
+    """Returns the digest of the checkpoint; the graph of an ONNX file has none."""
+    records = provenance.read_records(folder, manifest["chains"][manifests.ROOT])
+    digests = provenance.digests(records)
+    return {digests[label] for label in digests if Path(label).name == CHECKPOINT.name}
+
+
+def _add(
+    facts: dict[str, Any], manifest: Mapping[str, Any], digests: Mapping[str, str], path: Path
+) -> str:
+    """Adds to a manifest what another has besides.
+
+    Args:
+        facts: The manifest to add to.
+        digests: SHA-256 of the members that it has, by path.
+        path: The bundle of the other one.
+
+    Returns:
+        The folder below which the other one's members go.
+
+    Raises:
+        DeployError: The graph or golden file at a precision is not the same.
+    """
+    label = _label(manifest, [*facts["chains"]])
+    prefix, added = f"{_TARGETS}/{label}/", {n: e["sha256"] for n, e in manifest["members"].items()}
+    for root, paths in manifest["chains"].items():
+        facts["chains"][f"{prefix}{root}"] = [f"{prefix}{record}" for record in paths]
+    for precision, model in manifest["models"].items():
+        known = facts["models"].setdefault(precision, {**_prefixed(model, prefix), "engines": {}})
+        for field in ("graph", "data", "golden"):
+            both = field in model and field in known and not known[field].startswith(prefix)
+            if both and digests[known[field]] != added[model[field]]:
+                raise DeployError(
+                    f"{path} has another {model[field]} in {precision}",
+                    "export once, and copy the artifacts to the machines that build engines",
+                )
+        present = {digests[e["path"]] for e in known["engines"].values() if e["path"] in digests}
+        for name, entry in model["engines"].items():
+            if added[entry["path"]] in present:
+                continue
+            own = name if name not in known["engines"] else f"{manifests.backend(name)}@{label}"
+            known["engines"][own] = {**entry, "path": f"{prefix}{entry['path']}"}
+    return prefix
+
+
+def _prefixed(model: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    paths = {
+        field: f"{prefix}{model[field]}" for field in ("graph", "data", "golden") if field in model
+    }
+    return {**model, **paths}
+
+
+def _label(manifest: Mapping[str, Any], taken: Sequence[str]) -> str:
+    """Returns a name for the machine that built a bundle's engines: its GPU, or else its CPU."""
+    built_with = [
+        entry["built_with"]
+        for model in manifest["models"].values()
+        for entry in model["engines"].values()
+    ]
+    names = [part.get("gpu", "none") for part in built_with] + [
+        part.get("cpu", "none") for part in built_with
+    ]
+    name = next((name for name in names if name != "none"), "other")
+    label = cache.slug(name).lower()
+    number = 2
+    while any(f"{_TARGETS}/{label}/" in prefix for prefix in taken):
+        label = f"{cache.slug(name).lower()}-{number}"
+        number += 1
+    return label

@@ -1,0 +1,191 @@
+"""The commands that write and check model repositories of Triton."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import engines
+import exporters
+from engines.errors import DeployError, UsageError, suggestion
+from pipeline.cli.flags import make_store, print_as, printing, storing
+from pipeline.stages import built_engines, engine_source
+from pipeline.workflow import chain, console, hints, runner
+from pipeline.workflow.artifacts import (
+    DESCRIPTION,
+    ENGINE,
+    ENGINE_VERDICT,
+    GOLDEN,
+    GRAPH_VERDICT,
+    record_beside,
+)
+from pipeline.workflow.digests import read_json
+
+if TYPE_CHECKING:
+    from pipeline.serving.repository import Source
+    from pipeline.workflow.runner import Store
+
+_folder = click.Path(path_type=Path)
+
+
+def _chosen(lists: Sequence[str], known: list[str], what: str) -> list[str]:
+    """Returns the names in comma-separated lists; all if there are none."""
+    words = [word for text in lists for word in text.split(",") if word]
+    for word in words:
+        if word not in known:
+            raise UsageError(f"unknown {what} {word!r}", suggestion(word, known))
+    return list(dict.fromkeys(words)) or known
+
+
+@click.command()
+@click.argument("model")
+@click.argument("folder", metavar="DIR", type=_folder)
+@click.option("--precision", multiple=True, metavar="LIST", help="Precisions [all with engines].")
+@click.option("--engine", multiple=True, metavar="LIST", help="Built engines [all Triton serves].")
+@click.option(
+    "--queue-delay",
+    type=click.IntRange(0, 10_000_000),
+    default=100,
+    show_default=True,
+    help="Microseconds that a request waits for others to join its batch.",
+)
+@storing
+def triton(
+    model: str,
+    folder: Path,
+    precision: tuple[str, ...],
+    engine: tuple[str, ...],
+    queue_delay: int,
+    **values: Any,
+) -> None:
+    """Write proved engines to DIR as a Triton model repository."""
+    from pipeline import models
+    from pipeline.serving import repository
+
+    store = make_store(values)
+    models.check_name(model)
+    precisions = _chosen(precision, list(exporters.PRECISIONS), "precision")
+    names = _chosen(engine, engines.names(), "engine")
+    left_out: dict[str, str] = {}
+    sources = []
+    with hints.completed(store.place):
+        for chosen in precisions:
+            for name in built_engines({"model": model, "precision": chosen}, store.root):
+                if name in names:
+                    try:
+                        sources.append(_source(model, chosen, name, store))
+                    except _LeftOutError as error:
+                        left_out[f"{name} {chosen}"] = error.message
+        for name, why in left_out.items():
+            console.say(f"without {name}: {why}")
+        if not sources:
+            raise DeployError(
+                f"no engine of {model} can be served by Triton"
+                + "".join(f"; {name}: {why}" for name, why in left_out.items()),
+                f"run `{hints.command('build', {'model': model, 'engine': 'onnxruntime'})}`, then"
+                f" `{hints.command('verify', {'model': model, 'engine': 'onnxruntime'})}`",
+            )
+    written = repository.write(folder, sources, delay=queue_delay)
+    for source in sources:
+        proof = "" if source.verdict == "pass" else ", to be proved on the server"
+        console.result(f"{folder / source.name}: batches up to {source.largest}{proof}")
+    console.document({"folder": str(folder), "models": written, "left_out": left_out})
+
+
+class _LeftOutError(DeployError):
+    """An engine that is not served."""
+
+
+def _source(model: str, precision: str, engine: str, store: Store) -> Source:
+    """Returns what the Triton model of an engine is made from.
+
+    Raises:
+        _LeftOutError: Triton cannot serve it, or it is not proved.
+    """
+    from pipeline.serving.forms import FORMS, why_without
+    from pipeline.serving.repository import Source
+    from pipeline.verification.acceptance import ACCEPTED
+    from pipeline.workflow import records
+
+    if engine not in FORMS:
+        raise _LeftOutError(why_without(engine))
+    fields = chain.stage("verify").params(model=model, precision=precision, engine=engine)
+
+    def required(artifact: Any) -> Path:
+        return runner.require(artifact, fields, store)
+
+    verdict = read_json(required(ENGINE_VERDICT))
+    if verdict["status"] not in ACCEPTED:
+        raise _LeftOutError(f"its verdict is {verdict['status']!r}: {verdict['reason']}")
+    built = required(ENGINE)
+    record = records.load(record_beside(built))
+    options = {} if record is None else record.params
+    form = FORMS[engine]
+    usual = None
+    if engines.get(engine).build_options >= {"batch_max"}:  # its plan has a range of batches
+        if options.get("batch_min", 1) > 1:
+            raise _LeftOutError(f"it takes no single rows, only {options['batch_min']} and more")
+        if options.get("strip_weights"):
+            raise _LeftOutError("its plan holds no weights")
+        largest, usual = int(options["batch_max"]), int(options["batch_opt"])
+    else:
+        proved = verdict if verdict["batches"] else read_json(required(GRAPH_VERDICT))
+        largest = max(proved["batches"], default=1)
+    return Source(
+        model=model,
+        precision=precision,
+        engine=engine,
+        file=required(engine_source(engine, precision)) if form.runs_graph else built,
+        golden=required(GOLDEN),
+        labels=tuple(_labels(required(DESCRIPTION))),
+        largest=largest,
+        verdict=verdict["status"],
+        usual=usual,
+    )
+
+
+def _labels(description: Path) -> Iterator[str]:
+    for label in json.loads(read_json(description)["metadata"]["assay.labels"]):
+        yield str(label)
+
+
+@click.command("triton-check")
+@click.argument("folder", metavar="DIR", type=_folder)
+@click.option(
+    "--golden",
+    multiple=True,
+    type=_folder,
+    help="Golden file to compare with, besides the ONNX graphs in DIR.",
+)
+@printing
+def triton_check(folder: Path, golden: tuple[Path, ...], **values: Any) -> None:
+    """Check a Triton model repository for mistakes that the server accepts."""
+    from pipeline.serving import config_checks
+    from pipeline.workflow.digests import require_file
+
+    print_as(values)
+    for path in golden:
+        require_file(path, "give the path of a golden file, such as golden.npz")
+    findings = config_checks.check(folder, golden)
+    for note in findings.notes:
+        console.say(note)
+    for problem in findings.problems:
+        console.result(problem)
+    if findings.problems:
+        count = len(findings.problems)
+        error = DeployError(
+            f"{folder} has {count} {'mistake' if count == 1 else 'mistakes'}",
+            "correct the lines above, or write it again with `assay triton MODEL DIR`",
+        )
+        error.details = dataclasses.asdict(findings)
+        raise error
+    console.result(f"{folder}: {findings.models} models, no mistake found")
+    console.document(dataclasses.asdict(findings))
+
+
+COMMANDS = (triton, triton_check)

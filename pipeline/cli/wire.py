@@ -1,0 +1,106 @@
+"""The options of `assay check` that judge a server instead of this machine's engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engines.errors import ParityError, UsageError
+from pipeline.workflow import console
+
+if TYPE_CHECKING:
+    from pipeline.bundling.signature import Trusted
+    from pipeline.serving.client import Server
+
+_positive = click.FloatRange(min=0, min_open=True, max=86400)
+_OPTIONS = (
+    click.option(
+        "--url",
+        help="Judge a server that speaks the Open Inference Protocol: http://HOST:PORT or"
+        " grpc://HOST:PORT. Opens nothing of the bundle.",
+    ),
+    click.option("--model-name", metavar="NAME", help="The server's model [the only one it has]."),
+    click.option("--model-version", metavar="V", help="The model's version [the server's choice]."),
+    click.option("--wait", type=_positive, help="Seconds to wait until it is ready [10]."),
+    click.option("--timeout", type=_positive, help="Seconds in which it has to reply [30]."),
+)
+_FIELDS = {
+    "model_name": "name",
+    "model_version": "version",
+    "wait": "wait",
+    "timeout": "timeout",
+}
+
+
+def serving(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that name a server."""
+    for decorate in reversed(_OPTIONS):
+        command = decorate(command)
+    return command
+
+
+def server_of(values: dict[str, Any], *, engine: str | None, digests_only: bool) -> Server | None:
+    """Removes the options of `serving` from `values`; returns the server, or None without --url.
+
+    Raises:
+        UsageError: Options contradict each other.
+    """
+    url = values.pop("url")
+    named = {key: values.pop(key) for key in _FIELDS}
+    named = {key: value for key, value in named.items() if value is not None}
+    if url is None:
+        for key in named:
+            raise UsageError(f"--{key.replace('_', '-')} without --url", "name a server with --url")
+        return None
+    if digests_only or engine is not None:
+        other = "--digests-only" if digests_only else "--engine"
+        raise UsageError(f"--url and {other} exclude each other", f"leave out {other}")
+    from pipeline.serving.client import Server
+
+    return Server(url, **{_FIELDS[key]: value for key, value in named.items()})
+
+
+def check(
+    bundle: Path,
+    server: Server,
+    precision: str | None,
+    max_bytes: int,
+    trusted: Trusted | None = None,
+) -> None:
+    """Judges a server by a bundle's golden file, and prints the verdict and the latency.
+
+    Args:
+        trusted: Whose signature the bundle must have.
+    """
+    from pipeline.report import units
+    from pipeline.report import verify as verdict_report
+    from pipeline.serving import proof
+    from pipeline.verification.acceptance import require_pass
+
+    served = proof.check(bundle, server, precision=precision, max_bytes=max_bytes, trusted=trusted)
+    members = len(served.manifest["members"])
+    console.result(f"{bundle}: {members} members and {served.links} digests of the chain match")
+    verdict_report.show([served.verdict])
+    if served.latencies:
+        console.table(
+            "Latency of one client",
+            (">batch", ">requests", ">p50", ">p99"),
+            [
+                [
+                    str(latency.batch),
+                    f"{latency.requests:,}",
+                    units.duration(latency.median),
+                    "" if latency.p99 is None else units.duration(latency.p99),
+                ]
+                for latency in served.latencies
+            ],
+        )
+    try:
+        require_pass([served.verdict], str(served.manifest["model"]))
+    except ParityError as error:
+        error.hint = f"compare what {server.url} has loaded with the bundle's graph and engines"
+        raise
+    console.document(served.document())

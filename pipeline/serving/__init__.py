@@ -1,0 +1,1 @@
+"""Model servers: Triton model repositories, checks of their configuration, proof over the wire."""

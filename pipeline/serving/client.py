@@ -1,0 +1,315 @@
+"""A client of a server that speaks the Open Inference Protocol v2, over HTTP or gRPC."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from engines.checks import import_vendor
+from engines.contract import Feeds, Outputs, TensorSpec
+from engines.errors import DeployError, NotAvailableError, UsageError, suggestion
+
+INSTALL = "pip install 'tritonclient[http,grpc]'"
+# By scheme: the client's module, and whether it is encrypted.
+_SCHEMES = {
+    "http": ("http", False),
+    "https": ("http", True),
+    "grpc": ("grpc", False),
+    "grpcs": ("grpc", True),
+}
+_URL_HINT = "write it as in http://127.0.0.1:8000 or grpc://127.0.0.1:8001"
+_POLL = 0.2  # seconds between two questions whether a server is ready
+# gRPC's own limit of 4 MiB is less than a batch of images. Like HTTP's client, gRPC uses no proxy.
+_CHANNEL = (
+    ("grpc.max_send_message_length", 2**31 - 1),
+    ("grpc.max_receive_message_length", 2**31 - 1),
+    ("grpc.enable_http_proxy", 0),
+)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A model of a server.
+
+    Attributes:
+        url: http://HOST:PORT or grpc://HOST:PORT, or with https or grpcs.
+        name: The model's name on the server; "" if the server has only one.
+        version: Its version; "" leaves the choice to the server.
+        wait: Seconds to wait until the model is ready.
+        timeout: Seconds in which each request has to be answered.
+    """
+
+    url: str
+    name: str = ""
+    version: str = ""
+    wait: float = 10.0
+    timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in _SCHEMES or not parts.hostname or parts.username or parts.query:
+            raise UsageError(f"{self.url!r} is not the address of a server", _URL_HINT)
+        try:
+            parts.port  # noqa: B018 - raises for a port that is not a number up to 65535
+        except ValueError as error:
+            raise UsageError(f"{self.url!r}: {error}", _URL_HINT) from error
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a server says of a model.
+
+    Attributes:
+        inputs: Its inputs, `[batch, …]`; () if the server does not tell.
+        outputs: Its outputs, likewise.
+        largest: The largest batch; None if the server names no limit.
+        platform: The server's name for what runs it.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    largest: int | None
+    platform: str
+
+
+class Client:
+    """A connection to one server. Only one thread may use it at a time.
+
+    Every method raises DeployError if the server does not answer, or answers with an error.
+    """
+
+    def __init__(self, server: Server, timeout: float | None = None) -> None:
+        """Connects on the first request.
+
+        Raises:
+            NotAvailableError: The client library is not installed.
+        """
+        self._server, self._timeout = server, timeout or server.timeout
+        kind, encrypted = _SCHEMES[urlsplit(server.url).scheme]
+        self._library = import_vendor(f"tritonclient.{kind}", INSTALL)
+        address = server.url.partition("://")[2].rstrip("/")
+        self._more: dict[str, Any] = {}
+        if kind == "grpc":
+            self._more = {"client_timeout": self._timeout}
+            self._client = self._library.InferenceServerClient(
+                address, ssl=encrypted, channel_args=list(_CHANNEL)
+            )
+        else:
+            secure = {}
+            if encrypted:  # without a context of its own, it would accept any certificate
+                context = import_vendor("gevent.ssl", INSTALL).create_default_context
+                secure = {"ssl": True, "ssl_context_factory": context}
+            self._client = self._library.InferenceServerClient(
+                address,
+                connection_timeout=self._timeout,
+                network_timeout=self._timeout,
+                **secure,
+            )
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._client.close()
+
+    def live(self) -> bool:
+        """Whether the server answers."""
+        return bool(self._call("is it live", lambda: self._client.is_server_live(**self._more)))
+
+    def ready(self, name: str, version: str) -> bool:
+        """Whether a model can be asked."""
+        asked = lambda: self._client.is_model_ready(name, version, **self._more)  # noqa: E731
+        return bool(self._call(f"is {name} ready", asked))
+
+    def models(self) -> dict[str, str] | None:
+        """Returns why a model is not ready, by its name, "" if it is; None if the server tells not.
+
+        The list of models is an extension of the protocol.
+        """
+        try:
+            answer = self._call(
+                "list of models", lambda: self._json(self._client.get_model_repository_index)
+            )
+            entries = answer.get("models", []) if isinstance(answer, dict) else answer
+            return {
+                str(entry["name"]): ""
+                if entry.get("state", "READY") == "READY"
+                else f"{entry['state']} {entry.get('reason', '')}".strip()
+                for entry in entries
+            }
+        except (DeployError, KeyError, TypeError, AttributeError):
+            return None
+
+    def metadata(self, name: str, version: str) -> Metadata:
+        """Returns the inputs, outputs and largest batch of a model."""
+        answer = self._call(
+            f"metadata of {name}",
+            lambda: self._json(self._client.get_model_metadata, name, version),
+        )
+        try:
+            sides = [
+                tuple(_spec(entry) for entry in answer.get(side) or ())
+                for side in ("inputs", "outputs")
+            ]
+            platform = str(answer.get("platform", ""))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._error(
+                f"the metadata of {name}", f"cannot be understood: {error!r}"
+            ) from error
+        return Metadata(sides[0], sides[1], self._largest(name, version), platform)
+
+    def _largest(self, name: str, version: str) -> int | None:
+        """Returns the largest batch from Triton's own extension, the model configuration."""
+        try:
+            answer = self._call(
+                "configuration", lambda: self._json(self._client.get_model_config, name, version)
+            )
+            config = answer.get("config", answer)
+            return int(config.get("max_batch_size", 0)) or None
+        except (DeployError, ValueError, TypeError, AttributeError):
+            return None
+
+    def infer(self, name: str, version: str, feeds: Feeds, outputs: tuple[str, ...]) -> Outputs:
+        """Returns the outputs for host arrays, as the server sends them: any shape and dtype."""
+        library = self._library
+        tensors = []
+        for key, array in feeds.items():
+            kind = _protocol_type(array.dtype)
+            tensor = library.InferInput(key, list(array.shape), kind)
+            tensor.set_data_from_numpy(np.ascontiguousarray(array))
+            tensors.append(tensor)
+        wanted = [library.InferRequestedOutput(output) for output in outputs]
+
+        def ask() -> Any:
+            result = self._client.infer(
+                name, tensors, model_version=version, outputs=wanted, **self._more
+            )
+            return {output: result.as_numpy(output) for output in outputs}
+
+        arrays: Mapping[str, Any] = self._call(f"inference of {name}", ask)
+        for output, array in arrays.items():
+            if array is None:
+                raise self._error(f"the reply of {name}", f"has no output {output!r}")
+        return dict(arrays)
+
+    def _json(self, method: Callable[..., Any], *words: str) -> Any:
+        """Returns a server's answer in the form of HTTP's JSON, whatever the protocol."""
+        if not self._more:
+            return method(*words)
+        answer = method(*words, as_json=True, **self._more)
+        return json.loads(answer) if isinstance(answer, str) else answer
+
+    def _call(self, what: str, ask: Callable[[], _T]) -> _T:
+        start = time.monotonic()
+        try:
+            return ask()
+        # The client raises errors of its own, of sockets, of gevent and of JSON, and what numpy
+        # raises for a reply whose bytes do not fit its shape.
+        except Exception as error:
+            if time.monotonic() - start >= self._timeout:
+                raise self._error(
+                    what, f"no reply within {self._timeout:g} s", "wait longer with --timeout"
+                ) from error
+            raise self._error(what, _reason(error)) from error
+
+    def _error(self, what: str, why: str, hint: str = "") -> DeployError:
+        hint = hint or "see the server's own log, and whether it still runs"
+        return DeployError(f"{self._server.url}: {what}: {why}", hint)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:500] or type(error).__name__
+
+
+def _protocol_type(dtype: np.dtype[Any]) -> str:
+    utils = import_vendor("tritonclient.utils", INSTALL)
+    kind = utils.np_to_triton_dtype(dtype)
+    if kind is None:
+        raise DeployError(
+            f"the protocol has no type for {dtype.name}", "export the model with other inputs"
+        )
+    return str(kind)
+
+
+def _spec(entry: Mapping[str, Any]) -> TensorSpec:
+    """Returns an input or output from its metadata; ValueError if its type does not exist."""
+    utils = import_vendor("tritonclient.utils", INSTALL)
+    kind = utils.triton_to_np_dtype(entry["datatype"])
+    if kind is None:
+        raise ValueError(f"unknown type {entry['datatype']!r:.40}")
+    axes = [int(axis) for axis in entry.get("shape") or ()]
+    shape = tuple(None if axis < 0 else axis for axis in axes)
+    return TensorSpec(str(entry["name"]), np.dtype(kind).name, shape)
+
+
+def wait_until_ready(server: Server) -> str:
+    """Waits until a model is ready; returns its name.
+
+    Raises:
+        NotAvailableError: It is not ready in time; the message says why.
+        UsageError: The server does not have the model, or has several and none is named.
+    """
+    end = time.monotonic() + server.wait
+    client = Client(server, min(server.timeout, max(1.0, server.wait)))
+    reason = ""
+    try:
+        while True:
+            try:
+                if client.live():
+                    name = server.name or _only(server, client.models())
+                    if client.ready(name, server.version):
+                        return name
+                    reason = _not_ready(server, name, client.models())
+                else:
+                    reason = f"{server.url} answers that it is not live"
+            except UsageError:
+                raise
+            except DeployError as error:
+                reason = error.message
+            left = end - time.monotonic()
+            if left <= 0:
+                raise NotAvailableError(
+                    f"no model to judge within {server.wait:g} s: {reason}",
+                    "start the server, or wait longer with --wait",
+                )
+            time.sleep(min(_POLL, left))
+    finally:
+        client.close()
+
+
+def _only(server: Server, models: dict[str, str] | None) -> str:
+    """Returns the name of a server's only model."""
+    if models and len(models) == 1:
+        return next(iter(models))
+    if models is None:
+        raise UsageError(
+            f"{server.url} does not list its models", "name the model with --model-name"
+        )
+    if not models:
+        raise DeployError(f"{server.url} has no model")
+    raise UsageError(
+        f"{server.url} has {len(models)} models",
+        f"name one with --model-name; available: {', '.join(models)}",
+    )
+
+
+def _not_ready(server: Server, name: str, models: dict[str, str] | None) -> str:
+    """Returns why a model is not ready.
+
+    Raises:
+        UsageError: The server lists its models, and this is not one of them.
+    """
+    version = f" version {server.version}" if server.version else ""
+    if models is not None and name not in models:
+        known = suggestion(name, list(models)) if models else "it has no model"
+        raise UsageError(f"{server.url} has no model {name!r}", known)
+    why = (models or {}).get(name, "")
+    if models is not None and not why and version:
+        return f"{server.url} has {name}, but not{version}"
+    return f"{name}{version} on {server.url} is not ready{': ' if why else ''}{why}"

@@ -1,0 +1,353 @@
+"""Checks of Triton's configurations for mistakes that the server accepts, or explains badly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.contract import TensorSpec
+from engines.errors import DeployError
+from exporters import onnx_files
+from exporters.onnx_nodes import inputs_of, spec_of
+from pipeline.golden import file as goldens
+from pipeline.serving import config as configs
+from pipeline.serving.forms import FORMS
+from pipeline.serving.repository import MARKER, changed_files
+from pipeline.workflow.digests import open_file, sha256_file
+
+# By platform, its backend; by backend, the file that it opens unless the configuration names one.
+_PLATFORMS = {form.platform: form.backend for form in FORMS.values() if form.platform}
+_PLATFORMS["pytorch_libtorch"] = "pytorch"
+_FILES = {form.backend: form.files[0] for form in FORMS.values()}
+_FILES |= {"pytorch": "model.pt", "python": "model.py"}
+_MAX_TEXT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and returns.
+
+    Attributes:
+        inputs: `[batch, …]`.
+        outputs: Likewise.
+        batched: The first axis of all of them is the batch.
+        logits: The output that has classes; "" if unknown.
+        source: What tells so, in words.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batched: bool
+    logits: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is wrong with a repository.
+
+    Attributes:
+        problems: A line for each mistake.
+        notes: What could not be checked.
+        models: How many models there are.
+    """
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    models: int
+
+
+def check(folder: Path, golden_paths: Sequence[Path] = ()) -> Findings:
+    """Checks a model repository, or the folder of one model.
+
+    Args:
+        golden_paths: Golden files to compare with. One that a configuration names by its digest is
+            compared with that model only; one alone with all models.
+
+    Raises:
+        DeployError: There is no model, or a file cannot be read.
+    """
+    single = (folder / configs.FILE).is_file()
+    places = (
+        [folder] if single else sorted(path.parent for path in folder.glob(f"*/{configs.FILE}"))
+    )
+    if not places:
+        raise DeployError(
+            f"{folder} has no folder with a {configs.FILE}", "name a model repository of Triton"
+        )
+    known = {sha256_file(path): path for path in golden_paths}
+    problems: list[str] = []
+    notes: list[str] = []
+    for place in places:
+        model = _Model(place, known)
+        label = f"{place.name}/{configs.FILE}"
+        problems += [f"{label}: {problem}" for problem in model.problems()]
+        notes += [f"{label}: {note}" for note in model.notes]
+    if not single and (folder / MARKER).is_file():
+        problems += changed_files(folder)
+    return Findings(tuple(problems), tuple(notes), len(places))
+
+
+class _Model:
+    def __init__(self, folder: Path, known: dict[str, Path]) -> None:
+        self.folder, self.known = folder, known
+        self.notes: list[str] = []
+        self.config: Any = None
+        self.text = ""
+
+    def problems(self) -> Iterator[str]:
+        """Yields what is wrong with the configuration, in words."""
+        try:
+            with open_file(self.folder / configs.FILE) as file:
+                content = file.read(_MAX_TEXT + 1)
+            if len(content) > _MAX_TEXT:
+                raise ValueError(f"it has more than {_MAX_TEXT:,} bytes")
+            self.text = content.decode()
+            self.config = configs.parse(self.text)
+        except ValueError as error:
+            yield f"it cannot be parsed: {error}"
+            return
+        if self.config.name and self.config.name != self.folder.name:
+            yield f"name {self.config.name!r} is not that of its folder"
+        yield from self._backend()
+        yield from self._versions()
+        yield from self._instances()
+        yield from self._batching()
+        yield from self._digests()
+        yield from self._warm_up()
+        signature = self._signature()
+        if signature is None:
+            self.notes.append("inputs and outputs were not compared: name its --golden file")
+            return
+        yield from self._tensors("input", signature.inputs, self.config.input, signature)
+        yield from self._tensors("output", signature.outputs, self.config.output, signature)
+        yield from self._labels(signature)
+
+    @property
+    def backend(self) -> str:
+        """The backend that runs the model, as far as it is known."""
+        return str(self.config.backend or _PLATFORMS.get(self.config.platform, ""))
+
+    def _parameter(self, key: str) -> str:
+        entry = self.config.parameters
+        return str(entry[key].string_value) if key in entry else ""
+
+    def _file(self) -> Path | None:
+        """Returns the file of the newest version, if it is there."""
+        versions = _versions(self.folder)
+        name = self.config.default_model_filename or _FILES.get(self.backend, "")
+        path = self.folder / str(max(versions, default=0)) / name
+        return path if name and path.is_file() else None
+
+    def _backend(self) -> Iterator[str]:
+        platform, backend = self.config.platform, self.config.backend
+        if not platform and not backend:
+            yield "it names neither a backend nor a platform"
+        elif platform and backend and _PLATFORMS.get(platform, backend) != backend:
+            yield (
+                f"platform {platform!r} is of the backend {_PLATFORMS[platform]!r}, but backend is"
+                f" {backend!r}: remove one of the two"
+            )
+        elif platform and not backend and platform not in (*_PLATFORMS, "ensemble"):
+            yield f"platform {platform!r} does not exist; known: {', '.join(_PLATFORMS)}"
+
+    def _versions(self) -> Iterator[str]:
+        versions = _versions(self.folder)
+        if not versions:
+            yield "its folder has no version: put the model's file into a folder named 1"
+            return
+        policy = self.config.version_policy
+        if policy.HasField("specific"):
+            named = set(policy.specific.versions)
+            if missing := sorted(named - versions):
+                yield f"version_policy names version {missing[0]}, and there is {_list(versions)}"
+            elif not named:
+                yield "version_policy is specific and names no version, so that none is served"
+        elif policy.HasField("latest") and not policy.latest.num_versions:
+            yield "version_policy serves the latest 0 versions"
+        if self._file() is None and self.backend in _FILES:
+            name = self.config.default_model_filename or _FILES[self.backend]
+            yield f"version {max(versions)} has no file {name}"
+
+    def _instances(self) -> Iterator[str]:
+        kinds = configs.messages().ModelInstanceGroup
+        text = "".join(_blocks(self.text, "instance_group"))
+        if re.search(r"\bcount\s*:\s*(0+|-\s*\d+)\b", text):
+            yield "instance_group has a count below 1, which Triton replaces by its own default"
+        engine = self._parameter(configs.ENGINE)
+        on_gpu = FORMS[engine].gpu if engine in FORMS else None
+        if self.backend in ("tensorrt", "openvino"):
+            on_gpu = self.backend == "tensorrt"
+        for group in self.config.instance_group:
+            if group.kind == kinds.KIND_GPU and on_gpu is False:
+                yield f"instance_group is KIND_GPU, but {engine or self.backend} runs on CPUs"
+            if group.kind == kinds.KIND_CPU and on_gpu:
+                yield f"instance_group is KIND_CPU, but {engine or self.backend} needs a GPU"
+            if group.kind == kinds.KIND_CPU and group.gpus:
+                yield f"instance_group is KIND_CPU, but names gpus {list(group.gpus)}"
+
+    def _batching(self) -> Iterator[str]:
+        largest = self.config.max_batch_size
+        if largest < 0:
+            yield f"max_batch_size {largest} is negative"
+        proved = self._parameter(configs.LARGEST_BATCH)
+        if proved.isdecimal() and largest > int(proved):
+            yield f"max_batch_size {largest} is larger than {proved}, the largest that was proved"
+        if not self.config.HasField("dynamic_batching"):
+            return
+        if not largest:
+            yield "dynamic_batching has no effect, since max_batch_size is 0"
+        for size in self.config.dynamic_batching.preferred_batch_size:
+            if not 0 < size <= max(largest, 0):
+                yield f"preferred_batch_size {size} is not between 1 and max_batch_size {largest}"
+
+    def _digests(self) -> Iterator[str]:
+        digest, path = self._parameter(configs.FILE_DIGEST), self._file()
+        if digest and path is not None and self.backend != "openvino":  # whose file was an archive
+            actual = sha256_file(path)
+            if actual != digest:
+                yield f"{path.name} has SHA-256 {actual}, but {digest} was proved"
+        golden = self._parameter(configs.GOLDEN_DIGEST)
+        if golden and len(self.known) == 1 and golden not in self.known:
+            yield f"it was proved with another golden file, of SHA-256 {golden}"
+
+    def _warm_up(self) -> Iterator[str]:
+        for warm_up in self.config.model_warmup:
+            if warm_up.batch_size > max(self.config.max_batch_size, 1):
+                yield (
+                    f"model_warmup has batch_size {warm_up.batch_size}, and max_batch_size is"
+                    f" {self.config.max_batch_size}"
+                )
+            for name, entry in warm_up.inputs.items():
+                file = entry.input_data_file
+                if file and not (self.folder / configs.WARM_UP / file).is_file():
+                    yield f"model_warmup reads {configs.WARM_UP}/{file} for {name}: it is missing"
+
+    def _signature(self) -> Signature | None:
+        """Returns what the golden file says, or else the ONNX graph."""
+        digest = self._parameter(configs.GOLDEN_DIGEST)
+        path = self.known.get(digest)
+        if path is None and len(self.known) == 1:
+            path = next(iter(self.known.values()))
+        if path is not None:
+            golden = goldens.load(path)
+            return Signature(
+                golden.input_specs,
+                golden.output_specs,
+                golden.batched,
+                golden.logits,
+                "the golden file",
+            )
+        file = self._file()
+        if file is None or self.backend != "onnxruntime":
+            return None
+        graph = onnx_files.read(file, data=False).graph
+        inputs = tuple(map(spec_of, inputs_of(graph)))
+        outputs = tuple(map(spec_of, graph.output))
+        batched = all(spec.shape[:1] == (None,) for spec in (*inputs, *outputs))
+        return Signature(inputs, outputs, batched, "", "the graph")
+
+    def _tensors(
+        self, side: str, specs: Sequence[TensorSpec], entries: Sequence[Any], wanted: Signature
+    ) -> Iterator[str]:
+        named = {entry.name: entry for entry in entries}
+        if not named and self.backend in ("onnxruntime", "openvino"):
+            self.notes.append(f"it has no {side}, so Triton reads them from the model")
+            return
+        for entry in entries:
+            if entry.name not in {spec.name for spec in specs}:
+                known = ", ".join(spec.name for spec in specs)
+                yield f"{side} {entry.name!r} is not in {wanted.source}, which has {known}"
+        for spec in specs:
+            if spec.name not in named:
+                yield f"{side} {spec.name!r} of {wanted.source} is missing"
+            else:
+                yield from self._tensor(side, spec, named[spec.name], wanted)
+
+    def _tensor(self, side: str, spec: TensorSpec, entry: Any, wanted: Signature) -> Iterator[str]:
+        types = configs.messages().DataType
+        what = f"{side} {spec.name!r}"
+        kind = types.Name(entry.data_type)
+        if kind != configs.type_name(spec.dtype):
+            yield f"{what} is {kind}; {wanted.source} has {configs.type_name(spec.dtype)}"
+        adds_batch = self.config.max_batch_size > 0
+        whole = [-1 if axis is None else axis for axis in spec.shape]
+        expected = whole[1:] if adds_batch else whole
+        dims = list(entry.dims)
+        if adds_batch and not wanted.batched:
+            yield (
+                f"max_batch_size is {self.config.max_batch_size}, but {spec.name} of"
+                f" {wanted.source} has no dynamic batch: {spec}"
+            )
+        elif entry.HasField("reshape"):
+            seen = list(entry.reshape.shape)
+            if not _fits(seen, expected):
+                yield f"{what} is reshaped to {seen}; {wanted.source} has {expected}"
+            elif dims != expected:
+                yield (
+                    f"{what} has dims {dims} and a reshape, so clients use another shape than"
+                    f" {expected} of {wanted.source}"
+                )
+        elif _fits(dims, expected):
+            return
+        elif adds_batch and _fits(dims[1:], expected):
+            yield (
+                f"{what} has dims {dims} with the batch in them, which Triton adds itself as"
+                f" max_batch_size is not 0: write {expected}"
+            )
+        elif not adds_batch and wanted.batched and _fits(dims, whole[1:]):
+            yield (
+                f"{what} has dims {dims} without the batch, and max_batch_size is 0: write"
+                f" {whole}, or set max_batch_size"
+            )
+        else:
+            yield f"{what} has dims {dims}; {wanted.source} has {expected}"
+
+    def _labels(self, wanted: Signature) -> Iterator[str]:
+        shapes = {spec.name: spec.shape for spec in wanted.outputs}
+        for entry in self.config.output:
+            if not entry.label_filename:
+                continue
+            path = self.folder / entry.label_filename
+            if not path.is_file():
+                yield f"the file of labels {entry.label_filename} is missing"
+                continue
+            with open_file(path) as file:
+                count = len(file.read().splitlines())
+            classes = shapes.get(entry.name, (None,))[-1]
+            if classes is not None and count != classes:
+                yield (
+                    f"{entry.label_filename} has {count} labels, and {entry.name} has {classes}"
+                    " values"
+                )
+
+
+def _fits(dims: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether dims are the expected ones, or fix an axis that may have any size."""
+    return len(dims) == len(expected) and all(
+        wanted in (dim, -1) for dim, wanted in zip(dims, expected, strict=True)
+    )
+
+
+def _versions(folder: Path) -> set[int]:
+    names = {path.name for path in folder.iterdir() if path.is_dir()}
+    return {int(name) for name in names if re.fullmatch("[1-9][0-9]{0,17}", name)}
+
+
+def _list(numbers: set[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
+
+
+def _blocks(text: str, field: str) -> Iterator[str]:
+    """Yields the values of a field as text: whether a number was 0 or absent shows only there."""
+    text = re.sub(r"#.*", "", text)
+    for match in re.finditer(rf"\b{field}\s*:?\s*(?=[\[{{])", text):
+        depth = 0
+        for end in range(match.end(), len(text)):
+            depth += (text[end] in "[{") - (text[end] in "]}")
+            if not depth:
+                yield text[match.end() : end]
+                break

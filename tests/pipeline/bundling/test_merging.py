@@ -1,0 +1,112 @@
+"""Bundles of one model from several machines, as one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.workflow.digests import dump_json
+from pipeline.workflow.runner import Store
+from tests.bundles import FOLDER, bundle_of, members, pack, rerecorded, resigned
+from tests.conftest import Result
+
+Assay = Callable[..., Result]
+ENGINE = "lenet/fp32/onnxruntime/engine.onnx"
+
+
+@pytest.fixture
+def other(built: Store, tmp_path: Path) -> Path:
+    """A bundle whose ONNX Runtime engine was built on another machine."""
+    contents = members(bundle_of(built))
+    engine = contents[f"{FOLDER}/{ENGINE}"] + b"\x72\x00"  # an empty field of a later version
+    contents = rerecorded(contents, {ENGINE: engine})
+    name = f"{FOLDER}/manifest.json"
+    manifest = json.loads(contents[name])
+    entry = manifest["models"]["fp32"]["engines"]["onnxruntime"]
+    entry["built_with"] = {**entry["built_with"], "gpu": "NVIDIA H100 80GB HBM3"}
+    contents = resigned({**contents, name: dump_json(manifest)})
+    return pack(tmp_path / "other.tar.zst", [*contents.items()])
+
+
+def test_a_merged_bundle_has_the_engines_of_both(
+    built: Store, other: Path, tmp_path: Path, assay: Assay
+) -> None:
+    path = tmp_path / "both.tar.zst"
+    result = assay("merge", bundle_of(built), other, "--out", path, "--json")
+    assert result.code == 0, result.err
+    manifest = json.loads(result.out)
+    engines = manifest["models"]["fp32"]["engines"]
+    label = "onnxruntime@nvidia-h100-80gb-hbm3"
+    assert [name for name in engines if "@" in name] == [label]
+    assert engines[label]["path"] == f"targets/nvidia-h100-80gb-hbm3/{ENGINE}"
+    # Only the other engine and the records that name it are not there already.
+    assert path.stat().st_size < bundle_of(built).stat().st_size * 1.2
+
+    result = assay("check", "--trust", path, "--engine", label, "--json")
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert {entry["subject"]: entry["status"] for entry in document["verdicts"]} == {
+        "graph": "pass",
+        label: "pass",
+    }
+    alone = json.loads(assay("check", bundle_of(built), "--digests-only", "--json").out)
+    assert document["links"] == 2 * alone["links"]
+
+
+def test_the_records_of_each_machine_are_checked(
+    built: Store, other: Path, tmp_path: Path, assay: Assay
+) -> None:
+    path = tmp_path / "both.tar.zst"
+    assert assay("merge", bundle_of(built), other, "--out", path).code == 0
+    contents = {
+        name.replace("both/", f"{FOLDER}/", 1): content for name, content in members(path).items()
+    }
+    engine = f"{FOLDER}/targets/nvidia-h100-80gb-hbm3/{ENGINE}"
+    forged = resigned({**contents, engine: contents[engine] + b"\x7a\x00"})
+    result = assay("check", "--trust", pack(tmp_path / "forged.tar.zst", [*forged.items()]))
+    assert result.code == 1
+    assert f"{ENGINE} is not the file that lenet/fp32/onnxruntime/build.json names" in result.err
+
+
+def test_a_bundle_merged_with_itself_is_the_same(
+    built: Store, tmp_path: Path, assay: Assay
+) -> None:
+    path = tmp_path / "both.tar.zst"
+    result = assay("merge", bundle_of(built), bundle_of(built), "--out", path, "--json")
+    alone = assay("check", bundle_of(built), "--digests-only", "--json")
+    once, twice = json.loads(alone.out)["manifest"], json.loads(result.out)
+    assert twice["models"] == once["models"]
+    assert twice["content"] == once["content"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lenet/fp32/model.onnx": b"\x72\x00"}, "has another lenet/fp32/model.onnx in fp32"),
+        ({"labels": ["cat"]}, "labels is ['cat']"),
+    ],
+)
+def test_bundles_of_other_models_are_refused(
+    built: Store, tmp_path: Path, assay: Assay, change: dict, words: str
+) -> None:
+    contents = members(bundle_of(built))
+    name = f"{FOLDER}/manifest.json"
+    if "labels" in change:
+        contents[name] = dump_json({**json.loads(contents[name]), **change})
+        contents = resigned(contents)
+    else:
+        changed = {path: contents[f"{FOLDER}/{path}"] + more for path, more in change.items()}
+        contents = rerecorded(contents, changed)
+    other, out = pack(tmp_path / "other.tar.zst", [*contents.items()]), tmp_path / "out.tar.zst"
+    result = assay("merge", bundle_of(built), other, "--out", out)
+    assert result.code == 1
+    assert words in result.err
+    assert not out.exists()
+
+
+def test_merge_takes_several_bundles_and_a_name(built: Store, tmp_path: Path, assay: Assay) -> None:
+    one = assay("merge", bundle_of(built), "--out", tmp_path / "a.tar.zst")
+    assert (one.code, "name two or more" in one.err) == (2, True)
+    two = assay("merge", bundle_of(built), bundle_of(built), "--out", tmp_path / "a.zip")
+    assert (two.code, ".tar.zst" in two.err) == (2, True)
