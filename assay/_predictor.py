@@ -133,10 +133,13 @@ def load(
     precision: str | None = None,
     device: str = "auto",
     threads: int | None = None,
+    public_key: str | os.PathLike[str] | None = None,
+    certificate_chain: str | os.PathLike[str] | None = None,
 ) -> Predictor:
     """Opens a bundle: checks every digest, verifies its engines here and takes the fastest.
 
-    Opening an engine runs native code: load only bundles whose source you trust.
+    Opening an engine runs native code: load only bundles whose source you trust, or name who has
+    to have signed them.
 
     Args:
         bundle: Path of the archive.
@@ -145,14 +148,16 @@ def load(
             bf16, int8, fp8.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads for one inference; None means all that the process may use.
+        public_key: PEM file with the key that must have signed the bundle.
+        certificate_chain: PEM file with authorities, one of whose certificates must have signed it.
 
     Raises:
-        DeployError: The bundle is damaged.
+        DeployError: The bundle is damaged, or its signature is not valid.
         ParityError: No engine passes verification, and at least one computes something else.
         NotAvailableError: This machine can run no engine of the bundle, or not the named one.
     """
     from engines.hardware import available_cpus
-    from pipeline.bundling import checking, opening
+    from pipeline.bundling import checking, opening, signature
     from pipeline.golden import file as goldens
     from pipeline.workflow import console
 
@@ -166,7 +171,9 @@ def load(
     files = ExitStack()
     try:
         with console.redirected():
-            unpacked = checking.unpack(Path(bundle), files.enter_context(temporary.folder()))
+            trusted = signature.Trusted.of(public_key, certificate_chain)
+            folder = files.enter_context(temporary.folder())
+            unpacked = checking.unpack(Path(bundle), folder, trusted=trusted)
             threads = threads or available_cpus()
             model = unpacked.model(precision)
             golden = goldens.load(model.golden)

@@ -209,6 +209,8 @@ def check(
     precision: str | None = None,
     digests_only: bool = False,
     max_size: float = 64.0,
+    public_key: PathLike | None = None,
+    certificate_chain: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Check:
     """Verifies a bundle on this machine: every digest, and every engine that runs here.
@@ -221,17 +223,20 @@ def check(
         precision: The only precision to judge.
         digests_only: Open neither a graph nor an engine; there are no verdicts then.
         max_size: GiB that the bundle may unpack to.
+        public_key: PEM file with the key that must have signed the bundle.
+        certificate_chain: PEM file with authorities, one of whose certificates must have signed it.
         progress: Called with each progress line.
 
     Raises:
-        DeployError: The bundle is damaged or its chain of digests is broken.
+        DeployError: The bundle is damaged, its chain of digests is broken, or its signature is not
+            valid.
         CrashedError: A verdict is "crashed".
         FailedError: A verdict is "failed".
         ParityError: A verdict is "mismatch" or "vacuous".
         NotAvailableError: This machine can run nothing in the bundle.
     """
     from engines.hardware import available_cpus
-    from pipeline.bundling import checking
+    from pipeline.bundling import checking, signature
     from pipeline.verification.acceptance import require_pass
 
     with console.redirected(progress):
@@ -243,6 +248,7 @@ def check(
             precision=precision,
             digests_only=digests_only,
             max_bytes=int(max_size * 2**30),
+            trusted=signature.Trusted.of(public_key, certificate_chain),
         )
         ran = [verdict for verdict in checked.verdicts if verdict.status != "not run"]
         require_pass(ran, str(checked.manifest["model"]))

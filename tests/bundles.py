@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.bundling import archive, compression
+from engines.errors import DeployError
+from pipeline.bundling import archive, attestation, compression
 from pipeline.bundling.manifest import content_digest
+from pipeline.workflow import records
 from pipeline.workflow.digests import dump_json
 from pipeline.workflow.runner import Store
 
@@ -87,8 +89,27 @@ def with_digest(text: bytes, name: str, content: bytes) -> bytes:
     return dump_json(record)
 
 
-def resigned(contents: dict[str, bytes]) -> dict[str, bytes]:
-    """Updates the manifest to match changed members, as an attacker would."""
+def with_provenance(contents: dict[str, bytes]) -> dict[str, bytes]:
+    """Makes the provenance again from changed records; leaves it if they are not valid."""
+    try:
+        manifest = json.loads(contents[f"{FOLDER}/{archive.MANIFEST}"])
+        chain = {
+            path: records.parse(json.loads(contents[f"{FOLDER}/{path}"]), path)
+            for path in manifest["chains"][""]
+        }
+        statement = attestation.build(chain)
+    except (DeployError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError):
+        return contents
+    return {**contents, f"{FOLDER}/{attestation.MEMBER}": statement}
+
+
+def resigned(contents: dict[str, bytes], *, provenance: bool = True) -> dict[str, bytes]:
+    """Updates the manifest to match changed members, as an attacker would.
+
+    Args:
+        provenance: Update the provenance, too.
+    """
+    contents = with_provenance(contents) if provenance else contents
     manifest = json.loads(contents[f"{FOLDER}/{archive.MANIFEST}"])
     for name in manifest["members"]:
         content = contents.get(f"{FOLDER}/{name}", b"")

@@ -104,6 +104,7 @@ ALLOWED = {
         "exporters",
         "pipeline",
         "pipeline/benchmarking",
+        "pipeline/bundling",
         "pipeline/models",
         "pipeline/report",
         "pipeline/verification",

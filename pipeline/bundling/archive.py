@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tarfile
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,13 @@ from typing import Any, BinaryIO
 from engines.errors import DeployError
 from engines.temporary import TMPDIR_HINT
 from pipeline.bundling import compression
-from pipeline.bundling.tar_stream import ArchiveError, Member, TarStream
+from pipeline.bundling.tar_stream import (
+    ArchiveError,
+    Member,
+    Readable,
+    TarStream,
+    uncompressed_digest,
+)
 from pipeline.workflow import phases
 from pipeline.workflow.digests import dump_json, parse_json, sha256_file
 
@@ -90,6 +97,11 @@ class _Watched:
         return content
 
 
+def digests(members: Mapping[str, Path | bytes]) -> dict[str, str]:
+    """Returns the SHA-256 of each member, by its path."""
+    return {name: _sha256(source) for name, source in members.items()}
+
+
 def _sha256(source: Path | bytes) -> str:
     return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_file(source)
 
@@ -98,7 +110,9 @@ def _size(source: Path | bytes) -> int:
     return len(source) if isinstance(source, bytes) else source.stat().st_size
 
 
-def extract(bundle: Path, target: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
+def extract(
+    bundle: Path, target: Path, limit: int = MAX_BYTES, sha256: str | None = None
+) -> dict[str, Any]:
     """Unpacks a bundle into a new or empty folder, checks every digest, and returns the manifest.
 
     Writes only regular files that the manifest lists, each once and as long as listed: a hostile
@@ -106,6 +120,7 @@ def extract(bundle: Path, target: Path, limit: int = MAX_BYTES) -> dict[str, Any
 
     Args:
         limit: Bytes that all members together may take.
+        sha256: Digest that the archive must have, of a signature that was verified.
 
     Raises:
         DeployError: The file is not a bundle, or a member is damaged, missing, duplicated or not
@@ -114,9 +129,40 @@ def extract(bundle: Path, target: Path, limit: int = MAX_BYTES) -> dict[str, Any
     """
     try:
         with bundle.open("rb") as file:
-            return _Reader(bundle, file, limit).extract(target)
+            hashed = _Hashed(file)
+            manifest = _Reader(bundle, hashed, limit).extract(target)
     except OSError as error:  # those of writing are caught where they occur
         raise DeployError(f"{bundle} cannot be read: {error}", _HINT) from error
+    if sha256 not in (None, hashed.digest.hexdigest()):
+        raise DeployError(f"{bundle} was replaced while it was checked", "check it again")
+    return manifest
+
+
+def describe(bundle: Path) -> tuple[dict[str, Any], str]:
+    """Returns the manifest, and the SHA-256 of the archive as it is without compression.
+
+    Raises:
+        DeployError: The file is not a bundle, or cannot be read to its end.
+    """
+    try:
+        with bundle.open("rb") as file:
+            manifest = _Reader(bundle, file, MAX_BYTES).read_manifest()
+        with bundle.open("rb") as file:
+            return manifest, uncompressed_digest(file)
+    except (OSError, ArchiveError) as error:
+        raise DeployError(f"{bundle} cannot be read: {error}", _HINT) from error
+
+
+class _Hashed:
+    """A file that is hashed as it is read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def read(self, size: int = -1, /) -> bytes:
+        content = self._file.read(size)
+        self.digest.update(content)
+        return content
 
 
 class _Reader:
@@ -126,14 +172,14 @@ class _Reader:
         last: The last member that was read, for the message if the next one cannot be.
     """
 
-    def __init__(self, bundle: Path, file: BinaryIO, limit: int) -> None:
+    def __init__(self, bundle: Path, file: Readable, limit: int) -> None:
         self._bundle, self._limit = bundle, limit
         self._tar = TarStream(file)
         self._folder: str | None = None  # the top folder
         self.last = "its start"
 
     def extract(self, target: Path) -> dict[str, Any]:
-        manifest = self._read_manifest()
+        manifest = self.read_manifest()
         missing = dict(manifest["members"])
         self._check_size(sum(entry["bytes"] for entry in missing.values()), target)
         while member := self._next():
@@ -193,7 +239,8 @@ class _Reader:
         except ArchiveError as error:
             raise self._error(f"member {name} is damaged: {error}") from error
 
-    def _read_manifest(self) -> dict[str, Any]:
+    def read_manifest(self) -> dict[str, Any]:
+        """Reads the first two members, and returns the manifest that they hold."""
         contents = []
         for wanted, limit in ((MANIFEST, _MAX_MANIFEST), (MANIFEST_DIGEST, _CHUNK)):
             member = self._next() or Member("nothing", 0)
@@ -279,7 +326,7 @@ def _check_manifest(content: Any) -> None:
     """Raises ValueError, KeyError, TypeError or AttributeError if the members are not valid."""
     if content["schema"] != SCHEMA:
         raise ValueError(f"schema {content['schema']!r:.40}, this version reads {SCHEMA}")
-    members = content["members"]
+    members, names = content["members"], set()
     if len(members) > _MAX_MEMBERS:
         raise ValueError(f"{len(members):,} members, more than {_MAX_MEMBERS:,}")
     for name, entry in members.items():
@@ -288,11 +335,23 @@ def _check_manifest(content: Any) -> None:
             raise ValueError(f"bad member {name[:80]!r}: it would replace the manifest")
         if not (_safe(name) and type(size) is int and size >= 0 and _SHA256.fullmatch(digest)):
             raise ValueError(f"bad member {name[:80]!r}")
+        if _folded(name) in names:
+            raise ValueError(
+                f"bad member {name[:80]!r}: some file systems know another by its name"
+            )
+        names.add(_folded(name))
+    for name in names:
         folder = name.rpartition("/")[0]
         while folder:
-            if folder in members:
+            if folder in names:
                 raise ValueError(f"bad member {folder[:80]!r}: it is also a folder")
             folder = folder.rpartition("/")[0]
+
+
+def _folded(name: str) -> str:
+    """Returns what a file system that ignores case and Unicode's forms takes a name for."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return "/".join(part.rstrip(". ") for part in folded.split("/"))
 
 
 def _safe(name: str) -> bool:

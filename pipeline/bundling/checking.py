@@ -13,7 +13,7 @@ import engines
 from engines import temporary
 from engines.checks import check_device
 from engines.errors import DeployError, NotAvailableError, UsageError, suggestion
-from pipeline.bundling import archive, provenance
+from pipeline.bundling import archive, attestation, provenance, signature
 from pipeline.bundling import manifest as manifests
 from pipeline.golden import file as goldens
 from pipeline.verification import engine_proof
@@ -31,17 +31,20 @@ class Checked:
         links: Number of links that were checked in the chain of digests.
         verdicts: Verdicts on the graph and the engines in the bundle; empty if only digests were
             to be checked.
+        signer: Who signed the bundle, in words; "" if no signature was to be verified.
     """
 
     manifest: dict[str, Any]
     links: int
     verdicts: list[Verdict]
+    signer: str = ""
 
     def document(self) -> dict[str, Any]:
         """Returns the JSON form."""
         return {
             "manifest": self.manifest,
             "links": self.links,
+            "signer": self.signer,
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
         }
 
@@ -95,11 +98,13 @@ class Unpacked:
         manifest: The bundle's manifest.
         links: Number of links that were checked in the chain of digests.
         models: The model by precision.
+        signer: See `Checked`.
     """
 
     manifest: dict[str, Any]
     links: int
     models: dict[str, Model]
+    signer: str = ""
 
     def model(self, precision: str | None) -> Model:
         """Returns the model at a precision, or at the first one of the bundle.
@@ -116,17 +121,24 @@ class Unpacked:
         return self.models[precision]
 
 
-def unpack(bundle: Path, root: Path, limit: int = archive.MAX_BYTES) -> Unpacked:
+def unpack(
+    bundle: Path,
+    root: Path,
+    limit: int = archive.MAX_BYTES,
+    trusted: signature.Trusted | None = None,
+) -> Unpacked:
     """Unpacks a bundle into an empty folder and checks its digests; opens no engine.
 
     Args:
         limit: Bytes that all members together may take.
+        trusted: Whose signature the bundle must have; it is verified before anything is unpacked.
 
     Raises:
-        DeployError: The bundle is damaged or its chain is broken.
+        DeployError: The bundle is damaged, its chain is broken, or its signature is not valid.
     """
     require_file(bundle, "give the path of a file that `assay bundle` wrote")
-    manifest = archive.extract(bundle, root, limit)
+    signed = None if trusted is None else signature.verify(bundle, trusted)
+    manifest = archive.extract(bundle, root, limit, signed.sha256 if signed else None)
     try:
         _check_fields(manifest)
         digests = {name: entry["sha256"] for name, entry in manifest["members"].items()}
@@ -149,7 +161,7 @@ def unpack(bundle: Path, root: Path, limit: int = archive.MAX_BYTES) -> Unpacked
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise DeployError(f"{bundle}: manifest.json is not valid: {error!r}") from error
-    return Unpacked(manifest, links, models)
+    return Unpacked(manifest, links, models, signed.signer if signed else "")
 
 
 def _check_fields(manifest: dict[str, Any]) -> None:
@@ -188,6 +200,7 @@ def _check_chains(
         DeployError: A chain is broken, or no record lists a graph, a golden file or an engine.
     """
     links, recorded = 0, set()
+    chains = {}
     for prefix, paths in manifest["chains"].items():
         if any(not path.startswith(prefix) for path in paths):
             raise DeployError(f"{bundle}: manifest.json names records that are not in {prefix!r}")
@@ -205,6 +218,7 @@ def _check_chains(
         except DeployError as error:
             error.message = f"{bundle}: {error.message}"
             raise
+        chains[prefix] = records
         recorded |= {f"{prefix}{label}" for record in records.values() for label in record.outputs}
     for model in manifest["models"].values():
         for path in manifests.files(model):
@@ -212,6 +226,9 @@ def _check_chains(
                 raise DeployError(
                     f"{bundle}: the chain of records is broken: no record made {path}"
                 )
+    with _naming(bundle, root):
+        for prefix, records in chains.items():
+            attestation.check(root / prefix, records)
     return links
 
 
@@ -244,6 +261,7 @@ def check(
     precision: str | None = None,
     digests_only: bool = False,
     max_bytes: int = archive.MAX_BYTES,
+    trusted: signature.Trusted | None = None,
     consent: Callable[[Sequence[str]], None] = lambda _lines: None,
 ) -> Checked:
     """Checks a bundle and judges its graphs and every engine that this machine can run.
@@ -255,6 +273,7 @@ def check(
         precision: The only precision to judge.
         digests_only: Open neither a graph nor an engine; there are no verdicts then.
         max_bytes: Bytes that all members together may take.
+        trusted: Whose signature the bundle must have; it replaces the consent.
         consent: Called before anything is opened, with a line for each file that will be; an
             exception ends the check.
 
@@ -270,7 +289,7 @@ def check(
     # Resolved, as engines do before they name a file.
     with temporary.folder() as folder:
         root = folder.resolve()
-        unpacked = unpack(bundle, root, max_bytes)
+        unpacked = unpack(bundle, root, max_bytes, trusted)
         models = [*unpacked.models.values()] if precision is None else [unpacked.model(precision)]
         known = [*dict.fromkeys(name for model in models for name in model.engines)]
         if engine is not None and engine not in known:
@@ -283,7 +302,8 @@ def check(
         ]
         verdicts = []
         if not digests_only:
-            consent(opened(root, wanted))
+            if not unpacked.signer:
+                consent(opened(root, wanted))
             verdicts = _prove(bundle, root, wanted, device, threads)
     if verdicts and all(verdict.status == "not run" for verdict in verdicts):
         reasons = "; ".join(f"{verdict.subject}: {verdict.reason}" for verdict in verdicts)
@@ -292,7 +312,7 @@ def check(
             f" {reasons}",
             "`pip install onnxruntime-gpu` runs at least the graph",
         )
-    return Checked(unpacked.manifest, unpacked.links, verdicts)
+    return Checked(unpacked.manifest, unpacked.links, verdicts, unpacked.signer)
 
 
 def opened(root: Path, subjects: Iterable[tuple[Model, str]]) -> list[str]:

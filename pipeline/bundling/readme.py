@@ -75,8 +75,9 @@ alone:
 
 `assay.load("BUNDLE.tar.zst")` checks the bundle and runs its fastest engine.
 
-`manifest.json` lists the sha256 of every file. The `.json` file in each artifact's folder records
-its inputs, the tools and the time.
+`manifest.json` lists the sha256 of every file, `bom.cdx.json` is a bill of materials, and
+`provenance.intoto.json` says what everything was made from. The `.json` file in each artifact's
+folder records its inputs, the tools and the time.
 """
 
 

@@ -5,10 +5,11 @@ tarfile is not used: a header may make it read gigabytes into memory, or work fo
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Protocol
 
 from engines.errors import DeployError
 from pipeline.bundling import compression
@@ -24,6 +25,12 @@ _REGULAR, _LINK, _EXTENDED = b"0", b"1", b"x"
 _MAX_EXTENDED = 8 << 10
 _KEYS = ("path", "linkpath", "size")
 _MAX_DIGITS = 15
+
+
+class Readable(Protocol):
+    """A file that is read from its start to its end."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
 
 
 class ArchiveError(ValueError):
@@ -48,7 +55,7 @@ class Member:
 class _Inflated(io.RawIOBase):
     """The content of a Zstandard file that has exactly one frame."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Readable) -> None:
         self._file = file
         self._inflate = compression.decompressor()
 
@@ -72,10 +79,22 @@ class _Inflated(io.RawIOBase):
         return 0
 
 
+def uncompressed_digest(file: Readable) -> str:
+    """Returns the SHA-256 of what a Zstandard file with one frame holds.
+
+    Raises:
+        ArchiveError: It is damaged.
+    """
+    content, digest = io.BufferedReader(_Inflated(file), _CHUNK), hashlib.sha256()
+    while chunk := content.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
 class TarStream:
     """The members of an archive, in order: call `next`, then `read` until it returns nothing."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Readable) -> None:
         self._content = io.BufferedReader(_Inflated(file), _CHUNK)
         self._left = self._padding = 0
 

@@ -10,7 +10,7 @@ import click
 
 import exporters
 from engines.errors import DeployError, UsageError, suggestion
-from pipeline.cli import wire
+from pipeline.cli import signing, wire
 from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
 from pipeline.workflow import console
 
@@ -82,6 +82,7 @@ def report(
     show_default=True,
     help="GiB that the bundle may unpack to.",
 )
+@signing.verifying
 @wire.serving
 @limiting
 @printing
@@ -108,8 +109,9 @@ def check(
     print_as(values)
     limit(values)
     max_bytes = int(max_size * 2**30)
+    trusted = signing.trusted(values)
     if server := wire.server_of(values, engine=engine, digests_only=digests_only):
-        wire.check(bundle, server, precision, max_bytes)
+        wire.check(bundle, server, precision, max_bytes, trusted)
         return
     checked = checking.check(
         bundle,
@@ -119,8 +121,10 @@ def check(
         precision=precision,
         digests_only=digests_only,
         max_bytes=max_bytes,
+        trusted=trusted,
         consent=lambda lines: None if trust else ask(bundle, lines),
     )
+    signing.show_signer(bundle, checked.signer)
     members = len(checked.manifest["members"])
     console.result(f"{bundle}: {members} members and {checked.links} digests of the chain match")
     if digests_only:

@@ -13,6 +13,7 @@ import click
 
 from engines import temporary
 from engines.errors import DeployError, FailedError, NotMetError, UsageError
+from pipeline.cli import signing
 from pipeline.cli.commands import ask
 from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
 from pipeline.report.units import times_as_long
@@ -22,6 +23,7 @@ from pipeline.workflow import console, hints, worker
 if TYPE_CHECKING:
     from engines.contract import Session
     from pipeline.bundling.checking import Model
+    from pipeline.bundling.signature import Trusted
 
 _path = click.Path(path_type=Path)
 
@@ -142,6 +144,7 @@ def _sizes(_context: click.Context, _option: click.Parameter, text: str) -> tupl
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the order in rounds.")
 @click.option("--trust", is_flag=True, help="Open engines without asking (for scripts).")
+@signing.verifying
 @limiting
 @printing
 def compare(
@@ -175,11 +178,11 @@ def compare(
     print_as(values)
     limit(values)
     check_threads(threads)
-    count = threads or available_cpus()
+    count, signer = threads or available_cpus(), signing.trusted(values)
     with ExitStack() as stack:
         folders = [stack.enter_context(temporary.folder()).resolve() for _ in range(2)]
         unpacked = [
-            _unpack(path, folder, precision, trust)
+            _unpack(path, folder, precision, trust, signer)
             for path, folder in zip((first, second), folders, strict=True)
         ]
         models, manifests = zip(*unpacked, strict=True)
@@ -241,16 +244,16 @@ def compare(
 
 
 def _unpack(
-    path: Path, folder: Path, precision: str | None, trust: bool
+    path: Path, folder: Path, precision: str | None, trust: bool, signer: Trusted | None
 ) -> tuple[Model, Mapping[str, Any]]:
     """Returns what is to be timed, and its manifest; asks first whether to open a bundle."""
     from pipeline.bundling import checking, opening
 
     if opening.is_engine_file(path):  # other commands open it without asking, too
         return opening.engine_file(path), {"engine": str(path)}
-    unpacked = checking.unpack(path, folder)
+    unpacked = checking.unpack(path, folder, trusted=signer)
     model = unpacked.model(precision)
-    if not trust:
+    if not (trust or unpacked.signer):
         ask(path, checking.opened(folder, [(model, name) for name in model.subjects]))
     return model, unpacked.manifest
 

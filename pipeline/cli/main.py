@@ -11,6 +11,7 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ from exporters import DEFAULT_PRECISION
 from pipeline import __version__
 from pipeline.cli import (
     bundles,
+    card,
     commands,
     decisions,
     graph_commands,
     history,
     loadgen,
+    registry,
+    signing,
     stage_runs,
     triton,
     watch,
@@ -70,6 +74,13 @@ def cli() -> None:
     """
 
 
+# What options do once their stage has run: `OptionRole.after`.
+_AFTER: dict[str, Callable[[Outcome, Store, Any], dict[str, Any]]] = {
+    "compare": lambda outcome, store, _flag: history.compare(outcome, store),
+    "sign": signing.sign_outcome,
+}
+
+
 def _document(outcomes: list[Outcome]) -> list[dict[str, Any]]:
     documents = []
     for outcome in outcomes:
@@ -107,7 +118,8 @@ def _add_stage(name: str) -> None:
         document: dict[str, Any] = {"outcomes": _document(outcomes)}
         for option in own:
             if option.role.after and extra.get(option.name):
-                document[option.name] = getattr(history, option.role.after)(outcomes[-1], store)
+                after = _AFTER[option.role.after]
+                document[option.name] = after(outcomes[-1], store, extra[option.name])
         console.document(document)
 
     parameters = [click_parameter(option) for option in (*options(stage.params), *own)]
@@ -195,6 +207,9 @@ _add_run()
 
 _others = (
     *bundles.COMMANDS,
+    *card.COMMANDS,
+    *signing.COMMANDS,
+    *registry.COMMANDS,
     *decisions.COMMANDS,
     *graph_commands.COMMANDS,
     *triton.COMMANDS,

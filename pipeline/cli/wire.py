@@ -12,6 +12,7 @@ from engines.errors import ParityError, UsageError
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
+    from pipeline.bundling.signature import Trusted
     from pipeline.serving.client import Server
 
 _positive = click.FloatRange(min=0, min_open=True, max=86400)
@@ -62,14 +63,24 @@ def server_of(values: dict[str, Any], *, engine: str | None, digests_only: bool)
     return Server(url, **{_FIELDS[key]: value for key, value in named.items()})
 
 
-def check(bundle: Path, server: Server, precision: str | None, max_bytes: int) -> None:
-    """Judges a server by a bundle's golden file, and prints the verdict and the latency."""
+def check(
+    bundle: Path,
+    server: Server,
+    precision: str | None,
+    max_bytes: int,
+    trusted: Trusted | None = None,
+) -> None:
+    """Judges a server by a bundle's golden file, and prints the verdict and the latency.
+
+    Args:
+        trusted: Whose signature the bundle must have.
+    """
     from pipeline.report import units
     from pipeline.report import verify as verdict_report
     from pipeline.serving import proof
     from pipeline.verification.acceptance import require_pass
 
-    served = proof.check(bundle, server, precision=precision, max_bytes=max_bytes)
+    served = proof.check(bundle, server, precision=precision, max_bytes=max_bytes, trusted=trusted)
     members = len(served.manifest["members"])
     console.result(f"{bundle}: {members} members and {served.links} digests of the chain match")
     verdict_report.show([served.verdict])

@@ -14,7 +14,7 @@ from engines import temporary
 from engines.contract import Feeds, Outputs
 from engines.errors import DeployError
 from pipeline.benchmarking.intervals import percentiles
-from pipeline.bundling import archive, checking
+from pipeline.bundling import archive, checking, signature
 from pipeline.golden import file as goldens
 from pipeline.golden.file import Golden
 from pipeline.serving.client import Client, Metadata, Server, wait_until_ready
@@ -121,12 +121,14 @@ def check(
     *,
     precision: str | None = None,
     max_bytes: int = archive.MAX_BYTES,
+    trusted: signature.Trusted | None = None,
 ) -> Served:
     """Checks the digests of a bundle, and judges a server by its golden file. Opens no engine.
 
     Args:
         precision: The precision that it serves; None means the bundle's first.
         max_bytes: Bytes that all members of the bundle together may take.
+        trusted: Whose signature the bundle must have.
 
     Raises:
         DeployError: The bundle is damaged, or the server fails or does not answer.
@@ -134,7 +136,7 @@ def check(
         UsageError: The server does not have the model, or the bundle not the precision.
     """
     with temporary.folder() as folder:
-        unpacked = checking.unpack(bundle, folder.resolve(), max_bytes)
+        unpacked = checking.unpack(bundle, folder.resolve(), max_bytes, trusted)
         golden = goldens.load(unpacked.model(precision).golden)
     verdict, latencies = prove(golden, server)
     model = verdict.facts["model"]

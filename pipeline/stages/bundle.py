@@ -46,6 +46,7 @@ from pipeline.workflow.digests import read_json
 from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 if TYPE_CHECKING:
+    from pipeline.bundling.measured import Figure
     from pipeline.golden.file import Golden
     from pipeline.workflow.records import Record
 
@@ -73,6 +74,17 @@ class Params:
     )
 
 
+@dataclass(frozen=True)
+class CommandOptions:
+    """Options of the command only: the archive is the same with and without them."""
+
+    key: Path | None = option(
+        None,
+        text="Sign the bundle with this private key, of `assay keygen`: writes BUNDLE.sig.",
+        role=OptionRole(after="sign"),
+    )
+
+
 def resolve(params: Params) -> Params:
     """Sorts the names, since their order does not change the bundle."""
     if not params.engine:
@@ -95,7 +107,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         DeployError: No engine is built in one of the precisions, or one has no verdict.
         ParityError: A verdict is neither "pass" nor "not run".
     """
-    from pipeline.bundling import archive, manifest, provenance, readme
+    from pipeline.bundling import archive, attestation, bom, manifest, provenance, readme
     from pipeline.golden import file as goldens
 
     present = [
@@ -121,12 +133,40 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     content: dict[str, Path | bytes] = {
         **{artifact.label: inputs.locate(artifact) for artifact in present},
         **{path: inputs.root / path for path in paths},
-        "README.md": text.encode(),
+        attestation.MEMBER: attestation.build(records),
     }
+    description = read_json(inputs[DESCRIPTION.at(precision=params.precision[0])])
+    content[bom.MEMBER] = bom.build(
+        facts, records, description, _figures(inputs, params, proved), archive.digests(content)
+    )
+    content["README.md"] = text.encode()
     folder = outputs[BUNDLE].name.removesuffix(BUNDLE_SUFFIX)
     with phases.showing("bundle"):
         phases.start("reading the files")
         archive.write(outputs[BUNDLE], folder, facts, content)
+
+
+def _figures(
+    inputs: Paths, params: Params, proved: Mapping[str, Mapping[str, Any]]
+) -> list[Figure]:
+    """Returns what was measured, for the bill of materials."""
+    from pipeline.bundling import measured
+
+    is_graph = models.graph_file(params.model) is not None
+    figures = measured.collect(None if is_graph else read_json(inputs[TRAINING]), {}, None)
+    for precision, entries in proved.items():
+        verdicts = {GRAPH_SUBJECT: read_json(inputs[GRAPH_VERDICT.at(precision=precision)])}
+        for name in entries:
+            _, _, judged = _engine_parts(params, precision, name)
+            verdicts[name] = read_json(inputs[judged])
+        measurements = None
+        if params.measurements:
+            measurements = read_json(inputs[MEASUREMENTS.at(precision=precision)])
+        figures += [
+            dataclasses.replace(figure, where=f"{precision}: {figure.where}")
+            for figure in measured.collect(None, verdicts, measurements)
+        ]
+    return figures
 
 
 def _proved(
@@ -273,7 +313,8 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=lambda _params: (BUNDLE,),
     run=run,
-    revision=4,
+    revision=5,
     resolve=resolve,
+    command_options=CommandOptions,
     show=show,
 )

@@ -40,8 +40,8 @@ class OptionRole:
         image_folder: Receives the folder given to the option with `takes_image_folder`.
         action: Function in `pipeline.cli.stage_runs` to run instead of the stage; it records
             nothing.
-        after: Function in `pipeline.cli.history` to call with the outcome of the stage; what it
-            returns is added to the command's document.
+        after: Function in `pipeline.cli.main` to call with the outcome of the stage and the value;
+            what it returns is added to the command's document.
         requires: Names of options, at least one of which must be given with this one.
         requires_hint: The hint of the error if none of them is given.
         in_run: `assay run` has the option, too.

@@ -86,6 +86,27 @@ def _read_inputs(path: Path) -> None:
     rows.read(path)
 
 
+def _read_signature(folder: Path, bundle: Path) -> tuple[Path, Callable[[Path], None]]:
+    """Returns the signature of a copy of a bundle, and what verifies a changed one."""
+    from pipeline.bundling import signature
+    from pipeline.workflow.digests import parse_json
+
+    copy, key = folder / bundle.name, folder / "key"
+    shutil.copy(bundle, copy)
+    signature.make_keys(key)
+    signature.sign(copy, key, lambda: "")
+    good = folder / "good.sig"
+    shutil.move(f"{copy}.sig", good)
+
+    def read(path: Path) -> None:
+        shutil.copy(path, f"{copy}.sig")
+        signature.verify(copy, signature.Trusted(public_key=Path(f"{key}.pub")))
+        if parse_json(path.read_bytes()) != parse_json(good.read_bytes()):
+            raise AssertionError("a changed signature was accepted")
+
+    return good, read
+
+
 def targets(
     store: Store, folder: Path
 ) -> dict[str, tuple[mutations.Mutate, Callable[[Path], None]]]:
@@ -98,6 +119,7 @@ def targets(
     torch.save(load_file(chain / "checkpoint.safetensors"), pickled)
     bundle, golden = bundle_of(store), chain / "fp32" / "golden.npz"
     program, graph = chain / "fp32" / "pytorch" / "engine.pt2", chain / "fp32" / "model.onnx"
+    signature, read_signature = _read_signature(folder, bundle)
     return {
         "archive": (mutations.mutate_tar(bundle), _read_bundle),
         "manifest and records": (mutations.mutate_bundle(bundle), _read_bundle),
@@ -107,6 +129,7 @@ def targets(
         "safetensors": (mutations.mutate_copy(chain / "checkpoint.safetensors"), _read_weights),
         "torch": (mutations.mutate_zip(pickled), _read_weights),
         "program": (mutations.mutate_zip(program), _read_program),
+        "signature": (mutations.mutate_copy(signature), read_signature),
         "image folder": (mutations.mutate_images(folder / "images"), _read_images),
     }
 

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import shutil
+import tempfile
 import tracemalloc
 from collections import namedtuple
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from engines.errors import DeployError
 from pipeline.bundling import archive
+from pipeline.verification import engine_proof
 from tests.attacks.tars import (
     END,
     FOLDER,
@@ -28,6 +30,7 @@ from tests.attacks.tars import (
     signed,
 )
 from tests.bundles import compress, decompress, opened
+from tests.conftest import Result
 
 CONTENTS = {"a/one": b"1" * 700, "two": b"2"}
 HEAD = manifest(listed(CONTENTS))
@@ -243,6 +246,18 @@ MEMBER_LISTS = {
     "an empty name": {"": PLAIN},
     "a folder": {"a/": PLAIN},
     "a drive": {"C:evil": PLAIN},
+    "names that differ in case": {"model.onnx": PLAIN, "Model.onnx": PLAIN},
+    "names that differ in the case of a folder": {"a/x": PLAIN, "A/x": PLAIN},
+    "a file that is also a folder in another case": {"a": PLAIN, "A/x": PLAIN},
+    "names that differ in their Unicode form": {
+        "gr\u00f6\u00dfe": PLAIN,
+        "gro\u0308\u00dfe": PLAIN,
+    },
+    "a folder in two Unicode forms": {"\u00e9/x": PLAIN, "e\u0301/x": PLAIN},
+    "names that differ in case and form": {"\u00e9": PLAIN, "E\u0301": PLAIN},
+    "a sharp s and two": {"stra\u00dfe": PLAIN, "STRASSE": PLAIN},
+    "names that differ in a last dot": {"a/x": PLAIN, "a./x": PLAIN},
+    "names that differ in a last space": {"x": PLAIN, "x ": PLAIN},
     "the manifest": {archive.MANIFEST: PLAIN},
     "the manifest's digest": {archive.MANIFEST_DIGEST: PLAIN},
     "a file below the manifest": {f"{archive.MANIFEST}/a": PLAIN},
@@ -329,3 +344,59 @@ def test_a_manifest_reads_as_json_after_all(tmp_path: Path) -> None:
     unpacked = archive.extract(path, tmp_path / "out")
     assert {key: unpacked[key] for key in facts} == facts
     assert json.dumps(unpacked)
+
+
+def evil(name: str, kind: bytes = b"0", link: bytes = b"") -> list[bytes]:
+    """Returns blocks of an archive with one hostile member after the manifest."""
+    return [HEAD, header(name, 0, kind, linkname=link), BODY]
+
+
+# One archive for each way to reach what is outside, or to write a file twice.
+ATTACKS = {
+    "an absolute name": evil("/evil"),
+    "a parent": evil(f"{FOLDER}/../../evil"),
+    "a parent in the manifest": [manifest({"../evil": PLAIN}), member("../evil", b"")],
+    "a symbolic link outside": evil(f"{FOLDER}/a/one", b"2", b"/etc/passwd"),
+    "a hard link outside": evil(f"{FOLDER}/a/one", b"1", b"/etc/passwd"),
+    "a character device": evil(f"{FOLDER}/a/one", b"3"),
+    "a block device": evil(f"{FOLDER}/a/one", b"4"),
+    "a FIFO": evil(f"{FOLDER}/a/one", b"6"),
+    "a member twice": [HEAD, BODY, member("two", b"2")],
+    "a clash of case": [manifest({"x": PLAIN, "X": PLAIN}), member("x", b""), member("X", b"")],
+    "a member that is not listed": [HEAD, BODY, member("more", b"")],
+    "a missing member": [HEAD, member("two", b"2")],
+    "a bomb": [HEAD, header(f"{FOLDER}/two", 3 << 30), bytes(20 << 20)],
+    "another schema": [signed(MANIFESTS["another schema"])],
+}
+
+
+@pytest.mark.parametrize("case", ATTACKS)
+def test_check_refuses_a_hostile_archive_and_leaves_nothing(
+    tmp_path: Path,
+    case: str,
+    assay: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "tmp").mkdir()
+    path = pack(tmp_path / "bad.tar.zst", *ATTACKS[case])
+
+    def opened(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("something was opened")
+
+    monkeypatch.setattr(engine_proof, "prove", opened)
+    result = assay("check", "--trust", path)
+    assert result.code == 1, result.err
+    assert str(path) in result.err
+    assert {entry.name for entry in tmp_path.rglob("*")} == {"bad.tar.zst", "tmp"}
+
+
+def test_check_refuses_every_truncated_archive(
+    tmp_path: Path, assay: Callable[..., Result]
+) -> None:
+    good = pack(tmp_path / "bad.tar.zst", HEAD, BODY).read_bytes()
+    for size in range(0, len(good), 16):
+        (tmp_path / "bad.tar.zst").write_bytes(good[:size])
+        result = assay("check", "--trust", tmp_path / "bad.tar.zst")
+        assert result.code == 1, (size, result.err)

@@ -24,7 +24,7 @@ _MARKUP = re.compile(r"([\\`*_\[\]<>|~#&])")
 
 def text(results: Results, place: Place) -> str:
     """Returns accuracy, choice, one table with a row for each engine, and what is missing."""
-    lines, gaps = [f"### {_escaped(results.model)}", ""], [*results.gaps]
+    lines, gaps = [f"### {escaped(results.model)}", ""], [*results.gaps]
     parts = {"the accuracy": _accuracy, "the choice": _choices, "the table": _engines}
     for part, write in parts.items():
         try:
@@ -41,9 +41,9 @@ def _accuracy(results: Results) -> list[str]:
     words = describe(results.training)
     doubt = chance_doubt(results.training)
     return [
-        f"{words[0].upper()}{_escaped(words[1:])}.",
+        f"{words[0].upper()}{escaped(words[1:])}.",
         "",
-        *([_escaped(doubt), ""] if doubt else []),
+        *([escaped(doubt), ""] if doubt else []),
     ]
 
 
@@ -84,15 +84,15 @@ def _engines(results: Results) -> list[str]:
     if not rows:
         return []
     lines = [
-        _row(columns),
-        _row(["---"] * 3 + ["---:"] * (len(columns) - 3)),
-        *(_row([_escaped(cell) for cell in row]) for row in rows),
+        row(columns),
+        row(["---"] * 3 + ["---:"] * (len(columns) - 3)),
+        *(row([escaped(cell) for cell in cells]) for cells in rows),
         "",
     ]
     every = [s for _, _, content in choice.runs(results.precisions) for s in doubts(content)]
     for part in results.precisions:
         every += [sentence for verdict in part.verdicts.values() for sentence in remarks(verdict)]
-    sentences = dict.fromkeys(f"- {_escaped(sentence)}" for sentence in every)
+    sentences = dict.fromkeys(f"- {escaped(sentence)}" for sentence in every)
     return [*lines, *sentences, *([""] if sentences else [])]
 
 
@@ -114,17 +114,18 @@ def _size(results: Results, part: PrecisionResults, subject: str) -> str:
     return ""
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """Returns a row of a table."""
     return f"| {' | '.join(cells)} |"
 
 
 def _prose(words: str) -> str:
     """Returns a sentence whose commands between backquotes stay as code."""
     parts = _COMMAND.split(words)
-    return "".join(part if index % 2 else _escaped(part) for index, part in enumerate(parts))
+    return "".join(part if index % 2 else escaped(part) for index, part in enumerate(parts))
 
 
-def _escaped(words: str) -> str:
+def escaped(words: str) -> str:
     """Returns a text that Markdown shows as it is, and that notifies nobody."""
     plain = _MARKUP.sub(r"\\\1", words.replace("\n", " "))
     return plain.replace("@", "@<!-- -->")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from assay import load
+from pipeline.bundling import attestation, bom
 from pipeline.workflow.runner import Store
 from tests.bundles import FOLDER, bundle_of, members, opened
 from tests.conftest import Process, Result
@@ -62,7 +63,7 @@ def test_it_holds_every_artifact_that_the_target_needs_and_its_record(built: Sto
     data = {name for name in artifacts if name.startswith("data/")} - {
         "data/fashion-mnist/data.json"
     }
-    ours = {"manifest.json", "manifest.sha256", "README.md"}
+    ours = {"manifest.json", "manifest.sha256", "README.md", attestation.MEMBER, bom.MEMBER}
     assert names == artifacts - data - OPTIONAL | ours
 
 

@@ -1,0 +1,68 @@
+"""The measured figures of a bundle, as its bill of materials and its model card list them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure.
+
+    Attributes:
+        kind: What was measured, with its unit.
+        value: The figure, or a word such as "pass".
+        where: What it was measured on: the data, or the engine, the load and the machine.
+        low: Lower bound of its 95 % interval; None if there is no interval.
+        high: Upper bound of the interval.
+    """
+
+    kind: str
+    value: float | str
+    where: str
+    low: float | None = None
+    high: float | None = None
+
+
+def collect(
+    training: Mapping[str, Any] | None,
+    verdicts: Mapping[str, Mapping[str, Any]],
+    measurements: Mapping[str, Any] | None,
+) -> list[Figure]:
+    """Returns the accuracy, the verdicts and the latencies.
+
+    Args:
+        training: Content of `training.json`; None for a graph from elsewhere.
+        verdicts: Contents of the verdicts on the graph and the engines, by name.
+        measurements: Content of `measurements.json`; None if nothing was measured.
+    """
+    figures = []
+    if training is not None and "test_accuracy" in training:
+        where = f"PyTorch, {training['test_images']:,} test images"
+        figures.append(Figure("accuracy", training["test_accuracy"], where))
+    for name, verdict in sorted(verdicts.items()):
+        device = verdict["facts"].get("device")
+        where = f"{name} on {device}" if device else name
+        figures.append(Figure("parity with PyTorch in float64", verdict["status"], where))
+        if flips := verdict["flips"]:
+            share = flips["correct"] / flips["images"]
+            figures.append(Figure("accuracy", share, f"{where}, {flips['images']:,} test images"))
+    if measurements is not None:
+        figures += _latencies(measurements)
+    return figures
+
+
+def _latencies(measurements: Mapping[str, Any]) -> list[Figure]:
+    machine, devices = measurements["machine"], measurements["devices"]
+    names = [gpu["name"] for gpu in machine["gpus"] if isinstance(gpu, dict) and "name" in gpu]
+    host = ", ".join([f"{machine['cpu']} with {machine['threads']} threads", *names])
+    figures = []
+    for entry in measurements["results"]:
+        load = f"batch {entry['batch']}" + (f" of {entry['size']}" if entry.get("size") else "")
+        where = f"{entry['name']} on {devices[entry['name']]}, {load}, {entry['boundary']}; {host}"
+        for quantile, known in sorted(entry["percentiles"].items()):
+            kind = f"latency in seconds, {quantile}"
+            figures.append(Figure(kind, known["value"], where, known["low"], known["high"]))
+    return figures

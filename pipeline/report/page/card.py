@@ -1,0 +1,89 @@
+"""Writes a model card for Hugging Face's hub: the measured figures, as text and as metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from engines.checks import import_vendor
+from engines.errors import DeployError
+from pipeline.bundling import measured
+from pipeline.bundling.measured import Figure
+from pipeline.report.page import markdown
+from pipeline.report.page.results import UNREADABLE, Results
+
+if TYPE_CHECKING:
+    from pipeline.workflow.hints import Place
+
+
+def text(results: Results, place: Place) -> str:
+    """Returns the card: metadata in YAML, then Markdown.
+
+    Raises:
+        NotAvailableError: huggingface_hub is not installed.
+        DeployError: A file has another form than this version of assay writes.
+    """
+    hub = import_vendor("huggingface_hub", "pip install huggingface_hub")
+    try:
+        known = {part.name: _figures(results, part) for part in results.precisions}
+        graph: dict[str, Any] = next(part.graph for part in results.precisions if part.graph) or {}
+        metadata = graph["metadata"]
+        dataset, labels = metadata["assay.dataset"], metadata["assay.labels"] != "[]"
+    except (*UNREADABLE, StopIteration) as error:
+        raise DeployError(
+            f"the results of {results.model} are not complete, or not of this version of assay",
+            f"run `assay run {results.model}`",
+        ) from error
+    task = "image-classification" if labels and "uint8" in graph["inputs"][0] else "other"
+    # A card without a data set has no place for results, so it says that it is none.
+    evaluated = {
+        "task_type": task,
+        "dataset_type": dataset or "none",
+        "dataset_name": dataset or "none",
+    }
+    data = hub.ModelCardData(
+        library_name="onnx",
+        model_name=results.model,
+        tags=["onnx", "assay"],
+        datasets=[dataset] if dataset else None,
+        pipeline_tag=None if task == "other" else task,
+        eval_results=[
+            hub.EvalResult(
+                **evaluated,
+                metric_type=figure.kind,
+                metric_name=f"{figure.kind} ({precision}; {figure.where})",
+                metric_value=figure.value,
+            )
+            for precision, figures in known.items()
+            for figure in figures
+        ],
+    )
+    body = markdown.text(results, place) + _latencies(known)
+    return str(hub.ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _figures(results: Results, part: Any) -> list[Figure]:
+    verdicts = {name: dataclasses.asdict(verdict) for name, verdict in part.verdicts.items()}
+    return measured.collect(results.training, verdicts, part.measurements)
+
+
+def _latencies(known: dict[str, list[Figure]]) -> str:
+    """Returns a table of the figures that have an interval."""
+    rows = [
+        (
+            precision,
+            figure.kind,
+            f"{figure.value:.4g}",
+            f"{figure.low:.4g} to {figure.high:.4g}",
+            figure.where,
+        )
+        for precision, figures in known.items()
+        for figure in figures
+        if figure.low is not None
+    ]
+    if not rows:
+        return ""
+    columns = ("precision", "figure", "value", "95 % interval", "where")
+    lines = [markdown.row(columns), markdown.row(["---"] * len(columns))]
+    lines += [markdown.row([markdown.escaped(cell) for cell in row]) for row in rows]
+    return "\n".join(["", "### Latency", "", *lines, ""])

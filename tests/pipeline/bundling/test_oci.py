@@ -1,0 +1,313 @@
+"""Bundles in a registry: a real one on loopback, and hostile ones."""
+
+import hashlib
+import http.client
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from engines.errors import DeployError, UsageError
+from pipeline.bundling import archive, oci, signature
+from pipeline.bundling.oci import Reference
+from tests.conftest import Result
+
+CONFIG = """
+version: 0.1
+storage:
+  filesystem:
+    rootdirectory: {root}
+http:
+  addr: 127.0.0.1:{port}
+"""
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    path = tmp_path / "lenet-fp32.tar.zst"
+    archive.write(path, "lenet-fp32", {"model": "lenet"}, {"a": b"content" * 1000})
+    return path
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    signature.make_keys(tmp_path / "key")
+    return tmp_path / "key"
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("registry")
+
+
+@pytest.fixture(scope="module")
+def registry(storage: Path) -> Iterator[str]:
+    """A registry of Debian's package docker-registry; its address."""
+    program = shutil.which("docker-registry")
+    if program is None:
+        pytest.skip("docker-registry is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = storage / "config.yml"
+    config.write_text(CONFIG.format(root=storage / "blobs", port=port))
+    with (
+        (storage / "log").open("wb") as log,
+        subprocess.Popen([program, "serve", config], stdout=log, stderr=log) as process,
+    ):
+        try:
+            for _ in range(200):
+                try:
+                    fetch(f"127.0.0.1:{port}", "/v2/")
+                    break
+                except OSError:
+                    assert process.poll() is None, (storage / "log").read_text()
+                    time.sleep(0.05)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def fetch(address: str, path: str, accept: str = "*/*") -> bytes:
+    connection = http.client.HTTPConnection(address, timeout=10)
+    try:
+        connection.request("GET", path, headers={"Accept": accept})
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def pushed(bundle: Path, text: str) -> str:
+    return oci.push(bundle, text, plain_http=True)
+
+
+def pulled(text: str, out: Path) -> tuple[Path, str, bool]:
+    return oci.pull(text, out, plain_http=True)
+
+
+def test_a_signed_bundle_comes_back_as_it_was(
+    registry: str, bundle: Path, key: Path, tmp_path: Path, assay: Callable[..., Result]
+) -> None:
+    assert assay("sign", bundle, "--key", key).code == 0
+    name = f"{registry}/models/lenet:1"
+    result = assay("push", bundle, name, "--plain-http", "--json")
+    assert result.code == 0, result.err
+    digest = json.loads(result.out)["reference"]
+    out = tmp_path / "back" / "again.tar.zst"
+    for text in (name, digest):
+        result = assay("pull", text, "--out", out, "--plain-http")
+        assert result.code == 0, result.err
+        assert f"pulled from {digest}, with its signature" in result.out
+        assert out.read_bytes() == bundle.read_bytes()
+        signature.verify(out, signature.Trusted(public_key=Path(f"{key}.pub")))
+        shutil.rmtree(out.parent)
+
+
+def test_the_manifest_is_that_of_modelpack(registry: str, bundle: Path) -> None:
+    digest = pushed(bundle, f"{registry}/lenet:form").partition("@")[2]
+    accept = "application/vnd.oci.image.manifest.v1+json"
+    content = fetch(registry, "/v2/lenet/manifests/form", accept)
+    assert f"sha256:{hashlib.sha256(content).hexdigest()}" == digest
+    manifest = json.loads(content)
+    assert manifest["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
+    (layer,) = manifest["layers"]
+    assert layer["mediaType"] == "application/vnd.cncf.model.weight.v1.tar+zstd"
+    assert layer["digest"] == f"sha256:{hashlib.sha256(bundle.read_bytes()).hexdigest()}"
+    config = json.loads(fetch(registry, f"/v2/lenet/blobs/{manifest['config']['digest']}"))
+    assert config["descriptor"]["name"] == "lenet"
+    (diff,) = config["modelfs"]["diffIds"]
+    plain = subprocess.run(["zstd", "-dc", bundle], capture_output=True, check=False).stdout
+    if plain:
+        assert diff == f"sha256:{hashlib.sha256(plain).hexdigest()}"
+
+
+def test_a_large_bundle_is_sent_in_parts(
+    registry: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oci, "_WHOLE", 0)
+    pushed(bundle, f"{registry}/parts:1")
+    out, _, signed = pulled(f"{registry}/parts:1", tmp_path / "out.tar.zst")
+    assert out.read_bytes() == bundle.read_bytes()
+    assert not signed
+
+
+def test_pushing_again_gives_the_same_digest(registry: str, bundle: Path) -> None:
+    assert pushed(bundle, f"{registry}/again:1") == pushed(bundle, f"{registry}/again:2")
+
+
+def test_a_file_is_never_replaced(registry: str, bundle: Path) -> None:
+    pushed(bundle, f"{registry}/keep:1")
+    before = bundle.read_bytes()
+    with pytest.raises(DeployError, match="exists"):
+        pulled(f"{registry}/keep:1", bundle)
+    assert bundle.read_bytes() == before
+
+
+def test_a_blob_that_was_changed_in_the_registry_is_refused(
+    registry: str, storage: Path, bundle: Path, key: Path, tmp_path: Path
+) -> None:
+    archive.write(bundle, "lenet-fp32", {"model": "lenet"}, {"a": b"another"})
+    signature.sign(bundle, key, lambda: "")
+    pushed(bundle, f"{registry}/changed:1")
+    digest = hashlib.sha256(bundle.read_bytes()).hexdigest()
+    (blob,) = storage.glob(f"blobs/**/{digest}/data")
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    blob.write_bytes(content)
+    (tmp_path / "new").mkdir()
+    with pytest.raises(DeployError, match="answers with other bytes"):
+        pulled(f"{registry}/changed:1", tmp_path / "new" / "out.tar.zst")
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_what_is_no_bundle_is_not_sent(registry: str, tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("text")
+    with pytest.raises(DeployError, match="text"):
+        pushed(path, f"{registry}/text:1")
+    with pytest.raises(DeployError, match="is not there"):
+        pulled(f"{registry}/text:1", tmp_path / "out")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"text"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "lenet", "localhost/", "localhost/LeNet:1", "a b/c", "h/x:", "h/../x:1", "h/x@md5:1"],
+)
+def test_what_is_no_reference_is_wrong_usage(text: str, assay: Callable[..., Result]) -> None:
+    with pytest.raises(UsageError, match="does not name an artifact"):
+        Reference.parse(text)
+    assert assay("pull", text).code == 2
+
+
+def test_a_reference_gives_a_file_name() -> None:
+    assert Reference.parse("localhost:5000/a/lenet:1.2").file_name == "lenet-1.2.tar.zst"
+    digest = "sha256:" + "0" * 64
+    assert Reference.parse(f"localhost/lenet@{digest}").file_name == f"lenet-{'0' * 12}.tar.zst"
+    assert Reference.parse("localhost/lenet").tag == "latest"
+
+
+def test_a_registry_that_does_not_answer_is_an_error_at_once(bundle: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    start = time.monotonic()
+    for call in (
+        lambda: pushed(bundle, f"{address}/x:1"),
+        lambda: pulled(f"{address}/x:1", tmp_path / "o"),
+    ):
+        with pytest.raises(DeployError, match=r"127\.0\.0\.1") as raised:
+            call()
+        assert "--plain-http" in raised.value.hint
+    assert time.monotonic() - start < 10
+    assert not (tmp_path / "o").exists()
+
+
+BLOB = b"a bundle"
+GOOD = {
+    "schemaVersion": 2,
+    "artifactType": "application/vnd.cncf.model.manifest.v1+json",
+    "layers": [
+        {
+            "mediaType": "application/vnd.cncf.model.weight.v1.tar+zstd",
+            "digest": f"sha256:{hashlib.sha256(BLOB).hexdigest()}",
+            "size": len(BLOB),
+        }
+    ],
+}
+LAYER = GOOD["layers"][0]
+
+
+def with_layer(**fields: object) -> dict:
+    return {**GOOD, "layers": [{**LAYER, **fields}]}
+
+
+MANIFESTS: dict[str, bytes | dict] = {
+    "not JSON": b"<html>",
+    "a list": b"[]",
+    "huge": b" " * (5 << 20),
+    "another type": {**GOOD, "artifactType": "application/json"},
+    "no layers": {**GOOD, "layers": []},
+    "layers of text": {**GOOD, "layers": ["x"]},
+    "two bundles": {**GOOD, "layers": [LAYER, LAYER]},
+    "a digest with a path": with_layer(digest="../../../etc/passwd"),
+    "another digest": with_layer(digest="sha256:" + "0" * 64),
+    "another size": with_layer(size=3),
+    "a larger size": with_layer(size=100),
+    "a size of text": with_layer(size="8"),
+    "too large": with_layer(size=1 << 50),
+    "a large signature": {
+        **GOOD,
+        "layers": [
+            LAYER,
+            {
+                **LAYER,
+                "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+                "size": 1 << 30,
+            },
+        ],
+    },
+}
+
+
+@pytest.fixture
+def hostile() -> Iterator[Callable[[bytes], str]]:
+    """Starts a server that answers with a manifest, and with BLOB for every blob."""
+    answers: dict[str, bytes] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = answers["manifest"] if "/manifests/" in self.path else BLOB
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+
+    def serve(manifest: bytes) -> str:
+        answers["manifest"] = manifest
+        return f"127.0.0.1:{server.server_address[1]}/x"
+
+    yield serve
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("case", MANIFESTS)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_hostile_manifest_is_refused_and_nothing_is_left(
+    hostile: Callable[[bytes], str], tmp_path: Path, assay: Callable[..., Result], case: str
+) -> None:
+    document = MANIFESTS[case]
+    content = document if isinstance(document, bytes) else json.dumps(document).encode()
+    name = hostile(content)
+    result = assay("pull", f"{name}:1", "--out", tmp_path / "out", "--plain-http")
+    assert result.code == 1
+    assert "127.0.0.1" in result.err or "registry" in result.err or "bundle" in result.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_bytes_than_the_named_digest_are_refused(
+    hostile: Callable[[bytes], str], tmp_path: Path
+) -> None:
+    content = json.dumps(GOOD).encode()
+    name = hostile(content)
+    with pytest.raises(DeployError, match="answers with other bytes"):
+        pulled(f"{name}@sha256:{'0' * 64}", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert pulled(f"{name}@{digest}", tmp_path / "out")[0].read_bytes() == BLOB
