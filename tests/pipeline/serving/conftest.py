@@ -11,13 +11,6 @@ from pipeline.cli import main
 from pipeline.workflow.runner import Store
 from tests import servers
 
-# By model, its name in commands, and the name of the Triton model.
-NAMES = {
-    "lenet": "lenet",
-    "resnet18": "benchmarks.roofline:resnet18",
-    "vgg11-slim": "benchmarks.roofline:vgg11_slim",
-}
-
 
 @pytest.fixture(scope="session")
 def repository(built: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:

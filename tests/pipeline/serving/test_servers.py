@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-
 import engines
 from engines.contract import OpenOptions
 from pipeline.golden import file as goldens
@@ -83,9 +82,7 @@ def test_the_models_of_triton_are_named(
     assert "has 3 models" in result.err
 
 
-def test_another_model_is_a_mismatch(
-    triton: servers.Running, built: Store, assay: Assay
-) -> None:
+def test_another_model_is_a_mismatch(triton: servers.Running, built: Store, assay: Assay) -> None:
     name = "benchmarks.roofline-resnet18_fp32_onnxruntime"
     words = ("check", bundle_of(built), "--url", triton.http, "--model-name", name, "--json")
     result = assay(*words)
@@ -100,7 +97,7 @@ def test_concurrent_requests_are_neither_lost_nor_mixed_up(
     golden = goldens.load(built.root / "lenet/fp32/golden.npz")
     engine = engines.get("onnxruntime")
     session = engine.open(built.root / "lenet/fp32/onnxruntime/engine.onnx", OpenOptions())
-    rows = {name: array for name, array in golden.inputs.items()}
+    rows = golden.inputs
     expected = session.run(rows)["logits"]
     session.close()
     # Rows whose outputs are alike could be mixed up without a trace.
@@ -177,7 +174,7 @@ def test_an_occupied_port_is_the_reason(repository: Path, tmp_path: Path) -> Non
     with servers.triton(served, folders[0]) as first:
         port = first.http.rpartition(":")[2]
         with (
-            pytest.raises(RuntimeError, match="(?i)address already in use|failed to start HTTP"),
+            pytest.raises(RuntimeError, match=r"(?i)address already in use|failed to start HTTP"),
             servers.triton(served, folders[1], "--http-port", port),
         ):
             pass
