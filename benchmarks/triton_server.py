@@ -1,7 +1,7 @@
 """Throughput through a real Triton server beside the same engine in this process.
 
     PYTHONPATH=. ASSAY_TRITON_VENV=FOLDER python benchmarks/triton_server.py [--models A,B]
-        [--batch 1,8,64] [--seconds 3] > benchmarks/results/triton.md
+        [--batch 1,8] [--seconds 3] > benchmarks/results/triton.md
 
 `make triton-test` makes the environment of the server. Weights are random, since speed does not
 depend on them. The server's ONNX Runtime backend is that of the tests (`tests/servers`), in Python;
@@ -17,19 +17,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import engines
-from benchmarks.roofline import MODELS, markdown, proved
+from benchmarks.roofline import MODELS, call, markdown, proved
 from engines import hardware
-from engines.contract import OpenOptions
-from pipeline.cli.main import main as assay
+from engines.contract import Feeds, OpenOptions
 from pipeline.golden import file as goldens
 from pipeline.serving.client import Client, Server
 from tests import servers
 
 ROUNDS = 9
+CLIENTS = 2  # while one waits for its reply, the server computes for the other
 
 
 def rate(run: Callable[[], object], seconds: float) -> float:
@@ -41,40 +43,52 @@ def rate(run: Callable[[], object], seconds: float) -> float:
     return count / spent
 
 
+def rate_over_wire(url: str, name: str, feeds: Feeds, output: str, seconds: float) -> float:
+    """Returns the requests per second of `CLIENTS` clients, each with one request at a time."""
+
+    def ask(_number: int) -> float:
+        with closing(Client(Server(url))) as client:
+
+            def run() -> object:
+                return client.infer(name, "", feeds, (output,))
+
+            run()  # connects
+            return rate(run, seconds)
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        return sum(pool.map(ask, range(CLIENTS)))
+
+
 def measure(model: str, batches: list[int], seconds: float, root: Path) -> list[list[str]]:
     """Returns a row for each batch size of a model."""
     words, passed = proved(model, "fp32", root, ["onnxruntime"])
-    if not passed:
-        sys.exit(f"{model}: onnxruntime is not proved")
     repository, log = root / "repository", root / "server"
     log.mkdir()
-    if assay(["triton", words[0], str(repository), "--root", str(root), "--quiet"]):
-        sys.exit(f"{model}: no repository")
-    (name,) = (path.parent.name for path in repository.glob("*/config.pbtxt"))
+    written = call(["triton", words[0], str(repository), "--root", str(root)])
+    if not passed or "error" in written:
+        sys.exit(f"{model}: onnxruntime is not proved")
+    (name,) = written["models"]
     (golden_path,) = root.glob("**/golden.npz")
     (built,) = root.glob("**/engine.onnx")
     golden = goldens.load(golden_path)
-    outputs = tuple(golden.native)
+    (output,) = golden.native
     rows = []
     with (
         servers.triton(repository, log) as server,
         closing(engines.get("onnxruntime").open(built, OpenOptions(threads=1))) as session,
-        closing(Client(Server(server.http))) as http,
-        closing(Client(Server(server.grpc))) as grpc,
     ):
-        for batch in batches:
+        for batch in batches or sorted({1, 8, len(golden.cases)}):
             feeds = golden.feeds(batch)
-            sides: dict[str, Callable[[], object]] = {
-                "here": lambda feeds=feeds: session.run(feeds),  # type: ignore[misc]
-                "http": lambda feeds=feeds: http.infer(name, "", feeds, outputs),  # type: ignore[misc]
-                "grpc": lambda feeds=feeds: grpc.infer(name, "", feeds, outputs),  # type: ignore[misc]
-            }
-            rates: dict[str, list[float]] = {side: [] for side in sides}
+            rates: dict[str, list[float]] = {"here": [], "http": [], "grpc": []}
             for number in range(ROUNDS + 1):  # the first round warms up
-                for side, run in sides.items():
-                    measured = rate(run, seconds / ROUNDS)
-                    if number:
-                        rates[side].append(measured * batch)
+                measured = {
+                    "here": rate(partial(session.run, feeds), seconds / ROUNDS),
+                    "http": rate_over_wire(server.http, name, feeds, output, seconds / ROUNDS),
+                    "grpc": rate_over_wire(server.grpc, name, feeds, output, seconds / ROUNDS),
+                }
+                if number:
+                    for side, calls in measured.items():
+                        rates[side].append(calls * batch)
             row = [model, str(batch), f"{statistics.median(rates['here']):,.0f}"]
             for side in ("http", "grpc"):
                 parts = [a / b for a, b in zip(rates[side], rates["here"], strict=True)]
@@ -96,14 +110,11 @@ def main() -> int:
     rows = []
     for model in asked.models:
         with tempfile.TemporaryDirectory() as folder:
-            batches = asked.batch or [1, 8, 64]
-            rows += measure(model, batches, asked.seconds, Path(folder).resolve())
+            rows += measure(model, asked.batch or [], asked.seconds, Path(folder).resolve())
     cpu = hardware.cpu_fingerprint()
     print("# Throughput through Triton\n")
-    print(
-        f"`benchmarks/triton_server.py` on {', '.join(f'{key} {cpu[key]}' for key in cpu)}. Rows per"
-    )
-    print("second with one client, fp32, ONNX Runtime with one thread on both sides.\n")
+    print(f"`benchmarks/triton_server.py` on {', '.join(f'{key} {cpu[key]}' for key in cpu)}.")
+    print("Rows per second, fp32, two clients, ONNX Runtime with one thread on both sides.\n")
     columns = ["model", ">batch", ">in process", ">HTTP", ">of it", ">gRPC", ">of it"]
     print(markdown("", columns, rows))
     return 0
