@@ -22,7 +22,7 @@ DOCUMENTS = {
     path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
 }
 # Documents with `assay` commands, in an order in which these work one after the other.
-ORDER = ("stages.md", "precisions.md", "models.md", "bundles.md", "python.md")
+ORDER = ("stages.md", "precisions.md", "models.md", "bundles.md", "serving.md", "python.md")
 
 
 def commands_of(text: str) -> list[str]:

@@ -97,6 +97,7 @@ class Client:
         self._library = import_vendor(f"tritonclient.{kind}", INSTALL)
         address = server.url.partition("://")[2].rstrip("/")
         self._more: dict[str, Any] = {}
+        self._binary: bool | None = None
         if kind == "grpc":
             self._more = {"client_timeout": self._timeout}
             self._client = self._library.InferenceServerClient(
@@ -221,9 +222,9 @@ class Client:
         for key, array in feeds.items():
             kind = _protocol_type(array.dtype)
             tensor = library.InferInput(key, list(array.shape), kind)
-            tensor.set_data_from_numpy(np.ascontiguousarray(array))
+            tensor.set_data_from_numpy(np.ascontiguousarray(array), **self._form())
             tensors.append(tensor)
-        wanted = [library.InferRequestedOutput(output) for output in outputs]
+        wanted = [library.InferRequestedOutput(output, **self._form()) for output in outputs]
 
         def ask() -> Any:
             result = self._client.infer(
@@ -236,6 +237,15 @@ class Client:
             if array is None:
                 raise self._error(f"the reply of {name}", f"has no output {output!r}")
         return dict(arrays)
+
+    def _form(self) -> dict[str, bool]:
+        """Returns how HTTP sends tensors: as bytes if the server takes them, otherwise as JSON."""
+        if self._more:
+            return {}
+        if self._binary is None:
+            answer = self._call("server metadata", self._client.get_server_metadata)
+            self._binary = "binary_tensor_data" in (answer.get("extensions") or ())
+        return {"binary_data": self._binary}
 
     def _json(self, method: Callable[..., Any], *words: str) -> Any:
         """Returns a server's answer in the form of HTTP's JSON, whatever the protocol."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engines.backends import onnxruntime_cuda
+from pipeline.workflow.artifacts import GRAPH
 
 _ONNX = "onnxruntime_onnx"
 # TF32 would be less precise than what was proved.
@@ -36,7 +37,7 @@ class Form:
 def _onnx(
     *, gpu: bool = False, accelerators: tuple[tuple[str, Mapping[str, str]], ...] = ()
 ) -> Form:
-    return Form("onnxruntime", ("model.onnx",), _ONNX, gpu, accelerators, runs_graph=True)
+    return Form("onnxruntime", (GRAPH.name,), _ONNX, gpu, accelerators, runs_graph=True)
 
 
 # By the name of the engine.

@@ -1,0 +1,142 @@
+"""Mistakes in Triton's configurations, each of which is refused with its reason."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.serving import config_checks
+from pipeline.workflow.runner import Store
+from tests.conftest import Result
+
+pytest.importorskip("tritonclient")
+Assay = Callable[..., Result]
+NAME = "lenet_fp32_onnxruntime"
+DIMS_IN = "dims: 1\n  dims: 28\n  dims: 28"
+# What a user changes, as pattern and replacement in config.pbtxt, and what is said about it.
+MISTAKES = [
+    pytest.param(DIMS_IN, "dims: [-1, 1, 28, 28]", "with the batch in them", id="batch in dims"),
+    pytest.param("max_batch_size: 262", "", "write [-1, 1, 28, 28], or set", id="no batch size"),
+    pytest.param(DIMS_IN, "dims: [28, 28, 1]", "dims [28, 28, 1]; the graph has", id="layout"),
+    pytest.param(DIMS_IN, "dims: [1, -1, 28]", "dims [1, -1, 28]; the graph has", id="free axis"),
+    pytest.param("TYPE_UINT8", "TYPE_FP32", "is TYPE_FP32; the graph has TYPE_UINT8", id="dtype"),
+    pytest.param("TYPE_FP32", "TYPE_FP16", "'logits' is TYPE_FP16", id="output dtype"),
+    pytest.param("dims: 10\n", "dims: 1000\n", "'logits' has dims [1000]", id="classes"),
+    pytest.param("platform:", 'backend: "tensorrt"\nplatform:', "remove one", id="two backends"),
+    pytest.param("onnxruntime_onnx", "onnx", "'onnx' does not exist", id="unknown platform"),
+    pytest.param('platform: "onnxruntime_onnx"', "", "neither a backend nor", id="no backend"),
+    pytest.param(
+        DIMS_IN, "dims: 784\n reshape { shape: [1, 28, 28] }", "another shape", id="reshape"
+    ),
+    pytest.param(
+        DIMS_IN, DIMS_IN + "\n reshape { shape: [784] }", "is reshaped to [784]", id="reshape 2"
+    ),
+    pytest.param("max_batch_size: 262", "max_batch_size: 512", "larger than 262", id="batch"),
+    pytest.param("max_batch_size: 262", "max_batch_size: -1", "is negative", id="negative"),
+    pytest.param("max_batch_size: 262", "max_batch_size: 4", "preferred_batch_size 8", id="less"),
+    pytest.param("count: 1\n  kind", "count: 0\n  kind", "count below 1", id="count 0"),
+    pytest.param("count: 1\n  kind", "count: -2\n  kind", "count below 1", id="count -2"),
+    pytest.param("KIND_CPU", "KIND_GPU", "onnxruntime runs on CPUs", id="gpu"),
+    pytest.param("KIND_CPU", "KIND_CPU gpus: [0]", "names gpus [0]", id="gpus of a cpu"),
+    pytest.param('name: "image"', 'name: "images"', "'images' is not in the graph", id="input"),
+    pytest.param('name: "logits"', 'name: "output"', "'logits' of the graph is missing", id="out"),
+    pytest.param(
+        "output {",
+        'input { name: "mask" data_type: TYPE_BOOL dims: 1 }\noutput {',
+        "'mask' is not in the graph",
+        id="extra input",
+    ),
+    pytest.param('"labels.txt"', '"classes.txt"', "classes.txt is missing", id="no labels"),
+    pytest.param(
+        "max_batch", "version_policy { specific { versions: 2 } }\nmax_batch", "version 2", id="v"
+    ),
+    pytest.param(
+        "max_batch", "version_policy { specific { } }\nmax_batch", "none is served", id="no version"
+    ),
+    pytest.param(
+        "max_batch", "version_policy { latest { } }\nmax_batch", "latest 0", id="latest 0"
+    ),
+    pytest.param(
+        "max_batch", 'default_model_filename: "net.onnx"\nmax_batch', "no file net.onnx", id="file"
+    ),
+    pytest.param('"input0"', '"row"', "warmup/row for image: it is missing", id="warm-up"),
+    pytest.param("batch_size: 262", "batch_size: 300", "batch_size 300", id="warm-up batch"),
+    pytest.param(
+        'key: "assay.sha256"\n  value {\n    string_value: "', r"\g<0>0", "was proved", id="sha"
+    ),
+    pytest.param("max_batch_size", "maximum_batch_size", "cannot be parsed", id="unknown field"),
+    pytest.param("{", "[", "cannot be parsed", id="syntax"),
+    pytest.param(f'name: "{NAME}"', 'name: "lenet"', "is not that of its folder", id="name"),
+]
+
+
+@pytest.fixture
+def model(repository: Path, tmp_path: Path) -> Path:
+    """LeNet's Triton model, to be changed."""
+    shutil.copytree(repository / NAME, tmp_path / NAME)
+    return tmp_path / NAME
+
+
+def change(model: Path, pattern: str, replacement: str) -> None:
+    path = model / "config.pbtxt"
+    old = path.read_text()
+    regular = pattern if replacement.startswith("\\g") else re.escape(pattern)
+    new = re.sub(regular, replacement, old, count=1)
+    assert new != old
+    path.write_text(new)
+
+
+def test_what_assay_writes_has_no_mistake(repository: Path, built: Store, assay: Assay) -> None:
+    golden = built.root / "lenet/fp32/golden.npz"
+    result = assay("triton-check", repository, "--golden", golden)
+    assert result.code == 0, result.out
+    assert "no mistake found" in result.out
+    assert config_checks.check(repository, [golden]).notes == ()
+
+
+@pytest.mark.parametrize(("pattern", "replacement", "message"), MISTAKES)
+def test_mistakes_are_named(
+    model: Path, assay: Assay, pattern: str, replacement: str, message: str
+) -> None:
+    change(model, pattern, replacement)
+    result = assay("triton-check", model.parent)
+    assert result.code == 1
+    assert message in result.out
+
+
+def test_labels_of_another_model_are_a_mistake(model: Path, assay: Assay) -> None:
+    (model / "labels.txt").write_text("cat\ndog\n")
+    result = assay("triton-check", model)
+    assert result.code == 1
+    assert "labels.txt has 2 labels, and logits has 10 values" in result.out
+
+
+def test_a_folder_without_a_version_is_a_mistake(model: Path, assay: Assay) -> None:
+    (model / "1").rename(model / "v1")
+    result = assay("triton-check", model)
+    assert result.code == 1
+    assert "has no version" in result.out
+
+
+def test_another_golden_file_is_a_mistake(model: Path, built: Store) -> None:
+    text = (model / "config.pbtxt").read_text()
+    golden = built.root / "lenet/fp32/golden.npz"
+    (model / "config.pbtxt").write_text(re.sub('(golden_sha256"[^"]*")...', r"\1abc", text))
+    (problem,) = config_checks.check(model, [golden]).problems
+    assert "another golden file" in problem
+
+
+def test_a_plan_without_a_golden_file_is_not_compared(model: Path) -> None:
+    change(model, "onnxruntime_onnx", "tensorrt_plan")
+    (model / "1/model.onnx").rename(model / "1/model.plan")
+    findings = config_checks.check(model)
+    assert any("name its --golden file" in note for note in findings.notes)
+    assert any("needs a GPU" in problem for problem in findings.problems)
+
+
+def test_a_folder_without_models_is_an_error(tmp_path: Path, assay: Assay) -> None:
+    result = assay("triton-check", tmp_path)
+    assert result.code == 1
+    assert "has no folder with a config.pbtxt" in result.err
