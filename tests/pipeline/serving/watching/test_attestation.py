@@ -27,10 +27,10 @@ def attested(tmp_path: Path) -> tuple[Path, Path]:
     """A file of three lines, of which the last was added later, and the public key."""
     private, public = keys(tmp_path)
     path = tmp_path / "days.jsonl"
-    log = attestation.Log(path, attestation.Key(private))
+    log = attestation.Log(path, attestation.Key(private, str))
     for day in (1, 2):
         log.add("lenet.tar.zst", "a" * 64, {"day": day})
-    attestation.Log(path, attestation.Key(private)).add("lenet.tar.zst", "a" * 64, {"day": 3})
+    attestation.Log(path, attestation.Key(private, str)).add("lenet.tar.zst", "a" * 64, {"day": 3})
     return path, public
 
 
@@ -112,20 +112,22 @@ def test_what_is_no_private_ec_key_is_refused(tmp_path: Path) -> None:
         (public, "not a private key"),
         (tmp_path / "text", "not a private key"),
         (tmp_path / "rsa", "not an EC key"),
-        (tmp_path / "nothing", "cannot be read"),
+        (tmp_path / "nothing", "does not exist"),
     ):
         with pytest.raises(DeployError, match=words):
-            attestation.Key(path)
+            attestation.Key(path, str)
     locked = tmp_path / "locked"
     lock = ["openssl", "ec", "-in", private, "-aes128", "-passout", "pass:x", "-out", locked]
     subprocess.run(lock, check=True, capture_output=True)
-    with pytest.raises(DeployError, match="not a private key"):
-        attestation.Key(locked)
-    assert attestation.Key(locked, b"x").identity() == attestation.Key(private).identity()
+    with pytest.raises(DeployError, match=r"passphrase of .* is wrong"):
+        attestation.Key(locked, lambda: "y")
+    assert (
+        attestation.Key(locked, lambda: "x").identity() == attestation.Key(private, str).identity()
+    )
 
 
 def test_an_incomplete_line_is_not_added_to(attested: tuple[Path, Path], tmp_path: Path) -> None:
     path, _ = attested
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(DeployError, match="complete line"):
-        attestation.Log(path, attestation.Key(tmp_path / "key"))
+        attestation.Log(path, attestation.Key(tmp_path / "key", str))
