@@ -29,7 +29,7 @@ def upper(values: Sequence[float], false_alarms: float, least: float) -> float:
     count = len(values)
     deviation = max(statistics.stdev(values), least)
     width = student(1 - false_alarms, count - 1) * math.sqrt(1 + 1 / count)
-    return max(max(values), statistics.fmean(values) + width * deviation)
+    return max(*values, statistics.fmean(values) + width * deviation)
 
 
 def student(probability: float, degrees: int) -> float:

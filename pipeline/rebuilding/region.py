@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ class Region:
         for label, error in build.errors.items():
             limit = self.errors[label]
             faults += [
-                f"{label}: {name} error is {value:.3g} times the noise floor, {allowed:.3g} accepted"
+                f"{label}: {name} error is {value:.3g} noise floors, {allowed:.3g} accepted"
                 for name, value, allowed in (
                     ("rms", error.rms, limit.rms),
                     ("largest", error.max, limit.max),
@@ -244,7 +245,7 @@ def _error(values: Sequence[float], share: float, hard: float) -> float:
     logs = [math.log(max(value, _LEAST_ERROR)) for value in values]
     # The logarithm is bounded first: with two builds that differ much, it has no exponential.
     far = math.exp(min(upper(logs, share, LEAST_ERROR_SPREAD), math.log(hard)))
-    return min(max(far, max(values), NEVER_OUTSIDE), hard)
+    return min(max(far, *values, NEVER_OUTSIDE), hard)
 
 
 def load(path: Path) -> Builds:
@@ -258,7 +259,7 @@ def load(path: Path) -> Builds:
         region = content["region"]
         return Builds(
             {_text(name): _text(value) for name, value in content["machine"].items()},
-            _text(content["device"]),
+            _device(content["device"]),
             tuple(_build(entry) for entry in content["builds"]),
             None
             if region is None
@@ -286,7 +287,9 @@ def _build(entry: Mapping[str, Any]) -> Build:
         _count(entry["images"]),
         {
             _batch(name): Latency(
-                _number(value["value"]), _number(value["low"]), _number(value["high"]),
+                _number(value["value"]),
+                _number(value["low"]),
+                _number(value["high"]),
                 value["busy"] is True,
             )
             for name, value in entry["latency"].items()
@@ -305,6 +308,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is not text")
     return value
+
+
+def _device(name: Any) -> str:
+    if not re.fullmatch("|cpu|cuda:[0-9]{1,4}", _text(name)):
+        raise ValueError(f"{name!r:.40} is not a device")
+    return str(name)
 
 
 def _batch(name: str) -> str:

@@ -160,10 +160,9 @@ def show(summary: Summary) -> None:
         for output in verdict["outputs"]:
             for sentence in rows_not_compared(name, summary.precision, output):
                 console.result(sentence)
-    for name, builds in summary.builds.items():
-        console.result(repeated.line(name, builds))
-    for note in summary.notes:
-        console.result(note)
+    lines = [repeated.line(name, builds) for name, builds in summary.builds.items()]
+    for line in (*lines, *summary.notes):
+        console.result(line)
     console.result(f"bundle: {summary.bundle or 'none up to date'}")
 
 
