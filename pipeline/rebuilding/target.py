@@ -15,7 +15,6 @@ import engines
 from engines import temporary
 from engines.checks import check_device
 from engines.errors import (
-    CrashedError,
     DeployError,
     NotAvailableError,
     RefusedError,
@@ -160,6 +159,7 @@ def rebuild(
         UsageError: The bundle does not have the engine or the precision, the device is unknown, or
             `out` exists.
         NotAvailableError: This machine can build none of the engines.
+        CrashedError: A library ended the process that built an engine.
     """
     check_device(device)
     if out is not None and out.exists():
@@ -183,7 +183,7 @@ def rebuild(
             for plan in plans:
                 try:
                     rebuilt.append(_rebuild(plan, device, threads))
-                except (NotAvailableError, RefusedError, CrashedError) as error:
+                except (NotAvailableError, RefusedError) as error:
                     console.say(f"without {plan.name} in {plan.precision}: {error.message}")
                     refused.append(error)
                 else:
@@ -240,12 +240,10 @@ def _preference(plan: Planned, threads: int) -> tuple[bool, bool]:
     return plan.at_home(plan.builds.device, threads), True
 
 
-def _none_built(errors: Sequence[DeployError]) -> DeployError:
-    """Returns the error for no engine at all: a crash is a failure, all else is not available."""
+def _none_built(errors: Sequence[DeployError]) -> NotAvailableError:
+    """Returns the error for no engine at all, from the reason of each."""
     message = "; ".join(dict.fromkeys(error.message for error in errors))
     hint = next((error.hint for error in errors if error.hint), "build them on another machine")
-    if any(isinstance(error, CrashedError) for error in errors):
-        return CrashedError(message, hint)
     return NotAvailableError(f"nothing of the bundle can be built here: {message}", hint)
 
 

@@ -80,7 +80,8 @@ def _time(seconds: float | None) -> str:
 
 def line(engine: str, builds: Builds) -> str:
     """Returns what the builds of an engine differ in, in one line."""
-    parts = [f"{len({build.sha256 for build in builds.builds})} different files"]
+    files = len({build.sha256 for build in builds.builds})
+    parts = [f"{files} different files" if files > 1 else "all of the same bytes"]
     errors = [max(e.rms for e in build.errors.values()) for build in builds.builds if build.errors]
     if errors:
         parts.append(f"rms error {min(errors):.2f} to {max(errors):.2f} times the noise floor")
