@@ -86,6 +86,12 @@ def test_a_latency_is_outside_only_with_its_whole_interval_on_a_quiet_machine() 
         assert not accepted.slower(dataclasses.replace(build(), latency={"1": doubtful}))
 
 
+def test_the_quicker_of_two_measurements_counts_batch_by_batch() -> None:
+    slow, quick = Latency(2.0, 1.9, 2.1), Latency(1.0, 0.9, 1.1)
+    chosen = region.quicker({"1": slow, "64": quick, "8": slow}, {"1": quick, "64": slow})
+    assert chosen == {"1": quick, "64": quick, "8": slow}
+
+
 def test_without_classes_flips_are_not_judged() -> None:
     accepted = region.derive([build(flips=None)] * 3)
     assert accepted is not None
