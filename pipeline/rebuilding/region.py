@@ -258,9 +258,9 @@ def _error(values: Sequence[float], share: float, least: float, hard: float) -> 
         hard: The verdict's own limit.
     """
     logs = [math.log(max(value, _LEAST_ERROR)) for value in values]
-    # The logarithm is bounded first: with two builds that differ much, it has no exponential.
+    # Bounded before the exponential, which would overflow for two builds that differ much.
     far = math.exp(min(upper(logs, share, least), math.log(hard)))
-    return min(max(far, *values, NEVER_OUTSIDE), hard)
+    return max(far, *values, NEVER_OUTSIDE)
 
 
 def quicker(one: Mapping[str, Latency], other: Mapping[str, Latency]) -> dict[str, Latency]:

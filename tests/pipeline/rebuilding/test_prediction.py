@@ -63,3 +63,9 @@ def test_a_further_value_of_any_distribution_exceeds_the_largest_seldom(
 def test_equal_values_get_the_least_spread() -> None:
     limit = upper([2.0, 2.0, 2.0], 0.05, 0.1)
     assert limit == pytest.approx(2 + student(0.95, 2) * 0.1 * math.sqrt(4 / 3))
+
+
+def test_the_limit_is_never_below_the_largest_value() -> None:
+    values = [0.0] * 19 + [10.0]
+    # Of normal values, the limit would be 1.7.
+    assert upper(values, 0.3, 0.0) == 10.0
