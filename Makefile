@@ -14,7 +14,7 @@ LEVELS ?= 20
 # More options for the command behind a target, as in: make train ARGS="--epochs 2"
 ARGS ?=
 
-EXTRAS := train,onnxruntime,openvino,tensorrt-rtx,report,loadgen,triton,sign,oci,card,dev
+EXTRAS := train,onnxruntime,openvino,tensorrt-rtx,report,loadgen,triton,watch,sign,oci,card,dev
 # Named by a digest of its prerequisites, since file times in a fresh clone mean nothing.
 STAMP := $(VENV)/.assay-$(shell cat pyproject.toml constraints.txt Makefile | sha256sum | cut -c1-12)
 # Each server has an environment of its own, since they pin other versions of what assay uses.
@@ -112,15 +112,16 @@ triton-test: $(STAMP) $(SERVERS_STAMP) ## prove real servers over the wire: Trit
 	ASSAY_TRITON_VENV="$(abspath $(SERVERS)/triton)" ASSAY_MLSERVER_VENV="$(abspath $(SERVERS)/mlserver)" $(RUN) -m pytest -m triton tests/pipeline/serving $(ARGS)
 
 # The Python-based backend of the Triton server is built for 3.11. Old releases have known
-# vulnerabilities: the server listens on 127.0.0.1 only, for the tests.
+# vulnerabilities: the server listens on 127.0.0.1 only, for the tests. -I: what PYTHONPATH has is not
+# installed.
 $(SERVERS_STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "error: the tests' Triton server needs Python 3.11; give PYTHON=python3.11" >&2; exit 1; }
 	rm -rf $(SERVERS)
 	$(PYTHON) -m venv $(SERVERS)/triton
-	$(SERVERS)/triton/bin/python -m pip install --quiet --no-deps nvidia-pytriton==0.7.0 'numpy==1.26.4' 'onnxruntime==1.32.0' 'flatbuffers==25.12.19' 'protobuf==7.36.2' 'packaging==26.4'
+	$(SERVERS)/triton/bin/python -I -m pip install --quiet --no-deps nvidia-pytriton==0.7.0 'numpy==1.26.4' 'onnxruntime==1.32.0' 'flatbuffers==25.12.19' 'protobuf==7.36.2' 'packaging==26.4'
 	$(PYTHON) -m venv $(SERVERS)/mlserver
-	$(SERVERS)/mlserver/bin/python -m pip install --quiet mlserver==1.7.1 'onnxruntime==1.32.0'
+	$(SERVERS)/mlserver/bin/python -I -m pip install --quiet mlserver==1.7.1 'onnxruntime==1.32.0'
 	@touch $@
 
 fuzz: $(STAMP) ## mutate files for every reader, for SECONDS with seed SEED

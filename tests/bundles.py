@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engines.errors import DeployError
-from pipeline.bundling import archive, attestation, compression
+from pipeline.bundling import archive, attestation, bom, compression
 from pipeline.bundling.manifest import content_digest
 from pipeline.workflow import records
 from pipeline.workflow.digests import dump_json
@@ -103,13 +103,26 @@ def with_provenance(contents: dict[str, bytes]) -> dict[str, bytes]:
     return {**contents, f"{FOLDER}/{attestation.MEMBER}": statement}
 
 
+def with_bill(contents: dict[str, bytes]) -> dict[str, bytes]:
+    """Updates the digests in the bill of materials; leaves it if it is not valid."""
+    try:
+        bill = json.loads(contents[f"{FOLDER}/{bom.MEMBER}"])
+        for component in bill["components"]:
+            if component["type"] == "file":
+                content = contents.get(f"{FOLDER}/{component['name']}", b"")
+                component["hashes"][0]["content"] = hashlib.sha256(content).hexdigest()
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return contents
+    return {**contents, f"{FOLDER}/{bom.MEMBER}": dump_json(bill)}
+
+
 def resigned(contents: dict[str, bytes], *, provenance: bool = True) -> dict[str, bytes]:
     """Updates the manifest to match changed members, as an attacker would.
 
     Args:
-        provenance: Update the provenance, too.
+        provenance: Update the provenance and the bill of materials, too.
     """
-    contents = with_provenance(contents) if provenance else contents
+    contents = with_bill(with_provenance(contents)) if provenance else contents
     manifest = json.loads(contents[f"{FOLDER}/{archive.MANIFEST}"])
     for name in manifest["members"]:
         content = contents.get(f"{FOLDER}/{name}", b"")

@@ -85,6 +85,15 @@ ALLOWED = {
         "pipeline/verification",
         "pipeline/workflow",
     },
+    "pipeline/serving/watching": {
+        "engines",
+        "pipeline/benchmarking",
+        "pipeline/bundling",
+        "pipeline/golden",
+        "pipeline/serving",
+        "pipeline/verification",
+        "pipeline/workflow",
+    },
     "pipeline/serving": {
         "engines",
         "engines/backends",
@@ -149,6 +158,7 @@ ALLOWED = {
         "pipeline/report",
         "pipeline/report/page",
         "pipeline/serving",
+        "pipeline/serving/watching",
         "pipeline/stages",
         "pipeline/training",
         "pipeline/verification",

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from engines.errors import DeployError
 from pipeline.bundling import attestation
 from pipeline.bundling.measured import Figure
 from pipeline.workflow.artifacts import TRAIN_IMAGES
-from pipeline.workflow.digests import dump_json
+from pipeline.workflow.digests import dump_json, parse_json, read_json
 from pipeline.workflow.records import Record
 
 MEMBER = "bom.cdx.json"
@@ -68,6 +70,67 @@ def build(
         "components": components,
         "dependencies": [{"ref": _MODEL, "dependsOn": sorted({*used})}],
     }
+    return _numbered(document)
+
+
+def check(path: Path, digests: Mapping[str, str]) -> None:
+    """Checks that the files that a bill lists are those of the bundle.
+
+    Args:
+        path: The bill.
+        digests: SHA-256 of the bundle's files, by path.
+
+    Raises:
+        DeployError: It lists another file, or cannot be read.
+    """
+    document = read_json(path)
+    try:
+        listed = {
+            component["name"]: component["hashes"][0]["content"]
+            for component in document["components"]
+            if component["type"] == "file"
+        }
+        wrong = [name for name, sha256 in listed.items() if digests.get(name) != sha256]
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise DeployError(f"{path} is not a bill of materials: {error!r}") from error
+    if wrong:
+        raise DeployError(f"{path} lists a {wrong[0][:80]!r} that is not the bundle's")
+
+
+def merged(first: bytes, others: Mapping[str, bytes]) -> bytes:
+    """Returns the bill of a bundle into which others were merged.
+
+    Args:
+        first: The bill of the bundle whose files stay where they are.
+        others: The bills of the others, by the folder that their files are in.
+    """
+    document = parse_json(first)
+    (dependency,) = document["dependencies"]
+    card = document["metadata"]["component"]["modelCard"]
+    for prefix, content in others.items():
+        other = parse_json(content)
+        for component in other["components"]:
+            if component["type"] == "file":
+                name = f"{prefix}{component['name']}"
+                document["components"].append(
+                    {**component, "bom-ref": f"file:{name}", "name": name}
+                )
+            elif component["bom-ref"] not in {one["bom-ref"] for one in document["components"]}:
+                document["components"].append(component)
+                dependency["dependsOn"] = sorted({*dependency["dependsOn"], component["bom-ref"]})
+        measured = other["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]
+        card["quantitativeAnalysis"]["performanceMetrics"] += [
+            {**metric, "slice": f"{prefix}: {metric['slice']}"}
+            for metric in measured["performanceMetrics"]
+        ]
+        times = document["metadata"]["timestamp"], other["metadata"]["timestamp"]
+        document["metadata"]["timestamp"] = max(times)
+    del document["serialNumber"]
+    return _numbered(document)
+
+
+def _numbered(document: dict[str, Any]) -> bytes:
+    """Returns a bill in its JSON form, with the serial number that follows from its content."""
     digest = hashlib.sha256(dump_json(document)).digest()
     return dump_json({**document, "serialNumber": f"urn:uuid:{uuid.UUID(bytes=digest[:16])}"})
 

@@ -13,7 +13,7 @@ import engines
 from engines import temporary
 from engines.checks import check_device
 from engines.errors import DeployError, NotAvailableError, UsageError, suggestion
-from pipeline.bundling import archive, attestation, provenance, signature
+from pipeline.bundling import archive, attestation, bom, provenance, signature
 from pipeline.bundling import manifest as manifests
 from pipeline.golden import file as goldens
 from pipeline.verification import engine_proof
@@ -200,7 +200,7 @@ def _check_chains(
         DeployError: A chain is broken, or no record lists a graph, a golden file or an engine.
     """
     links, recorded = 0, set()
-    chains = {}
+    chains, belows = {}, {}
     for prefix, paths in manifest["chains"].items():
         if any(not path.startswith(prefix) for path in paths):
             raise DeployError(f"{bundle}: manifest.json names records that are not in {prefix!r}")
@@ -218,7 +218,7 @@ def _check_chains(
         except DeployError as error:
             error.message = f"{bundle}: {error.message}"
             raise
-        chains[prefix] = records
+        chains[prefix], belows[prefix] = records, below
         recorded |= {f"{prefix}{label}" for record in records.values() for label in record.outputs}
     for model in manifest["models"].values():
         for path in manifests.named(model):
@@ -229,6 +229,8 @@ def _check_chains(
     with naming(bundle, root):
         for prefix, records in chains.items():
             attestation.check(root / prefix, records)
+            if f"{prefix}{bom.MEMBER}" in digests:
+                bom.check(root / prefix / bom.MEMBER, belows[prefix])
     return links
 
 

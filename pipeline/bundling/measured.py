@@ -46,7 +46,8 @@ def collect(
         device = verdict["facts"].get("device")
         where = f"{name} on {device}" if device else name
         figures.append(Figure("parity with PyTorch in float64", verdict["status"], where))
-        if flips := verdict["flips"]:
+        flips = verdict["flips"]
+        if flips and flips["correct"] is not None:  # None if the classes are not known
             share = flips["correct"] / flips["images"]
             figures.append(Figure("accuracy", share, f"{where}, {flips['images']:,} test images"))
     if measurements is not None:

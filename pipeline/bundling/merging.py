@@ -15,7 +15,7 @@ from typing import Any
 from engines import cache, temporary
 from engines.errors import DeployError
 from pipeline import __version__
-from pipeline.bundling import archive, checking, provenance, readme, signature
+from pipeline.bundling import archive, bom, checking, provenance, readme, signature
 from pipeline.bundling import manifest as manifests
 from pipeline.golden import file as goldens
 from pipeline.workflow.artifacts import BUNDLE_SUFFIX, CHECKPOINT
@@ -61,11 +61,13 @@ def merge(
         facts["assay"] = __version__
         content: dict[str, Path | bytes] = {}
         digests: dict[str, str] = {}
+        bills: dict[str, bytes] = {}
         for path, part, folder in zip(bundles, parts, folders, strict=True):
             prefix = manifests.ROOT
             if part is not parts[0]:
                 _require_alike(bundles[0], (first, folders[0]), path, (part.manifest, folder))
                 prefix = _add(facts, part.manifest, digests, path, keep_equal=keep_equal)
+            bills[prefix] = (folder / bom.MEMBER).read_bytes()
             for name, entry in part.manifest["members"].items():
                 if name != _README:
                     content[f"{prefix}{name}"] = folder / name
@@ -75,6 +77,7 @@ def merge(
         golden = goldens.load(parts[0].model(None).golden)
         text = readme.text(facts, golden.input_specs, golden.feeds(1))
         content[_README] = text.encode()
+        content[bom.MEMBER] = bom.merged(bills.pop(manifests.ROOT), bills)
         with cache.write_atomic(target) as partial:
             archive.write(partial, target.name.removesuffix(BUNDLE_SUFFIX), facts, content)
     return facts

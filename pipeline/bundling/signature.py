@@ -166,7 +166,7 @@ def sign(
     """
     require_file(bundle, "give the path of a file that `assay bundle` wrote")
     signing = import_vendor("model_signing.signing", _INSTALL)
-    private, secret = _private_key(key, passphrase)
+    private, secret = private_key(key, passphrase)
     config = signing.Config()
     try:
         if certificate is None:
@@ -214,8 +214,16 @@ def sign_with_identity(bundle: Path) -> None:
         ) from error
 
 
-def _private_key(path: Path, passphrase: Callable[[], str]) -> tuple[Any, bytes | None]:
-    """Returns a private key, and its passphrase if it has one."""
+def private_key(path: Path, passphrase: Callable[[], str]) -> tuple[Any, bytes | None]:
+    """Returns the private key in a PEM file, and its passphrase if it has one.
+
+    Args:
+        passphrase: Called for the passphrase if the key is encrypted.
+
+    Raises:
+        DeployError: The file cannot be read, is no private key, or the passphrase is wrong.
+        NotAvailableError: The library `cryptography` is missing.
+    """
     serialization = import_vendor("cryptography.hazmat.primitives.serialization", _INSTALL)
     content = _read(path, "private key")
     try:

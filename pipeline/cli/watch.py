@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,10 +13,10 @@ import click
 from engines import temporary
 from engines.errors import FailedError, NotMetError, ParityError, UsageError
 from pipeline.cli.flags import print_as, printing
+from pipeline.cli.signing import passphrase_of
 from pipeline.workflow import console
 
 _path = click.Path(path_type=Path)
-_PASSWORD = "ASSAY_KEY_PASSWORD"  # noqa: S105 - the name of a variable
 _above_0 = click.FloatRange(min=0, min_open=True)
 
 
@@ -126,8 +125,8 @@ def watch(url: str, bundle: Path, **values: Any) -> None:
             unpacked = checking.unpack(bundle, folder.resolve())
             golden = goldens.load(unpacked.model(values["precision"]).golden)
         if values["attest"] is not None:
-            password = os.environ.get(_PASSWORD)
-            key = attestation.Key(values["key"], password.encode() if password else None)
+            private = values["key"]
+            key = attestation.Key(private, lambda: passphrase_of(private))
             lines = attestation.Log(values["attest"], key)
             subject, digest = bundle.name, sha256_file(bundle)
             content = unpacked.manifest["content"]

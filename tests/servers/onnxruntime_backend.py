@@ -1,6 +1,8 @@
 """A Python-based backend that serves ONNX graphs, in place of Triton's own, which no wheel has."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ class TritonPythonModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        self.slow = Path(os.environ.get("ASSAY_TEST_SLOW", ""))  # a file with seconds
         self.inputs = [entry["name"] for entry in config["input"]]
         self.outputs = [entry["name"] for entry in config["output"]]
 
@@ -30,6 +33,8 @@ class TritonPythonModel:
         ]
         joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
         outputs = self.session.run(self.outputs, dict(zip(self.inputs, joined, strict=True)))
+        if self.slow.is_file():
+            time.sleep(float(self.slow.read_text()))
         ends = np.cumsum([len(arrays[0]) for arrays in parts])[:-1]
         split = zip(*(np.split(output, ends) for output in outputs), strict=True)
         return [

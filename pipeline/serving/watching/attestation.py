@@ -12,13 +12,14 @@ import binascii
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from engines.cache import sync
 from engines.checks import import_vendor
 from engines.errors import DeployError
+from pipeline.bundling import signature
 from pipeline.workflow.digests import dump_json, parse_json
 
 INSTALL = "pip install cryptography"
@@ -37,47 +38,32 @@ def _encoded(payload: bytes) -> bytes:
 class Key:
     """A private EC key that signs lines."""
 
-    def __init__(self, path: Path, password: bytes | None = None) -> None:
+    def __init__(self, path: Path, passphrase: Callable[[], str]) -> None:
         """Reads a key in PEM form.
+
+        Args:
+            passphrase: Called for the passphrase if the key is encrypted.
 
         Raises:
             NotAvailableError: The library `cryptography` is not installed.
-            DeployError: The file is not a private EC key, or the password is wrong.
+            DeployError: The file is not a private EC key, or the passphrase is wrong.
         """
-        import_vendor("cryptography", INSTALL)
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        try:
-            key = serialization.load_pem_private_key(path.read_bytes(), password)
-        except OSError as error:
-            raise DeployError(f"{path} cannot be read: {error.strerror}") from error
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise DeployError(
-                f"{path} is not a private key: {error}", "`assay keygen FILE` makes one"
-            ) from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise DeployError(f"{path} is not an EC key", "`assay keygen FILE` makes one")
-        self._key = key
+        curves = import_vendor("cryptography.hazmat.primitives.asymmetric.ec", INSTALL)
+        self._key, _ = signature.private_key(path, passphrase)
+        if not isinstance(self._key, curves.EllipticCurvePrivateKey):
+            raise DeployError(f"{path} is not an EC key", "make one with `assay keygen FILE`")
 
     def sign(self, payload: bytes) -> bytes:
         """Returns the signature of a payload."""
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec
 
-        return self._key.sign(_encoded(payload), ec.ECDSA(hashes.SHA256()))
+        signed: bytes = self._key.sign(_encoded(payload), ec.ECDSA(hashes.SHA256()))
+        return signed
 
     def identity(self) -> str:
-        """Returns the SHA-256 of the public key, in its DER form."""
-        return _identity(self._key.public_key())
-
-
-def _identity(key: Any) -> str:
-    from cryptography.hazmat.primitives import serialization
-
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
+        """Returns the fingerprint of the public key."""
+        return signature.fingerprint(self._key.public_key())
 
 
 class Log:
@@ -158,8 +144,8 @@ def verify(path: Path, public_key: Path) -> list[dict[str, Any]]:
         try:
             envelope = parse_json(line)
             payload = base64.b64decode(envelope["payload"], validate=True)
-            signature = base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
-            key.verify(signature, _encoded(payload), ec.ECDSA(hashes.SHA256()))
+            signed = base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
+            key.verify(signed, _encoded(payload), ec.ECDSA(hashes.SHA256()))
             statement = parse_json(payload)
             follows = statement["predicate"]["previous"] == last
             known = (envelope["payloadType"], statement["predicateType"]) == (_PAYLOAD, PREDICATE)

@@ -129,6 +129,50 @@ def test_two_sessions_may_differ_by_accident(clock: Clock) -> None:
             assert (entry.ratio.low, entry.ratio.high) == pytest.approx((1 - part, 1 + part))
 
 
+def several(clock: Clock, log: list[str], slower: float) -> list[timing.Candidate]:
+    """Returns two candidates with eight sessions each, which differ by up to 3 %."""
+    chance = np.random.default_rng(3)
+
+    def sessions(name: str, factor: float) -> list[Timed]:
+        accidents = 1 + 0.015 * chance.uniform(-1, 1, timing.SESSIONS)
+        return [
+            Timed(clock, f"{name} {place}", 1e-3 * factor * accident, 1e-3, log, drift=0.0)
+            for place, accident in enumerate(accidents)
+        ]
+
+    candidates = []
+    for name, factor in (("one", 1.0), ("other", slower)):
+        first, *others = sessions(name, factor)
+        candidates.append(timing.Candidate(name, first, {}, others))
+    return candidates
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.05])
+def test_how_sessions_differ_is_part_of_the_interval(clock: Clock, slower: float) -> None:
+    log: list[str] = []
+    results = by_name(timing.measure(several(clock, log, slower), budget=5, seed=0))
+    ratio = results["other", "device"].ratio
+    assert ratio.low < 1 / slower < ratio.high
+    assert 0.004 < ratio.reach < 0.02
+    assert (ratio.high < 1) == (slower > 1)
+    assert len({*log} - {f"bind {name}" for name in log}) >= 2 * timing.SESSIONS
+    assert 0.004 < results["one", "device"].seconds.reach < 0.02
+
+
+def test_sessions_take_turns_only_if_both_have_enough(clock: Clock) -> None:
+    log: list[str] = []
+    one, other = several(clock, log, 1.0)
+    alone = timing.Candidate("other", other.session, {})
+    results = by_name(timing.measure([one, alone], budget=5, seed=0))
+    assert {name for name in log if name.startswith("other")} == {"other 0"}
+    ratio = results["other", "device"].ratio
+    assert ratio.reach >= timing.SESSIONS_DIFFER
+    few = timing.Candidate("one", one.session, {}, one.others[: timing.intervals.FEWEST - 2])
+    log.clear()
+    timing.measure([few, alone], budget=5, seed=0)
+    assert {name for name in log if name.startswith("one")} == {"one 0"}
+
+
 def test_it_warms_up_until_runs_are_no_longer_faster() -> None:
     times = itertools.chain(np.linspace(1.0, 0.1, 40), itertools.repeat(0.1))
     runs = []

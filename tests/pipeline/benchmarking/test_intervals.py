@@ -41,6 +41,24 @@ def test_it_covers_the_median_of_correlated_samples_with_outliers() -> None:
     assert inside >= 276  # 92 %
 
 
+def test_the_interval_of_groups_holds_the_value_of_one_that_is_not_among_them() -> None:
+    generator = np.random.default_rng(0)
+    inside = among = 0
+    for _ in range(400):
+        groups = np.repeat(np.arange(8), 12)
+        accidents = 0.01 * generator.normal(size=8)
+        samples = np.exp(accidents[groups] + 0.001 * generator.normal(size=len(groups)))
+        interval = intervals.of_groups(samples, groups)
+        assert interval is not None
+        inside += interval.low <= 1 <= interval.high
+        # In time all samples are alike, so that they seem to know more.
+        mixed = intervals.location(generator.permutation(samples))
+        among += mixed.low <= 1 <= mixed.high
+    assert 370 <= inside <= 396  # 384 expected
+    assert among < 300
+    assert intervals.of_groups(np.ones(10), np.arange(10) % 5) is None
+
+
 @pytest.mark.parametrize("count", [6, 7, 8, 10])
 def test_the_cut_is_that_of_all_signs(count: int) -> None:
     ranks = np.arange(1, count + 1)

@@ -2,6 +2,8 @@
 
 import json
 import uuid
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,10 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from pipeline.bundling import bom
+from pipeline.workflow.digests import dump_json
 from pipeline.workflow.runner import Store
-from tests.bundles import FOLDER, bundle_of, members
+from tests.bundles import FOLDER, bundle_of, members, pack, resigned
+from tests.conftest import Result
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +77,22 @@ def test_its_serial_number_and_time_are_not_of_today(document: dict[str, Any]) -
     assert uuid.UUID(document["serialNumber"].removeprefix("urn:uuid:"))
     provenance_end = document["metadata"]["timestamp"]
     assert provenance_end.endswith("+00:00")
+
+
+def test_a_bill_that_lists_other_files_is_refused(
+    built: Store, tmp_path: Path, assay: Callable[..., Result]
+) -> None:
+    contents = members(bundle_of(built))
+    name = f"{FOLDER}/{bom.MEMBER}"
+    bill = json.loads(contents[name])
+    listed = next(entry for entry in bill["components"] if entry["type"] == "file")
+    for change, words in (
+        ({"hashes": [{"alg": "SHA-256", "content": "0" * 64}]}, "that is not the bundle's"),
+        ({"name": "another"}, "lists a 'another' that is not the bundle's"),
+        ({"hashes": []}, "is not a bill of materials"),
+    ):
+        forged = {**bill, "components": [{**listed, **change}]}
+        bad = resigned({**contents, name: dump_json(forged)}, provenance=False)
+        result = assay("check", "--digests-only", pack(tmp_path / "b.tar.zst", [*bad.items()]))
+        assert result.code == 1
+        assert words in result.err

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from pipeline.workflow.digests import dump_json
 from pipeline.workflow.runner import Store
@@ -53,6 +55,26 @@ def test_a_merged_bundle_has_the_engines_of_both(
     }
     alone = json.loads(assay("check", bundle_of(built), "--digests-only", "--json").out)
     assert document["links"] == 2 * alone["links"]
+
+
+def test_the_bill_of_materials_lists_the_files_of_both(
+    built: Store, other: Path, tmp_path: Path, assay: Assay
+) -> None:
+    path = tmp_path / "both.tar.zst"
+    assert assay("merge", bundle_of(built), other, "--out", path).code == 0
+    contents = members(path)
+    bill = json.loads(contents["both/bom.cdx.json"])
+    validator = JsonStrictValidator(SchemaVersion.V1_7)
+    assert validator.validate_str(contents["both/bom.cdx.json"].decode()) is None
+    listed = {
+        component["name"]: component["hashes"][0]["content"]
+        for component in bill["components"]
+        if component["type"] == "file"
+    }
+    for name in (ENGINE, f"targets/nvidia-h100-80gb-hbm3/{ENGINE}"):
+        assert listed[name] == hashlib.sha256(contents[f"both/{name}"]).hexdigest()
+    once = json.loads(members(bundle_of(built))[f"{FOLDER}/bom.cdx.json"])
+    assert bill["serialNumber"] != once["serialNumber"]
 
 
 def test_the_records_of_each_machine_are_checked(

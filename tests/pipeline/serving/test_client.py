@@ -33,6 +33,7 @@ class Behaviour:
     """What a fake server answers.
 
     Attributes:
+        changes: What changes it, by the number of inferences after which it does.
         reply: Makes the outputs of the v2 reply from the golden rows that were asked for.
         inferences: How many were asked for.
     """
@@ -45,7 +46,9 @@ class Behaviour:
     seconds: float = 0.0
     reply: Callable[[np.ndarray], list[dict[str, Any]]] | None = None
     models: list[dict[str, str]] = dataclasses.field(default_factory=lambda: [{"name": "served"}])
+    versions: tuple[str, ...] = ("1",)
     inferences: int = 0
+    changes: dict[int, Callable[["Behaviour"], None]] = dataclasses.field(default_factory=dict)
 
 
 def tensor(array: np.ndarray, kind: str = "FP32", name: str = "logits") -> list[dict[str, Any]]:
@@ -61,6 +64,7 @@ def serving(behaviour: Behaviour, golden: goldens.Golden) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16  # headers and body in one packet, which is not held back
 
         def send(self, code: int, content: object) -> None:
             body = json.dumps(content).encode()
@@ -78,7 +82,8 @@ def serving(behaviour: Behaviour, golden: goldens.Golden) -> Iterator[str]:
                 self.send(behaviour.ready, {})
             elif self.path == "/v2/models/served":
                 sides = {"inputs": behaviour.inputs, "outputs": behaviour.outputs}
-                self.send(200, {"name": "served", "platform": "fake", **sides})
+                about = {"platform": "fake", "versions": behaviour.versions}
+                self.send(200, {"name": "served", **about, **sides})
             else:
                 self.send(404, {"error": "not here"})
 
@@ -87,6 +92,7 @@ def serving(behaviour: Behaviour, golden: goldens.Golden) -> Iterator[str]:
             if self.path == "/v2/repository/index":
                 self.send(200, behaviour.models)
                 return
+            behaviour.changes.get(behaviour.inferences, lambda _: None)(behaviour)
             behaviour.inferences += 1
             time.sleep(behaviour.seconds)
             if behaviour.infer != 200:
