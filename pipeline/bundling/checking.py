@@ -182,7 +182,7 @@ def _check_fields(manifest: dict[str, Any]) -> None:
 
 def _check_listed(bundle: Path, manifest: dict[str, Any]) -> None:
     """Raises DeployError if the manifest names a file that is not one of its members."""
-    named = [path for model in manifest["models"].values() for path in manifests.files(model)]
+    named = [path for model in manifest["models"].values() for path in manifests.named(model)]
     for path in (*named, *(path for paths in manifest["chains"].values() for path in paths)):
         if not isinstance(path, str) or path not in manifest["members"]:
             raise DeployError(f"{bundle}: manifest.json names {path!r}, which is not a member")
@@ -209,7 +209,7 @@ def _check_chains(
             for name, digest in digests.items()
             if name.startswith(prefix)
         }
-        with _naming(bundle, root):
+        with naming(bundle, root):
             records = provenance.read_records(
                 root / prefix, [path.removeprefix(prefix) for path in paths]
             )
@@ -221,12 +221,12 @@ def _check_chains(
         chains[prefix], belows[prefix] = records, below
         recorded |= {f"{prefix}{label}" for record in records.values() for label in record.outputs}
     for model in manifest["models"].values():
-        for path in manifests.files(model):
+        for path in manifests.named(model):
             if path not in recorded:
                 raise DeployError(
                     f"{bundle}: the chain of records is broken: no record made {path}"
                 )
-    with _naming(bundle, root):
+    with naming(bundle, root):
         for prefix, records in chains.items():
             attestation.check(root / prefix, records)
             if f"{prefix}{bom.MEMBER}" in digests:
@@ -235,7 +235,7 @@ def _check_chains(
 
 
 @contextmanager
-def _naming(bundle: Path, root: Path) -> Iterator[None]:
+def naming(bundle: Path, root: Path) -> Iterator[None]:
     """Makes errors name the bundle and its member instead of the unpacked file.
 
     A fault of a member is a fault of the bundle, not wrong usage of the command.
@@ -243,14 +243,15 @@ def _naming(bundle: Path, root: Path) -> Iterator[None]:
     try:
         yield
     except DeployError as error:
-        message = _renamed(error.message, bundle, root)
+        message = renamed(error.message, bundle, root)
         if isinstance(error, UsageError):
             raise DeployError(message, error.hint) from error
-        error.message, error.hint = message, _renamed(error.hint, bundle, root)
+        error.message, error.hint = message, renamed(error.hint, bundle, root)
         raise
 
 
-def _renamed(text: str, bundle: Path, root: Path) -> str:
+def renamed(text: str, bundle: Path, root: Path) -> str:
+    """Returns a text that names members of the bundle instead of unpacked files."""
     return text.replace(f"{root}/", f"{bundle}: member ")
 
 
@@ -343,12 +344,12 @@ def _prove(
     threads: int,
 ) -> list[Verdict]:
     verdicts = []
-    with _naming(bundle, root):
+    with naming(bundle, root):
         for model, name in subjects:
             if name == GRAPH_SUBJECT:  # the first of each precision
                 _require_precision(model)
             verdict = model.prove(name, device, threads)
-            reason = _renamed(verdict.reason, bundle, root)
+            reason = renamed(verdict.reason, bundle, root)
             verdicts.append(dataclasses.replace(verdict, reason=reason))
     return verdicts
 

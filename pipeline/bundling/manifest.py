@@ -1,7 +1,8 @@
 """What the manifest of a bundle says of its files, besides the list of its members.
 
     models    by precision: the paths of the graph, of its external data if it has any, and of the
-              golden file; inputs and outputs in words; and the engines, by name
+              golden file; inputs and outputs in words; and the engines, by name, with the list
+              of their builds if there were several
     chains    the paths of the records, by the folder below which the paths in them lie
     content   a digest of the files that `models` names: of what the bundle does
 
@@ -44,6 +45,14 @@ def files(model: Mapping[str, Any]) -> Iterator[str]:
     yield model["golden"]
     for engine in model["engines"].values():
         yield engine["path"]
+
+
+def named(model: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the paths of all members that one of the manifest's `models` names."""
+    yield from files(model)
+    for engine in model["engines"].values():
+        if "builds" in engine:
+            yield engine["builds"]
 
 
 def content_digest(facts: Mapping[str, Any], digests: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from engines import cache, temporary
 from engines.errors import DeployError
 from pipeline import __version__
-from pipeline.bundling import archive, bom, checking, provenance, readme
+from pipeline.bundling import archive, bom, checking, provenance, readme, signature
 from pipeline.bundling import manifest as manifests
 from pipeline.golden import file as goldens
 from pipeline.workflow.artifacts import BUNDLE_SUFFIX, CHECKPOINT
@@ -26,13 +26,23 @@ _TARGETS = "targets"
 _README = "README.md"
 
 
-def merge(bundles: Sequence[Path], target: Path, limit: int = archive.MAX_BYTES) -> dict[str, Any]:
+def merge(
+    bundles: Sequence[Path],
+    target: Path,
+    limit: int = archive.MAX_BYTES,
+    *,
+    trusted: signature.Trusted | None = None,
+    keep_equal: bool = False,
+) -> dict[str, Any]:
     """Writes a bundle with the engines of several; nothing in them is opened.
 
     Args:
         bundles: Two or more; what the first one has comes first.
         target: The archive to write.
         limit: Bytes that the members of each may take together.
+        trusted: Whose signature the first one must have.
+        keep_equal: Name an engine of another bundle also if the first has one of the same bytes:
+            its record may tell of another machine, which decides where it is opened.
 
     Returns:
         The manifest.
@@ -43,7 +53,7 @@ def merge(bundles: Sequence[Path], target: Path, limit: int = archive.MAX_BYTES)
     with ExitStack() as stack:
         folders = [stack.enter_context(temporary.folder()).resolve() for _ in bundles]
         parts = [
-            checking.unpack(path, folder, limit)
+            checking.unpack(path, folder, limit, trusted if folder is folders[0] else None)
             for path, folder in zip(bundles, folders, strict=True)
         ]
         first = parts[0].manifest
@@ -56,7 +66,7 @@ def merge(bundles: Sequence[Path], target: Path, limit: int = archive.MAX_BYTES)
             prefix = manifests.ROOT
             if part is not parts[0]:
                 _require_alike(bundles[0], (first, folders[0]), path, (part.manifest, folder))
-                prefix = _add(facts, part.manifest, digests, path)
+                prefix = _add(facts, part.manifest, digests, path, keep_equal=keep_equal)
             bills[prefix] = (folder / bom.MEMBER).read_bytes()
             for name, entry in part.manifest["members"].items():
                 if name != _README:
@@ -98,7 +108,12 @@ def _weights(manifest: Mapping[str, Any], folder: Path) -> set[str]:
 
 
 def _add(
-    facts: dict[str, Any], manifest: Mapping[str, Any], digests: Mapping[str, str], path: Path
+    facts: dict[str, Any],
+    manifest: Mapping[str, Any],
+    digests: Mapping[str, str],
+    path: Path,
+    *,
+    keep_equal: bool,
 ) -> str:
     """Adds to a manifest what another has besides.
 
@@ -106,6 +121,7 @@ def _add(
         facts: The manifest to add to.
         digests: SHA-256 of the members that it has, by path.
         path: The bundle of the other one.
+        keep_equal: See `merge`.
 
     Returns:
         The folder below which the other one's members go.
@@ -128,10 +144,11 @@ def _add(
                 )
         present = {digests[e["path"]] for e in known["engines"].values() if e["path"] in digests}
         for name, entry in model["engines"].items():
-            if added[entry["path"]] in present:
+            if added[entry["path"]] in present and not keep_equal:
                 continue
             own = name if name not in known["engines"] else f"{manifests.backend(name)}@{label}"
-            known["engines"][own] = {**entry, "path": f"{prefix}{entry['path']}"}
+            paths = {key: f"{prefix}{entry[key]}" for key in ("path", "builds") if key in entry}
+            known["engines"][own] = {**entry, **paths}
     return prefix
 
 

@@ -10,7 +10,7 @@ import click
 
 import exporters
 from engines.errors import DeployError, UsageError, suggestion
-from pipeline.cli import signing, wire
+from pipeline.cli import rebuild, signing, wire
 from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
 from pipeline.workflow import console
 
@@ -82,6 +82,7 @@ def report(
     show_default=True,
     help="GiB that the bundle may unpack to.",
 )
+@rebuild.rebuilding
 @signing.verifying
 @wire.serving
 @limiting
@@ -99,7 +100,8 @@ def check(
 ) -> None:
     """Prove a bundle on this machine: every digest, and every engine that can run.
 
-    With --url, prove a server instead, by the bundle's golden file.
+    With --url, prove a server instead, by the bundle's golden file. With --rebuild, build the
+    engines on this machine and prove those.
     """
     from engines.hardware import available_cpus
     from pipeline.bundling import checking
@@ -110,6 +112,25 @@ def check(
     limit(values)
     max_bytes = int(max_size * 2**30)
     trusted = signing.trusted(values)
+
+    def consent(lines: Sequence[str]) -> None:
+        if not trust:
+            ask(bundle, lines)
+
+    again = rebuild.asked(values, digests_only=digests_only)
+    if again:
+        rebuild.check(
+            bundle,
+            device,
+            threads or available_cpus(),
+            again,
+            engine=engine,
+            precision=precision,
+            max_bytes=max_bytes,
+            trusted=trusted,
+            consent=consent,
+        )
+        return
     if server := wire.server_of(values, engine=engine, digests_only=digests_only):
         wire.check(bundle, server, precision, max_bytes, trusted)
         return
@@ -122,7 +143,7 @@ def check(
         digests_only=digests_only,
         max_bytes=max_bytes,
         trusted=trusted,
-        consent=lambda lines: None if trust else ask(bundle, lines),
+        consent=consent,
     )
     signing.show_signer(bundle, checked.signer)
     members = len(checked.manifest["members"])

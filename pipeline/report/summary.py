@@ -10,13 +10,15 @@ from typing import Any
 import engines
 from engines.errors import DeployError
 from exporters import DEFAULT_PRECISION
-from pipeline.report import train
+from pipeline.rebuilding import region
+from pipeline.report import repeated, train
 from pipeline.report.bench import UNSETTLED, doubts, load_of
 from pipeline.report.units import duration
 from pipeline.report.verify import deviating_type, limits_of, ratio_text, rows_not_compared
 from pipeline.workflow import console, hints
 from pipeline.workflow.artifacts import (
     BUNDLE,
+    ENGINE_BUILDS,
     ENGINE_VERDICT,
     GRAPH_SUBJECT,
     GRAPH_VERDICT,
@@ -38,6 +40,7 @@ class Summary:
         training: The content of `training.json`, with the test accuracy.
         verdicts: JSON verdicts by subject: "graph" or an engine.
         measurements: The content of `measurements.json`.
+        builds: How several builds differ, by engine; see `assay build --repeat`.
         bundle: Path of the bundle.
         notes: Messages about files that are left out because they are damaged or out of date.
     """
@@ -47,6 +50,7 @@ class Summary:
     training: dict[str, Any] | None
     verdicts: dict[str, dict[str, Any]]
     measurements: dict[str, Any] | None
+    builds: dict[str, region.Builds]
     bundle: str | None
     notes: tuple[str, ...]
 
@@ -92,6 +96,8 @@ def collect(model: str, precision: str, store: Store) -> Summary:
     subjects = {GRAPH_SUBJECT: GRAPH_VERDICT}
     subjects |= {name: ENGINE_VERDICT.at(engine=name) for name in engines.names()}
     verdicts = {name: read(artifact) for name, artifact in subjects.items()}
+    paths = {name: verified_path(ENGINE_BUILDS.at(engine=name)) for name in engines.names()}
+    builds = {name: region.load(path) for name, path in paths.items() if path is not None}
     bundle = verified_path(BUNDLE)
     notes = [
         f"{', '.join(paths)} {'are' if len(paths) > 1 else 'is'} left out: {reason}"
@@ -103,6 +109,7 @@ def collect(model: str, precision: str, store: Store) -> Summary:
         training=read(TRAINING),
         verdicts={name: verdict for name, verdict in verdicts.items() if verdict is not None},
         measurements=read(MEASUREMENTS),
+        builds=builds,
         bundle=None if bundle is None else str(bundle),
         notes=tuple(notes),
     )
@@ -153,8 +160,9 @@ def show(summary: Summary) -> None:
         for output in verdict["outputs"]:
             for sentence in rows_not_compared(name, summary.precision, output):
                 console.result(sentence)
-    for note in summary.notes:
-        console.result(note)
+    lines = [repeated.line(name, builds) for name, builds in summary.builds.items()]
+    for line in (*lines, *summary.notes):
+        console.result(line)
     console.result(f"bundle: {summary.bundle or 'none up to date'}")
 
 

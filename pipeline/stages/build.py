@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
-from engines import profiles
+from engines import hardware, profiles
 from engines.errors import DeployError, NotAvailableError, RefusedError, UsageError
 from engines.profiles import BATCH_MAX, BATCH_OPT
 from exporters import PRECISIONS
 from pipeline import models
 from pipeline.report import build as report
+from pipeline.report import repeated
 from pipeline.stages import engine_source, model_option, precision_option
 from pipeline.workflow import console, worker
 from pipeline.workflow.artifacts import (
     DESCRIPTION,
     ENGINE,
+    ENGINE_BUILDS,
     ENGINE_LAYERS,
+    GOLDEN,
     GRAPH,
     GRAPH_DATA,
     Artifact,
@@ -87,6 +90,13 @@ class Params:
     prefer_nhwc: bool = option(
         False, text="Run convolutions channels-last (ONNX Runtime's CUDA provider)."
     )
+    repeat: int | None = option(
+        None,
+        text="Build so many times from nothing, keep the first, and record how error, classes and"
+        " latency differ, and how far a further build may lie [1].",
+        low=2,
+        high=100,
+    )
 
 
 def resolve(params: Params) -> Params:
@@ -98,13 +108,18 @@ def resolve(params: Params) -> Params:
     engine = engines.get(params.engine)
     engine.check(chosen)
     params = dataclasses.replace(params, target_sm=tuple(sorted(set(params.target_sm))))
-    taken = {*engine.build_options, *("model", "precision", "engine")}
+    taken = {*engine.build_options, *_OF_STAGE}
     ignored = {
         option.name: option.default
         for option in options(Params)
         if _FOR_SOME.get(option.name, option.name) not in taken
     }
     params = _with_batches(dataclasses.replace(params, **ignored))
+    if params.repeat and params.strip_weights:
+        raise UsageError(
+            "--repeat proves each build, and a plan without its weights cannot be run by itself",
+            "leave out --repeat, or --strip-weights",
+        )
     precision = PRECISIONS[params.precision]
     program = engines.get(params.engine).source == "program"
     if program and models.graph_file(params.model) is not None:
@@ -125,12 +140,14 @@ def resolve(params: Params) -> Params:
     return params
 
 
+# The options that are no engine's.
+_OF_STAGE = ("model", "precision", "engine", "repeat")
 # The options of a build, by their names in `BuildOptions`. For training there is a --tf32, too, and
 # `assay run` cannot tell which one is meant.
 _CHOICES = {
     option.name: "workspace_mib" if option.name == "workspace" else option.name
     for option in options(Params)
-    if option.name not in ("model", "precision", "engine")
+    if option.name not in _OF_STAGE
 }
 _FOR_SOME = {name: option for name, option in _CHOICES.items() if name != "tf32"}
 
@@ -172,7 +189,7 @@ def _options(params: Params) -> BuildOptions:
 
 
 def run(inputs: Paths, outputs: Paths, params: Params) -> None:
-    """Builds one engine."""
+    """Builds one engine, once or several times."""
     engine = engines.get(params.engine)
     state = engine.available()
     if not state.build:
@@ -181,10 +198,32 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         )
     source = inputs[engine_source(params.engine, params.precision)]
     sizes = read_json(inputs[DESCRIPTION])["sizes"]
-    content = worker.call(
-        f"building {params.engine}", _build, params, source, outputs[ENGINE], sizes
-    )
+
+    def build(target: Path) -> dict[str, Any]:
+        return worker.call(f"building {params.engine}", _build, params, source, target, sizes)
+
+    if params.repeat is None:
+        content = build(outputs[ENGINE])
+    else:
+        from pipeline.rebuilding import spread
+
+        subject = spread.Subject(
+            params.engine,
+            inputs[GOLDEN],
+            params.precision,
+            batches(params),
+            "auto",
+            hardware.available_cpus(),
+        )
+        content, builds = spread.repeat(build, outputs[ENGINE], params.repeat, subject)
+        write_json(outputs[ENGINE_BUILDS], builds.document())
     write_json(outputs[ENGINE_LAYERS], content)
+
+
+def batches(params: Params) -> tuple[int, int]:
+    """Returns the least and the largest batch that an engine is built for."""
+    filled = _with_batches(params)
+    return filled.batch_min, filled.batch_max or BATCH_MAX
 
 
 def _build(
@@ -213,7 +252,8 @@ def _build(
 
 def _inputs(params: Params) -> tuple[Artifact, ...]:
     source = engine_source(params.engine, params.precision)
-    return (source, DESCRIPTION, *((GRAPH_DATA,) if source == GRAPH else ()))
+    data = (GRAPH_DATA,) if source == GRAPH else ()
+    return (source, DESCRIPTION, *data, *((GOLDEN,) if params.repeat else ()))
 
 
 def facts(params: Params) -> dict[str, str]:
@@ -222,10 +262,25 @@ def facts(params: Params) -> dict[str, str]:
 
 
 def show(runs: StageRuns[Params]) -> None:
-    """Prints each engine's path and whether this machine can run it."""
+    """Prints each engine's path, whether this machine can run it, and how its builds differ.
+
+    Raises:
+        ParityError: A build of an engine is a mismatch.
+        CrashedError: One ended the process that proved it.
+        FailedError: One could not be opened.
+    """
+    wrong = []
     for outputs, params in runs:
         available = engines.get(params.engine).available()
         report.show(params.engine, outputs[ENGINE], read_json(outputs[ENGINE_LAYERS]), available)
+        if params.repeat:
+            from pipeline.rebuilding import region
+
+            builds = region.load(outputs[ENGINE_BUILDS])
+            repeated.show(params.engine, builds)
+            wrong += region.faults(params.engine, builds)
+    if wrong:
+        raise wrong[0]
 
 
 STAGE = Stage(
@@ -233,7 +288,7 @@ STAGE = Stage(
     help="Build engines: PyTorch, ONNX Runtime, TensorRT.",
     params=Params,
     inputs=_inputs,
-    outputs=lambda _params: (ENGINE, ENGINE_LAYERS),
+    outputs=lambda _params: (ENGINE, ENGINE_LAYERS, ENGINE_BUILDS),
     run=run,
     revision=4,
     facts=facts,

@@ -30,6 +30,7 @@ from pipeline.workflow.artifacts import (
     CHECKPOINT,
     DESCRIPTION,
     ENGINE,
+    ENGINE_BUILDS,
     ENGINE_LAYERS,
     ENGINE_VERDICT,
     GOLDEN,
@@ -197,6 +198,9 @@ def _proved(
         label = ENGINE.at(**{**inputs.fields, "engine": name, "precision": precision})
         record = records[label.record]
         entry = {"path": label.label, "verdict": verdict["status"], "built_with": record.facts}
+        builds = ENGINE_BUILDS.at(**{**inputs.fields, "engine": name, "precision": precision})
+        if builds.label in record.outputs:
+            entry["builds"] = builds.label
         if install := engines.get(name).smaller_runtime(record.facts, record.params):
             entry["smaller_runtime"] = install
         entries[name] = entry
@@ -293,7 +297,10 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
     of_engines = [
         artifact
         for precision, name in itertools.product(params.precision, params.engine)
-        for artifact in _engine_parts(params, precision, name)
+        for artifact in (
+            *_engine_parts(params, precision, name),
+            ENGINE_BUILDS.at(engine=name, precision=precision),
+        )
     ]
     # Last, since what an error says to do about the verdicts has to be done first.
     measured = [MEASUREMENTS.at(precision=name) for name in params.precision if params.measurements]

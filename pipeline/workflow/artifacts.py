@@ -155,6 +155,14 @@ ENGINE = Artifact(
 ENGINE_LAYERS = Artifact(
     "engine's layers", f"{_ENGINE_FOLDER}/layers.json", "build", f"{_ENGINE_FOLDER}/build.json"
 )
+# What several builds of the engine differ in.
+ENGINE_BUILDS = Artifact(
+    "engine's builds",
+    f"{_ENGINE_FOLDER}/builds.json",
+    "build",
+    f"{_ENGINE_FOLDER}/build.json",
+    optional=True,
+)
 ENGINE_VERDICT = Artifact(
     "verdict", f"{_ENGINE_FOLDER}/verdict.json", "verify", f"{_ENGINE_FOLDER}/verify.json"
 )

@@ -233,7 +233,12 @@ class _Job:
 
     def _is_sound(self, verifier: RecordVerifier, engine: str) -> bool:
         """Whether all inputs that belong to an engine are up to date."""
-        own = [a for a in self.inputs.declared if dict(a.values).get("engine") == engine]
+        own = [
+            artifact
+            for artifact in self.inputs.declared
+            if dict(artifact.values).get("engine") == engine
+            and not (artifact.optional and not self.inputs.locate(artifact).exists())
+        ]
         try:
             for artifact in own:
                 verifier.digest(artifact, self.inputs, self.fields)

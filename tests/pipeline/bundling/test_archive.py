@@ -113,3 +113,14 @@ def test_a_member_longer_than_listed_is_not_written_out(built: Store, tmp_path: 
     with pytest.raises(DeployError, match=r"README\.md is damaged"):
         archive.extract(path, tmp_path / "out")
     assert not (tmp_path / "out/README.md").exists()
+
+
+def test_external_data_is_unpacked_as_a_file_of_its_own(tmp_path: Path) -> None:
+    names = ["a/model.onnx.data", "b/model.onnx.data", "c/engine.bin", "d/engine.bin"]
+    bundle = tmp_path / "x.tar.zst"
+    contents = dict.fromkeys(names[:2], b"weights") | dict.fromkeys(names[2:], b"engine")
+    archive.write(bundle, "x", {}, contents)
+    archive.extract(bundle, tmp_path / "out")
+    links = {name: (tmp_path / "out" / name).stat().st_nlink for name in names}
+    # Readers of graphs refuse external data that is a link.
+    assert links == {names[0]: 1, names[1]: 1, names[2]: 2, names[3]: 2}

@@ -133,3 +133,45 @@ def test_merge_takes_several_bundles_and_a_name(built: Store, tmp_path: Path, as
     assert (one.code, "name two or more" in one.err) == (2, True)
     two = assay("merge", bundle_of(built), bundle_of(built), "--out", tmp_path / "a.zip")
     assert (two.code, ".tar.zst" in two.err) == (2, True)
+
+
+def test_builds_of_an_engine_stay_with_it(
+    built: Store, other: Path, tmp_path: Path, assay: Assay
+) -> None:
+    contents = members(other)
+    name, label = f"{FOLDER}/manifest.json", "lenet/fp32/onnxruntime/builds.json"
+    record = f"{FOLDER}/lenet/fp32/onnxruntime/build.json"
+    builds = b"{}\n"
+    build = json.loads(contents[record])
+    build["outputs"][label] = {"sha256": hashlib.sha256(builds).hexdigest(), "bytes": len(builds)}
+    manifest = json.loads(contents[name])
+    manifest["models"]["fp32"]["engines"]["onnxruntime"]["builds"] = label
+    manifest["members"][label] = {}
+    contents |= {record: dump_json(build), f"{FOLDER}/{label}": builds}
+    path = pack(
+        tmp_path / "repeated.tar.zst",
+        [*resigned({**contents, name: dump_json(manifest)}).items()],
+    )
+    merged = tmp_path / "both.tar.zst"
+    result = assay("merge", bundle_of(built), path, "--out", merged, "--json")
+    assert result.code == 0, result.err
+    engines = json.loads(result.out)["models"]["fp32"]["engines"]
+    place = f"targets/nvidia-h100-80gb-hbm3/{label}"
+    assert engines["onnxruntime@nvidia-h100-80gb-hbm3"]["builds"] == place
+    assert members(merged)[f"both/{place}"] == builds
+
+
+def test_builds_that_no_record_made_are_refused(built: Store, tmp_path: Path, assay: Assay) -> None:
+    contents = members(bundle_of(built))
+    name, label = f"{FOLDER}/manifest.json", "lenet/fp32/onnxruntime/builds.json"
+    manifest = json.loads(contents[name])
+    manifest["models"]["fp32"]["engines"]["onnxruntime"]["builds"] = label
+    path = tmp_path / "forged.tar.zst"
+    pack(path, [*resigned({**contents, name: dump_json(manifest)}).items()])
+    result = assay("check", path, "--digests-only")
+    assert (result.code, "which is not a member" in result.err) == (1, True)
+    manifest["members"][label] = {}
+    contents |= {f"{FOLDER}/{label}": b"{}\n", name: dump_json(manifest)}
+    pack(path, [*resigned(contents).items()])
+    result = assay("check", path, "--digests-only")
+    assert (result.code, f"no record made {label}" in result.err) == (1, True)
