@@ -121,6 +121,7 @@ ALLOWED = {
         "pipeline/golden",
         "pipeline/models",
         "pipeline/report",
+        "pipeline/serving",
         "pipeline/training",
         "pipeline/verification",
         "pipeline/workflow",

@@ -15,6 +15,7 @@ from engines.cache import slug, sync
 from engines.errors import DeployError
 from exporters import onnx_files
 from pipeline import __version__
+from pipeline.bundling.manifest import REPOSITORY_MARKER
 from pipeline.golden import file as goldens
 from pipeline.serving import config
 from pipeline.serving.forms import FORMS, Form
@@ -22,7 +23,7 @@ from pipeline.workflow import signals
 from pipeline.workflow.digests import read_json, sha256_file, write_json
 
 # Lists the files of a repository that we wrote, with their digests. Triton ignores it.
-MARKER = "assay-triton.json"
+MARKER = REPOSITORY_MARKER
 _SCHEMA = 1
 _VERSION = "1"
 # The batch that many servers use for small models, preferred besides the largest one.

@@ -16,7 +16,7 @@ import pytest
 from pipeline.serving import repository as repositories
 from pipeline.workflow.runner import Store
 from tests import servers
-from tests.bundles import bundle_of
+from tests.bundles import FOLDER, bundle_of, opened
 from tests.conftest import Process, Result
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(300)]
@@ -171,3 +171,19 @@ def test_a_missing_backend_is_named(built: Store, assay: Assay, tmp_path: Path) 
     result = assay(*command)
     assert result.code == 1
     assert "unable to find backend library for backend 'onnxruntime'" in result.err
+
+
+def test_triton_serves_an_unpacked_bundle_unchanged(
+    store: Store, assay: Assay, tmp_path: Path
+) -> None:
+    where = ("--root", store.root, "--dist", store.dist)
+    words = ("bundle", "lenet", "--engine", "onnxruntime", "--include", "triton")
+    assert assay(*words, *where).code == 0
+    bundle = bundle_of(store)
+    with opened(bundle) as files:
+        files.extractall(tmp_path / "unpacked")  # our own, and some Python 3.11 have no filters
+    folder = tmp_path / "unpacked" / FOLDER / "triton"
+    (tmp_path / "server").mkdir()
+    with servers.triton(folder, tmp_path / "server", "--disable-auto-complete-config") as server:
+        result = assay("check", bundle, "--url", server.grpc)
+        assert result.code == 0, result.err
