@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.serving import repository as repositories
 from pipeline.workflow.runner import Store
-from tests import servers
+from tests import servers, test_examples
 from tests.bundles import FOLDER, bundle_of, opened
 from tests.conftest import Process, Result
 
@@ -187,3 +187,7 @@ def test_triton_serves_an_unpacked_bundle_unchanged(
     with servers.triton(folder, tmp_path / "server", "--disable-auto-complete-config") as server:
         result = assay("check", bundle, "--url", server.grpc)
         assert result.code == 0, result.err
+        unpacked = tmp_path / "unpacked" / FOLDER
+        for image, label in test_examples.images(unpacked):
+            words = ("triton_client.py", unpacked, server.http.removeprefix("http://"), image)
+            assert test_examples.run(*words).splitlines()[-1] == label
