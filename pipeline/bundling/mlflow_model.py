@@ -16,9 +16,9 @@ from engines.errors import UsageError
 from exporters import onnx_files
 from pipeline.bundling import archive, checking, signature
 from pipeline.golden import file as goldens
+from pipeline.workflow.artifacts import GRAPH, GRAPH_SUBJECT
 
 INSTALL = "pip install mlflow-skinny pandas"
-_NAME = "model.onnx"  # MLflow's
 
 
 def write(
@@ -53,7 +53,7 @@ def write(
     with temporary.folder() as folder:
         unpacked = checking.unpack(bundle, folder.resolve(), max_bytes, trusted)
         model = unpacked.model(precision)
-        graph = model.subjects["graph"]
+        graph = model.subjects[GRAPH_SUBJECT]
         golden = goldens.load(model.golden)
         members = unpacked.manifest["members"]
         facts = {
@@ -78,8 +78,9 @@ def write(
                 metadata=facts,
                 save_as_external_data=False,
             )
-            # MLflow has written the graph anew: the same graph, but not the bytes that were proved.
-            shutil.copyfile(graph, new / _NAME)
+            # MLflow has written the graph anew, under the name that it has here: the same graph, but
+            # not the bytes that were proved.
+            shutil.copyfile(graph, new / GRAPH.name)
             for name in onnx_files.external_locations(graph):
                 shutil.copyfile(graph.with_name(name), new / name)
             for path in new.rglob("*"):
