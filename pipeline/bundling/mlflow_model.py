@@ -78,8 +78,8 @@ def write(
                 metadata=facts,
                 save_as_external_data=False,
             )
-            # MLflow has written the graph anew, under the name that it has here: the same graph, but
-            # not the bytes that were proved.
+            # MLflow has written the graph anew, under this name: the same graph, but not the bytes
+            # that were proved.
             shutil.copyfile(graph, new / GRAPH.name)
             for name in onnx_files.external_locations(graph):
                 shutil.copyfile(graph.with_name(name), new / name)
