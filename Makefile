@@ -14,7 +14,7 @@ LEVELS ?= 20
 # More options for the command behind a target, as in: make train ARGS="--epochs 2"
 ARGS ?=
 
-EXTRAS := train,onnxruntime,openvino,tensorrt-rtx,report,loadgen,triton,watch,sign,oci,card,dev
+EXTRAS := train,onnxruntime,openvino,tensorrt-rtx,report,loadgen,triton,watch,sign,oci,card,mlflow,dev
 # Named by a digest of its prerequisites, since file times in a fresh clone mean nothing.
 STAMP := $(VENV)/.assay-$(shell cat pyproject.toml constraints.txt Makefile | sha256sum | cut -c1-12)
 # Each server has an environment of its own, since they pin other versions of what assay uses.

@@ -140,6 +140,7 @@ ALLOWED = {
         "pipeline/models",
         "pipeline/rebuilding",
         "pipeline/report",
+        "pipeline/serving",
         "pipeline/training",
         "pipeline/verification",
         "pipeline/workflow",

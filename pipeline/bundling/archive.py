@@ -303,8 +303,7 @@ class _Reader:
         path, source = target / member.name, target / member.link
         with self._writing(member.name, target):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # What reads a graph refuses external data that is a link.
-            if GRAPH_DATA.name in (path.name, source.name):
+            if GRAPH_DATA.name in (path.name, source.name):  # refused if it has a second name
                 shutil.copyfile(source, path)
                 return
             try:

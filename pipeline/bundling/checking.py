@@ -266,6 +266,7 @@ def check(
     max_bytes: int = archive.MAX_BYTES,
     trusted: signature.Trusted | None = None,
     consent: Callable[[Sequence[str]], None] = lambda _lines: None,
+    further: Callable[[Unpacked, Path], None] = lambda _unpacked, _root: None,
 ) -> Checked:
     """Checks a bundle and judges its graphs and every engine that this machine can run.
 
@@ -279,6 +280,8 @@ def check(
         trusted: Whose signature the bundle must have; it replaces the consent.
         consent: Called before anything is opened, with a line for each file that will be; an
             exception ends the check.
+        further: Called with the unpacked bundle and its folder once something may be opened, to
+            check more of it.
 
     Raises:
         DeployError: The bundle is damaged or its chain is broken.
@@ -307,6 +310,8 @@ def check(
         if not digests_only:
             if not unpacked.signer:
                 consent(opened(root, wanted))
+            with _naming(bundle, root):
+                further(unpacked, root)
             verdicts = _prove(bundle, root, wanted, device, threads)
     if verdicts and all(verdict.status == "not run" for verdict in verdicts):
         reasons = "; ".join(f"{verdict.subject}: {verdict.reason}" for verdict in verdicts)

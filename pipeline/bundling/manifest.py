@@ -12,7 +12,7 @@ A name of an engine may end in "@" and a target, since a bundle may hold one for
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from exporters import PRECISIONS
@@ -20,6 +20,8 @@ from exporters import PRECISIONS
 _Model = TypeVar("_Model")
 # The folder of the records that were made where the bundle was.
 ROOT = ""
+# The file that is in each folder of a bundle that is a Triton model repository.
+REPOSITORY_MARKER = "assay-triton.json"
 
 
 def backend(name: str) -> str:
@@ -53,6 +55,12 @@ def named(model: Mapping[str, Any]) -> Iterator[str]:
     for engine in model["engines"].values():
         if "builds" in engine:
             yield engine["builds"]
+
+
+def repositories(names: Iterable[str]) -> list[str]:
+    """Returns the folders that are Triton model repositories, from the paths of all members."""
+    suffix = f"/{REPOSITORY_MARKER}"
+    return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
 
 
 def content_digest(facts: Mapping[str, Any], digests: Mapping[str, str]) -> str:

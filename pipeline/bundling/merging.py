@@ -75,7 +75,8 @@ def merge(
         facts["models"] = manifests.in_order(facts["models"])
         facts["content"] = manifests.content_digest(facts, digests)
         golden = goldens.load(parts[0].model(None).golden)
-        text = readme.text(facts, golden.input_specs, golden.feeds(1))
+        repositories = manifests.repositories(content)
+        text = readme.text(facts, golden.input_specs, golden.feeds(1), repositories)
         content[_README] = text.encode()
         content[bom.MEMBER] = bom.merged(bills.pop(manifests.ROOT), bills)
         with cache.write_atomic(target) as partial:

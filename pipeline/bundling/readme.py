@@ -8,13 +8,19 @@ from typing import Any
 from engines.contract import Feeds, TensorSpec
 
 
-def text(facts: dict[str, Any], inputs: Sequence[TensorSpec], feeds: Feeds) -> str:
+def text(
+    facts: dict[str, Any],
+    inputs: Sequence[TensorSpec],
+    feeds: Feeds,
+    repositories: Sequence[str] = (),
+) -> str:
     """Returns Markdown that describes the bundle and how to verify and use it.
 
     Args:
         facts: The facts of the bundle's manifest.
         inputs: The graph's inputs.
         feeds: Inputs of a batch of one.
+        repositories: Folders of Triton model repositories.
     """
     precisions = facts["models"]
     first = next(iter(precisions.values()))
@@ -42,6 +48,11 @@ def text(facts: dict[str, Any], inputs: Sequence[TensorSpec], feeds: Feeds) -> s
     )
     input_lines = "\n".join(f"- input `{spec}`" for spec in first["inputs"])
     outputs = "\n".join(f"- output `{spec}`" for spec in first["outputs"])
+    served = "".join(
+        f"\n`{folder}` is a model repository of Triton. In the unpacked folder:\n\n"
+        f'    tritonserver --model-repository="$PWD/{folder}" --disable-auto-complete-config\n'
+        for folder in repositories
+    )
     trained = facts["training"][0].upper() + facts["training"][1:]
     if facts["dataset"]:
         trained += f" ({facts['dataset']})"
@@ -73,8 +84,9 @@ alone:
 {_example(facts, inputs, feeds)}
 ```
 
-`assay.load("BUNDLE.tar.zst")` checks the bundle and runs its fastest engine.
-
+`assay.load("BUNDLE.tar.zst")` checks the bundle and runs its fastest engine, and `assay serve
+BUNDLE.tar.zst` serves it.
+{served}
 `manifest.json` lists the sha256 of every file, `bom.cdx.json` is a bill of materials, and
 `provenance.intoto.json` says what everything was made from. The `.json` file in each artifact's
 folder records its inputs, the tools and the time.

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from engines.errors import UsageError
+from pipeline.cli import signing
 from pipeline.cli.flags import print_as, printing
 from pipeline.workflow import console
 from pipeline.workflow.artifacts import BUNDLE_SUFFIX
@@ -40,4 +41,37 @@ def merge(bundles: tuple[Path, ...], out: Path, **values: Any) -> None:
     console.document(manifest)
 
 
-COMMANDS = (merge,)
+@click.command()
+@click.argument("bundle", type=_path)
+@click.argument("folder", metavar="DIR", type=_path)
+@click.option("--precision", metavar="NAME", help="Precision of the graph [the bundle's first].")
+@click.option(
+    "--max-size",
+    type=click.FloatRange(min=0, min_open=True, max=2**30),
+    default=64.0,
+    show_default=True,
+    help="GiB that the bundle may unpack to.",
+)
+@signing.verifying
+@printing
+def mlflow(
+    bundle: Path, folder: Path, precision: str | None, max_size: float, **values: Any
+) -> None:
+    """Write a bundle's graph to DIR as a model of MLflow; opens nothing in the bundle."""
+    from pipeline.bundling import mlflow_model
+
+    print_as(values)
+    facts = mlflow_model.write(
+        bundle,
+        folder,
+        precision=precision,
+        max_bytes=int(max_size * 2**30),
+        trusted=signing.trusted(values),
+    )
+    console.result(
+        f"{folder}: MLflow model of {facts['assay.model']} in {facts['assay.precision']}"
+    )
+    console.document({"folder": str(folder), **facts})
+
+
+COMMANDS = (merge, mlflow)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import exporters
-from engines.errors import DeployError, UsageError, suggestion
+from engines.errors import DeployError, NotAvailableError, UsageError, suggestion
 from pipeline.cli import rebuild, signing, wire
 from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
 from pipeline.workflow import console
+
+if TYPE_CHECKING:
+    from pipeline.bundling.checking import Unpacked
 
 
 @click.command()
@@ -144,6 +147,7 @@ def check(
         max_bytes=max_bytes,
         trusted=trusted,
         consent=consent,
+        further=_check_repositories,
     )
     signing.show_signer(bundle, checked.signer)
     members = len(checked.manifest["members"])
@@ -155,6 +159,17 @@ def check(
     ran = [verdict for verdict in checked.verdicts if verdict.status != "not run"]
     require_pass(ran, str(checked.manifest["model"]))
     console.document(checked.document())
+
+
+def _check_repositories(unpacked: Unpacked, root: Path) -> None:
+    """Checks the Triton model repositories in a bundle, if the library for it is installed."""
+    from pipeline.serving import in_bundle
+
+    try:
+        for line in in_bundle.check(unpacked, root):
+            console.result(line)
+    except NotAvailableError as error:
+        console.say(f"Triton's model repository was not checked: {error.message}; {error.hint}")
 
 
 def ask(bundle: Path, lines: Sequence[str]) -> None:

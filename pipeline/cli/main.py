@@ -30,6 +30,7 @@ from pipeline.cli import (
     history,
     loadgen,
     registry,
+    serve,
     signing,
     stage_runs,
     triton,
@@ -213,6 +214,7 @@ _others = (
     *decisions.COMMANDS,
     *graph_commands.COMMANDS,
     *triton.COMMANDS,
+    *serve.COMMANDS,
     *watch.COMMANDS,
     loadgen.COMMAND,
 )

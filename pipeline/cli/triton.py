@@ -22,7 +22,7 @@ from pipeline.workflow.artifacts import (
     ENGINE_VERDICT,
     GOLDEN,
     GRAPH_VERDICT,
-    record_beside,
+    Artifact,
 )
 from pipeline.workflow.digests import read_json
 
@@ -66,6 +66,7 @@ def triton(
     """Write proved engines to DIR as a Triton model repository."""
     from pipeline import models
     from pipeline.serving import repository
+    from pipeline.serving.sources import LeftOutError
 
     store = make_store(values)
     models.check_name(model)
@@ -79,7 +80,7 @@ def triton(
                 if name in names:
                     try:
                         sources.append(_source(model, chosen, name, store))
-                    except _LeftOutError as error:
+                    except LeftOutError as error:
                         left_out[f"{name} {chosen}"] = error.message
         for name, why in left_out.items():
             console.say(f"without {name}: {why}")
@@ -97,55 +98,32 @@ def triton(
     console.document({"folder": str(folder), "models": written, "left_out": left_out})
 
 
-class _LeftOutError(DeployError):
-    """An engine that is not served."""
-
-
 def _source(model: str, precision: str, engine: str, store: Store) -> Source:
     """Returns what the Triton model of an engine is made from.
 
     Raises:
-        _LeftOutError: Triton cannot serve it, or it is not proved.
+        LeftOutError: Triton cannot serve it, or it is not proved.
     """
+    from pipeline.serving import sources
     from pipeline.serving.forms import FORMS, why_without
-    from pipeline.serving.repository import Source
-    from pipeline.verification.acceptance import ACCEPTED
-    from pipeline.workflow import records
 
-    if engine not in FORMS:
-        raise _LeftOutError(why_without(engine))
+    if engine not in FORMS:  # its files need not be up to date
+        raise sources.LeftOutError(why_without(engine))
     fields = chain.stage("verify").params(model=model, precision=precision, engine=engine)
 
-    def required(artifact: Any) -> Path:
+    def required(artifact: Artifact) -> Path:
         return runner.require(artifact, fields, store)
 
-    verdict = read_json(required(ENGINE_VERDICT))
-    if verdict["status"] not in ACCEPTED:
-        raise _LeftOutError(f"its verdict is {verdict['status']!r}: {verdict['reason']}")
-    built = required(ENGINE)
-    record = records.load(record_beside(built))
-    options = {} if record is None else record.params
-    form = FORMS[engine]
-    usual = None
-    if engines.get(engine).build_options >= {"batch_max"}:  # its plan has a range of batches
-        if options.get("batch_min", 1) > 1:
-            raise _LeftOutError(f"it takes no single rows, only {options['batch_min']} and more")
-        if options.get("strip_weights"):
-            raise _LeftOutError("its plan holds no weights")
-        largest, usual = int(options["batch_max"]), int(options["batch_opt"])
-    else:
-        proved = verdict if verdict["batches"] else read_json(required(GRAPH_VERDICT))
-        largest = max(proved["batches"], default=1)
-    return Source(
-        model=model,
-        precision=precision,
-        engine=engine,
-        file=required(engine_source(engine, precision)) if form.runs_graph else built,
+    return sources.source(
+        model,
+        precision,
+        engine,
+        verdict=read_json(required(ENGINE_VERDICT)),
+        built=required(ENGINE),
+        graph=lambda: required(engine_source(engine, precision)),
         golden=required(GOLDEN),
+        graph_verdict=lambda: read_json(required(GRAPH_VERDICT)),
         labels=tuple(_labels(required(DESCRIPTION))),
-        largest=largest,
-        verdict=verdict["status"],
-        usual=usual,
     )
 
 

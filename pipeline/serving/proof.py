@@ -143,8 +143,14 @@ def check(
     return Served(unpacked.manifest, unpacked.links, model, verdict, latencies)
 
 
-def prove(golden: Golden, server: Server) -> tuple[Verdict, tuple[Latency, ...]]:
-    """Returns the verdict on a server, and its latency if that is a pass; see `check`."""
+def prove(
+    golden: Golden, server: Server, *, timed: bool = True
+) -> tuple[Verdict, tuple[Latency, ...]]:
+    """Returns the verdict on a server, and its latency if that is a pass; see `check`.
+
+    Args:
+        timed: Measure the latency, which takes seconds.
+    """
     server = dataclasses.replace(server, name=wait_until_ready(server))
     client = Client(server)
     try:
@@ -158,7 +164,7 @@ def prove(golden: Golden, server: Server) -> tuple[Verdict, tuple[Latency, ...]]
         facts |= {"device": server.url, "requests": str(session.requests)}
         verdict = dataclasses.replace(verdict, facts=facts)
         latencies: tuple[Latency, ...] = ()
-        if verdict.status == "pass":
+        if timed and verdict.status == "pass":
             largest = verdict.batches[-1] if golden.batched else 1
             latencies = tuple(_latency(session, golden, size) for size in sorted({1, largest}))
     return verdict, latencies

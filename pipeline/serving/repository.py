@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from engines.cache import slug, sync
 from engines.errors import DeployError
 from exporters import onnx_files
 from pipeline import __version__
+from pipeline.bundling.manifest import REPOSITORY_MARKER
 from pipeline.golden import file as goldens
 from pipeline.serving import config
 from pipeline.serving.forms import FORMS, Form
@@ -22,7 +23,7 @@ from pipeline.workflow import signals
 from pipeline.workflow.digests import read_json, sha256_file, write_json
 
 # Lists the files of a repository that we wrote, with their digests. Triton ignores it.
-MARKER = "assay-triton.json"
+MARKER = REPOSITORY_MARKER
 _SCHEMA = 1
 _VERSION = "1"
 # The batch that many servers use for small models, preferred besides the largest one.
@@ -41,8 +42,9 @@ class Source:
         golden: The golden file.
         labels: Names of the classes; () if there are none.
         largest: The largest batch that was proved, or that the engine accepts.
-        usual: The batch that the engine was optimised for, if any.
         verdict: "pass", or "not run" if it has yet to be proved on the server.
+        usual: The batch that the engine was optimised for, if any.
+        label: The engine's name in a bundle, if it has another there.
     """
 
     model: str
@@ -54,18 +56,22 @@ class Source:
     largest: int
     verdict: str
     usual: int | None = None
+    label: str = ""
 
     @property
     def name(self) -> str:
         """The name of the Triton model."""
-        return slug(f"{self.model}_{self.precision}_{self.engine}")
+        return slug(f"{self.model}_{self.precision}_{self.label or self.engine}")
 
 
-def write(target: Path, sources: Sequence[Source], *, delay: int = 100) -> list[str]:
+def write(
+    target: Path, sources: Sequence[Source], *, delay: int = 100, link: bool = False
+) -> list[str]:
     """Writes a repository into a new folder, or in place of one that we wrote.
 
     Args:
         delay: Microseconds that a request waits for others to join its batch.
+        link: Graphs and plans may be hard links to the sources, for a folder that nobody keeps.
 
     Returns:
         The names of the Triton models.
@@ -81,7 +87,7 @@ def write(target: Path, sources: Sequence[Source], *, delay: int = 100) -> list[
     hints = {target.parent: "free some space there, or write to another folder"}
     with temporary.folder_beside(target) as folder, temporary.full_disk_named(hints):
         for source in sources:
-            _write_model(folder / source.name, source, delay)
+            _write_model(folder / source.name, source, delay, _link if link else _copy)
         files = {str(path.relative_to(folder)): sha256_file(path) for path in _files(folder)}
         write_json(folder / MARKER, {"schema": _SCHEMA, "assay": __version__, "files": files})
         for path in _files(folder):
@@ -144,12 +150,26 @@ def _require_ours(target: Path) -> None:
         raise DeployError(f"{target} would lose changes: {'; '.join(changed[:3])}", hint)
 
 
-def _write_model(folder: Path, source: Source, delay: int) -> None:
+_Place = Callable[[Path, Path], None]  # puts a file at a second path
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
+
+
+def _write_model(folder: Path, source: Source, delay: int, place: _Place) -> None:
     form = FORMS[source.engine]
     golden = goldens.load(source.golden)
     version = folder / _VERSION
     version.mkdir(parents=True)
-    _write_files(version, form, source)
+    _write_files(version, form, source, place)
     batching = None
     if golden.batched:
         usual = source.usual or _USUAL
@@ -181,7 +201,7 @@ def _write_model(folder: Path, source: Source, delay: int) -> None:
         (folder / config.WARM_UP / config.warm_up_file(index)).write_bytes(row.tobytes())
 
 
-def _write_files(version: Path, form: Form, source: Source) -> None:
+def _write_files(version: Path, form: Form, source: Source, place: _Place) -> None:
     """Writes the graph or engine under the names that Triton's backend expects."""
     if source.file.suffix == ".zip":  # OpenVINO's two files
         with zipfile.ZipFile(source.file) as archive:
@@ -192,8 +212,9 @@ def _write_files(version: Path, form: Form, source: Source) -> None:
                     shutil.copyfileobj(packed, file)
         return
     (name,) = form.files
-    shutil.copyfile(source.file, version / name)
+    place(source.file, version / name)
     if form.runs_graph:
-        # The graph names its external data relative to its own folder.
+        # The graph names its external data relative to its own folder. Never a link: graphs whose
+        # data has two names are refused.
         for data in onnx_files.external_locations(source.file):
             shutil.copyfile(source.file.parent / data, version / data)

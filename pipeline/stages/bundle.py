@@ -6,11 +6,13 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
+from engines import temporary
 from engines.errors import DeployError, ParityError
 from pipeline import __version__, models
 from pipeline.report import bundle as report
@@ -51,6 +53,9 @@ if TYPE_CHECKING:
     from pipeline.golden.file import Golden
     from pipeline.workflow.records import Record
 
+# What includes a Triton model repository, and the folder of the bundle that it is in.
+REPOSITORY = "triton"
+
 
 @dataclass(frozen=True)
 class Params:
@@ -66,8 +71,8 @@ class Params:
     )
     include: tuple[str, ...] = option(
         (),
-        text='Also include "checkpoint", the trained weights; and "source", the exported program or'
-        " graph that engines were built from.",
+        text='Also include "checkpoint", the trained weights; "source", the exported program or'
+        ' graph that engines were built from; and "triton", a model repository.',
         names=lambda: [*_PARTS],
     )
     measurements: bool = option(
@@ -107,6 +112,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     Raises:
         DeployError: No engine is built in one of the precisions, or one has no verdict.
         ParityError: A verdict is neither "pass" nor "not run".
+        NotAvailableError: A Triton repository is to be included, and the library for it is missing.
     """
     from pipeline.bundling import archive, attestation, bom, manifest, provenance, readme
     from pipeline.golden import file as goldens
@@ -130,21 +136,81 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     }
     facts["content"] = manifest.content_digest(facts, provenance.digests(records))
     example = golden[params.precision[0]]
-    text = readme.text(facts, example.input_specs, example.feeds(1))
+    repositories = [REPOSITORY] if REPOSITORY in params.include else []
+    text = readme.text(facts, example.input_specs, example.feeds(1), repositories)
     content: dict[str, Path | bytes] = {
         **{artifact.label: inputs.locate(artifact) for artifact in present},
         **{path: inputs.root / path for path in paths},
         attestation.MEMBER: attestation.build(records),
     }
     description = read_json(inputs[DESCRIPTION.at(precision=params.precision[0])])
-    content[bom.MEMBER] = bom.build(
-        facts, records, description, _figures(inputs, params, proved), archive.digests(content)
-    )
-    content["README.md"] = text.encode()
-    folder = outputs[BUNDLE].name.removesuffix(BUNDLE_SUFFIX)
-    with phases.showing("bundle"):
+    with ExitStack() as stack:
+        if repositories:
+            place = stack.enter_context(temporary.folder()) / REPOSITORY
+            content |= _repository(inputs, params, proved, facts["labels"], place)
+        content[bom.MEMBER] = bom.build(
+            facts, records, description, _figures(inputs, params, proved), archive.digests(content)
+        )
+        content["README.md"] = text.encode()
+        folder = outputs[BUNDLE].name.removesuffix(BUNDLE_SUFFIX)
+        stack.enter_context(phases.showing("bundle"))
         phases.start("reading the files")
         archive.write(outputs[BUNDLE], folder, facts, content)
+
+
+def _repository(
+    inputs: Paths,
+    params: Params,
+    proved: Mapping[str, Mapping[str, Any]],
+    labels: list[str],
+    place: Path,
+) -> dict[str, Path]:
+    """Returns the files of a Triton model repository of the engines, by their path in the bundle.
+
+    Raises:
+        DeployError: Triton can serve none of the engines.
+        NotAvailableError: The library with Triton's messages is missing.
+    """
+    from pipeline.serving import config, in_bundle, sources
+
+    config.messages()
+    models_served, left_out = [], []
+    for precision, entries in proved.items():
+        golden = inputs[GOLDEN.at(precision=precision)]
+        of_graph = inputs[GRAPH_VERDICT.at(precision=precision)]
+        for name in entries:
+            built, _, judged = _engine_parts(params, precision, name)
+            graph = (
+                inputs.root
+                / engine_source(name, precision)
+                .at(**{**inputs.fields, "precision": precision})
+                .path
+            )
+            try:
+                models_served.append(
+                    sources.source(
+                        params.model,
+                        precision,
+                        name,
+                        built=inputs[built],
+                        graph=lambda graph=graph: graph,  # type: ignore[misc]
+                        golden=golden,
+                        verdict=read_json(inputs[judged]),
+                        graph_verdict=lambda path=of_graph: read_json(path),  # type: ignore[misc]
+                        labels=labels,
+                    )
+                )
+            except sources.LeftOutError as error:
+                left_out.append(f"{name} {precision}: {error.message}")
+    for line in left_out:
+        console.say(f"not for Triton: {line}")
+    if not models_served:
+        raise DeployError(
+            f"Triton can serve no engine of the bundle: {'; '.join(left_out)}",
+            f"run `{hints.command('build', vars(params) | {'engine': 'onnxruntime'})}`, or leave"
+            " --include triton out",
+        )
+    return in_bundle.members(models_served, place)
 
 
 def _figures(
@@ -263,10 +329,20 @@ def _sources(params: Params, precision: str) -> list[Artifact]:
     return [source for source in sources if source != GRAPH]
 
 
+def _served_graphs(params: Params, precision: str) -> list[Artifact]:
+    """Returns the graphs that Triton runs besides the main one."""
+    from pipeline.serving.forms import FORMS
+
+    names = [name for name in params.engine if name in FORMS and FORMS[name].runs_graph]
+    served = dict.fromkeys(engine_source(name, precision) for name in names)
+    return [graph for graph in served if graph != GRAPH]
+
+
 # What is included only if the user asks for it: no engine needs it on the target.
 _PARTS: dict[str, Callable[[Params, str], list[Artifact]]] = {
     "checkpoint": lambda params, _: [] if models.graph_file(params.model) else [CHECKPOINT],
     "source": _sources,
+    REPOSITORY: _served_graphs,
 }
 
 

@@ -14,7 +14,7 @@ from tests.bundles import bundle_of
 from tests.subset import python_path
 
 # Libraries report nothing where they see these.
-CI = ("CI", "TF_BUILD", "JENKINS_URL", "GITHUB_ACTIONS")
+CI = ("CI", "TF_BUILD", "JENKINS_URL", "GITHUB_ACTIONS", "PYTEST_CURRENT_TEST", "PYTEST_VERSION")
 ENGINES = ("--engine", "onnxruntime", "--engine", "openvino", "--engine", "pytorch")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "train": ("lenet", "--retrain", "--epochs", "1", "--limit", "50"),
@@ -67,6 +67,12 @@ def traced(tmp_path: Path) -> Callable[..., None]:
 @pytest.mark.slow(8)
 def test_a_check_reports_to_nobody(built: Store, traced: Callable[..., None]) -> None:
     traced("check", "--trust", bundle_of(built))
+
+
+@pytest.mark.slow(8)
+def test_a_model_for_mlflow_reports_to_nobody(built: Store, traced: Callable[..., None]) -> None:
+    pytest.importorskip("mlflow")
+    traced("mlflow", bundle_of(built), "model")
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """Real model servers for tests of `pipeline.serving`, which `make triton-test` installs."""
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -103,6 +104,45 @@ def _causes(log: Path) -> str:
     return "\n".join((errors or lines)[-20:])
 
 
+def backends(folder: Path) -> Path:
+    """Makes Triton's folder of backends, with `onnxruntime_backend.py` as its ONNX Runtime."""
+    server = packages(environment(TRITON)) / "pytriton" / "tritonserver"
+    target = folder / "backends"
+    shutil.copytree(server / "backends" / "python", target / "python")
+    stub = server / "python_backend_stubs" / "3.11" / "triton_python_backend_stub"
+    shutil.copy(stub, target / "python")
+    (target / "python" / stub.name).chmod(0o755)
+    (target / "onnxruntime").mkdir()
+    shutil.copy(_BACKEND, target / "onnxruntime" / "model.py")
+    return target
+
+
+def triton_environment() -> dict[str, str]:
+    """Returns the environment variables that the Triton server needs."""
+    venv = environment(TRITON)
+    libraries = [packages(venv) / "nvidia_pytriton.libs", _python_library(venv)]
+    return {
+        "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
+        # The backend's interpreter reads no PYTHONPATH, but belongs to the first Python of PATH.
+        "PATH": os.pathsep.join([str(venv / "bin"), os.environ["PATH"]]),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def triton_program() -> Path:
+    """Returns the program of the Triton server."""
+    return packages(environment(TRITON)) / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+
+
+def triton_script(folder: Path) -> Path:
+    """Writes a script that runs the Triton server in its environment, as an installed one runs."""
+    lines = [f"export {name}={shlex.quote(text)}" for name, text in triton_environment().items()]
+    path = folder / "tritonserver"
+    path.write_text("\n".join(["#!/bin/sh", *lines, f'exec "{triton_program()}" "$@"', ""]))
+    path.chmod(0o755)
+    return path
+
+
 @contextmanager
 def triton(repository: Path, folder: Path, *more: object) -> Iterator[Running]:
     """Runs a Triton server whose ONNX Runtime backend is `onnxruntime_backend.py`.
@@ -111,31 +151,14 @@ def triton(repository: Path, folder: Path, *more: object) -> Iterator[Running]:
         folder: An empty folder for the backends and the log.
         more: More options of the server.
     """
-    venv = environment(TRITON)
-    installed = packages(venv)
-    server = installed / "pytriton" / "tritonserver"
-    backends = folder / "backends"
-    shutil.copytree(server / "backends" / "python", backends / "python")
-    stub = server / "python_backend_stubs" / "3.11" / "triton_python_backend_stub"
-    shutil.copy(stub, backends / "python")
-    (backends / "python" / stub.name).chmod(0o755)
-    (backends / "onnxruntime").mkdir()
-    shutil.copy(_BACKEND, backends / "onnxruntime" / "model.py")
-    libraries = [installed / "nvidia_pytriton.libs", _python_library(venv)]
     ports = free_ports(2)
     command = [
-        *(server / "bin" / "tritonserver", "--model-repository", repository),
-        *("--backend-directory", backends, "--allow-metrics=false"),
+        *(triton_program(), "--model-repository", repository),
+        *("--backend-directory", backends(folder), "--allow-metrics=false"),
         *("--http-address", "127.0.0.1", "--grpc-address", "127.0.0.1"),
         *("--http-port", ports[0], "--grpc-port", ports[1], *more),
     ]
-    env = {
-        "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
-        # The backend's interpreter reads no PYTHONPATH, but belongs to the first Python of PATH.
-        "PATH": os.pathsep.join([str(venv / "bin"), os.environ["PATH"]]),
-        "OMP_NUM_THREADS": "1",
-    }
-    with running(command, env, folder / "triton.log", ports) as server_running:
+    with running(command, triton_environment(), folder / "triton.log", ports) as server_running:
         yield server_running
 
 

@@ -1,0 +1,166 @@
+"""A Triton model repository inside a bundle."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.bundling import archive
+from pipeline.workflow.digests import dump_json
+from pipeline.workflow.runner import Store
+from tests.bundles import FOLDER, bundle_of, members, opened, pack, resigned
+from tests.conftest import Result
+
+pytest.importorskip("tritonclient")
+Assay = Callable[..., Result]
+MODEL = "triton/lenet_fp32_onnxruntime"
+
+
+def where(store: Store) -> tuple[object, ...]:
+    return ("--root", store.root, "--dist", store.dist)
+
+
+@pytest.fixture
+def bundle(store: Store, assay: Assay) -> Path:
+    assert assay("bundle", "lenet", *where(store), "--include", "triton").code == 0
+    return bundle_of(store)
+
+
+def test_the_repository_in_a_bundle_is_that_of_the_command(
+    bundle: Path, store: Store, assay: Assay, tmp_path: Path
+) -> None:
+    assert assay("triton", "lenet", tmp_path / "repository", *where(store)).code == 0
+    expected = {
+        f"{FOLDER}/triton/{path.relative_to(tmp_path / 'repository')}": path.read_bytes()
+        for path in (tmp_path / "repository").rglob("*")
+        if path.is_file()
+    }
+    contents = members(bundle)
+    assert {name: contents[name] for name in contents if "/triton/" in name} == expected
+    listed = json.loads(contents[f"{FOLDER}/manifest.json"])["members"]
+    assert all(name.removeprefix(f"{FOLDER}/") in listed for name in expected)
+    with opened(bundle) as files:
+        (graph,) = [info for info in files if info.name == f"{FOLDER}/{MODEL}/1/model.onnx"]
+        assert graph.islnk()
+        assert graph.linkname == f"{FOLDER}/lenet/fp32/model.onnx"
+    readme = contents[f"{FOLDER}/README.md"].decode()
+    assert 'tritonserver --model-repository="$PWD/triton"' in readme
+
+
+def test_a_bundle_with_a_repository_has_the_same_bytes_again(
+    bundle: Path, store: Store, assay: Assay
+) -> None:
+    before = bundle.read_bytes()
+    words = ("bundle", "lenet", *where(store), "--include", "triton", "--force")
+    assert assay(*words).code == 0
+    assert bundle.read_bytes() == before
+
+
+def test_check_reads_the_repository(bundle: Path, assay: Assay) -> None:
+    result = assay("check", bundle, "--trust", "--engine", "onnxruntime")
+    assert result.code == 0, result.err
+    assert re.search(r"^triton: [0-9] Triton models, no mistake found", result.out, re.MULTILINE)
+    result = assay("check", bundle, "--digests-only")
+    assert result.code == 0
+    assert "Triton models" not in result.out
+
+
+def changed(bundle: Path, changes: dict[str, bytes]) -> Path:
+    """Changes files of the repository, and its list of files and the manifest to match."""
+    contents = members(bundle)
+    marker = f"{FOLDER}/triton/assay-triton.json"
+    listed = json.loads(contents[marker])
+    manifest = json.loads(contents[f"{FOLDER}/manifest.json"])
+    for name, content in changes.items():
+        digest = hashlib.sha256(content).hexdigest()
+        listed["files"][name.removeprefix("triton/")] = digest
+        contents[f"{FOLDER}/{name}"] = content
+        manifest["members"].setdefault(name, {"sha256": digest, "bytes": len(content)})
+    contents[marker] = dump_json(listed)
+    contents[f"{FOLDER}/manifest.json"] = dump_json(manifest)
+    return pack(bundle.with_name("changed.tar.zst"), [*resigned(contents).items()])
+
+
+def test_a_configuration_that_contradicts_the_model_is_refused(bundle: Path, assay: Assay) -> None:
+    config = members(bundle)[f"{FOLDER}/{MODEL}/config.pbtxt"].replace(b"TYPE_UINT8", b"TYPE_FP32")
+    path = changed(bundle, {f"{MODEL}/config.pbtxt": config})
+    result = assay("check", path, "--trust")
+    assert result.code == 1
+    assert "error: the model repository triton of the bundle" in result.err
+
+
+@pytest.mark.parametrize("name", [f"{MODEL}/1/model.onnx", f"{MODEL}/1/model.py"])
+def test_a_file_that_no_record_made_is_refused(bundle: Path, assay: Assay, name: str) -> None:
+    graph = members(bundle)[f"{FOLDER}/lenet/fp32/onnxruntime/engine.onnx"]
+    contents = members(bundle)
+    config = contents[f"{FOLDER}/{MODEL}/config.pbtxt"]
+    other = graph + b"\x72\x00"  # an empty field of a later version
+    old = hashlib.sha256(contents[f"{FOLDER}/{MODEL}/1/model.onnx"]).hexdigest()
+    changes = {name: other}
+    if name.endswith(".onnx"):
+        new = hashlib.sha256(other).hexdigest()
+        changes[f"{MODEL}/config.pbtxt"] = config.replace(old.encode(), new.encode())
+    result = assay("check", changed(bundle, changes), "--trust")
+    assert result.code == 1
+    assert f"{name.removeprefix('triton/')} is no graph or engine of the bundle" in result.err
+
+
+def test_each_machine_of_a_merged_bundle_has_its_repository(
+    bundle: Path, assay: Assay, tmp_path: Path
+) -> None:
+    contents = members(bundle)
+    name = f"{FOLDER}/manifest.json"
+    manifest = json.loads(contents[name])
+    entry = manifest["models"]["fp32"]["engines"]["onnxruntime"]
+    entry["built_with"] = {**entry["built_with"], "gpu_name": "NVIDIA H100 80GB HBM3"}
+    other = pack(
+        tmp_path / "other.tar.zst", [*resigned({**contents, name: dump_json(manifest)}).items()]
+    )
+    path = tmp_path / "both.tar.zst"
+    assert assay("merge", bundle, other, "--out", path).code == 0
+    readme = members(path)["both/README.md"].decode()
+    second = "targets/nvidia-h100-80gb-hbm3/triton"
+    assert f'--model-repository="$PWD/{second}"' in readme
+    result = assay("check", path, "--trust", "--engine", "onnxruntime")
+    assert result.code == 0, result.err
+    assert re.search(f"^{second}: [0-9] Triton models, no mistake", result.out, re.MULTILINE)
+
+
+def test_several_precisions_are_in_one_repository(store: Store, assay: Assay) -> None:
+    for words in (
+        ("export", "lenet"),
+        ("verify", "lenet"),
+        ("build", "lenet", "--engine", "onnxruntime"),
+        ("verify", "lenet", "--engine", "onnxruntime"),
+    ):
+        assert assay(*words, "--precision", "fp16", *where(store)).code == 0
+    result = assay(
+        *("bundle", "lenet", "--precision", "fp32,fp16", "--include", "triton"),
+        *("--no-measurements", *where(store)),
+    )
+    assert result.code == 0, result.err
+    path = store.dist / "lenet-fp32+fp16.tar.zst"
+    models = {name.split("/")[2] for name in members(path) if "/triton/lenet" in name}
+    assert models >= {"lenet_fp32_onnxruntime", "lenet_fp16_onnxruntime"}
+    assert assay("check", path, "--trust", "--engine", "onnxruntime").code == 0
+
+
+def test_without_a_server_for_it_nothing_is_included(store: Store, assay: Assay) -> None:
+    words = ("bundle", "lenet", *where(store), "--include", "triton", "--engine", "pytorch")
+    result = assay(*words)
+    assert result.code == 1
+    assert "Triton can serve no engine of the bundle: pytorch fp32" in result.err
+
+
+def test_external_data_is_unpacked_under_one_name_each(tmp_path: Path) -> None:
+    data = ("a/model.onnx.data", "b/model.onnx.data", "c")
+    contents = dict.fromkeys(data, b"weights") | dict.fromkeys(("d", "e"), b"other")
+    archive.write(tmp_path / "x.tar.zst", "x", {}, contents)
+    archive.extract(tmp_path / "x.tar.zst", tmp_path / "x")
+    paths = {name: tmp_path / "x" / name for name in contents}
+    assert {name: path.read_bytes() for name, path in paths.items()} == contents
+    links = {name: path.stat().st_nlink for name, path in paths.items()}
+    assert links == {**dict.fromkeys(data, 1), "d": 2, "e": 2}
