@@ -310,7 +310,7 @@ def check(
         if not digests_only:
             if not unpacked.signer:
                 consent(opened(root, wanted))
-            with _naming(bundle, root):
+            with naming(bundle, root):
                 further(unpacked, root)
             verdicts = _prove(bundle, root, wanted, device, threads)
     if verdicts and all(verdict.status == "not run" for verdict in verdicts):

@@ -180,12 +180,8 @@ def _repository(
         of_graph = inputs[GRAPH_VERDICT.at(precision=precision)]
         for name in entries:
             built, _, judged = _engine_parts(params, precision, name)
-            graph = (
-                inputs.root
-                / engine_source(name, precision)
-                .at(**{**inputs.fields, "precision": precision})
-                .path
-            )
+            of = engine_source(name, precision).at(**{**inputs.fields, "precision": precision})
+            graph = inputs.root / of.path
             try:
                 models_served.append(
                     sources.source(
@@ -226,9 +222,8 @@ def _figures(
         for name in entries:
             _, _, judged = _engine_parts(params, precision, name)
             verdicts[name] = read_json(inputs[judged])
-        measurements = None
-        if params.measurements:
-            measurements = read_json(inputs[MEASUREMENTS.at(precision=precision)])
+        file = MEASUREMENTS.at(precision=precision)
+        measurements = read_json(inputs[file]) if params.measurements else None
         figures += [
             dataclasses.replace(figure, where=f"{precision}: {figure.where}")
             for figure in measured.collect(None, verdicts, measurements)
@@ -326,7 +321,9 @@ def _at_precision(
 
 def _sources(params: Params, precision: str) -> list[Artifact]:
     sources = dict.fromkeys(engine_source(name, precision) for name in params.engine)
-    return [source for source in sources if source != GRAPH]
+    # With several precisions, an engine need not be built in every one.
+    several = len(params.precision) > 1
+    return [dataclasses.replace(s, optional=several) for s in sources if s != GRAPH]
 
 
 def _served_graphs(params: Params, precision: str) -> list[Artifact]:
