@@ -119,6 +119,17 @@ def compared(graph: Graph, budget: float, seed: int, *parts: float) -> list[cloc
         return clock.measure(candidates, budget=budget, seed=seed)
 
 
+def once(graph: Graph, budget: float, seed: int) -> tuple[list[clock.Timing], float, float | None]:
+    """Compares an equal and a slower session with one.
+
+    Returns:
+        The timings, the seconds they took, and the part of the CPUs that other processes took.
+    """
+    others, start = Others(), time.perf_counter()
+    timings = compared(graph, budget, seed, 0.0, SLOWER)
+    return timings, time.perf_counter() - start, others.part()
+
+
 @contextlib.contextmanager
 def another_process(wanted: bool) -> Iterator[None]:
     """Keeps one CPU busy while its body runs, if wanted."""
@@ -146,15 +157,14 @@ def claims(
     }
     seconds, parts = [], []
     for seed in range(runs):
-        others, start = Others(), time.perf_counter()
         # In one process, all runs would get their memory in the same places.
         with multiprocessing.get_context("spawn").Pool(1) as process:
-            timings = process.apply(compared, (graph, budget, seed, 0.0, SLOWER))
+            timings, spent, part = process.apply(once, (graph, budget, seed))
         for entry in timings:
             if entry.name in names:
                 every[entry.name, entry.boundary].append(entry)
-        seconds.append(time.perf_counter() - start)
-        if (part := others.part()) is not None:
+        seconds.append(spent)
+        if part is not None:
             parts.append(part)
         print(f"{seed + 1} of {runs}", file=sys.stderr)
     rows = {
