@@ -80,13 +80,13 @@ def test_a_changed_model_is_found_within_a_window(
     assert document["days"][0]["events"][-1]["kind"] == "mismatch"
 
 
-@pytest.mark.slow(4)
+@pytest.mark.slow(8)
 def test_a_server_that_slows_by_a_fifth_is_found_in_time(watch: Callable[..., Result]) -> None:
     # Long enough that the fake server's own time does not vary by as much.
     def change(behaviour: Behaviour) -> None:
         behaviour.seconds *= 1.23  # a fifth of the whole, with the time around it
 
-    behaviour = Behaviour(seconds=0.02, changes={80: change})
+    behaviour = Behaviour(seconds=0.05, changes={80: change})
     words = ("--stop", "--duration", "60", "--window", "5", "--baseline", "10", "--json")
     result = watch(behaviour, *words, "--false-alarms", "0.01", "--tolerance", "5")
     assert result.code == 5, result.err
