@@ -17,7 +17,7 @@ from tritonclient import http
 
 folder, address, path = sys.argv[1:]
 manifest = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
-client = http.InferenceServerClient(address)
+client = http.InferenceServerClient(address.removeprefix("http://"))
 model = client.get_model_repository_index()[0]["name"]  # a server with several needs its name here
 (spec,) = client.get_model_metadata(model)["inputs"]
 _, channels, height, width = spec["shape"]

@@ -52,7 +52,7 @@ _SPIN_UNKNOWN = 0.01
 # Warm if this many runs in a row have not been faster than one before.
 WARM_RUNS = 3
 # Another session of a candidate that is warm is warm after this time.
-_WARM_SESSION = 0.02
+_WARM_SESSION = 0.005
 WARMUP_SECONDS = (0.1, 3.0)
 MOST_ITERATIONS = 5000  # of a turn
 # Neither cold caches nor threads that spin matter to an iteration this long.

@@ -36,6 +36,8 @@ def merge(bundles: tuple[Path, ...], out: Path, **values: Any) -> None:
         raise UsageError(
             f"--out {out} is not the name of a bundle", f"give a name that ends in {BUNDLE_SUFFIX}"
         )
+    if out.exists():
+        raise UsageError(f"{out} exists, and is not replaced", "give another --out FILE")
     manifest = merging.merge(bundles, out)
     report.show(out)
     console.document(manifest)

@@ -138,7 +138,8 @@ def _labels(description: Path) -> Iterator[str]:
     "--golden",
     multiple=True,
     type=_folder,
-    help="Golden file to compare with, besides the ONNX graphs in DIR.",
+    help="Golden file to compare with, besides the ONNX graphs in DIR; may be repeated, one for"
+    " each precision.",
 )
 @printing
 def triton_check(folder: Path, golden: tuple[Path, ...], **values: Any) -> None:

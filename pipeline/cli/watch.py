@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from engines.errors import FailedError, NotMetError, ParityError, UsageError
 from pipeline.cli.flags import print_as, printing
 from pipeline.cli.signing import passphrase_of
 from pipeline.workflow import console
+
+if TYPE_CHECKING:
+    from pipeline.serving.watching.watch import Watched
 
 _path = click.Path(path_type=Path)
 _above_0 = click.FloatRange(min=0, min_open=True)
@@ -127,7 +130,7 @@ def watch(url: str, bundle: Path, **values: Any) -> None:
         if values["attest"] is not None:
             private = values["key"]
             key = attestation.Key(private, lambda: passphrase_of(private))
-            lines = attestation.Log(values["attest"], key)
+            lines = stack.enter_context(closing(attestation.Log(values["attest"], key)))
             subject, digest = bundle.name, sha256_file(bundle)
             content = unpacked.manifest["content"]
 
@@ -147,12 +150,26 @@ def watch(url: str, bundle: Path, **values: Any) -> None:
             " windows"
         )
         watched = one.run()
-    document = dataclasses.asdict(watched)
+    _conclude(url, watched)
+
+
+def _conclude(url: str, watched: Watched) -> None:
+    """Prints what a watch has seen, or raises what it comes to.
+
+    Raises:
+        ParityError: The outputs differed from the model's.
+        NotMetError: It was slower for some time.
+        FailedError: It does not answer, or nothing could be judged.
+    """
+    document = dataclasses.asdict(dataclasses.replace(watched, interrupted=None))
+    document.pop("interrupted")
     replies = sum(day["replies"] for day in watched.days)
+    judged = sum(day["windows"] for day in watched.days)
     if watched.alarms.get("mismatch"):
         raise ParityError(
             f"{url}: the outputs of {watched.model} differed from the model's",
-            "compare what the server has loaded with the bundle: `assay check BUNDLE --url URL`",
+            "compare what the server has loaded with the bundle: `assay check BUNDLE --url URL`; of"
+            " a bundle with several precisions, --precision names the one that is served",
             document,
         )
     if watched.alarms.get("slower"):
@@ -161,11 +178,21 @@ def watch(url: str, bundle: Path, **values: Any) -> None:
             "see the lines above for what else changed",
             document,
         )
-    if "down" in watched.active:
-        error = FailedError(f"{url}: {watched.active['down']}", "see the server's own log")
+    problem = watched.active.get("down", "")
+    if not problem and not judged and watched.interrupted is None:
+        problem = f"{replies} replies are too few to judge {watched.model}"
+    if problem:
+        error = FailedError(
+            f"{url}: {problem}", "see the server's own log; watch for longer, or at a higher --rate"
+        )
         error.details = document
         raise error
-    console.result(f"{url}: {replies:,} replies of {watched.model}, no alarm at the end")
+    console.result(
+        f"{url}: {replies:,} replies of {watched.model}, judged {judged:,} times, no alarm at the"
+        " end"
+    )
+    if watched.interrupted is not None:
+        raise watched.interrupted
     console.document(document)
 
 
@@ -191,11 +218,12 @@ def attestations(file: Path, public_key: Path, **values: Any) -> None:
                 f"{facts['replies']:,}",
                 f"{facts['failures']:,}",
                 "" if facts["error_floors"] is None else f"{facts['error_floors']:.2f}",
+                f"{facts['windows']:,}",
                 "" if p99 is None else duration(p99["value"]),
                 str(sum(not event["kind"].endswith("ended") for event in facts["events"])),
             ]
         )
-    titles = ("from", "to", ">replies", ">failures", ">error x floor", ">p99", ">events")
+    titles = ("from", "to", ">replies", ">failures", ">error x floor", ">judged", ">p99", ">events")
     console.table("Attested", titles, rows)
     console.result(f"{file}: {len(statements)} lines, every signature and their order hold")
     console.document(statements)

@@ -101,6 +101,9 @@ def check(
     try:
         require_pass([served.verdict], str(served.manifest["model"]))
     except ParityError as error:
-        error.hint = f"compare what {server.url} has loaded with the bundle's graph and engines"
+        error.hint = (
+            f"compare what {server.url} has loaded with the bundle's graph and engines; of a bundle"
+            " with several precisions, --precision names the one that is served"
+        )
         raise
     console.document(served.document())

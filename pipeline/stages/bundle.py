@@ -24,6 +24,7 @@ from pipeline.stages import (
     ordered,
     precisions_option,
 )
+from pipeline.stages._bundle_parts import engine_parts, figures
 from pipeline.verification.acceptance import ACCEPTED
 from pipeline.workflow import console, hints, phases
 from pipeline.workflow.artifacts import (
@@ -33,8 +34,6 @@ from pipeline.workflow.artifacts import (
     DESCRIPTION,
     ENGINE,
     ENGINE_BUILDS,
-    ENGINE_LAYERS,
-    ENGINE_VERDICT,
     GOLDEN,
     GRAPH,
     GRAPH_DATA,
@@ -45,11 +44,10 @@ from pipeline.workflow.artifacts import (
     Artifact,
     Paths,
 )
-from pipeline.workflow.digests import read_json
+from pipeline.workflow.digests import read_json, require_file
 from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 if TYPE_CHECKING:
-    from pipeline.bundling.measured import Figure
     from pipeline.golden.file import Golden
     from pipeline.workflow.records import Record
 
@@ -87,6 +85,7 @@ class CommandOptions:
     key: Path | None = option(
         None,
         text="Sign the bundle with this private key, of `assay keygen`: writes BUNDLE.sig.",
+        validate=lambda path: require_file(Path(path), "make a key with `assay keygen FILE`"),
         role=OptionRole(after="sign"),
     )
 
@@ -149,7 +148,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             place = stack.enter_context(temporary.folder()) / REPOSITORY
             content |= _repository(inputs, params, proved, facts["labels"], place)
         content[bom.MEMBER] = bom.build(
-            facts, records, description, _figures(inputs, params, proved), archive.digests(content)
+            facts, records, description, figures(inputs, params, proved), archive.digests(content)
         )
         content["README.md"] = text.encode()
         folder = outputs[BUNDLE].name.removesuffix(BUNDLE_SUFFIX)
@@ -179,7 +178,7 @@ def _repository(
         golden = inputs[GOLDEN.at(precision=precision)]
         of_graph = inputs[GRAPH_VERDICT.at(precision=precision)]
         for name in entries:
-            built, _, judged = _engine_parts(params, precision, name)
+            built, _, judged = engine_parts(params.precision, precision, name)
             of = engine_source(name, precision).at(**{**inputs.fields, "precision": precision})
             graph = inputs.root / of.path
             try:
@@ -209,28 +208,6 @@ def _repository(
     return in_bundle.members(models_served, place)
 
 
-def _figures(
-    inputs: Paths, params: Params, proved: Mapping[str, Mapping[str, Any]]
-) -> list[Figure]:
-    """Returns what was measured, for the bill of materials."""
-    from pipeline.bundling import measured
-
-    is_graph = models.graph_file(params.model) is not None
-    figures = measured.collect(None if is_graph else read_json(inputs[TRAINING]), {}, None)
-    for precision, entries in proved.items():
-        verdicts = {GRAPH_SUBJECT: read_json(inputs[GRAPH_VERDICT.at(precision=precision)])}
-        for name in entries:
-            _, _, judged = _engine_parts(params, precision, name)
-            verdicts[name] = read_json(inputs[judged])
-        file = MEASUREMENTS.at(precision=precision)
-        measurements = read_json(inputs[file]) if params.measurements else None
-        figures += [
-            dataclasses.replace(figure, where=f"{precision}: {figure.where}")
-            for figure in measured.collect(None, verdicts, measurements)
-        ]
-    return figures
-
-
 def _proved(
     inputs: Paths, params: Params, precision: str, records: Mapping[str, Record]
 ) -> dict[str, dict[str, Any]]:
@@ -245,7 +222,7 @@ def _proved(
     _require_accepted(GRAPH_SUBJECT, of_graph, words)
     entries = {}
     for name in params.engine:
-        built, _, judged = _engine_parts(params, precision, name)
+        built, _, judged = engine_parts(params.precision, precision, name)
         if not inputs[built].exists():
             console.say(f"without {name} in {precision}: it is not built")
             continue
@@ -343,19 +320,6 @@ _PARTS: dict[str, Callable[[Params, str], list[Artifact]]] = {
 }
 
 
-def _engine_parts(params: Params, precision: str, name: str) -> list[Artifact]:
-    """Returns an engine, its layers and its verdict.
-
-    With several precisions, an engine need not be built in every one.
-    """
-    return [
-        dataclasses.replace(
-            artifact.at(engine=name, precision=precision), optional=len(params.precision) > 1
-        )
-        for artifact in (ENGINE, ENGINE_LAYERS, ENGINE_VERDICT)
-    ]
-
-
 def _inputs(params: Params) -> tuple[Artifact, ...]:
     trained = () if models.graph_file(params.model) else (TRAINING,)
     of_graphs = [
@@ -371,13 +335,23 @@ def _inputs(params: Params) -> tuple[Artifact, ...]:
         artifact
         for precision, name in itertools.product(params.precision, params.engine)
         for artifact in (
-            *_engine_parts(params, precision, name),
+            *engine_parts(params.precision, precision, name),
             ENGINE_BUILDS.at(engine=name, precision=precision),
         )
     ]
     # Last, since what an error says to do about the verdicts has to be done first.
     measured = [MEASUREMENTS.at(precision=name) for name in params.precision if params.measurements]
     return (*trained, *dict.fromkeys(of_graphs), *of_engines, *measured)
+
+
+def _forget_signature(outputs: Paths, _params: Params) -> None:
+    """Removes the signature of the bundle before, which would make the new one seem forged."""
+    from pipeline.bundling import signature
+
+    signed = signature.beside(outputs[BUNDLE])
+    if signed.exists():
+        signed.unlink()
+        console.say(f"{signed} is removed, since it was of the bundle before; --key signs this one")
 
 
 def show(runs: StageRuns[Params]) -> None:
@@ -396,5 +370,6 @@ STAGE = Stage(
     revision=5,
     resolve=resolve,
     command_options=CommandOptions,
+    published=_forget_signature,
     show=show,
 )

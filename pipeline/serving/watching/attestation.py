@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import fcntl
 import hashlib
 import json
 import os
@@ -61,25 +62,50 @@ class Key:
         signed: bytes = self._key.sign(_encoded(payload), ec.ECDSA(hashes.SHA256()))
         return signed
 
+    def public(self) -> Any:
+        """Returns the public key."""
+        return self._key.public_key()
+
     def identity(self) -> str:
         """Returns the fingerprint of the public key."""
         return signature.fingerprint(self._key.public_key())
 
 
 class Log:
-    """A file to which signed lines are added."""
+    """A file to which signed lines are added, by one process at a time."""
 
     def __init__(self, path: Path, key: Key) -> None:
-        """Reads the last line of a file that exists.
+        """Opens the file, and makes it if it does not exist.
 
         Raises:
-            DeployError: The file cannot be read, or does not end with a complete line.
+            DeployError: It cannot be written, another process adds to it, or it holds something
+                else than lines that this key has signed.
         """
         self._path, self._key = path, key
-        self._last = ""
-        if path.exists():
-            lines = _lines(path)
-            self._last = _digest(lines[-1]) if lines else ""
+        try:
+            self._file = path.open("ab")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise DeployError(
+                f"another process adds to {path}", "give each watch a file of its own"
+            ) from error
+        except OSError as error:
+            raise DeployError(
+                f"{path} cannot be written: {error.strerror or error}",
+                "give a file in a folder that exists and that you can write",
+            ) from error
+        try:
+            _verified(path, key.public(), "this key")
+        except DeployError as error:
+            self._file.close()
+            raise DeployError(error.message, "give another --attest FILE") from error
+        lines = _lines(path)
+        self._last = _digest(lines[-1]) if lines else ""
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
     def add(self, subject: str, digest: str, facts: Mapping[str, Any]) -> None:
         """Adds a line, and forces it to the disk.
@@ -108,10 +134,9 @@ class Log:
         }
         line = json.dumps(envelope, sort_keys=True).encode()
         try:
-            with self._path.open("ab") as file:
-                file.write(line + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            self._file.write(line + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
             sync(self._path.parent)
         except OSError as error:
             raise DeployError(f"{self._path} cannot be written: {error.strerror}") from error
@@ -127,8 +152,8 @@ def verify(path: Path, public_key: Path) -> list[dict[str, Any]]:
         NotAvailableError: The library `cryptography` is not installed.
     """
     import_vendor("cryptography", INSTALL)
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
@@ -139,6 +164,20 @@ def verify(path: Path, public_key: Path) -> list[dict[str, Any]]:
         raise DeployError(f"{public_key} is not a public key: {error}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise DeployError(f"{public_key} is not an EC key")
+    return _verified(path, key, str(public_key))
+
+
+def _verified(path: Path, key: Any, name: str) -> list[dict[str, Any]]:
+    """Returns the statements of a file; see `verify`.
+
+    Args:
+        key: The public key.
+        name: What messages call it.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     statements, last = [], ""
     for number, line in enumerate(_lines(path), 1):
         try:
@@ -151,7 +190,7 @@ def verify(path: Path, public_key: Path) -> list[dict[str, Any]]:
             known = (envelope["payloadType"], statement["predicateType"]) == (_PAYLOAD, PREDICATE)
         except InvalidSignature as error:
             raise DeployError(
-                f"{path}: line {number} was changed, or signed with another key than {public_key}"
+                f"{path}: line {number} was changed, or signed with another key than {name}"
             ) from error
         except (ValueError, KeyError, TypeError, IndexError, binascii.Error) as error:
             raise DeployError(f"{path}: line {number} is not an attestation: {error!r}") from error

@@ -15,6 +15,8 @@ from pipeline.verification.verdict import judge_rows
 # In a window, the part of the requests that are quicker than its typical time. The quickest
 # requests met an idle server, so that this time is that of the model, whatever the load.
 QUICK = 0.1
+# The fewest replies that are judged together.
+FEWEST = 5
 # Failed requests in a row after which a server counts as down.
 FAILURES = 3
 
@@ -99,7 +101,11 @@ class Monitor:
             return []
         return self._begin("down", f"{FAILURES} requests in a row failed: {reason}")
 
-    def _close(self) -> list[Alarm]:
+    def finish(self) -> list[Alarm]:
+        """Judges the outputs of the last window though it is not complete, if they are enough."""
+        return self._close(complete=False) if len(self._rows) >= FEWEST else []
+
+    def _close(self, *, complete: bool = True) -> list[Alarm]:
         faults, floors = self._judge()
         times = tuple(self._times)
         self.last = Window(times, float(np.quantile(times, QUICK)), floors, faults)
@@ -107,6 +113,8 @@ class Monitor:
         if faults:
             return self._begin("mismatch", "; ".join(faults))
         alarms = self._end("mismatch", "its outputs equal the model's again")
+        if not complete:
+            return alarms
         self.slowdown.add(self.last.quick)
         if self.slowdown.slow:
             longer = self.last.quick / self.slowdown.longest

@@ -79,7 +79,8 @@ class Day:
             "replies": len(self.times),
             "failures": self.failures,
             "windows": self.windows,
-            "error_floors": self.floors if np.isfinite(self.floors) else None,
+            # Nothing is known without a window, and of outputs that cannot be compared.
+            "error_floors": self.floors if self.windows and np.isfinite(self.floors) else None,
             "latency": {name: dataclasses.asdict(value) for name, value in known.items()},
             "events": self.events,
         }
@@ -94,12 +95,14 @@ class Watched:
         days: The JSON form of each day, the last one perhaps not complete.
         alarms: How often each kind of alarm began.
         active: The alarms that had not ended at the end, with their reasons.
+        interrupted: The signal that ended it; None if its time was over.
     """
 
     model: str
     days: list[dict[str, Any]]
     alarms: dict[str, int]
     active: dict[str, str]
+    interrupted: KeyboardInterrupt | None = None
 
 
 class Watch:
@@ -157,6 +160,7 @@ class Watch:
 
     def run(self) -> Watched:
         """Watches until the time is over, the first alarm if that is wanted, or an interruption."""
+        interrupted = None
         with closing(self._session):
             try:
                 for row in self._paced(_rows(len(self.monitor.golden.cases))):
@@ -164,10 +168,22 @@ class Watch:
                         self._tell(alarm)
                     if self._settings.stop and self._alarms:
                         break
+            except KeyboardInterrupt as error:  # the usual end of a watch without a duration
+                interrupted = error
             finally:
-                self._end_day(_now())
+                self._finish()
         active = {str(kind): reason for kind, reason in self.monitor.active.items()}
-        return Watched(self.model, self._days, dict(self._alarms), active)
+        return Watched(self.model, self._days, dict(self._alarms), active, interrupted)
+
+    def _finish(self) -> None:
+        """Judges the replies that are left, and attests the last day."""
+        before = self.monitor.last
+        for alarm in self.monitor.finish():
+            self._tell(alarm)
+        if (window := self.monitor.last) is not None and window is not before:
+            self._day.windows += 1
+            self._day.floors = max(self._day.floors, window.floors)
+        self._end_day(_now())
 
     def _paced(self, rows: Iterator[int]) -> Iterator[int]:
         """Yields rows at the rate, until the time is over. A slow server gets fewer, not more."""

@@ -131,6 +131,8 @@ def test_bundles_of_other_models_are_refused(
 def test_merge_takes_several_bundles_and_a_name(built: Store, tmp_path: Path, assay: Assay) -> None:
     one = assay("merge", bundle_of(built), "--out", tmp_path / "a.tar.zst")
     assert (one.code, "name two or more" in one.err) == (2, True)
+    there = assay("merge", bundle_of(built), bundle_of(built), "--out", bundle_of(built))
+    assert (there.code, "exists, and is not replaced" in there.err) == (2, True)
     two = assay("merge", bundle_of(built), bundle_of(built), "--out", tmp_path / "a.zip")
     assert (two.code, ".tar.zst" in two.err) == (2, True)
 

@@ -176,6 +176,31 @@ def test_the_bundle_command_signs_what_it_writes_and_what_it_skips(
     signature.verify(bundle, signature.Trusted(public_key=Path(f"{key}.pub")))
 
 
+def test_the_signature_of_a_bundle_that_is_replaced_is_removed(
+    store: Store, key: Path, assay: Assay
+) -> None:
+    where = ("--root", store.root, "--dist", store.dist)
+    assert assay("bundle", "lenet", "--key", key, *where).code == 0
+    signed = store.dist / "lenet-fp32.tar.zst.sig"
+    assert signed.exists()
+    assert assay("bundle", "lenet", *where).code == 0  # skipped
+    assert signed.exists()
+    result = assay("bundle", "lenet", "--include", "checkpoint", *where)
+    assert result.code == 0
+    assert not signed.exists()
+    assert f"{signed} is removed" in result.err
+
+
+def test_a_bundle_is_not_written_without_the_key_to_sign_it(
+    store: Store, tmp_path: Path, assay: Assay
+) -> None:
+    words = ("bundle", "lenet", "--root", store.root, "--dist", tmp_path / "new")
+    result = assay(*words, "--key", tmp_path / "nothing.key")
+    assert result.code in (1, 2)
+    assert "nothing.key does not exist" in result.err
+    assert not (tmp_path / "new").exists()
+
+
 def test_keygen_takes_a_passphrase_from_the_environment(
     tmp_path: Path, bundle: Path, assay: Assay, monkeypatch: pytest.MonkeyPatch
 ) -> None:

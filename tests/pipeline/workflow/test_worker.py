@@ -250,7 +250,7 @@ def test_engines_that_crash_are_rows_and_the_others_are_measured(
     failing = ("aborting", "hanging", "hungry", "segfaulting", "wrong")
     names = (*failing, "noisy", "onnxruntime", "openvino")
     engines = [word for name in names for word in ("--engine", name)]
-    limits = ("--time-limit", 12, "--memory-limit", 1.5)
+    limits = ("--time-limit", 15, "--memory-limit", 1.5)
     machine = {"PYTHONPATH": python_path(FAULTY)}
     result = process("run", "edge", *engines, *limits).run(machine=machine)
     assert result.code == 1, result.err

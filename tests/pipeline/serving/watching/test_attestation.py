@@ -30,7 +30,10 @@ def attested(tmp_path: Path) -> tuple[Path, Path]:
     log = attestation.Log(path, attestation.Key(private, str))
     for day in (1, 2):
         log.add("lenet.tar.zst", "a" * 64, {"day": day})
-    attestation.Log(path, attestation.Key(private, str)).add("lenet.tar.zst", "a" * 64, {"day": 3})
+    log.close()
+    log = attestation.Log(path, attestation.Key(private, str))
+    log.add("lenet.tar.zst", "a" * 64, {"day": 3})
+    log.close()
     return path, public
 
 

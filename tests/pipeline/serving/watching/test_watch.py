@@ -52,6 +52,25 @@ def test_a_server_as_proved_gives_no_alarm(watch: Callable[..., Result]) -> None
     assert behaviour.inferences > 50
 
 
+def test_a_last_window_that_is_not_complete_is_judged_too(watch: Callable[..., Result]) -> None:
+    wrong = Behaviour(reply=lambda outputs: tensor(-outputs))
+    words = ("--rate", "20", "--window", "1000", "--duration", "1")
+    assert watch(wrong, *words).code == 3
+    result = watch(Behaviour(), *words)
+    assert result.code == 0, result.err
+    assert "judged 1 times" in result.out
+
+
+def test_too_few_replies_are_no_success(watch: Callable[..., Result], tmp_path: Path) -> None:
+    private, public = keys(tmp_path)
+    words = ("--attest", tmp_path / "days", "--key", private, "--rate", "3", "--duration", "1")
+    result = watch(Behaviour(), *words)
+    assert result.code == 1
+    assert "too few to judge" in result.err
+    (statement,) = attestation.verify(tmp_path / "days", public)
+    assert statement["predicate"]["error_floors"] is None
+
+
 def test_no_more_rows_are_sent_than_the_rate(watch: Callable[..., Result]) -> None:
     behaviour = Behaviour()
     assert watch(behaviour, "--duration", "1", "--rate", "20").code == 0
@@ -144,11 +163,36 @@ def test_a_file_of_attestations_that_ends_early_is_found_before_anything_is_sent
     watch: Callable[..., Result], tmp_path: Path
 ) -> None:
     private, _ = keys(tmp_path)
-    (tmp_path / "days.jsonl").write_text("{")
     behaviour = Behaviour()
-    words = ("--attest", tmp_path / "days.jsonl", "--key", private, "--duration", "1")
+    for content, words in (
+        ("{", "does not end with a complete line"),
+        ("# A text\n", "line 1 is not an attestation"),
+    ):
+        (tmp_path / "days.jsonl").write_text(content)
+        attest = ("--attest", tmp_path / "days.jsonl", "--key", private, "--duration", "1")
+        result = watch(behaviour, *attest)
+        assert (result.code, behaviour.inferences) == (1, 0)
+        assert words in result.err
+        assert (tmp_path / "days.jsonl").read_text() == content
+    attest = ("--attest", tmp_path / "nothing" / "days.jsonl", "--key", private)
+    assert (watch(behaviour, *attest).code, behaviour.inferences) == (1, 0)
+
+
+def test_one_watch_at_a_time_adds_to_a_file(watch: Callable[..., Result], tmp_path: Path) -> None:
+    private, _ = keys(tmp_path)
+    other, _ = keys(tmp_path, "other")
+    path = tmp_path / "days.jsonl"
+    log = attestation.Log(path, attestation.Key(private, str))
+    log.add("a", "0" * 64, {})
+    behaviour = Behaviour()
+    words = ("--attest", path, "--key", private, "--duration", "1")
     result = watch(behaviour, *words)
     assert (result.code, behaviour.inferences) == (1, 0)
+    assert "another process adds to" in result.err
+    log.close()
+    result = watch(behaviour, "--attest", path, "--key", other, "--duration", "1")
+    assert (result.code, behaviour.inferences) == (1, 0)
+    assert "signed with another key than this key" in result.err
 
 
 def test_prometheus_can_ask(built: Store, golden: goldens.Golden, assay: Assay) -> None:
