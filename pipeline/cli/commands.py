@@ -175,6 +175,9 @@ def _check_repositories(unpacked: Unpacked, root: Path) -> None:
 def ask(bundle: Path, lines: Sequence[str]) -> None:
     """Asks whether to open what is in a bundle.
 
+    Args:
+        lines: What would open each file.
+
     Raises:
         UsageError: The command does not run in a terminal.
         DeployError: The answer is no.
@@ -183,11 +186,13 @@ def ask(bundle: Path, lines: Sequence[str]) -> None:
     if not console.can_ask():
         raise UsageError(
             f"{unsigned}; opening it runs native code, and without a terminal nobody can be asked",
-            "give --trust if you trust its source, or --digests-only to open nothing",
+            "give --trust if you trust its source; `assay check --digests-only` opens nothing",
         )
     heading = f"{unsigned}. These files will be opened:"
     if not console.confirm([heading, *(f"  {line}" for line in lines)], "Do you trust its source?"):
-        raise DeployError(f"nothing in {bundle} was opened", "--digests-only does not ask")
+        raise DeployError(
+            f"nothing in {bundle} was opened", "`assay check --digests-only` does not ask"
+        )
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import time
 from contextlib import closing
 from pathlib import Path
@@ -87,6 +88,7 @@ def serve(bundle: Path, more: tuple[str, ...], **values: Any) -> None:
             f"{' '.join(more) or '--tritonserver'} is for Triton, which does not serve here",
             "install Triton and name it with --tritonserver PATH, or leave these options out",
         )
+    _require_free(values, kind)
     with temporary.folder() as folder:
         root = folder.resolve() / "bundle"
         unpacked = checking.unpack(bundle, root, int(values["max_size"] * 2**30), signer)
@@ -102,6 +104,23 @@ def serve(bundle: Path, more: tuple[str, ...], **values: Any) -> None:
             _serve_own(bundle, unpacked, root, values)
         else:
             _serve_triton(bundle, unpacked, root, program, more, values)
+
+
+def _require_free(values: dict[str, Any], kind: str) -> None:
+    """Raises DeployError if a port is not free, before engines are proved for minutes."""
+    options = ("http_port",) if kind == _OWN else ("http_port", "grpc_port", "metrics_port")
+    for name in options:
+        port, host = values[name], values["host"]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise DeployError(
+                    f"port {port} of {host} cannot be opened: {error.strerror or error}",
+                    f"give another --{name.replace('_', '-')} or --host, or end what uses it",
+                ) from error
 
 
 def _consent(bundle: Path, unpacked: Unpacked, lines: list[str], values: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@ import click
 
 from engines import temporary
 from engines.errors import FailedError, NotMetError, ParityError, UsageError
+from pipeline.cli import signing
 from pipeline.cli.flags import print_as, printing
-from pipeline.cli.signing import passphrase_of
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ _above_0 = click.FloatRange(min=0, min_open=True)
 )
 @click.option("--attest", type=_path, help="File to which a signed line is added for each day.")
 @click.option("--key", type=_path, help="The private key for --attest.")
+@signing.verifying
 @printing
 def watch(url: str, bundle: Path, **values: Any) -> None:
     """Watch a server in service: send golden rows between live requests, and tell what changes.
@@ -104,6 +105,7 @@ def watch(url: str, bundle: Path, **values: Any) -> None:
     from pipeline.workflow.digests import sha256_file
 
     print_as(values)
+    trusted = signing.trusted(values)
     if (values["attest"] is None) != (values["key"] is None):
         raise UsageError("--attest and --key belong together", "give both, or neither")
     server = Server(
@@ -125,11 +127,11 @@ def watch(url: str, bundle: Path, **values: Any) -> None:
     with ExitStack() as stack:
         log: Callable[[dict[str, Any]], None] | None = None
         with temporary.folder() as folder:
-            unpacked = checking.unpack(bundle, folder.resolve())
+            unpacked = checking.unpack(bundle, folder.resolve(), trusted=trusted)
             golden = goldens.load(unpacked.model(values["precision"]).golden)
         if values["attest"] is not None:
             private = values["key"]
-            key = attestation.Key(private, lambda: passphrase_of(private))
+            key = attestation.Key(private, lambda: signing.passphrase_of(private))
             lines = stack.enter_context(closing(attestation.Log(values["attest"], key)))
             subject, digest = bundle.name, sha256_file(bundle)
             content = unpacked.manifest["content"]
@@ -213,6 +215,8 @@ def attestations(file: Path, public_key: Path, **values: Any) -> None:
         p99 = facts["latency"].get("p99")
         rows.append(
             [
+                statement["subject"][0]["name"],
+                facts["model"],
                 facts["from"],
                 facts["to"],
                 f"{facts['replies']:,}",
@@ -223,7 +227,18 @@ def attestations(file: Path, public_key: Path, **values: Any) -> None:
                 str(sum(not event["kind"].endswith("ended") for event in facts["events"])),
             ]
         )
-    titles = ("from", "to", ">replies", ">failures", ">error x floor", ">judged", ">p99", ">events")
+    titles = (
+        "bundle",
+        "model",
+        "from",
+        "to",
+        ">replies",
+        ">failures",
+        ">error x floor",
+        ">judged",
+        ">p99",
+        ">events",
+    )
     console.table("Attested", titles, rows)
     console.result(f"{file}: {len(statements)} lines, every signature and their order hold")
     console.document(statements)

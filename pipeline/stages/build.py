@@ -93,7 +93,7 @@ class Params:
     repeat: int | None = option(
         None,
         text="Build so many times from nothing, keep the first, and record how error, classes and"
-        " latency differ, and how far a further build may lie [1].",
+        " latency differ, and how far a further build may lie [once].",
         low=2,
         high=100,
     )

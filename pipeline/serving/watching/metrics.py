@@ -11,6 +11,8 @@ from pipeline.serving.watching.monitor import Alarm, Window
 
 INSTALL = "pip install prometheus-client"
 HOST = "127.0.0.1"
+# Small models answer within a fraction of a millisecond.
+_BUCKETS = [a * 10.0**b for b in range(-4, 2) for a in (1, 2.5, 5)]
 _KINDS = ("mismatch", "slower", "down")
 
 
@@ -26,11 +28,12 @@ class Metrics:
         """
         client = import_vendor("prometheus_client", INSTALL)
         registry = client.CollectorRegistry()
+        client.disable_created_metrics()
         self._requests = client.Counter(
             "assay_watch_requests", "Golden rows sent, by result", ["result"], registry=registry
         )
         self._latency = client.Histogram(
-            "assay_watch_latency_seconds", "Time of a request", registry=registry
+            "assay_watch_latency_seconds", "Time of a request", registry=registry, buckets=_BUCKETS
         )
         self._quick = client.Gauge(
             "assay_watch_quick_seconds",

@@ -144,7 +144,7 @@ def test_an_occupied_port_is_named(built: Store, assay: Assay, tmp_path: Path) -
         result = assay(*words(built, tmp_path, ports))
     assert result.code == 1
     assert f"error: port {ports[1]} of 127.0.0.1 cannot be opened" in result.err
-    assert "hint: give another --http-port, --grpc-port" in result.err
+    assert "hint: give another --grpc-port" in result.err
 
 
 def test_the_cause_of_a_broken_configuration_is_shown(

@@ -268,7 +268,7 @@ def test_engines_that_crash_are_rows_and_the_others_are_measured(
     }
     *_, error, _hint = result.err.splitlines()
     assert "signal 6 (SIGABRT) ended the process while building aborting" in error
-    assert "hanging crashed: stopped after 12 s while running hanging" in error
+    assert "hanging crashed: stopped after 15 s while running hanging" in error
     assert "hungry crashed: stopped while opening hungry: the process took" in error
     assert "segfaulting crashed: signal 11 (SIGSEGV) ended the process while opening" in error
     assert "wrong is not proved equal to the model" in error
