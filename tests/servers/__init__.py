@@ -3,11 +3,12 @@
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -79,6 +80,7 @@ def running(
             cwd=log.parent,
             stdout=file,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         end = time.monotonic() + _START
@@ -95,6 +97,9 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        # The processes of Triton's Python-based backend outlive a server that was killed.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _causes(log: Path) -> str:
