@@ -18,6 +18,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from engines.errors import DeployError
@@ -49,7 +50,11 @@ _HINT = "copy the bundle again from where it was made; a damaged one cannot be r
 
 
 def write(
-    target: Path, folder: str, facts: Mapping[str, Any], members: Mapping[str, Path | bytes]
+    target: Path,
+    folder: str,
+    facts: Mapping[str, Any],
+    members: Mapping[str, Path | bytes],
+    known: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes a bundle. Equal members and facts give equal bytes, with the same libzstd.
 
@@ -58,10 +63,11 @@ def write(
         folder: Name of the archive's top folder.
         facts: Content of the manifest, besides the list of members.
         members: The content of each member, or a file with it, by the member's path.
+        known: SHA-256 of members that have been hashed already, by path.
     """
     contents = dict(sorted(members.items()))
     listed: dict[str, dict[str, Any]] = {
-        name: {"sha256": _sha256(source), "bytes": _size(source)}
+        name: {"sha256": known.get(name) or _sha256(source), "bytes": _size(source)}
         for name, source in contents.items()
     }
     manifest = dump_json({**facts, "schema": SCHEMA, "members": listed})

@@ -25,6 +25,8 @@ from pipeline.workflow.digests import dump_json
 from pipeline.workflow.records import Record
 
 MEMBER = "provenance.intoto.json"
+# The type of an in-toto statement.
+STATEMENT = "https://in-toto.io/Statement/v1"
 # Names of what made a bundle and of how; they are identifiers, not addresses.
 _BUILD_TYPE, _BUILDER = "urn:assay:chain-of-records:1", "urn:assay:command-line"
 _OURS = "assay"
@@ -49,7 +51,7 @@ def build(records: Mapping[str, Record]) -> bytes:
     versions = sorted({record.tools[_OURS] for record in records.values() if _OURS in record.tools})
     return dump_json(
         {
-            "_type": "https://in-toto.io/Statement/v1",
+            "_type": STATEMENT,
             "subject": [_described(*subject) for subject in _subjects(records.values())],
             "predicateType": "https://slsa.dev/provenance/v1",
             "predicate": {

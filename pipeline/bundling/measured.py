@@ -15,7 +15,7 @@ class Figure:
         kind: What was measured, with its unit.
         value: The figure, or a word such as "pass".
         where: What it was measured on: the data, or the engine, the load and the machine.
-        low: Lower bound of its 95 % interval; None if there is no interval.
+        low: Lower bound of its 95 % interval; None without an interval.
         high: Upper bound of the interval.
     """
 

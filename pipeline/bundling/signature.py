@@ -221,7 +221,8 @@ def private_key(path: Path, passphrase: Callable[[], str]) -> tuple[Any, bytes |
         passphrase: Called for the passphrase if the key is encrypted.
 
     Raises:
-        DeployError: The file cannot be read, is no private key, or the passphrase is wrong.
+        DeployError: The file cannot be read, holds another thing than a private key, or the
+            passphrase is wrong.
         NotAvailableError: The library `cryptography` is missing.
     """
     serialization = import_vendor("cryptography.hazmat.primitives.serialization", _INSTALL)

@@ -9,7 +9,7 @@ import click
 
 from engines.errors import UsageError
 from pipeline.cli import signing
-from pipeline.cli.flags import print_as, printing
+from pipeline.cli.flags import print_as, printing, sized
 from pipeline.workflow import console
 from pipeline.workflow.artifacts import BUNDLE_SUFFIX
 
@@ -47,17 +47,11 @@ def merge(bundles: tuple[Path, ...], out: Path, **values: Any) -> None:
 @click.argument("bundle", type=_path)
 @click.argument("folder", metavar="DIR", type=_path)
 @click.option("--precision", metavar="NAME", help="Precision of the graph [the bundle's first].")
-@click.option(
-    "--max-size",
-    type=click.FloatRange(min=0, min_open=True, max=2**30),
-    default=64.0,
-    show_default=True,
-    help="GiB that the bundle may unpack to.",
-)
+@sized("the bundle may unpack to")
 @signing.verifying
 @printing
 def mlflow(
-    bundle: Path, folder: Path, precision: str | None, max_size: float, **values: Any
+    bundle: Path, folder: Path, precision: str | None, max_bytes: int, **values: Any
 ) -> None:
     """Write a bundle's graph to DIR as a model of MLflow; opens nothing in the bundle."""
     from pipeline.bundling import mlflow_model
@@ -67,7 +61,7 @@ def mlflow(
         bundle,
         folder,
         precision=precision,
-        max_bytes=int(max_size * 2**30),
+        max_bytes=max_bytes,
         trusted=signing.trusted(values),
     )
     console.result(

@@ -11,7 +11,7 @@ import click
 import exporters
 from engines.errors import DeployError, NotAvailableError, UsageError, suggestion
 from pipeline.cli import rebuild, signing, wire
-from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
+from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, sized, storing
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
@@ -78,13 +78,7 @@ def report(
     "--digests-only", is_flag=True, help="Check digests and records only; open no engine."
 )
 @click.option("--trust", is_flag=True, help="Open engines without asking (for scripts).")
-@click.option(
-    "--max-size",
-    type=click.FloatRange(min=0, min_open=True, max=2**30),
-    default=64.0,
-    show_default=True,
-    help="GiB that the bundle may unpack to.",
-)
+@sized("the bundle may unpack to")
 @rebuild.rebuilding
 @signing.verifying
 @wire.serving
@@ -98,7 +92,7 @@ def check(
     precision: str | None,
     digests_only: bool,
     trust: bool,
-    max_size: float,
+    max_bytes: int,
     **values: Any,
 ) -> None:
     """Prove a bundle on this machine: every digest, and every engine that can run.
@@ -113,7 +107,6 @@ def check(
 
     print_as(values)
     limit(values)
-    max_bytes = int(max_size * 2**30)
     trusted = signing.trusted(values)
 
     def consent(lines: Sequence[str]) -> None:

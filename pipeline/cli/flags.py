@@ -73,6 +73,23 @@ def storing(command: Callable[..., Any]) -> Callable[..., Any]:
     return printing(command)
 
 
+def sized(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Returns what adds `--max-size`, in GiB; the command gets it as `max_bytes`.
+
+    Args:
+        text: What the size is of.
+    """
+    return click.option(
+        "--max-size",
+        "max_bytes",
+        type=click.FloatRange(min=0, min_open=True, max=2**30),
+        default=64.0,
+        show_default=True,
+        callback=lambda _context, _option, gib: int(gib * 2**30),
+        help=f"GiB that {text}.",
+    )
+
+
 def limiting(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--time-limit` and `--memory-limit`, for the process that engines run in."""
     positive = click.FloatRange(min=0, min_open=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.flags import print_as, printing
+from pipeline.cli.flags import print_as, printing, sized
 from pipeline.workflow import console
 
 _path = click.Path(path_type=Path)
@@ -32,24 +32,15 @@ def push(bundle: Path, reference: str, plain_http: bool, **values: Any) -> None:
 @click.command()
 @click.argument("reference", metavar="REGISTRY/NAME:TAG")
 @click.option("--out", type=_path, metavar="FILE", help="The file to write [NAME-TAG.tar.zst].")
-@click.option(
-    "--max-size",
-    type=click.FloatRange(min=0, min_open=True, max=2**30),
-    default=64.0,
-    show_default=True,
-    help="GiB that the bundle's file may take.",
-)
+@sized("the bundle's file may take")
 @_plain_http
 @printing
-def pull(
-    reference: str, out: Path | None, max_size: float, plain_http: bool, **values: Any
-) -> None:
+def pull(reference: str, out: Path | None, max_bytes: int, plain_http: bool, **values: Any) -> None:
     """Get a bundle and its signature from an OCI registry; `assay check` proves it."""
     from pipeline.bundling import oci
 
     print_as(values)
-    limit = int(max_size * 2**30)
-    path, digest, signed = oci.pull(reference, out, plain_http=plain_http, max_bytes=limit)
+    path, digest, signed = oci.pull(reference, out, plain_http=plain_http, max_bytes=max_bytes)
     console.result(f"{path}: pulled from {digest}{', with its signature' if signed else ''}")
     console.document({"file": str(path), "reference": digest, "signed": signed})
 

@@ -15,7 +15,7 @@ from engines import hardware, temporary
 from engines.errors import DeployError, NotAvailableError, UsageError
 from pipeline.cli import signing
 from pipeline.cli.commands import ask
-from pipeline.cli.flags import limit, limiting, print_as, printing
+from pipeline.cli.flags import limit, limiting, print_as, printing, sized
 from pipeline.workflow import console, worker
 from pipeline.workflow.artifacts import BUNDLE_SUFFIX
 
@@ -58,13 +58,7 @@ _POLL = 0.5  # seconds
     help="Seconds in which all models have to be ready.",
 )
 @click.option("--trust", is_flag=True, help="Open engines without asking (for scripts).")
-@click.option(
-    "--max-size",
-    type=click.FloatRange(min=0, min_open=True, max=2**30),
-    default=64.0,
-    show_default=True,
-    help="GiB that the bundle may unpack to.",
-)
+@sized("the bundle may unpack to")
 @signing.verifying
 @limiting
 @printing
@@ -91,7 +85,7 @@ def serve(bundle: Path, more: tuple[str, ...], **values: Any) -> None:
     _require_free(values, kind)
     with temporary.folder() as folder:
         root = folder.resolve() / "bundle"
-        unpacked = checking.unpack(bundle, root, int(values["max_size"] * 2**30), signer)
+        unpacked = checking.unpack(bundle, root, values["max_bytes"], signer)
         signing.show_signer(bundle, unpacked.signer)
         members = len(unpacked.manifest["members"])
         console.say(f"{bundle}: {members} members and {unpacked.links} digests of the chain match")
@@ -269,6 +263,7 @@ def _container(
     bundle: Path, unpacked: Unpacked, sources: list[Source], more: tuple[str, ...]
 ) -> str:
     """Returns how to serve the bundle with Triton's container."""
+    from pipeline.bundling.manifest import backend
     from pipeline.serving import tritonserver
 
     manifest = unpacked.manifest
@@ -280,7 +275,7 @@ def _container(
         entry["built_with"].get("tensorrt-cu13")
         for model in manifest["models"].values()
         for name, entry in model["engines"].items()
-        if name.partition("@")[0] == "tensorrt"
+        if backend(name) == "tensorrt"
     } - {None}
     of = f" with TensorRT {', '.join(sorted(versions))}" if versions else ""
     names = [source.engine for source in sources]

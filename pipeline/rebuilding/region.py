@@ -71,7 +71,7 @@ class Build:
         status: Of the verdict.
         reason: Why the verdict is not "pass", in words.
         errors: By output; empty unless it ran.
-        flips: Golden images with another class than in float64; None if there are no classes.
+        flips: Golden images with another class than in float64; None without classes.
         images: How many were classified.
         latency: By batch size; empty if it was not measured.
     """
@@ -115,7 +115,7 @@ class Region:
 
     Attributes:
         errors: By output.
-        flips: None if there are no classes.
+        flips: None without classes.
         latency: Seconds by batch size.
     """
 

@@ -69,7 +69,7 @@ def check(folder: Path, golden_paths: Sequence[Path] = ()) -> Findings:
             compared with that model only; one alone with all models.
 
     Raises:
-        DeployError: There is no model, or a file cannot be read.
+        DeployError: The folder holds no model, or a file cannot be read.
     """
     single = (folder / configs.FILE).is_file()
     places = (

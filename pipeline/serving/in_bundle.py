@@ -94,4 +94,4 @@ def _strangers(folder: Path, known: set[str]) -> Iterator[str]:
         if path.is_dir() or parts == (MARKER,) or parts[1:2] == (config.WARM_UP,):
             continue
         if not (len(parts) == 2 and parts[1] in ours) and sha256_file(path) not in known:  # noqa: PLR2004
-            yield f"{'/'.join(parts)} is no graph or engine of the bundle"
+            yield f"{'/'.join(parts)} is neither a graph nor an engine of the bundle"

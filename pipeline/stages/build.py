@@ -140,7 +140,7 @@ def resolve(params: Params) -> Params:
     return params
 
 
-# The options that are no engine's.
+# The options of the stage itself.
 _OF_STAGE = ("model", "precision", "engine", "repeat")
 # The options of a build, by their names in `BuildOptions`. For training there is a --tf32, too, and
 # `assay run` cannot tell which one is meant.

@@ -147,14 +147,15 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         if repositories:
             place = stack.enter_context(temporary.folder()) / REPOSITORY
             content |= _repository(inputs, params, proved, facts["labels"], place)
+        digests = archive.digests(content)
         content[bom.MEMBER] = bom.build(
-            facts, records, description, figures(inputs, params, proved), archive.digests(content)
+            facts, records, description, figures(inputs, params, proved), digests
         )
         content["README.md"] = text.encode()
         folder = outputs[BUNDLE].name.removesuffix(BUNDLE_SUFFIX)
         stack.enter_context(phases.showing("bundle"))
         phases.start("reading the files")
-        archive.write(outputs[BUNDLE], folder, facts, content)
+        archive.write(outputs[BUNDLE], folder, facts, content, digests)
 
 
 def _repository(

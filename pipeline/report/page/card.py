@@ -35,7 +35,7 @@ def text(results: Results, place: Place) -> str:
             f"run `assay run {results.model}`",
         ) from error
     task = "image-classification" if labels and "uint8" in graph["inputs"][0] else "other"
-    # A card without a data set has no place for results, so it says that it is none.
+    # Without a data set a card has no place for results, so it names one called none.
     evaluated = {
         "task_type": task,
         "dataset_type": dataset or "none",

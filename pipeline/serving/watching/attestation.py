@@ -21,10 +21,10 @@ from engines.cache import sync
 from engines.checks import import_vendor
 from engines.errors import DeployError
 from pipeline.bundling import signature
+from pipeline.bundling.attestation import STATEMENT
 from pipeline.workflow.digests import dump_json, parse_json
 
 INSTALL = "pip install cryptography"
-STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:assay:watched:v1"
 _PAYLOAD = "application/vnd.in-toto+json"
 _MAX_LINE = 1 << 20

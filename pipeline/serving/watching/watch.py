@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from pipeline.golden.file import Golden
 from pipeline.serving.client import Client, Server, wait_until_ready
 from pipeline.serving.proof import WireSession
 from pipeline.serving.watching.metrics import Metrics
-from pipeline.serving.watching.monitor import Alarm, Monitor
+from pipeline.serving.watching.monitor import Alarm, Monitor, Window
 from pipeline.serving.watching.slowdown import Slowdown, windows_in_a_row
 from pipeline.serving.watching.surroundings import Snapshot, Surroundings, changes
 from pipeline.verification.batches import Calls, run_padded
@@ -180,10 +179,19 @@ class Watch:
         before = self.monitor.last
         for alarm in self.monitor.finish():
             self._tell(alarm)
-        if (window := self.monitor.last) is not None and window is not before:
-            self._day.windows += 1
-            self._day.floors = max(self._day.floors, window.floors)
+        self._count(before)
         self._end_day(_now())
+
+    def _count(self, before: Window | None) -> bool:
+        """Counts the last window, and returns True, unless it is the one before."""
+        window = self.monitor.last
+        if window is None or window is before:
+            return False
+        self._day.windows += 1
+        self._day.floors = max(self._day.floors, window.floors)
+        if self._metrics is not None:
+            self._metrics.window(window)
+        return True
 
     def _paced(self, rows: Iterator[int]) -> Iterator[int]:
         """Yields rows at the rate, until the time is over. A slow server gets fewer, not more."""
@@ -218,11 +226,7 @@ class Watch:
         alarms = self.monitor.reply(row, outputs, seconds)
         if self._metrics is not None:
             self._metrics.reply(seconds)
-        if (window := self.monitor.last) is not None and window is not before:
-            self._day.windows += 1
-            self._day.floors = max(self._day.floors, window.floors)
-            if self._metrics is not None:
-                self._metrics.window(window)
+        if self._count(before):
             self._look(alarms)
         return alarms
 
@@ -270,7 +274,7 @@ def _now() -> datetime:
 def _rows(count: int) -> Iterator[int]:
     """Yields the indices of golden rows, each as often as the others, in an order that changes."""
     random = np.random.default_rng(0)
-    for _ in itertools.count():
+    while True:
         yield from map(int, random.permutation(count))
 
 

@@ -105,7 +105,10 @@ def test_a_file_that_no_record_made_is_refused(bundle: Path, assay: Assay, name:
         changes[f"{MODEL}/config.pbtxt"] = config.replace(old.encode(), new.encode())
     result = assay("check", changed(bundle, changes), "--trust")
     assert result.code == 1
-    assert f"{name.removeprefix('triton/')} is no graph or engine of the bundle" in result.err
+    assert (
+        f"{name.removeprefix('triton/')} is neither a graph nor an engine of the bundle"
+        in result.err
+    )
 
 
 def test_each_machine_of_a_merged_bundle_has_its_repository(
