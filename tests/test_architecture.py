@@ -124,6 +124,7 @@ ALLOWED = {
         "pipeline/benchmarking",
         "pipeline/bundling",
         "pipeline/models",
+        "pipeline/rebuilding",
         "pipeline/report",
         "pipeline/verification",
         "pipeline/workflow",

@@ -7,6 +7,7 @@ library. Its schema is what the tests validate with.
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from pipeline.workflow.records import Record
 
 MEMBER = "bom.cdx.json"
 _MODEL, _DATASET = "model", "dataset"
+# In the names of files that hold the terms of use.
+_LICENCE = re.compile("licen[cs]e|copying", re.IGNORECASE)
 
 
 def build(
@@ -29,6 +32,7 @@ def build(
     description: Mapping[str, Any],
     figures: Sequence[Figure],
     files: Mapping[str, str],
+    documents: Sequence[str] = (),
 ) -> bytes:
     """Returns the bill in its JSON form. Equal arguments give equal bytes.
 
@@ -38,7 +42,9 @@ def build(
         description: The description of a graph.
         figures: What was measured.
         files: SHA-256 of the bundle's files, by path.
+        documents: The paths of those that were attached.
     """
+    licences = [{"license": {"name": name}} for name in documents if _LICENCE.search(name)]
     dataset = facts["dataset"]
     packages = attestation.libraries(records.values())
     components = [_dataset(dataset, records)] if dataset else []
@@ -64,6 +70,7 @@ def build(
                 "bom-ref": _MODEL,
                 "name": facts["model"],
                 "description": facts["training"],
+                **({"licenses": licences} if licences else {}),
                 "modelCard": _card(facts, description, figures),
             },
         },
@@ -118,7 +125,13 @@ def merged(first: bytes, others: Mapping[str, bytes]) -> bytes:
             elif component["bom-ref"] not in {one["bom-ref"] for one in document["components"]}:
                 document["components"].append(component)
                 dependency["dependsOn"] = sorted({*dependency["dependsOn"], component["bom-ref"]})
-        measured = other["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]
+        model = other["metadata"]["component"]
+        for entry in model.get("licenses", []):
+            name = f"{prefix}{entry['license']['name']}"
+            document["metadata"]["component"].setdefault("licenses", []).append(
+                {"license": {"name": name}}
+            )
+        measured = model["modelCard"]["quantitativeAnalysis"]
         card["quantitativeAnalysis"]["performanceMetrics"] += [
             {**metric, "slice": f"{prefix}: {metric['slice']}"}
             for metric in measured["performanceMetrics"]

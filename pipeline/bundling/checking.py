@@ -121,6 +121,25 @@ class Unpacked:
         return self.models[precision]
 
 
+def engines_named(models: Sequence[Model], engine: str | None) -> list[str]:
+    """Returns the names of the engines of models that an option names.
+
+    Args:
+        engine: The name of one engine, or the backend of several; None means all.
+
+    Raises:
+        UsageError: The models do not have it.
+    """
+    known = [*dict.fromkeys(name for model in models for name in model.engines)]
+    names = [name for name in known if engine in (None, name, manifests.backend(name))]
+    if engine is not None and not names:
+        where = ", ".join(model.precision for model in models)
+        raise UsageError(
+            f"the bundle has no engine {engine!r} in {where}", suggestion(engine, known)
+        )
+    return names
+
+
 def unpack(
     bundle: Path,
     root: Path,
@@ -273,7 +292,7 @@ def check(
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one inference.
-        engine: The only engine to judge besides the graphs.
+        engine: The only engine to judge besides the graphs, or the backend of those.
         precision: The only precision to judge.
         digests_only: Open neither a graph nor an engine; there are no verdicts then.
         max_bytes: Bytes that all members together may take.
@@ -297,14 +316,12 @@ def check(
         root = folder.resolve()
         unpacked = unpack(bundle, root, max_bytes, trusted)
         models = [*unpacked.models.values()] if precision is None else [unpacked.model(precision)]
-        known = [*dict.fromkeys(name for model in models for name in model.engines)]
-        if engine is not None and engine not in known:
-            raise UsageError(f"{bundle} has no engine {engine!r}", suggestion(engine, known))
+        names = engines_named(models, engine)
         wanted = [
             (model, name)
             for model in models
             for name in model.subjects
-            if engine in (None, name) or name == GRAPH_SUBJECT
+            if name in names or name == GRAPH_SUBJECT
         ]
         verdicts = []
         if not digests_only:

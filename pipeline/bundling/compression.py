@@ -14,6 +14,8 @@ else:
 # graph and several engines have. Larger windows need an option in `zstd` and `tar`, and memory of
 # that size to unpack.
 _WINDOW_LOG = 27
+# With which a frame begins (RFC 8878, section 3.1.1).
+MAGIC = b"\x28\xb5\x2f\xfd"
 
 Error = zstd.ZstdError
 

@@ -22,6 +22,8 @@ _Model = TypeVar("_Model")
 ROOT = ""
 # The file that is in each folder of a bundle that is a Triton model repository.
 REPOSITORY_MARKER = "assay-triton.json"
+# The folder of what people attach, such as the model's licence.
+DOCUMENTS = "documents"
 
 
 def backend(name: str) -> str:
@@ -61,6 +63,11 @@ def repositories(names: Iterable[str]) -> list[str]:
     """Returns the folders that are Triton model repositories, from the paths of all members."""
     suffix = f"/{REPOSITORY_MARKER}"
     return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+
+
+def documents(names: Iterable[str]) -> list[str]:
+    """Returns the paths of attached files, from the paths of all members."""
+    return [name for name in names if f"/{name}".rpartition("/")[0].endswith(f"/{DOCUMENTS}")]
 
 
 def content_digest(facts: Mapping[str, Any], digests: Mapping[str, str]) -> str:

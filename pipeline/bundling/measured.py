@@ -17,6 +17,8 @@ class Figure:
         where: What it was measured on: the data, or the engine, the load and the machine.
         low: Lower bound of its 95 % interval; None without an interval.
         high: Upper bound of the interval.
+        boundary: What a latency includes; "" for other figures.
+        quantile: Which quantile a latency is, as in "p99".
     """
 
     kind: str
@@ -24,6 +26,8 @@ class Figure:
     where: str
     low: float | None = None
     high: float | None = None
+    boundary: str = ""
+    quantile: str = ""
 
 
 def collect(
@@ -65,5 +69,6 @@ def _latencies(measurements: Mapping[str, Any]) -> list[Figure]:
         where = f"{entry['name']} on {devices[entry['name']]}, {load}, {entry['boundary']}; {host}"
         for quantile, known in sorted(entry["percentiles"].items()):
             kind = f"latency in seconds, {quantile}"
-            figures.append(Figure(kind, known["value"], where, known["low"], known["high"]))
+            interval = known["value"], where, known["low"], known["high"]
+            figures.append(Figure(kind, *interval, entry["boundary"], quantile))
     return figures

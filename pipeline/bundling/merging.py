@@ -31,29 +31,30 @@ def merge(
     target: Path,
     limit: int = archive.MAX_BYTES,
     *,
-    trusted: signature.Trusted | None = None,
+    trusted: Mapping[Path, signature.Trusted] | None = None,
     keep_equal: bool = False,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[Path, str]]:
     """Writes a bundle with the engines of several; nothing in them is opened.
 
     Args:
         bundles: Two or more; what the first one has comes first.
         target: The archive to write.
         limit: Bytes that the members of each may take together.
-        trusted: Whose signature the first one must have.
+        trusted: Whose signature a bundle must have, by its path.
         keep_equal: Name an engine of another bundle also if the first has one of the same bytes:
             its record may tell of another machine, which decides where it is opened.
 
     Returns:
-        The manifest.
+        The manifest, and who signed each bundle; "" if that was not verified.
 
     Raises:
-        DeployError: A bundle is damaged, or they are not of the same model.
+        DeployError: A bundle is damaged or its signature is not valid, or they are not of the same
+            model.
     """
     with ExitStack() as stack:
         folders = [stack.enter_context(temporary.folder()).resolve() for _ in bundles]
         parts = [
-            checking.unpack(path, folder, limit, trusted if folder is folders[0] else None)
+            checking.unpack(path, folder, limit, (trusted or {}).get(path))
             for path, folder in zip(bundles, folders, strict=True)
         ]
         first = parts[0].manifest
@@ -75,13 +76,19 @@ def merge(
         facts["models"] = manifests.in_order(facts["models"])
         facts["content"] = manifests.content_digest(facts, digests)
         golden = goldens.load(parts[0].model(None).golden)
-        repositories = manifests.repositories(content)
-        text = readme.text(facts, golden.input_specs, golden.feeds(1), repositories)
+        text = readme.text(facts, golden.input_specs, golden.feeds(1), content)
         content[_README] = text.encode()
-        content[bom.MEMBER] = bom.merged(bills.pop(manifests.ROOT), bills)
+        try:
+            content[bom.MEMBER] = bom.merged(bills.pop(manifests.ROOT), bills)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise DeployError(
+                f"the bill of materials of a bundle has another form than ours: {error!r:.200}",
+                "write the bundles again with this version of assay",
+            ) from error
         with cache.write_atomic(target) as partial:
             archive.write(partial, target.name.removesuffix(BUNDLE_SUFFIX), facts, content)
-    return facts
+    signers = {path: part.signer for path, part in zip(bundles, parts, strict=True)}
+    return facts, signers
 
 
 _Part = tuple[Mapping[str, Any], Path]  # a manifest, and the folder of its members

@@ -140,12 +140,21 @@ def _naming(reference: Reference) -> Iterator[None]:
     except (DeployError, OSError, ValueError) as error:  # requests' errors are OSErrors
         if isinstance(error, DeployError) and error.hint:
             raise
-        reason = error.message if isinstance(error, DeployError) else str(error)
+        reason = error.message if isinstance(error, DeployError) else _innermost(error)
         raise DeployError(
             f"{reference}: {reason}",
             "check the name, and `docker login` or `oras login`; --plain-http is for a registry"
             " without TLS",
         ) from error
+
+
+def _innermost(error: Exception) -> str:
+    """Returns the message of the innermost error: requests and urllib3 wrap one several times."""
+    within = (getattr(error, "reason", None), *error.args)
+    for inner in within:
+        if isinstance(inner, Exception) and inner is not error:
+            return _innermost(inner)
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def push(bundle: Path, text: str, *, plain_http: bool = False) -> str:
@@ -215,13 +224,14 @@ def pull(
         DeployError: The registry does not have it, or answers with other bytes; nothing is left
             then.
         NotAvailableError: oras is missing.
+        UsageError: The file, or a signature beside it, exists.
     """
     reference = Reference.parse(text)
     target = Path(reference.file_name) if out is None else out
     beside = signature.beside(target)
     for path in (target, beside):
         if path.exists():
-            raise DeployError(f"{path} exists, and is not replaced", "give another --out FILE")
+            raise UsageError(f"{path} exists, and is not replaced", "give another --out FILE")
     with _naming(reference), phases.showing("pull"), ExitStack() as stack:
         registry = stack.enter_context(closing(_Registry(reference, plain_http)))
         name = reference.digest or reference.tag

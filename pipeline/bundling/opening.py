@@ -10,7 +10,7 @@ from pathlib import Path
 import engines
 from engines.contract import Feeds, OpenOptions, Session
 from engines.errors import DeployError, NotAvailableError, ParityError
-from pipeline.bundling.checking import Model
+from pipeline.bundling.checking import Model, engines_named
 from pipeline.bundling.manifest import backend
 from pipeline.golden.file import Reference
 from pipeline.verification.engine_proof import open_built
@@ -70,17 +70,12 @@ def proved(
 
     Raises:
         ParityError: None passes, and at least one computes something else.
-        NotAvailableError: This machine can run none, or the bundle does not have the named one.
+        NotAvailableError: This machine can run none.
+        UsageError: The model does not have the named one.
     """
-    if engine is None:
-        names = [name for name in model.engines if not among or name in among]
-    else:
-        names = [name for name in model.engines if engine in (name, backend(name))]
-        if not names:
-            raise NotAvailableError(
-                f"the bundle has no engine {engine!r} in {model.precision}",
-                f"available: {', '.join(model.engines)}",
-            )
+    names = engines_named([model], engine)
+    if engine is None and among:
+        names = [name for name in names if name in among]
     verdicts = [model.prove(name, device, threads) for name in names]
     passed = [verdict.subject for verdict in verdicts if verdict.status == "pass"]
     if passed:

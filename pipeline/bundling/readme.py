@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from engines.contract import Feeds, TensorSpec
+from pipeline.bundling import manifest
 
 
 def text(
     facts: dict[str, Any],
     inputs: Sequence[TensorSpec],
     feeds: Feeds,
-    repositories: Sequence[str] = (),
+    members: Collection[str],
 ) -> str:
     """Returns Markdown that describes the bundle and how to verify and use it.
 
@@ -20,7 +21,7 @@ def text(
         facts: The facts of the bundle's manifest.
         inputs: The graph's inputs.
         feeds: Inputs of a batch of one.
-        repositories: Folders of Triton model repositories.
+        members: The paths of all other files of the bundle.
     """
     precisions = facts["models"]
     first = next(iter(precisions.values()))
@@ -51,8 +52,10 @@ def text(
     served = "".join(
         f"\n`{folder}` is a model repository of Triton. In the unpacked folder:\n\n"
         f'    tritonserver --model-repository="$PWD/{folder}" --disable-auto-complete-config\n'
-        for folder in repositories
+        for folder in manifest.repositories(members)
     )
+    enclosed = "".join(f"\n- `{path}` is enclosed" for path in manifest.documents(members))
+    enclosed += "\n" if enclosed else ""
     trained = facts["training"][0].upper() + facts["training"][1:]
     if facts["dataset"]:
         trained += f" ({facts['dataset']})"
@@ -86,7 +89,7 @@ alone:
 
 `assay.load("BUNDLE.tar.zst")` checks the bundle and runs its fastest engine, and `assay serve
 BUNDLE.tar.zst` serves it.
-{served}
+{served}{enclosed}
 `manifest.json` lists the sha256 of every file, `bom.cdx.json` is a bill of materials, and
 `provenance.intoto.json` says what everything was made from. The `.json` file in each artifact's
 folder records its inputs, the tools and the time.

@@ -17,12 +17,14 @@ from typing import Any
 from engines.cache import write_atomic
 from engines.checks import import_vendor
 from engines.errors import DeployError, NotAvailableError, UsageError
+from pipeline.bundling import compression
 from pipeline.workflow.digests import open_file, parse_json, require_file
 
 SUFFIX = ".sig"
 PUBLIC_SUFFIX = ".pub"
 _INSTALL = "pip install model-signing pyOpenSSL"
 _MAX_BYTES = 1 << 20  # of a signature, a key or a file of certificates
+_MAX_REASON = 200  # characters of a library's message
 _HINT = (
     "get the bundle and its signature again from where they were made, or name the key of the one"
     " who signed it"
@@ -92,7 +94,8 @@ def make_keys(path: Path, passphrase: str = "") -> str:
         The fingerprint of the public key.
 
     Raises:
-        DeployError: One of the files exists, or cannot be written; then neither is left.
+        DeployError: One of the files cannot be written; then neither is left.
+        UsageError: One of the files exists; it stays as it is.
     """
     serialization = import_vendor("cryptography.hazmat.primitives.serialization", _INSTALL)
     curves = import_vendor("cryptography.hazmat.primitives.asymmetric.ec", _INSTALL)
@@ -122,7 +125,7 @@ def make_keys(path: Path, passphrase: str = "") -> str:
             with suppress(OSError):
                 file.unlink()
         if isinstance(error, FileExistsError):
-            raise DeployError(
+            raise UsageError(
                 f"{error.filename} exists, and a key is never replaced",
                 "give the path of a new file",
             ) from error
@@ -164,7 +167,7 @@ def sign(
         DeployError: The file, the key or the certificate cannot be read, or they do not match.
         NotAvailableError: Libraries for signing are missing.
     """
-    require_file(bundle, "give the path of a file that `assay bundle` wrote")
+    _require_archive(bundle)
     signing = import_vendor("model_signing.signing", _INSTALL)
     private, secret = private_key(key, passphrase)
     config = signing.Config()
@@ -194,13 +197,28 @@ def sign(
     return signer
 
 
+def _require_archive(bundle: Path) -> None:
+    """Raises DeployError unless a file is there and begins as a bundle does; parses nothing."""
+    hint = "give the path of a file that `assay bundle` wrote"
+    require_file(bundle, hint)
+    try:
+        with open_file(bundle) as file:
+            start = file.read(len(compression.MAGIC))
+    except OSError as error:
+        raise DeployError(
+            f"{bundle} cannot be read: {error.strerror or error}", "check its permissions"
+        ) from error
+    if start != compression.MAGIC:
+        raise DeployError(f"{bundle} is not a bundle: it is not compressed by Zstandard", hint)
+
+
 def sign_with_identity(bundle: Path) -> None:
     """Signs a bundle with an identity that Sigstore confirms; it needs the network.
 
     Raises:
         DeployError: Sigstore cannot be reached, or does not sign; nothing is written then.
     """
-    require_file(bundle, "give the path of a file that `assay bundle` wrote")
+    _require_archive(bundle)
     signing = import_vendor("model_signing.signing", _INSTALL)
     try:
         config = signing.Config().use_sigstore_signer(use_ambient_credentials=True)
@@ -299,7 +317,7 @@ def verify(bundle: Path, trusted: Trusted) -> Signed:
         else:
             signer = _certified(signature)
     except Exception as error:  # a hostile file may raise anything in the libraries that read it
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
         if type(error).__name__ == "InvalidSignature":
             reason = "it is not by this key"
         elif reason.startswith("Signature mismatch"):  # what follows has digests as Python prints

@@ -9,9 +9,8 @@ import click
 
 from engines.errors import UsageError
 from pipeline.cli import signing
-from pipeline.cli.flags import print_as, printing, sized
+from pipeline.cli.flags import print_as, printing, require_new_bundle, sized
 from pipeline.workflow import console
-from pipeline.workflow.artifacts import BUNDLE_SUFFIX
 
 _path = click.Path(path_type=Path)
 
@@ -19,12 +18,14 @@ _path = click.Path(path_type=Path)
 @click.command()
 @click.argument("bundles", nargs=-1, type=_path, required=True)
 @click.option("--out", type=_path, required=True, help="The bundle to write.")
+@sized("each bundle may unpack to")
+@signing.verifying
 @printing
-def merge(bundles: tuple[Path, ...], out: Path, **values: Any) -> None:
+def merge(bundles: tuple[Path, ...], out: Path, max_bytes: int, **values: Any) -> None:
     """Put bundles of one model, built on several machines, into one; opens nothing in them.
 
     Their graphs have to be the same: export once, and copy the artifacts to each machine that
-    builds engines.
+    builds engines. Their signatures do not hold for the new bundle: sign it.
     """
     from pipeline.bundling import merging
     from pipeline.report import bundle as report
@@ -32,13 +33,12 @@ def merge(bundles: tuple[Path, ...], out: Path, **values: Any) -> None:
     print_as(values)
     if len(bundles) == 1:
         raise UsageError("merge takes several bundles, but got one", "name two or more")
-    if not out.name.endswith(BUNDLE_SUFFIX):
-        raise UsageError(
-            f"--out {out} is not the name of a bundle", f"give a name that ends in {BUNDLE_SUFFIX}"
-        )
-    if out.exists():
-        raise UsageError(f"{out} exists, and is not replaced", "give another --out FILE")
-    manifest = merging.merge(bundles, out)
+    require_new_bundle(out)
+    signer = signing.trusted(values)
+    trusted = {} if signer is None else dict.fromkeys(bundles, signer)
+    manifest, signers = merging.merge(bundles, out, max_bytes, trusted=trusted)
+    for bundle, name in signers.items():
+        signing.show_signer(bundle, name)
     report.show(out)
     console.document(manifest)
 

@@ -11,6 +11,7 @@ from engines.errors import DeployError, UsageError, suggestion
 from exporters import PRECISIONS
 from pipeline.cli.flags import make_store, storing
 from pipeline.workflow import console
+from pipeline.workflow.digests import require_parent
 
 
 @click.command()
@@ -22,8 +23,13 @@ from pipeline.workflow import console
     metavar="FILE",
     help="The file to write [standard output].",
 )
+@click.option(
+    "--license", "licence", metavar="ID", help="The hub's name of the model's licence, as in mit."
+)
 @storing
-def card(model: str, precision: str | None, out: Path | None, **values: Any) -> None:
+def card(
+    model: str, precision: str | None, out: Path | None, licence: str | None, **values: Any
+) -> None:
     """Write a model card for Hugging Face's hub, with the measured figures."""
     from engines.cache import write_atomic
     from pipeline import models
@@ -31,11 +37,13 @@ def card(model: str, precision: str | None, out: Path | None, **values: Any) -> 
     from pipeline.report.page import results
 
     store = make_store(values)
+    if out is not None:
+        require_parent(out)
     models.check_name(model)
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}", suggestion(precision, [*PRECISIONS]))
     known = results.collect(model, [precision] if precision else [], store)
-    content = writer.text(known, store.place)
+    content = writer.text(known, store.place, licence)
     if out is None:
         for line in content.splitlines():
             console.result(line)

@@ -70,7 +70,7 @@ def report(
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N [auto].")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [all available].")
 @click.option("--engine", metavar="NAME", help="Judge this engine only, and the graphs [all].")
 @click.option("--precision", metavar="NAME", help="Judge this precision only [all].")
@@ -86,7 +86,7 @@ def report(
 @printing
 def check(
     bundle: Path,
-    device: str,
+    device: str | None,
     threads: int | None,
     engine: str | None,
     precision: str | None,
@@ -117,7 +117,7 @@ def check(
     if again:
         rebuild.check(
             bundle,
-            device,
+            device or "auto",
             threads or available_cpus(),
             again,
             engine=engine,
@@ -127,12 +127,18 @@ def check(
             consent=consent,
         )
         return
-    if server := wire.server_of(values, engine=engine, digests_only=digests_only):
+    of_this_machine = {
+        "--digests-only": digests_only,
+        "--engine": engine is not None,
+        "--device": device is not None,
+        "--threads": threads is not None,
+    }
+    if server := wire.server_of(values, of_this_machine):
         wire.check(bundle, server, precision, max_bytes, trusted)
         return
     checked = checking.check(
         bundle,
-        device,
+        device or "auto",
         threads or available_cpus(),
         engine=engine,
         precision=precision,

@@ -11,7 +11,8 @@ import click
 
 from engines.errors import UsageError
 from pipeline.workflow import console, leftovers, worker
-from pipeline.workflow.artifacts import DIST, ROOT
+from pipeline.workflow.artifacts import BUNDLE_SUFFIX, DIST, ROOT
+from pipeline.workflow.digests import require_parent
 from pipeline.workflow.runner import Store
 
 
@@ -43,8 +44,13 @@ def _require_current_folder() -> None:
         ) from error
 
 
+def forcing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--force`, for commands that run stages."""
+    return click.option("--force", is_flag=True, help="Run even if nothing has changed.")(command)
+
+
 def storing(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--root`, `--dist`, `--force` and `--wait`, and the options of `printing`."""
+    """Adds `--root`, `--dist` and `--wait`, and the options of `printing`."""
     folder = click.Path(file_okay=False, path_type=Path)
     for decorate in (
         click.option(
@@ -53,7 +59,6 @@ def storing(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Seconds to wait for another process that runs the same stage.",
         ),
-        click.option("--force", is_flag=True, help="Run even if nothing has changed."),
         click.option(
             "--dist",
             type=folder,
@@ -114,6 +119,17 @@ def limit(values: dict[str, Any]) -> None:
     worker.settings.memory = None if gib is None else int(gib * 2**30)
 
 
+def require_new_bundle(out: Path) -> None:
+    """Raises UsageError unless a bundle can be written to a path, and replaces nothing there."""
+    if not out.name.endswith(BUNDLE_SUFFIX):
+        raise UsageError(
+            f"--out {out} is not the name of a bundle", f"give a name that ends in {BUNDLE_SUFFIX}"
+        )
+    require_parent(out)
+    if out.exists():
+        raise UsageError(f"{out} exists, and is not replaced", "give another --out FILE")
+
+
 def print_as(values: dict[str, Any]) -> None:
     """Removes the options of `printing` from `values` and applies them."""
     console.settings.json = values.pop("json_")
@@ -122,10 +138,10 @@ def print_as(values: dict[str, Any]) -> None:
 
 
 def make_store(values: dict[str, Any]) -> Store:
-    """Removes the options of `storing` from `values`; returns the store they describe."""
+    """Removes the options of `storing` and `forcing`; returns the store they describe."""
     print_as(values)
     limit(values)
-    wait, force = values.pop("wait"), values.pop("force")
+    wait, force = values.pop("wait"), values.pop("force", False)
     root, dist = values.pop("root"), values.pop("dist")
     leftovers.sweep(root, dist)
     return Store(root, dist, force, wait)

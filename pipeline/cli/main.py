@@ -36,7 +36,7 @@ from pipeline.cli import (
     triton,
     watch,
 )
-from pipeline.cli.flags import limiting, make_store, storing
+from pipeline.cli.flags import forcing, limiting, make_store, storing
 from pipeline.cli.options import SectionedCommand, click_parameter
 from pipeline.workflow import chain, console, hints, signals
 from pipeline.workflow.artifacts import BUNDLE
@@ -97,6 +97,7 @@ def _add_stage(name: str) -> None:
     stage = chain.stage(name)
     own = () if stage.command_options is None else options(stage.command_options)
 
+    @forcing
     @storing
     def command(**values: Any) -> None:
         store = make_store(values)
@@ -165,6 +166,7 @@ def _add_run() -> None:
                     union[option.name] = option
     ordered = sorted(union.values(), key=lambda option: not option.required)
 
+    @forcing
     @storing
     def run(**values: Any) -> None:
         from pipeline.report import summary

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines.errors import NotAvailableError, NotMetError, ParityError, UsageError
+from pipeline.cli.flags import require_new_bundle
 from pipeline.workflow import console
-from pipeline.workflow.artifacts import BUNDLE_SUFFIX
 
 if TYPE_CHECKING:
     from pipeline.bundling.signature import Trusted
@@ -64,10 +64,8 @@ def asked(values: dict[str, Any], *, digests_only: bool) -> Asked | None:
     for name, other in (("--digests-only", digests_only), ("--url", values["url"] is not None)):
         if other:
             raise UsageError(f"--rebuild and {name} exclude each other", f"leave out {name}")
-    if out is not None and not out.name.endswith(BUNDLE_SUFFIX):
-        raise UsageError(
-            f"--out {out} is not the name of a bundle", f"give a name that ends in {BUNDLE_SUFFIX}"
-        )
+    if out is not None:
+        require_new_bundle(out)
     return Asked(out)
 
 

@@ -9,6 +9,7 @@ import click
 
 from pipeline.cli.flags import print_as, printing, sized
 from pipeline.workflow import console
+from pipeline.workflow.digests import require_parent
 
 _path = click.Path(path_type=Path)
 _plain_http = click.option("--plain-http", is_flag=True, help="Use HTTP, without TLS.")
@@ -40,6 +41,8 @@ def pull(reference: str, out: Path | None, max_bytes: int, plain_http: bool, **v
     from pipeline.bundling import oci
 
     print_as(values)
+    if out is not None:
+        require_parent(out)
     path, digest, signed = oci.pull(reference, out, plain_http=plain_http, max_bytes=max_bytes)
     console.result(f"{path}: pulled from {digest}{', with its signature' if signed else ''}")
     console.document({"file": str(path), "reference": digest, "signed": signed})

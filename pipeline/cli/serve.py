@@ -16,7 +16,7 @@ from engines.errors import DeployError, NotAvailableError, UsageError
 from pipeline.cli import signing
 from pipeline.cli.commands import ask
 from pipeline.cli.flags import limit, limiting, print_as, printing, sized
-from pipeline.workflow import console, worker
+from pipeline.workflow import console, signals, worker
 from pipeline.workflow.artifacts import BUNDLE_SUFFIX
 
 if TYPE_CHECKING:
@@ -117,6 +117,13 @@ def _require_free(values: dict[str, Any], kind: str) -> None:
                 ) from error
 
 
+def _ready(facts: dict[str, Any], urls: list[str]) -> None:
+    """Prints the JSON document when the server is ready, since it has no other end than Ctrl-C."""
+    with signals.deferred():
+        console.document({**facts, "urls": urls})
+        console.settings.json = False  # an interruption would add a second document
+
+
 def _consent(bundle: Path, unpacked: Unpacked, lines: list[str], values: dict[str, Any]) -> None:
     if not (values["trust"] or unpacked.signer):
         ask(bundle, lines)
@@ -137,10 +144,10 @@ def _serve_own(bundle: Path, unpacked: Unpacked, root: Path, values: dict[str, A
     Raises:
         ParityError: No engine passes, and at least one computes something else.
         NotAvailableError: This machine can run none.
+        UsageError: The bundle does not have the engine or the precision.
     """
     from engines.cache import slug
     from pipeline.bundling import checking, opening
-    from pipeline.bundling.manifest import backend
     from pipeline.golden import file as goldens
     from pipeline.serving import own_server, proof
     from pipeline.serving.client import Server
@@ -148,7 +155,7 @@ def _serve_own(bundle: Path, unpacked: Unpacked, root: Path, values: dict[str, A
 
     model, engine, device = unpacked.model(values["precision"]), values["engine"], values["device"]
     threads = values["threads"] or hardware.available_cpus()
-    judged = [name for name in model.engines if engine in (None, name, backend(name))]
+    judged = checking.engines_named([model], engine)
     lines = checking.opened(root, [(model, name) for name in judged])
     _consent(bundle, unpacked, lines, values)
     golden = goldens.load(model.golden)
@@ -169,6 +176,7 @@ def _serve_own(bundle: Path, unpacked: Unpacked, root: Path, values: dict[str, A
         else:
             _judged(str(unpacked.manifest["model"]), [verdict])
         console.result(f"serving {name} on {session.device} at {address.http_url} until Ctrl-C")
+        _ready({"server": _OWN, "models": [name], "device": session.device}, [address.http_url])
         while True:
             time.sleep(_POLL)
 
@@ -220,6 +228,8 @@ def _serve_triton(
             console.result(
                 f"serving {source.name} at {address.http_url} and {address.grpc_url} until Ctrl-C"
             )
+        names = [source.name for source in sources]
+        _ready({"server": _TRITON, "models": names}, [address.http_url, address.grpc_url])
         server.watch()
 
 

@@ -14,6 +14,7 @@ from engines.errors import DeployError, UsageError
 from pipeline.cli.flags import print_as, printing
 from pipeline.workflow import console
 from pipeline.workflow.artifacts import BUNDLE
+from pipeline.workflow.digests import require_parent
 from pipeline.workflow.runner import Outcome, Store
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def keygen(file: Path, passphrase: bool, **values: Any) -> None:
     from pipeline.bundling import signature
 
     print_as(values)
+    require_parent(file)
     secret = os.environ.get(PASSPHRASE, "")
     if passphrase and not secret:
         secret = _new_passphrase()

@@ -88,14 +88,23 @@ def triton(
             raise DeployError(
                 f"no engine of {model} can be served by Triton"
                 + "".join(f"; {name}: {why}" for name, why in left_out.items()),
-                f"run `{hints.command('build', {'model': model, 'engine': 'onnxruntime'})}`, then"
-                f" `{hints.command('verify', {'model': model, 'engine': 'onnxruntime'})}`",
+                _complete(model, precisions[0], names),
             )
     written = repository.write(folder, sources, delay=queue_delay)
     for source in sources:
         proof = "" if source.verdict == "pass" else ", to be proved on the server"
         console.result(f"{folder / source.name}: batches up to {source.largest}{proof}")
     console.document({"folder": str(folder), "models": written, "left_out": left_out})
+
+
+def _complete(model: str, precision: str, names: Sequence[str]) -> str:
+    """Returns how to get an engine that Triton serves, if possible one that was asked for."""
+    from pipeline.serving.forms import FORMS
+
+    usual = "onnxruntime"  # runs on every machine
+    name = next((n for n in (usual, *names) if n in names and n in FORMS), usual)
+    one = {"model": model, "precision": precision, "engine": name}
+    return f"run `{hints.command('build', one)}`, then `{hints.command('verify', one)}`"
 
 
 def _source(model: str, precision: str, engine: str, store: Store) -> Source:
@@ -163,7 +172,8 @@ def triton_check(folder: Path, golden: tuple[Path, ...], **values: Any) -> None:
         )
         error.details = dataclasses.asdict(findings)
         raise error
-    console.result(f"{folder}: {findings.models} models, no mistake found")
+    count = findings.models
+    console.result(f"{folder}: {count} {'model' if count == 1 else 'models'}, no mistake found")
     console.document(dataclasses.asdict(findings))
 
 

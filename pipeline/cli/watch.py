@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines import temporary
 from engines.errors import FailedError, NotMetError, ParityError, UsageError
-from pipeline.cli import signing
-from pipeline.cli.flags import print_as, printing
+from pipeline.cli import signing, wire
+from pipeline.cli.flags import print_as, printing, sized
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ _above_0 = click.FloatRange(min=0, min_open=True)
 @click.command()
 @click.argument("url")
 @click.argument("bundle", type=_path)
-@click.option("--model-name", default="", metavar="NAME", help="The server's model [its only one].")
-@click.option("--model-version", default="", metavar="V", help="Its version [the server's choice].")
 @click.option("--precision", metavar="NAME", help="The precision it serves [the bundle's first].")
 @click.option(
     "--rate",
@@ -67,20 +64,6 @@ _above_0 = click.FloatRange(min=0, min_open=True)
 @click.option("--duration", type=_above_0, help="Seconds to watch [until it is interrupted].")
 @click.option("--stop", is_flag=True, help="End with the first alarm.")
 @click.option(
-    "--wait",
-    type=_above_0,
-    default=10.0,
-    show_default=True,
-    help="Seconds to wait until the model is ready.",
-)
-@click.option(
-    "--timeout",
-    type=_above_0,
-    default=30.0,
-    show_default=True,
-    help="Seconds in which a request has to be answered.",
-)
-@click.option(
     "--metrics",
     type=click.IntRange(0, 65535),
     metavar="PORT",
@@ -88,17 +71,18 @@ _above_0 = click.FloatRange(min=0, min_open=True)
 )
 @click.option("--attest", type=_path, help="File to which a signed line is added for each day.")
 @click.option("--key", type=_path, help="The private key for --attest.")
+@wire.naming
+@sized("the bundle may unpack to")
 @signing.verifying
 @printing
-def watch(url: str, bundle: Path, **values: Any) -> None:
+def watch(url: str, bundle: Path, max_bytes: int, **values: Any) -> None:
     """Watch a server in service: send golden rows between live requests, and tell what changes.
 
     The server speaks the Open Inference Protocol: http://HOST:PORT or grpc://HOST:PORT. Exit code 3
     if its outputs differed from the model's, 5 if it was slower for some time, 1 if it did not
     answer at the end.
     """
-    from pipeline.bundling import checking
-    from pipeline.golden import file as goldens
+    from pipeline.serving import proof
     from pipeline.serving.client import Server
     from pipeline.serving.watching import attestation, metrics
     from pipeline.serving.watching.watch import Settings, Watch
@@ -108,13 +92,7 @@ def watch(url: str, bundle: Path, **values: Any) -> None:
     trusted = signing.trusted(values)
     if (values["attest"] is None) != (values["key"] is None):
         raise UsageError("--attest and --key belong together", "give both, or neither")
-    server = Server(
-        url,
-        name=values["model_name"],
-        version=values["model_version"],
-        wait=values["wait"],
-        timeout=values["timeout"],
-    )
+    server = Server(url, **wire.named(values))
     settings = Settings(
         rate=values["rate"],
         window=values["window"],
@@ -126,9 +104,7 @@ def watch(url: str, bundle: Path, **values: Any) -> None:
     )
     with ExitStack() as stack:
         log: Callable[[dict[str, Any]], None] | None = None
-        with temporary.folder() as folder:
-            unpacked = checking.unpack(bundle, folder.resolve(), trusted=trusted)
-            golden = goldens.load(unpacked.model(values["precision"]).golden)
+        unpacked, golden = proof.golden_of(bundle, values["precision"], max_bytes, trusted)
         if values["attest"] is not None:
             private = values["key"]
             key = attestation.Key(private, lambda: signing.passphrase_of(private))
@@ -201,14 +177,23 @@ def _conclude(url: str, watched: Watched) -> None:
 @click.command()
 @click.argument("file", type=_path)
 @click.option("--public-key", type=_path, required=True, help="The key that signed the lines.")
+@click.option("--bundle", type=_path, help="Require that every line is about this bundle.")
+@click.option("--url", help="Require that every line is about the server at this address.")
 @printing
-def attestations(file: Path, public_key: Path, **values: Any) -> None:
+def attestations(
+    file: Path, public_key: Path, bundle: Path | None, url: str | None, **values: Any
+) -> None:
     """Verify the lines that `assay watch --attest` wrote, and print them."""
     from pipeline.report.units import duration
     from pipeline.serving.watching import attestation
+    from pipeline.workflow.digests import require_file, sha256_file
 
     print_as(values)
+    if bundle is not None:
+        require_file(bundle, "give the path of a file that `assay bundle` wrote")
     statements = attestation.verify(file, public_key)
+    sha256 = None if bundle is None else sha256_file(bundle)
+    attestation.require_about(file, statements, sha256, url)
     rows = []
     for statement in statements:
         facts = statement["predicate"]
@@ -240,6 +225,9 @@ def attestations(file: Path, public_key: Path, **values: Any) -> None:
         ">events",
     )
     console.table("Attested", titles, rows)
+    for statement in statements:
+        for event in statement["predicate"]["events"]:
+            console.say(f"{event['time']} {event['kind']}: {event['reason']}")
     console.result(f"{file}: {len(statements)} lines, every signature and their order hold")
     console.document(statements)
 

@@ -1,8 +1,8 @@
-"""The options of `assay check` that judge a server instead of this machine's engines."""
+"""The options that name a server, and how `assay check` judges one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from pipeline.serving.client import Server
 
 _positive = click.FloatRange(min=0, min_open=True, max=86400)
+_URL = click.option(
+    "--url",
+    help="Judge a server that speaks the Open Inference Protocol: http://HOST:PORT or"
+    " grpc://HOST:PORT. Opens nothing of the bundle.",
+)
 _OPTIONS = (
-    click.option(
-        "--url",
-        help="Judge a server that speaks the Open Inference Protocol: http://HOST:PORT or"
-        " grpc://HOST:PORT. Opens nothing of the bundle.",
-    ),
     click.option("--model-name", metavar="NAME", help="The server's model [the only one it has]."),
     click.option("--model-version", metavar="V", help="The model's version [the server's choice]."),
     click.option("--wait", type=_positive, help="Seconds to wait until it is ready [10]."),
@@ -35,32 +35,48 @@ _FIELDS = {
 }
 
 
-def serving(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that name a server."""
+def naming(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that name a model of a server; see `named`."""
     for decorate in reversed(_OPTIONS):
         command = decorate(command)
     return command
 
 
-def server_of(values: dict[str, Any], *, engine: str | None, digests_only: bool) -> Server | None:
+def serving(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--url`, and the options of `naming`."""
+    return _URL(naming(command))
+
+
+def named(values: dict[str, Any]) -> dict[str, Any]:
+    """Removes the options of `naming`; returns those that were given, as fields of `Server`."""
+    chosen = {field: values.pop(key) for key, field in _FIELDS.items()}
+    return {field: value for field, value in chosen.items() if value is not None}
+
+
+def server_of(values: dict[str, Any], excluded: Mapping[str, bool]) -> Server | None:
     """Removes the options of `serving` from `values`; returns the server, or None without --url.
+
+    Args:
+        excluded: Whether an option was given, by its name, that makes no sense together with --url.
 
     Raises:
         UsageError: Options contradict each other.
     """
     url = values.pop("url")
-    named = {key: values.pop(key) for key in _FIELDS}
-    named = {key: value for key, value in named.items() if value is not None}
+    options = {key: values[key] for key in _FIELDS}
+    fields = named(values)
     if url is None:
-        for key in named:
-            raise UsageError(f"--{key.replace('_', '-')} without --url", "name a server with --url")
+        for key, value in options.items():
+            if value is not None:
+                option = f"--{key.replace('_', '-')}"
+                raise UsageError(f"{option} without --url", "name a server with --url")
         return None
-    if digests_only or engine is not None:
-        other = "--digests-only" if digests_only else "--engine"
-        raise UsageError(f"--url and {other} exclude each other", f"leave out {other}")
+    for option, present in excluded.items():
+        if present:
+            raise UsageError(f"--url and {option} exclude each other", f"leave out {option}")
     from pipeline.serving.client import Server
 
-    return Server(url, **{_FIELDS[key]: value for key, value in named.items()})
+    return Server(url, **fields)
 
 
 def check(

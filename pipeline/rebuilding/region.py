@@ -123,6 +123,16 @@ class Region:
     flips: int | None
     latency: dict[str, float]
 
+    @property
+    def wide(self) -> bool:
+        """Whether the limits of all errors are the verdict's own, so that they add nothing."""
+        nearly = 1 - 1e-9
+        return bool(self.errors) and all(
+            error.rms >= nearly * limits.MAX_RMS_IN_FLOORS
+            and error.max >= nearly * limits.MAX_ERROR_IN_FLOORS
+            for error in self.errors.values()
+        )
+
     def outside(self, build: Build) -> list[str]:
         """Returns what of a build's error and flips is outside, in words.
 

@@ -12,13 +12,7 @@ from typing import Any
 
 from engines import temporary
 from engines.checks import check_device
-from engines.errors import (
-    DeployError,
-    NotAvailableError,
-    RefusedError,
-    UsageError,
-    suggestion,
-)
+from engines.errors import DeployError, NotAvailableError, RefusedError
 from pipeline.bundling import archive, checking, merging, signature
 from pipeline.rebuilding import plans, spread
 from pipeline.rebuilding import region as regions
@@ -100,35 +94,30 @@ def rebuild(
     Args:
         device: Where the new engines are proved: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one inference.
-        engine: The only engine to build; by default all that this machine can build. Of several
-            for one backend, only one is built then: rather that of a machine as this one.
+        engine: The only engine to build, or its backend; by default all that this machine can
+            build. Of several for one backend, only one is built: rather that of a machine as this
+            one.
         precision: The only precision.
         max_bytes: Bytes that all members together may take.
         trusted: Whose signature the bundle must have; it replaces the consent.
         consent: Called before anything is built, with a line for each engine that will be; an
             exception ends it.
         judge: Called with the result before `out` is written; an exception ends it.
-        out: A bundle to write, which has the new engines, too. It must not exist.
+        out: A bundle to write, which has the new engines, too; one that exists is replaced.
 
     Raises:
         DeployError: The bundle is damaged or its chain is broken.
-        UsageError: The bundle does not have the engine or the precision, the device is unknown, or
-            `out` exists.
+        UsageError: The bundle does not have the engine or the precision, or the device is unknown.
         NotAvailableError: This machine can build none of the engines.
         CrashedError: A library ended the process that built an engine.
     """
     check_device(device)
-    if out is not None and out.exists():
-        raise UsageError(f"--out {out} exists", "give the name of a new file, or remove it")
     # Resolved, as engines do before they name a file.
     with temporary.folder() as folder:
         root = folder.resolve()
         unpacked = checking.unpack(bundle, root, max_bytes, trusted)
         models = [*unpacked.models.values()] if precision is None else [unpacked.model(precision)]
-        known = [*dict.fromkeys(name for model in models for name in model.engines)]
-        if engine is not None and engine not in known:
-            raise UsageError(f"{bundle} has no engine {engine!r}", suggestion(engine, known))
-        wanted = known if engine is None else [engine]
+        wanted = checking.engines_named(models, engine)
         with checking.naming(bundle, root):
             planned = plans.plans(root, unpacked.manifest, models, wanted, threads)
         if not unpacked.signer:
@@ -241,4 +230,5 @@ def _write(
                     shutil.rmtree(path.parent, ignore_errors=True)
             outcome = runner.run(stage, params, runner.Store(root, folder / str(number)))
             parts.append(outcome.outputs[BUNDLE])
-        merging.merge([bundle, *parts], out, max_bytes, trusted=trusted, keep_equal=True)
+        signers = {} if trusted is None else {bundle: trusted}
+        merging.merge([bundle, *parts], out, max_bytes, trusted=signers, keep_equal=True)

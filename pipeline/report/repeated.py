@@ -23,6 +23,11 @@ def show(engine: str, builds: Builds) -> None:
         {str(number): build for number, build in enumerate(builds.builds, 1)},
         {"accepted": builds.region} if builds.region else {},
     )
+    if builds.region and builds.region.wide:
+        console.say(
+            f"{engine}: of the error, {len(builds.builds)} builds tell no more than the verdict"
+            " does; more builds give a narrower region"
+        )
     for number, build in enumerate(builds.builds, 1):
         if build.reason:
             console.result(f"{engine}: build {number}: {build.status}: {build.reason}")
@@ -30,6 +35,13 @@ def show(engine: str, builds: Builds) -> None:
 
 def table(title: str, builds: Mapping[str, Build], regions: Mapping[str, Region]) -> None:
     """Prints the figures of builds, and below them the limits of regions, by what they are."""
+    console.table(title, *cells(builds, regions), _OPTIONAL)
+
+
+def cells(
+    builds: Mapping[str, Build], regions: Mapping[str, Region]
+) -> tuple[list[str], list[list[str]]]:
+    """Returns the titles and rows of a table of builds and regions, by what they are called."""
     sizes = sorted({int(size) for build in builds.values() for size in build.latency})
     titles = ["build", "verdict", ">rms x floor", ">max x floor", ">flips"]
     titles += [f">batch {size} on device" for size in sizes]
@@ -57,7 +69,7 @@ def table(title: str, builds: Mapping[str, Build], regions: Mapping[str, Region]
         ]
         for name, region in regions.items()
     ]
-    console.table(title, [*titles, *_OPTIONAL], rows, _OPTIONAL)
+    return [*titles, *_OPTIONAL], rows
 
 
 def _errors(errors: Mapping[str, Error]) -> list[str]:

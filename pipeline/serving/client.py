@@ -128,22 +128,24 @@ class Client:
         asked = lambda: self._client.is_model_ready(name, version, **self._more)  # noqa: E731
         return bool(self._call(f"is {name} ready", asked))
 
-    def models(self) -> dict[str, str] | None:
-        """Returns why a model is not ready, by its name, "" if it is; None if the server tells not.
+    def models(self) -> dict[str, dict[str, str]] | None:
+        """Returns why each version of a model is not ready, "" if it is, by model and version.
 
-        The list of models is an extension of the protocol.
+        The version is "" where the server does not tell it. None if it does not list its models,
+        which is an extension of the protocol.
         """
         try:
             answer = self._call(
                 "list of models", lambda: self._json(self._client.get_model_repository_index)
             )
             entries = answer.get("models", []) if isinstance(answer, dict) else answer
-            return {
-                str(entry["name"]): ""
-                if entry.get("state", "READY") == "READY"
-                else f"{entry['state']} {entry.get('reason', '')}".strip()
-                for entry in entries
-            }
+            known: dict[str, dict[str, str]] = {}
+            for entry in entries:
+                state = entry.get("state", "READY")
+                why = "" if state == "READY" else f"{state} {entry.get('reason', '')}".strip()
+                version = str(entry.get("version") or "")
+                known.setdefault(str(entry["name"]), {})[version] = why
+            return known
         except (DeployError, KeyError, TypeError, AttributeError):
             return None
 
@@ -333,7 +335,7 @@ def wait_until_ready(server: Server) -> str:
         client.close()
 
 
-def _only(server: Server, models: dict[str, str] | None) -> str:
+def _only(server: Server, models: Mapping[str, Any] | None) -> str:
     """Returns the name of a server's only model."""
     if models and len(models) == 1:
         return next(iter(models))
@@ -349,17 +351,22 @@ def _only(server: Server, models: dict[str, str] | None) -> str:
     )
 
 
-def _not_ready(server: Server, name: str, models: dict[str, str] | None) -> str:
+def _not_ready(server: Server, name: str, models: dict[str, dict[str, str]] | None) -> str:
     """Returns why a model is not ready.
 
     Raises:
-        UsageError: The server lists its models, and this is not one of them.
+        UsageError: The server lists its models, and this one or its version is not among them.
     """
-    version = f" version {server.version}" if server.version else ""
     if models is not None and name not in models:
         known = suggestion(name, list(models)) if models else "it has no model"
         raise UsageError(f"{server.url} has no model {name!r}", known)
-    why = (models or {}).get(name, "")
-    if models is not None and not why and version:
-        return f"{server.url} has {name}, but not{version}"
+    versions = (models or {}).get(name, {})
+    if server.version and server.version not in versions and any(versions):
+        raise UsageError(
+            f"{server.url} has no version {server.version!r} of {name}",
+            f"available: {', '.join(version for version in versions if version)}",
+        )
+    reasons = [versions.get(server.version, "")] if server.version else versions.values()
+    why = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+    version = f" version {server.version}" if server.version else ""
     return f"{name}{version} on {server.url} is not ready{': ' if why else ''}{why}"

@@ -135,12 +135,25 @@ def check(
         NotAvailableError: The server is not ready in time, or the client library is missing.
         UsageError: The server does not have the model, or the bundle not the precision.
     """
-    with temporary.folder() as folder:
-        unpacked = checking.unpack(bundle, folder.resolve(), max_bytes, trusted)
-        golden = goldens.load(unpacked.model(precision).golden)
+    unpacked, golden = golden_of(bundle, precision, max_bytes, trusted)
     verdict, latencies = prove(golden, server)
     model = verdict.facts["model"]
     return Served(unpacked.manifest, unpacked.links, model, verdict, latencies)
+
+
+def golden_of(
+    bundle: Path,
+    precision: str | None,
+    max_bytes: int = archive.MAX_BYTES,
+    trusted: signature.Trusted | None = None,
+) -> tuple[checking.Unpacked, Golden]:
+    """Checks the digests of a bundle; returns what they say, without files, and its golden file.
+
+    For the arguments and what is raised see `check`.
+    """
+    with temporary.folder() as folder:
+        unpacked = checking.unpack(bundle, folder.resolve(), max_bytes, trusted)
+        return unpacked, goldens.load(unpacked.model(precision).golden)
 
 
 def prove(

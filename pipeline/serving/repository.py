@@ -115,7 +115,7 @@ def _replace(folder: Path, target: Path) -> None:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Returns what of a repository is not as we wrote it: a line for each file.
+    """Returns what of a repository is not as we wrote it: a line for each file or missing folder.
 
     Raises:
         DeployError: We did not write it, or its list of files is damaged.
@@ -128,7 +128,12 @@ def changed_files(folder: Path) -> list[str]:
     present = {str(path.relative_to(folder)): path for path in _files(folder)}
     present.pop(MARKER, None)
     lines = [f"{name} is not ours" for name in sorted(present.keys() - files.keys())]
+    folders = {name.partition("/")[0] for name in files if "/" in name}
+    gone = sorted(name for name in folders if not (folder / name).exists())
+    lines += [f"the folder {name} is missing" for name in gone]
     for name, digest in sorted(files.items()):
+        if name.partition("/")[0] in gone:
+            continue
         path = present.get(name)
         if path is None:
             lines.append(f"{name} is missing")

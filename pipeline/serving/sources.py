@@ -10,7 +10,7 @@ import engines
 from engines import hardware
 from engines.errors import DeployError
 from pipeline.bundling import manifest as manifests
-from pipeline.bundling.checking import Model, Unpacked
+from pipeline.bundling.checking import Model, Unpacked, engines_named
 from pipeline.serving.forms import FORMS, why_without
 from pipeline.serving.repository import Source
 from pipeline.verification.acceptance import ACCEPTED
@@ -99,15 +99,16 @@ def of_bundle(
 
     Raises:
         DeployError: A verdict or record of the bundle is not valid.
-        UsageError: The bundle does not have the precision.
+        UsageError: The bundle does not have the engine or the precision.
     """
     models = [unpacked.model(precision)] if precision else [*unpacked.models.values()]
+    names = engines_named(models, engine)
     sources, left_out = [], {}
     for model in models:
         for name in model.engines:
-            backend = manifests.backend(name)
-            if engine not in (None, name, backend):
+            if name not in names:
                 continue
+            backend = manifests.backend(name)
             try:
                 if backend in FORMS and FORMS[backend].gpu != gpu:
                     where = "a GPU" if FORMS[backend].gpu else "the CPU"

@@ -1,11 +1,14 @@
-"""What stage bundle reads of each engine, and the figures of its bill of materials."""
+"""What stage bundle reads of each engine, what is attached, and the figures of its bill."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.errors import UsageError
 from pipeline import models
 from pipeline.workflow.artifacts import (
     ENGINE,
@@ -18,10 +21,43 @@ from pipeline.workflow.artifacts import (
     Artifact,
     Paths,
 )
-from pipeline.workflow.digests import read_json
+from pipeline.workflow.digests import read_json, require_file
 
 if TYPE_CHECKING:
     from pipeline.bundling.measured import Figure
+
+
+# Names that every file system takes.
+_NAME = re.compile(r"[\w+-][\w.+ -]{0,99}(?<![. ])")
+
+
+def check_document(path: str) -> None:
+    """Raises DeployError or UsageError unless a path is that of a file that can be attached."""
+    require_file(Path(path), "give the paths of files, separated by commas")
+    if not _NAME.fullmatch(Path(path).name):
+        raise UsageError(
+            f"{path!r} cannot be attached by this name",
+            "give it a name of letters, digits, spaces, dots, + and -",
+        )
+
+
+def documents(paths: Sequence[str]) -> dict[str, Path]:
+    """Returns attached files by their path in the bundle, sorted.
+
+    Raises:
+        UsageError: Two of them have the same name.
+    """
+    from pipeline.bundling.manifest import DOCUMENTS
+
+    files: dict[str, Path] = {}
+    for path in map(Path, paths):
+        # As a file system does that ignores case.
+        if twin := next((name for name in files if name.casefold() == path.name.casefold()), ""):
+            raise UsageError(
+                f"{path} and {files[twin]} have the same name in the bundle", "rename one of them"
+            )
+        files[path.name] = path
+    return {f"{DOCUMENTS}/{name}": file for name, file in sorted(files.items())}
 
 
 def engine_parts(precisions: Sequence[str], precision: str, name: str) -> list[Artifact]:

@@ -24,7 +24,7 @@ from pipeline.stages import (
     ordered,
     precisions_option,
 )
-from pipeline.stages._bundle_parts import engine_parts, figures
+from pipeline.stages._bundle_parts import check_document, documents, engine_parts, figures
 from pipeline.verification.acceptance import ACCEPTED
 from pipeline.workflow import console, hints, phases
 from pipeline.workflow.artifacts import (
@@ -44,7 +44,7 @@ from pipeline.workflow.artifacts import (
     Artifact,
     Paths,
 )
-from pipeline.workflow.digests import read_json, require_file
+from pipeline.workflow.digests import read_json, require_file, sha256_file
 from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option
 
 if TYPE_CHECKING:
@@ -72,6 +72,12 @@ class Params:
         text='Also include "checkpoint", the trained weights; "source", the exported program or'
         ' graph that engines were built from; and "triton", a model repository.',
         names=lambda: [*_PARTS],
+    )
+    attach: tuple[str, ...] = option(
+        (),
+        text="Files to put into its folder documents: the model's licence, its card, its report.",
+        validate=check_document,
+        role=OptionRole(in_run=False),
     )
     measurements: bool = option(
         True, text="Include the measurements.", role=OptionRole(in_run=False)
@@ -102,6 +108,7 @@ def resolve(params: Params) -> Params:
         precision=ordered(params.precision),
         engine=tuple(sorted(set(params.engine))),
         include=tuple(sorted(set(params.include))),
+        attach=tuple(map(str, documents(params.attach).values())),
     )
 
 
@@ -135,22 +142,23 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
     }
     facts["content"] = manifest.content_digest(facts, provenance.digests(records))
     example = golden[params.precision[0]]
-    repositories = [REPOSITORY] if REPOSITORY in params.include else []
-    text = readme.text(facts, example.input_specs, example.feeds(1), repositories)
+    attached = documents(params.attach)
     content: dict[str, Path | bytes] = {
+        **attached,
         **{artifact.label: inputs.locate(artifact) for artifact in present},
         **{path: inputs.root / path for path in paths},
         attestation.MEMBER: attestation.build(records),
     }
     description = read_json(inputs[DESCRIPTION.at(precision=params.precision[0])])
     with ExitStack() as stack:
-        if repositories:
+        if REPOSITORY in params.include:
             place = stack.enter_context(temporary.folder()) / REPOSITORY
             content |= _repository(inputs, params, proved, facts["labels"], place)
         digests = archive.digests(content)
         content[bom.MEMBER] = bom.build(
-            facts, records, description, figures(inputs, params, proved), digests
+            facts, records, description, figures(inputs, params, proved), digests, [*attached]
         )
+        text = readme.text(facts, example.input_specs, example.feeds(1), content)
         content["README.md"] = text.encode()
         folder = outputs[BUNDLE].name.removesuffix(BUNDLE_SUFFIX)
         stack.enter_context(phases.showing("bundle"))
@@ -230,7 +238,8 @@ def _proved(
         if not inputs[judged].exists():
             raise DeployError(
                 f"{name} in {precision} has no verdict",
-                f"run `{hints.command('verify', words | {'engine': name})}`",
+                f"run `{hints.command('verify', words | {'engine': name})}`, or leave it out:"
+                " --engine names those that are bundled",
             )
         verdict = read_json(inputs[judged])
         _require_accepted(name, verdict, words)
@@ -368,7 +377,10 @@ STAGE = Stage(
     inputs=_inputs,
     outputs=lambda _params: (BUNDLE,),
     run=run,
-    revision=5,
+    revision=6,
+    facts=lambda params: {
+        name: sha256_file(path) for name, path in documents(params.attach).items()
+    },
     resolve=resolve,
     command_options=CommandOptions,
     published=_forget_signature,

@@ -1,4 +1,4 @@
-"""SHA-256 digests, JSON files, and checks that a file exists."""
+"""SHA-256 digests, JSON files, and checks that a file or its folder exists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.cache import write_atomic
-from engines.errors import DeployError
+from engines.errors import DeployError, UsageError
 
 _MAX_JSON_BYTES = 64 << 20
 
@@ -41,6 +41,12 @@ def require_file(path: Path, hint: str = "give the path of a file") -> None:
     if not path.is_file():
         problem = "is not a file" if path.exists() else "does not exist"
         raise DeployError(f"{path} {problem}", hint)
+
+
+def require_parent(path: Path) -> None:
+    """Raises UsageError unless the folder exists that a file is to be written to."""
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path.absolute().parent} is not a folder", "create it first")
 
 
 def sha256_json(content: Any) -> str:

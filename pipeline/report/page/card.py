@@ -9,6 +9,7 @@ from engines.checks import import_vendor
 from engines.errors import DeployError
 from pipeline.bundling import measured
 from pipeline.bundling.measured import Figure
+from pipeline.report.bench import WHOLE
 from pipeline.report.page import markdown
 from pipeline.report.page.results import UNREADABLE, Results
 
@@ -16,8 +17,15 @@ if TYPE_CHECKING:
     from pipeline.workflow.hints import Place
 
 
-def text(results: Results, place: Place) -> str:
+# Of the end-to-end latencies; the page and the bundle have the others.
+_QUANTILES = ("p50", "p99")
+
+
+def text(results: Results, place: Place, licence: str | None = None) -> str:
     """Returns the card: metadata in YAML, then Markdown.
+
+    Args:
+        licence: The hub's name of the model's licence.
 
     Raises:
         NotAvailableError: huggingface_hub is not installed.
@@ -44,6 +52,7 @@ def text(results: Results, place: Place) -> str:
     data = hub.ModelCardData(
         library_name="onnx",
         model_name=results.model,
+        license=licence,
         tags=["onnx", "assay"],
         datasets=[dataset] if dataset else None,
         pipeline_tag=None if task == "other" else task,
@@ -64,7 +73,12 @@ def text(results: Results, place: Place) -> str:
 
 def _figures(results: Results, part: Any) -> list[Figure]:
     verdicts = {name: dataclasses.asdict(verdict) for name, verdict in part.verdicts.items()}
-    return measured.collect(results.training, verdicts, part.measurements)
+    figures = measured.collect(results.training, verdicts, part.measurements)
+    return [
+        figure
+        for figure in figures
+        if not figure.boundary or (figure.boundary == WHOLE and figure.quantile in _QUANTILES)
+    ]
 
 
 def _latencies(known: dict[str, list[Figure]]) -> str:

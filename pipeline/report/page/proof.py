@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from exporters import PRECISIONS
-from pipeline.report import verify
+from pipeline.report import repeated, verify
 from pipeline.report.page import figures
 from pipeline.report.page.content import Cell, Figure, Section, Table, table
 from pipeline.report.page.results import PrecisionResults, Results
@@ -54,6 +54,27 @@ def _verdicts(part: PrecisionResults) -> Table:
         f"Verdicts in {part.name}",
         [columns[index] for index in kept],
         [[row[index] for index in kept] for row in rows],
+    )
+
+
+def builds(results: Results) -> Section | None:
+    """Returns how several builds of an engine differ, and how far a further one may lie."""
+    tables = []
+    for part in results.precisions:
+        for name, known in part.builds.items():
+            one = {str(number): build for number, build in enumerate(known.builds, 1)}
+            regions = {"accepted": known.region} if known.region else {}
+            tables.append(table(f"{name} in {part.name}", *repeated.cells(one, regions)))
+    if not tables:
+        return None
+    return Section(
+        "builds",
+        "Several builds",
+        sentences=(
+            "Each build was made with empty caches; the first one is kept. A further build is"
+            " accepted up to the limits in the last row.",
+        ),
+        tables=tuple(tables),
     )
 
 

@@ -20,6 +20,7 @@ from pipeline.workflow.artifacts import (
     COSTS,
     DESCRIPTION,
     ENGINE,
+    ENGINE_BUILDS,
     ENGINE_LAYERS,
     ENGINE_VERDICT,
     GOLDEN,
@@ -38,6 +39,7 @@ from pipeline.workflow.digests import read_json
 from pipeline.workflow.records import Record, RecordVerifier, load
 
 if TYPE_CHECKING:
+    from pipeline.rebuilding.region import Builds
     from pipeline.verification.verdict import Verdict
     from pipeline.workflow.runner import Store
 
@@ -98,6 +100,7 @@ class PrecisionResults:
         costs: The content of `costs.json`.
         load: The content of `served.json`.
         bundle: Path of the bundle.
+        builds: How several builds differ, by engine.
     """
 
     name: str
@@ -109,6 +112,7 @@ class PrecisionResults:
     costs: dict[str, Any] | None
     load: dict[str, Any] | None
     bundle: Path | None
+    builds: dict[str, Builds] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -239,6 +243,9 @@ def _at(reader: _Reader, precision: str, *, measured: bool) -> PrecisionResults:
         costs=costs,
         load=served,
         bundle=reader.verify(BUNDLE, precision) if built else None,
+        builds={
+            name: builds for name in built if (builds := reader.builds(precision, name)) is not None
+        },
     )
 
 
@@ -325,6 +332,19 @@ class _Reader:
             return from_json(content)
         except UNREADABLE:
             self.foreign(artifact, self._locate(artifact, precision, named), precision, named)
+            return None
+
+    def builds(self, precision: str, engine: str) -> Builds | None:
+        """Returns how several builds of an engine differ; None if it was built once."""
+        from pipeline.rebuilding import region
+
+        if not self._locate(ENGINE_BUILDS, precision, engine).exists():
+            return None
+        path = self.verify(ENGINE_BUILDS, precision, engine)
+        try:
+            return None if path is None else region.load(path)
+        except DeployError as error:
+            self.gap(error.message, error.hint)
             return None
 
     def _locate(self, artifact: Artifact, precision: str, engine: str) -> Path:

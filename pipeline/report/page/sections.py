@@ -24,6 +24,7 @@ _SECTIONS: dict[str, Callable[[Results], Section | None]] = {
     "cost": costs.costs,
     "what the machine can do": costs.roofline,
     "error against the noise floor": proof.noise,
+    "several builds": proof.builds,
     "training": origin.training,
     "layers": origin.layers,
     "memory and sizes": origin.sizes,

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.cache import write_atomic
-from engines.errors import DeployError, UsageError
+from engines.errors import DeployError
 from pipeline.report.page import html, markdown, results, sections
 from pipeline.workflow import console
+from pipeline.workflow.digests import require_parent
 
 if TYPE_CHECKING:
     from pipeline.workflow.runner import Store
@@ -34,8 +35,8 @@ def write(
         DeployError: No stage has run for this model yet, or a file cannot be written.
     """
     for file in (page_file, text):
-        if file not in (None, STDOUT) and not file.absolute().parent.is_dir():
-            raise UsageError(f"{file.absolute().parent} is not a folder", "create it first")
+        if file not in (None, STDOUT):
+            require_parent(file)
     if page_file is not None:
         html.need_libraries()
     known = results.collect(model, precisions, store)

@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,31 @@ def verify(path: Path, public_key: Path) -> list[dict[str, Any]]:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise DeployError(f"{public_key} is not an EC key")
     return _verified(path, key, str(public_key))
+
+
+def require_about(
+    path: Path, statements: Sequence[Mapping[str, Any]], sha256: str | None, url: str | None
+) -> None:
+    """Raises DeployError unless every statement of a file is about a bundle and a server.
+
+    Args:
+        path: What messages call the file.
+        sha256: The bundle's digest; None if any will do.
+        url: The server's address, as the watch named it; None if any will do.
+    """
+    for number, statement in enumerate(statements, 1):
+        subject = statement["subject"][0]
+        if sha256 is not None and subject["digest"]["sha256"] != sha256:
+            raise DeployError(
+                f"{path}: line {number} is about another bundle: {subject['name']!r:.200} with"
+                f" SHA-256 {subject['digest']['sha256']!r:.80}, not {sha256}",
+                "name the bundle that was given to `assay watch`",
+            )
+        if url is not None and statement["predicate"]["url"] != url:
+            raise DeployError(
+                f"{path}: line {number} is about {statement['predicate']['url']!r:.200}, not {url}",
+                "write the address as it was given to `assay watch`",
+            )
 
 
 def _verified(path: Path, key: Any, name: str) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ class Monitor:
         self._failures += 1
         if self._failures < FAILURES:
             return []
-        return self._begin("down", f"{FAILURES} requests in a row failed: {reason}")
+        return self._begin("down", f"{self._failures} requests in a row failed: {reason}")
 
     def finish(self) -> list[Alarm]:
         """Judges the outputs of the last window though it is not complete, if they are enough."""
@@ -143,10 +143,10 @@ class Monitor:
         return faults, max(output.max_ratio for output in judged)
 
     def _begin(self, kind: Kind, reason: str) -> list[Alarm]:
-        if kind in self.active:
-            return []
+        """Keeps the latest reason; returns the alarm if it is not active already."""
+        begins = kind not in self.active
         self.active[kind] = reason
-        return [Alarm(kind, True, reason)]
+        return [Alarm(kind, True, reason)] if begins else []
 
     def _end(self, kind: Kind, reason: str) -> list[Alarm]:
         if self.active.pop(kind, None) is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ from pipeline.serving.watching.monitor import Alarm, Monitor, Window
 from pipeline.serving.watching.slowdown import Slowdown, windows_in_a_row
 from pipeline.serving.watching.surroundings import Snapshot, Surroundings, changes
 from pipeline.verification.batches import Calls, run_padded
+
+# Times of a day that are kept: enough for p99.9, at any rate of requests.
+_KEPT_TIMES = 100_000
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ class Day:
 
     Attributes:
         begins: The moment of the first request, in UTC.
-        times: Seconds of each reply.
+        replies: How many requests were answered.
+        times: Seconds of each reply, or of as many as are kept, chosen at random (Vitter, ACM
+            Transactions on Mathematical Software 11, 1985, algorithm R).
         failures: How many requests failed.
         windows: How many were judged.
         floors: The largest error in units of the noise floor.
@@ -63,11 +69,20 @@ class Day:
     """
 
     begins: datetime
+    replies: int = 0
     times: list[float] = field(default_factory=list)
     failures: int = 0
     windows: int = 0
     floors: float = 0.0
     events: list[dict[str, Any]] = field(default_factory=list)
+
+    def reply(self, seconds: float) -> None:
+        """Counts a reply, and keeps its time or not."""
+        self.replies += 1
+        if len(self.times) < _KEPT_TIMES:
+            self.times.append(seconds)
+        elif (place := random.randrange(self.replies)) < _KEPT_TIMES:  # noqa: S311 - no secret
+            self.times[place] = seconds
 
     def document(self, ends: datetime) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -75,7 +90,7 @@ class Day:
         return {
             "from": self.begins.isoformat(timespec="seconds"),
             "to": ends.isoformat(timespec="seconds"),
-            "replies": len(self.times),
+            "replies": self.replies,
             "failures": self.failures,
             "windows": self.windows,
             # Nothing is known without a window, and of outputs that cannot be compared.
@@ -221,7 +236,7 @@ class Watch:
                 self._metrics.failure()
             return self.monitor.failure(error.message)
         seconds = time.perf_counter() - start
-        self._day.times.append(seconds)
+        self._day.reply(seconds)
         before = self.monitor.last
         alarms = self.monitor.reply(row, outputs, seconds)
         if self._metrics is not None:
@@ -273,9 +288,9 @@ def _now() -> datetime:
 
 def _rows(count: int) -> Iterator[int]:
     """Yields the indices of golden rows, each as often as the others, in an order that changes."""
-    random = np.random.default_rng(0)
+    order = np.random.default_rng(0)
     while True:
-        yield from map(int, random.permutation(count))
+        yield from map(int, order.permutation(count))
 
 
 def _require_alike(session: Session, golden: Golden, url: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,27 @@ def test_the_records_of_each_machine_are_checked(
     result = assay("check", "--trust", pack(tmp_path / "forged.tar.zst", [*forged.items()]))
     assert result.code == 1
     assert f"{ENGINE} is not the file that lenet/fp32/onnxruntime/build.json names" in result.err
+
+
+def test_the_signature_of_each_bundle_is_verified(
+    built: Store, other: Path, tmp_path: Path, assay: Assay
+) -> None:
+    key, first = tmp_path / "key", tmp_path / "first.tar.zst"
+    shutil.copy(bundle_of(built), first)
+    assert assay("keygen", key).code == 0
+    assert assay("sign", first, "--key", key).code == 0
+    path = tmp_path / "both.tar.zst"
+    words = ("merge", first, other, "--out", path, "--public-key", f"{key}.pub")
+    result = assay(*words)
+    assert result.code == 1
+    assert f"{other}.sig does not exist" in result.err
+    assert not path.exists()
+    assert assay("sign", other, "--key", key).code == 0
+    result = assay(*words)
+    assert result.code == 0, result.err
+    assert f"{first}: signed by the key SHA256:" in result.out
+    assert f"{other}: signed by the key SHA256:" in result.out
+    assert not Path(f"{path}.sig").exists()
 
 
 def test_a_bundle_merged_with_itself_is_the_same(

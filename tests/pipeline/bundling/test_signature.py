@@ -210,14 +210,23 @@ def test_an_archive_that_is_replaced_after_its_signature_was_verified_is_refused
         archive.extract(bundle, tmp_path / "out", sha256=signed.sha256)
 
 
+def test_only_a_bundle_is_signed(key: Path, tmp_path: Path) -> None:
+    other = tmp_path / "model.onnx"
+    for content in (b"", b"graph", b"\x28\xb5\x2f"):
+        other.write_bytes(content)
+        with pytest.raises(DeployError, match=r"model\.onnx is not a bundle"):
+            signature.sign(other, key, no_passphrase)
+    assert not signature.beside(other).exists()
+
+
 def test_keys_are_private_and_never_replaced(key: Path, tmp_path: Path) -> None:
     assert key.stat().st_mode & 0o777 == 0o600
     content = key.read_bytes()
-    with pytest.raises(DeployError, match=r"release\.key exists"):
+    with pytest.raises(UsageError, match=r"release\.key exists"):
         signature.make_keys(key)
     assert key.read_bytes() == content
     (tmp_path / "new.pub").write_text("something else")
-    with pytest.raises(DeployError, match=r"new\.pub exists"):
+    with pytest.raises(UsageError, match=r"new\.pub exists"):
         signature.make_keys(tmp_path / "new")
     assert {path.name for path in tmp_path.iterdir()} == {"new.pub"}
     with pytest.raises(DeployError, match="cannot be written"):

@@ -25,6 +25,7 @@ from pipeline.workflow.artifacts import ENGINE
 from pipeline.workflow.runner import Store
 from pipeline.workflow.stage import options
 from tests import bare
+from tests.bundles import bundle_of
 from tests.conftest import Process, Result, need_engine
 from tests.subset import ROOT, python_path, stages
 
@@ -585,3 +586,24 @@ def test_a_current_folder_that_was_removed_is_named(
         result = assay(*words)
         assert result.code == 2
         assert "the current folder has been removed" in result.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("card", "lenet", "--out"),
+        ("report", "lenet", "--html"),
+        ("merge", "BUNDLE", "BUNDLE", "--out"),
+        ("check", "BUNDLE", "--rebuild", "--out"),
+        ("pull", "127.0.0.1:9/lenet:1", "--out"),
+        ("keygen",),
+    ],
+)
+def test_no_command_makes_the_folder_of_its_output(
+    built: Store, assay: Callable[..., Result], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    words = tuple(str(bundle_of(built)) if word == "BUNDLE" else word for word in words)
+    result = assay(*words, tmp_path / "nothing" / "new.tar.zst")
+    assert result.code == 2
+    assert f"error: {tmp_path / 'nothing'} is not a folder\nhint: create it first" in result.err
+    assert not (tmp_path / "nothing").exists()

@@ -19,6 +19,7 @@ from pipeline.workflow.digests import dump_json
 from pipeline.workflow.runner import Store
 from tests.bundles import FOLDER, bundle_of, members, pack, rerecorded, resigned
 from tests.conftest import Process, Result
+from tests.pipeline.report.page.pages import cells, parse
 
 Assay = Callable[..., Result]
 BUILDS = "lenet/fp32/onnxruntime/builds.json"
@@ -68,6 +69,22 @@ def hurried(builds: dict) -> None:
 def rebuilt(result: Result) -> dict:
     document = json.loads(result.out)
     return {entry["name"]: entry for entry in document["rebuilt"]}
+
+
+@pytest.mark.slow(15)
+def test_the_page_shows_the_builds_and_their_region(
+    repeated: Store, assay: Assay, tmp_path: Path
+) -> None:
+    known = region.load(repeated.root / BUILDS)
+    place = ("--root", repeated.root, "--dist", repeated.dist)
+    page = tmp_path / "page.html"
+    assert assay("report", "lenet", "--html", page, *place).code == 0
+    parts = parse(page.read_text()).all("section")
+    section = next(part for part in parts if "Several builds" in part.text)
+    assert "onnxruntime in fp32" in section.text
+    texts = cells(section)
+    assert {"1", "2", "3", "accepted"} <= {*texts}
+    assert texts.count(known.builds[0].sha256[:12]) == 3  # the same bytes each time
 
 
 @pytest.mark.slow(15)
@@ -318,7 +335,7 @@ def test_an_existing_file_is_not_replaced(repeated: Store, tmp_path: Path, assay
     out.write_bytes(b"mine")
     result = assay("check", bundle_of(repeated), *ONE, "--out", out)
     assert result.code == 2
-    assert f"--out {out} exists" in result.err
+    assert f"{out} exists, and is not replaced" in result.err
     assert out.read_bytes() == b"mine"
 
 

@@ -1,5 +1,6 @@
 """`assay serve` up to the server: what is checked before one starts, and servers that fail."""
 
+import json
 import signal
 import socket
 import time
@@ -126,6 +127,47 @@ def test_an_interrupted_start_leaves_nothing(
         place = Path("/proc") / (tmp_path / name).read_text().strip()
         assert not place.exists() or " Z " in (place / "stat").read_text()
     assert not [*(tmp_path / "temporary").iterdir()]
+
+
+@pytest.mark.slow(5)
+def test_the_document_of_a_server_is_printed_when_it_is_ready(
+    built: Store, process: Callable[..., Process]
+) -> None:
+    (port,) = free_ports(1)
+    own = ("serve", bundle_of(built), "--server", "assay", "--trust", "--http-port", port)
+    server = process(*own, "--engine", "onnxruntime", "--json").start()
+    try:
+        lines = []
+        for line in iter(server.stdout.readline, ""):
+            lines.append(line)
+            if line == "}\n":
+                break
+        assert json.loads("".join(lines)) == {
+            "server": "assay",
+            "models": ["lenet_fp32_onnxruntime"],
+            "device": "cpu",
+            "urls": [f"http://127.0.0.1:{port}"],
+        }
+        server.send_signal(signal.SIGINT)
+        out, _ = server.communicate(timeout=60)
+        assert (out, server.returncode) == ("", 130)
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def test_an_engine_that_the_bundle_does_not_have_is_wrong_usage(
+    built: Store, assay: Assay, tmp_path: Path
+) -> None:
+    pytest.importorskip("tritonclient")
+    program = script(tmp_path, "sleep 60")
+    own = ("serve", bundle_of(built), "--server", "assay")
+    for which in (own, words(bundle_of(built), program)):
+        result = assay(*which, "--trust", "--engine", "onnxruntim")
+        assert result.code == 2
+        assert "the bundle has no engine 'onnxruntim' in fp32" in result.err
+        assert "did you mean 'onnxruntime'" in result.err
+    assert not (tmp_path / "started").exists()
 
 
 def test_an_occupied_port_starts_nothing(built: Store, assay: Assay, tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_keygen_takes_a_passphrase_from_the_environment(
     assert result.code == 2
     assert not (tmp_path / "more").exists()
     result = assay("keygen", locked)
-    assert result.code == 1
+    assert result.code == 2
     assert "never replaced" in result.err
 
 

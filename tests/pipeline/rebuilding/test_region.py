@@ -63,6 +63,12 @@ def test_the_limits_of_the_verdict_hold_in_any_case() -> None:
     accepted = region.derive([build(0.01, 0.02), build(3.9, 5.9)])
     assert accepted is not None
     assert accepted.errors["logits"] == Error(limits.MAX_RMS_IN_FLOORS, limits.MAX_ERROR_IN_FLOORS)
+    assert accepted.wide
+
+
+def test_two_builds_tell_no_more_than_the_verdict_and_five_do() -> None:
+    accepted = [region.derive([build()] * count) for count in (2, 5)]
+    assert [known is not None and known.wide for known in accepted] == [True, False]
 
 
 def test_an_error_below_the_noise_floor_is_never_outside() -> None:

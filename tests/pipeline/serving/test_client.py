@@ -252,6 +252,16 @@ def test_models_are_listed_if_the_name_is_wrong(ask: Callable[..., Result]) -> N
     assert ask(Behaviour(models=[])).code == 4
 
 
+def test_versions_are_listed_if_the_version_is_wrong(ask: Callable[..., Result]) -> None:
+    models = [{"name": "served", "version": "1"}, {"name": "served", "version": "3"}]
+    result = ask(Behaviour(ready=400, models=models), "--model-version", "2")
+    assert result.code == 2
+    assert "has no version '2' of served" in result.err
+    assert "available: 1, 3" in result.err
+    # It may be loading: this list does not tell versions.
+    assert ask(Behaviour(ready=400), "--model-version", "2").code == 4
+
+
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 def test_a_port_without_a_server_is_not_available(built: Store, assay: Assay, scheme: str) -> None:
     url = f"{scheme}://127.0.0.1:{free_ports(1)[0]}"
@@ -286,6 +296,8 @@ def test_what_is_no_address_is_wrong_usage(url: str) -> None:
         (("--model-name", "a"), "--model-name without --url"),
         (("--url", "http://a:1", "--digests-only"), "exclude each other"),
         (("--url", "http://a:1", "--engine", "onnxruntime"), "exclude each other"),
+        (("--url", "http://a:1", "--device", "cpu"), "--url and --device exclude each other"),
+        (("--url", "http://a:1", "--threads", "1"), "--url and --threads exclude each other"),
     ],
 )
 def test_contradicting_options_are_wrong_usage(

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -201,6 +202,9 @@ def test_without_an_engine_that_triton_serves_the_reasons_are_named(
     assert result.code == 1
     assert "TorchScript" in result.err
     assert "assay build lenet --engine onnxruntime" in result.err
+    result = assay("triton", "lenet", tmp_path / "repository", "--precision", "int8", *where(built))
+    assert result.code == 1
+    assert "`assay build lenet --precision int8 --engine onnxruntime" in result.err
     assert not (tmp_path / "repository").exists()
 
 
@@ -210,3 +214,6 @@ def test_files_are_listed_with_their_digests(source: Source, tmp_path: Path) -> 
     (tmp_path / "repository" / source.name / "labels.txt").unlink()
     (line,) = repository.changed_files(tmp_path / "repository")
     assert line == f"{source.name}/labels.txt is missing"
+    shutil.rmtree(tmp_path / "repository" / source.name)
+    (line,) = repository.changed_files(tmp_path / "repository")
+    assert line == f"the folder {source.name} is missing"

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from assay import load
 from pipeline.bundling import attestation, bom
@@ -114,6 +116,62 @@ def test_a_mismatched_engine_is_not_bundled(store: Store, assay: Callable[..., R
     assert result.code == 3
     assert "pytorch is not proved equal" in result.err
     assert assay("bundle", "lenet", *where, "--engine", "onnxruntime").code == 0
+
+
+def test_attached_files_are_members_and_a_changed_one_is_packed_anew(
+    store: Store, assay: Callable[..., Result], tmp_path: Path
+) -> None:
+    licence, card = tmp_path / "LICENSE", tmp_path / "card of lenet.md"
+    licence.write_text("do what you want")
+    card.write_text("# LeNet")
+    words = ("bundle", "lenet", "--root", store.root, "--dist", store.dist)
+    words = (*words, "--attach", f"{card},{licence}")
+    assert assay(*words).code == 0
+    first = members(bundle_of(store))
+    assert first[f"{FOLDER}/documents/LICENSE"] == b"do what you want"
+    assert first[f"{FOLDER}/documents/card of lenet.md"] == b"# LeNet"
+    assert "- `documents/LICENSE` is enclosed" in first[f"{FOLDER}/README.md"].decode()
+    bill = first[f"{FOLDER}/bom.cdx.json"].decode()
+    assert JsonStrictValidator(SchemaVersion.V1_7).validate_str(bill) is None
+    model = json.loads(bill)["metadata"]["component"]
+    assert model["licenses"] == [{"license": {"name": "documents/LICENSE"}}]
+    assert assay("check", bundle_of(store), "--digests-only").code == 0
+    again = assay(*words)
+    assert "nothing changed, skipped" in again.err
+    licence.write_text("ask first")
+    assert assay(*words).code == 0
+    second = members(bundle_of(store))
+    assert second[f"{FOLDER}/documents/LICENSE"] == b"ask first"
+    contents = [json.loads(each[f"{FOLDER}/manifest.json"])["content"] for each in (first, second)]
+    assert contents[0] == contents[1]  # documents do nothing
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["missing"], "does not exist"),
+        (["folder"], "is not a file"),
+        (["a/terms", "b/TERMS"], "have the same name in the bundle"),
+        (["a/terms", "a/terms"], "have the same name in the bundle"),
+        (["a/back\\slash"], "cannot be attached by this name"),
+        (["a/end."], "cannot be attached by this name"),
+        ([".."], "is not a file"),
+    ],
+)
+def test_what_cannot_be_attached_is_named(
+    store: Store, assay: Callable[..., Result], tmp_path: Path, names: list[str], words: str
+) -> None:
+    for name in ("a/terms", "b/TERMS", "a/back\\slash", "a/end."):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    (tmp_path / "folder").mkdir()
+    before = bundle_of(store).read_bytes()
+    attach = ",".join(str(tmp_path / name) for name in names)
+    where = ("--root", store.root, "--dist", store.dist)
+    result = assay("bundle", "lenet", *where, "--attach", attach)
+    assert result.code in (1, 2)
+    assert words in result.err
+    assert bundle_of(store).read_bytes() == before
 
 
 @pytest.mark.slow(20)

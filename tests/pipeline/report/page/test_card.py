@@ -17,9 +17,10 @@ Assay = Callable[..., Result]
 def test_a_card_has_the_measured_figures(built: Store, tmp_path: Path, assay: Assay) -> None:
     out = tmp_path / "README.md"
     place = ("--root", built.root, "--dist", built.dist)
-    result = assay("card", "lenet", "--out", out, *place)
+    result = assay("card", "lenet", "--out", out, "--license", "mit", *place)
     assert result.code == 0, result.err
     card = ModelCard.load(out)
+    assert card.data.license == "mit"
     assert card.data.library_name == "onnx"
     assert card.data.pipeline_tag == "image-classification"
     assert card.data.datasets == ["fashion-mnist"]
@@ -28,10 +29,19 @@ def test_a_card_has_the_measured_figures(built: Store, tmp_path: Path, assay: As
     accuracies = [entry.metric_value for (kind, _), entry in values.items() if kind == "accuracy"]
     assert training["test_accuracy"] in accuracies
     measured = json.loads((built.root / "lenet/fp32/measurements.json").read_text())
-    known = measured["results"][0]["percentiles"]["p50"]
+    # With a budget this short, no percentile may be known of some engine.
+    whole = [entry for entry in measured["results"] if entry["boundary"] == "end to end"]
+    known = [
+        interval
+        for entry in whole
+        for name, interval in entry["percentiles"].items()
+        if name in ("p50", "p99")
+    ]
     latencies = {e.metric_value for e in card.data.eval_results if "latency" in e.metric_type}
-    assert known["value"] in latencies
-    assert f"{known['low']:.4g} to {known['high']:.4g}" in card.text
+    assert latencies == {interval["value"] for interval in known}
+    assert latencies
+    for interval in known:
+        assert f"{interval['low']:.4g} to {interval['high']:.4g}" in card.text
     assert measured["machine"]["cpu"] in card.text
     assert all(entry.dataset_name == "fashion-mnist" for entry in card.data.eval_results)
 

@@ -97,7 +97,8 @@ def test_failures_in_a_row_are_one_alarm_until_it_answers(monitor: Monitor) -> N
         assert monitor.failure("refused") == []
     (alarm,) = monitor.failure("refused")
     assert (alarm.kind, alarm.begins) == ("down", True)
-    assert monitor.failure("refused") == []
+    assert monitor.failure("no such model") == []
+    assert monitor.active["down"] == "4 requests in a row failed: no such model"
     outputs = {name: array[:1] for name, array in monitor.golden.native.items()}
     (end,) = monitor.reply(0, outputs, 1e-3)
     assert (end.kind, end.begins) == ("down", False)

@@ -137,7 +137,11 @@ def test_a_new_version_is_named(watch: Callable[..., Result]) -> None:
 
 
 def test_a_day_is_attested_by_a_signed_line(
-    watch: Callable[..., Result], assay: Assay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    watch: Callable[..., Result],
+    built: Store,
+    assay: Assay,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     private, public = keys(tmp_path)
     begin, start = datetime(2026, 1, 1, 23, 59, 59, 500_000, UTC), time.monotonic()
@@ -155,8 +159,45 @@ def test_a_day_is_attested_by_a_signed_line(
     assert 0 < days[0]["error_floors"] < 6
     table = assay("attestations", path, "--public-key", public)
     assert "2 lines, every signature and their order hold" in table.out
+    words = ("attestations", path, "--public-key", public)
+    url, bundle = days[0]["url"], bundle_of(built)
+    assert assay(*words, "--url", url, "--bundle", bundle).code == 0
+    result = assay(*words, "--url", "http://other:8000")
+    assert result.code == 1
+    assert f"line 1 is about '{url}', not http://other:8000" in result.err
+    other = tmp_path / "other.tar.zst"
+    other.write_bytes(bundle.read_bytes() + b" ")
+    result = assay(*words, "--bundle", other)
+    assert result.code == 1
+    assert f"line 1 is about another bundle: '{bundle.name}'" in result.err
+    assert assay(*words, "--bundle", tmp_path / "missing").code == 1
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[1])
     assert assay("attestations", path, "--public-key", public).code == 1
+
+
+def test_what_happened_is_printed_with_the_attestations(
+    watch: Callable[..., Result], assay: Assay, tmp_path: Path
+) -> None:
+    private, public = keys(tmp_path)
+    path = tmp_path / "days.jsonl"
+    behaviour = Behaviour(reply=lambda outputs: tensor(-outputs))
+    words = ("--attest", path, "--key", private, "--stop", "--duration", "30")
+    assert watch(behaviour, *words).code == 3
+    result = assay("attestations", path, "--public-key", public)
+    assert result.code == 0, result.err
+    assert " mismatch: logits: " in result.err
+
+
+def test_the_times_of_a_day_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_KEPT_TIMES", 200)
+    day = watching.Day(datetime.now(UTC))
+    for number in range(10_000):
+        day.reply(number / 10_000)
+    assert len(day.times) == 200
+    document = day.document(datetime.now(UTC))
+    assert document["replies"] == 10_000
+    # 200 at random know the median within 0.2, save once in a hundred million.
+    assert document["latency"]["p50"]["value"] == pytest.approx(0.5, abs=0.2)
 
 
 def test_a_file_of_attestations_that_ends_early_is_found_before_anything_is_sent(
