@@ -70,6 +70,7 @@ class Params:
         None,
         text="CPU threads of one inference [the CPUs divided by the sessions].",
         high=1024,
+        validate=check_threads,
     )
     device: str = option("auto", text="Where the engines run: auto, cpu, cuda or cuda:N.")
     log: Path | None = option(None, text="Folder in which LoadGen's own logs are kept.")
@@ -86,7 +87,6 @@ def _command(**values: Any) -> None:
 
     store = make_store(values)
     params = Params(**{name: value for name, value in values.items() if value is not None})
-    check_threads(params.threads)
     import_vendor("mlperf_loadgen", INSTALL)
     results: list[dict[str, Any]] = []
     verdicts: list[Verdict] = []

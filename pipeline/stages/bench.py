@@ -57,7 +57,11 @@ class Params:
     )
     batch: tuple[int, ...] = option((1, 8, 64), text="Batch sizes to measure.", high=65536)
     threads: int | None = option(
-        None, text="CPU threads of one inference [all that the process may use].", high=1024
+        None,
+        text="CPU threads of one inference [all that the process may use].",
+        high=1024,
+        validate=check_threads,
+        role=OptionRole(shown_by_run=True),
     )
     affinity: tuple[int, ...] = option(
         (), text="CPUs to run on, by number, as in 0,1 [all that the process may use].", low=0
@@ -118,7 +122,6 @@ def resolve(params: Params) -> Params:
             f" contradict each other: that is {len(set(params.affinity))} CPUs",
             "leave --threads out: there is then one thread for each CPU of --affinity",
         )
-    check_threads(params.threads)
     if params.cuda_graph and params.device == "cpu":
         raise UsageError(
             "--cuda-graph and --device cpu contradict each other", "leave out one of the two"

@@ -55,6 +55,7 @@ class Params:
         None,
         text="CPU threads of one inference [the CPUs divided by the sessions].",
         high=1024,
+        validate=check_threads,
     )
     device: str = option("auto", text="Where the engines run: auto, cpu, cuda or cuda:N.")
     rate: tuple[float, ...] = option(
@@ -75,9 +76,8 @@ def resolve(params: Params) -> Params:
     """Sorts engines, numbers of sessions and rates.
 
     Raises:
-        UsageError: There are more threads than CPUs, or the duration is too short.
+        UsageError: The duration is too short.
     """
-    check_threads(params.threads)
     if params.duration < SHORTEST:
         raise UsageError(
             f"--duration {params.duration:g} is too short: the least is {SHORTEST} s",

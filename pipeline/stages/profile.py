@@ -54,7 +54,10 @@ class Params:
     engine: tuple[str, ...] = engines_option("profile")
     batch: tuple[int, ...] = option((1, 8, 64), text="Batch sizes to run.", high=65536)
     threads: int = option(
-        factory=hardware.available_cpus, text="CPU threads of one inference.", high=1024
+        factory=hardware.available_cpus,
+        text="CPU threads of one inference.",
+        high=1024,
+        validate=check_threads,
     )
     device: str = option("auto", text="Where the engines run: auto, cpu, cuda or cuda:N.")
     budget: float = option(2.0, text="Seconds for each engine and batch size.")
@@ -62,8 +65,7 @@ class Params:
 
 
 def resolve(params: Params) -> Params:
-    """Checks threads and that there is an engine; puts engines and batch sizes in order."""
-    check_threads(params.threads)
+    """Checks that there is an engine; puts engines and batch sizes in order."""
     require_built(params.engine, vars(params))
     return dataclasses.replace(
         params,

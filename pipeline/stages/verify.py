@@ -17,6 +17,7 @@ from pipeline import models
 from pipeline.report import verify as report
 from pipeline.stages import (
     built_engines,
+    check_threads,
     data_artifacts,
     data_option,
     model_option,
@@ -59,7 +60,9 @@ class Params:
         role=OptionRole(expand_all=_subjects),
     )
     data: str | None = data_option(None, as_trained=True)
-    threads: int = option(factory=hardware.available_cpus, text="CPU threads.", high=1024)
+    threads: int = option(
+        factory=hardware.available_cpus, text="CPU threads.", high=1024, validate=check_threads
+    )
     device: str = option("auto", text="Where the engine runs: auto, cpu, cuda or cuda:N.")
 
 

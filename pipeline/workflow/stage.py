@@ -67,7 +67,7 @@ def option(
     text: str,
     factory: Any = dataclasses.MISSING,
     names: Names | None = None,
-    validate: Callable[[str], None] | None = None,
+    validate: Callable[[Any], None] | None = None,
     key: bool = True,
     low: int = 1,
     high: int = 2**31 - 1,
@@ -80,7 +80,7 @@ def option(
         text: What the option does, with its unit.
         factory: Returns the default on this machine.
         names: Returns the values the option accepts; the error for another suggests the nearest.
-        validate: Raises UsageError for a word that the option does not accept.
+        validate: Raises UsageError for a value that the option does not accept.
         key: Whether the value is part of the cache key: a change makes the stage run again.
         low: The smallest integer accepted; a float must be above 0, or at least 0 if this is 0.
         high: The largest number accepted.
@@ -114,7 +114,7 @@ class Option:
     default: Any
     text: str
     names: Names | None
-    validator: Callable[[str], None] | None
+    validator: Callable[[Any], None] | None
     key: bool
     low: int
     high: int

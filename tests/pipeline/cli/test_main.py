@@ -73,8 +73,12 @@ def test_the_help_of_run_lists_options_by_stage(assay: Assay) -> None:
 STAGES = ("data", "train", "export", "build", "bench", "bundle")  # verify has none of its own
 
 
-@pytest.mark.parametrize("command", ["bench", "load", "profile", "loadgen", "compare"])
-def test_more_threads_than_cpus_are_not_measured(command: str, assay: Assay) -> None:
+@pytest.mark.parametrize(
+    "command", ["run", "verify", "bench", "load", "profile", "loadgen", "compare"]
+)
+def test_more_threads_than_cpus_are_refused_before_anything_runs(
+    command: str, assay: Assay
+) -> None:
     cpus = hardware.available_cpus()
     subject = ("a.zip", "b.zip") if command == "compare" else ("lenet", "--engine", "onnxruntime")
     result = assay(command, *subject, "--threads", cpus + 1)
@@ -82,6 +86,7 @@ def test_more_threads_than_cpus_are_not_measured(command: str, assay: Assay) -> 
     expected = f"--threads {cpus + 1} is more than the CPUs that this process may use: {cpus}"
     assert expected in result.err
     assert f"give at most {cpus}" in result.err
+    assert "running" not in result.err
 
 
 @pytest.mark.parametrize(
@@ -106,8 +111,8 @@ def test_more_threads_than_cpus_are_not_measured(command: str, assay: Assay) -> 
         (("bench", "lenet", "--batch", ""), "--batch is empty", "at least one"),
         (("bench", "lenet", "--budget", "inf"), "--budget inf is out", "above 0"),
         (
-            ("bench", "lenet", "--threads", "3", "--affinity", "0"),
-            "--threads 3 and --affinity 0 contradict",
+            ("bench", "lenet", "--threads", "2", "--affinity", "0"),
+            "--threads 2 and --affinity 0 contradict",
             "leave --threads out",
         ),
         (
