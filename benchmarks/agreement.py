@@ -74,7 +74,7 @@ def by_profile(path: Path, feeds: Feeds, threads: int, folder: Path) -> float:
         session.run(None, dict(feeds))
     events = json.loads(Path(session.end_profiling()).read_text())
     times = [event["dur"] for event in events if event["name"] == "model_run"]
-    return statistics.median(times) / 1e6
+    return float(statistics.median(times) / 1e6)
 
 
 def with_polygraphy(session: Any, feeds: Feeds) -> float:

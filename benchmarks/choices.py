@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ def key(point: Point) -> tuple[Any, ...]:
     return tuple(point[n] for n in ("engine", "precision", "batch", "sessions", "threads"))
 
 
+def _value(name: str, point: Point) -> float:
+    return float(point[name]["value"])
+
+
 def judged(model: str, words: list[str], every: list[Point]) -> list[list[str]]:
     """Returns a row for each bound."""
     by_key = {key(point): point for point in every}
@@ -88,7 +93,7 @@ def judged(model: str, words: list[str], every: list[Point]) -> list[list[str]]:
         throughput = option[0] != "--min-throughput"
         # As `assay choose` does: the quickest that serves enough, or that which serves most.
         value = "throughput" if throughput else "latency"
-        best = (max if throughput else min)(able, key=lambda p, v=value: float(p[v]["value"]))
+        best = (max if throughput else min)(able, key=partial(_value, value))
         answer = call(["choose", *words, *option])
         chosen = answer.get("chosen")
         point = by_key[key(chosen)] if chosen else None

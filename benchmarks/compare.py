@@ -42,7 +42,7 @@ def exit_code(bundle: Path, part: float, words: list[str]) -> int:
         name, session = _fastest(*values)
         return name, slowed(session)
 
-    opening.fastest = fastest
+    opening.fastest = fastest  # type: ignore[assignment]
     opening.again = lambda *values: slowed(_again(*values))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return assay(["compare", str(bundle), str(bundle), "--trust", *words])

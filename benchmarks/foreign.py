@@ -81,7 +81,7 @@ def judge(path: Path, precision: str, work: Path) -> dict[str, str]:
     more: dict[str, Any] = {}
     if examples is not None:
         more["inputs"] = work / "inputs.npz"
-        np.savez(more["inputs"], **examples)
+        np.savez(more["inputs"], **examples)  # type: ignore[arg-type]
     elif path.stem in SHAPES:
         more["shape"] = SHAPES[path.stem]
     if precision == "int8":
@@ -96,7 +96,9 @@ def judge(path: Path, precision: str, work: Path) -> dict[str, str]:
     words["graph"] = verdict(model, "graph", options)
     for engine in ENGINES:
         try:
-            plan = {"batch_opt": 1, "batch_max": 8} if engine == "tensorrt_rtx" else {}
+            plan: dict[str, Any] = (
+                {"batch_opt": 1, "batch_max": 8} if engine == "tensorrt_rtx" else {}
+            )
             assay.build(model, engine=engine, **plan, **options)
         except DeployError as error:
             words[engine] = f"not built: {error.message}"

@@ -218,7 +218,7 @@ def profile_ratio(graph: Graph, folder: Path) -> float:
         events = json.loads(Path(session.end_profiling()).read_text())
         times = [event["dur"] for event in events if event["name"] == "model_run"]
         means.append(statistics.mean(times[1:]))
-    return means[0] / means[1]
+    return float(means[0] / means[1])
 
 
 def polygraphy_ratio(graph: Graph) -> float | None:

@@ -111,7 +111,8 @@ def float64_outputs(model: onnx.ModelProto, golden: Golden) -> Array:
     """Returns the graph's first output for `some_rows`, computed in float64."""
     rows = some_rows(golden)
     feeds = {name: array[rows] for name, array in golden.inputs.items()}
-    return np.asarray(ReferenceEvaluator(in_float64(model)).run(None, feeds)[0])
+    outputs: Any = ReferenceEvaluator(in_float64(model)).run(None, feeds)
+    return np.asarray(outputs[0])
 
 
 def plant_all(name: str, root: Path, places: int, say: Callable[[Case], None]) -> list[Case]:
@@ -128,8 +129,10 @@ def plant_all(name: str, root: Path, places: int, say: Callable[[Case], None]) -
         seen: set[bytes] = set()
         for place in range(places):
             planted = fault.plant(clean, place)
-            content = planted and planted[0].SerializeToString(deterministic=True)
-            if not content or content in seen:
+            if planted is None:
+                continue
+            content = planted[0].SerializeToString(deterministic=True)
+            if content in seen:
                 continue  # every place has been used
             seen.add(content)
             model = planted[0]
@@ -186,8 +189,8 @@ def counts(cases: list[Case]) -> list[dict[str, Any]]:
             caught = {tool: sum(getattr(case, tool) for case in some) for tool in tools}
             lines.append({"model": name, "effect": effect, "faults": len(some), **caught})
         weights = [case for case in cases if case.model == name and case.weight]
-        caught = sum(case.audit for case in weights)
-        lines.append({"model": name, "effect": "weight", "faults": len(weights), "audit": caught})
+        audit = sum(case.audit for case in weights)
+        lines.append({"model": name, "effect": "weight", "faults": len(weights), "audit": audit})
     return lines
 
 

@@ -28,7 +28,11 @@ LOGITS = TensorSpec("logits", "float32", (None, 10))
 class Eager:
     """A session that calls the module itself."""
 
-    inputs, outputs, device, batch, stream = (IMAGE,), (LOGITS,), "cpu", None, None
+    inputs: tuple[TensorSpec, ...] = (IMAGE,)
+    outputs: tuple[TensorSpec, ...] = (LOGITS,)
+    device = "cpu"
+    batch: tuple[int, int] | None = None
+    stream: int | None = None
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module

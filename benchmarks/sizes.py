@@ -24,7 +24,7 @@ from torchvision.models import swin_transformer as swin
 import engines
 from engines import hardware
 from engines.contract import BuildOptions, OpenOptions, TensorSpec
-from exporters import onnx_files, onnx_graph
+from exporters import constant_sizes, onnx_files, onnx_graph
 from exporters.module import Served
 from exporters.program import export_program
 from pipeline.benchmarking import clock, intervals
@@ -51,7 +51,7 @@ def graph(model: nn.Module, *, computed: bool) -> onnx.ModelProto:
     program = export_program(Served(model, None).eval(), [torch.zeros(2, *_SHAPE)])
     with mock.patch.multiple(
         onnx_graph,
-        make_sizes_constant=(lambda _: None) if computed else onnx_graph.make_sizes_constant,
+        make_sizes_constant=(lambda _: None) if computed else constant_sizes.make_sizes_constant,
         _translatable=(lambda same: same) if computed else onnx_graph._translatable,
     ):
         return next(onnx_graph.export_graph(program, inputs, outputs, {}).graphs)

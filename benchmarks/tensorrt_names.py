@@ -29,7 +29,8 @@ def table() -> str:
     Raises:
         UnavailableWheelError: A wheel could not be installed or imported.
     """
-    versions, cells = [], defaultdict(dict)
+    versions: list[str] = []
+    cells: dict[str, dict[str, str]] = defaultdict(dict)
     for wheels_name, wheels in vendor_wheels.WHEELS.items():
         contents = vendor_wheels.contents(wheels_name)
         versions.append(f"{wheels.module} {contents['version']}")

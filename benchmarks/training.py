@@ -38,7 +38,7 @@ from pipeline import models
 from pipeline.benchmarking import intervals
 from pipeline.data import download, registry
 from pipeline.training import loop
-from pipeline.training.settings import seed
+from pipeline.training.settings import Samples, Settings, seed
 
 ROUNDS = 9
 WORKERS = 4
@@ -70,7 +70,7 @@ def notebook(name: str, folder: Path, threads: int) -> float:
     network = spec.build(None).network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=spec.recipe.lr)
     dataset.transform = transforms.Compose(
-        [transforms.Resize(spec.image_shape[1:]), transforms.ToTensor()]
+        [transforms.Resize((spec.image_shape or ())[1:]), transforms.ToTensor()]
     )
     part = Subset(dataset, range(IMAGES[name]))
     start = time.perf_counter()
@@ -84,7 +84,7 @@ def notebook(name: str, folder: Path, threads: int) -> float:
     for images, labels in loader:
         loss = functional.cross_entropy(network(images), labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return IMAGES[name] / (time.perf_counter() - start)
 
@@ -93,7 +93,7 @@ def ours(name: str, folder: Path, threads: int, *, compiled: bool = False) -> fl
     """Trains an epoch as `assay train` does, or with `--compile`, and returns images/s."""
     dataset = images_of(folder)
     recipe = models.get(name).recipe
-    settings = loop.Settings(
+    settings = Settings(
         epochs=1,
         lr=recipe.lr,
         batch_size=recipe.batch_size,
@@ -105,7 +105,7 @@ def ours(name: str, folder: Path, threads: int, *, compiled: bool = False) -> fl
     seed(settings)
     model = models.get(name).build(None)
     count = IMAGES[name]
-    part = loop.Samples(dataset.data[:count, None], dataset.targets[:count])
+    part = Samples(dataset.data[:count, None], dataset.targets[:count])
     return loop.train(model.network, model.prepare, part, settings)[0]["images_per_second"]
 
 

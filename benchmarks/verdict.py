@@ -63,7 +63,7 @@ def main() -> None:
         torch.set_num_threads(THREADS)
         with torch.inference_mode():
             for _ in range(2):
-                for batch in torch.from_numpy(images).split(BATCH):
+                for batch in torch.from_numpy(images).split(BATCH):  # type: ignore[no-untyped-call]
                     served(batch)
 
     rounds = []

@@ -115,7 +115,7 @@ def prepare(name: str, folder: Path) -> None:
             # A head of zeros has the same output for every input: nothing could be compared.
             torch.nn.init.normal_(parameter, std=0.02)
     shape = model.image or (3, 224, 224)
-    if norms:
+    if norms and model.prepare is not None:
         network.train()
         with torch.no_grad():
             for batch in rows.made_images(shape, 8, seed=2).reshape(2, 4, *shape):
