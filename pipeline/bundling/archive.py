@@ -33,7 +33,7 @@ from pipeline.bundling.tar_stream import (
 )
 from pipeline.workflow import phases
 from pipeline.workflow.artifacts import GRAPH_DATA
-from pipeline.workflow.digests import dump_json, parse_json, sha256_file
+from pipeline.workflow.digests import dump_json, parse_json, require_file, sha256_file
 
 SCHEMA = 3
 MANIFEST = "manifest.json"
@@ -46,6 +46,7 @@ _MAX_MEMBERS = 10_000
 _MAX_PART, _MAX_NAME = 255, 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
+_NO_BUNDLE = "give the path of a file that `assay bundle` wrote"
 _HINT = "copy the bundle again from where it was made; a damaged one cannot be repaired"
 
 
@@ -117,6 +118,30 @@ def _size(source: Path | bytes) -> int:
     return len(source) if isinstance(source, bytes) else source.stat().st_size
 
 
+def require_start(bundle: Path) -> None:
+    """Raises DeployError unless a path is a file that begins as a bundle does; parses nothing."""
+    require_file(bundle, _NO_BUNDLE)
+    try:
+        with _opened(bundle):
+            pass
+    except OSError as error:
+        raise DeployError(
+            f"{bundle} cannot be read: {error.strerror or error}", "check its permissions"
+        ) from error
+
+
+@contextmanager
+def _opened(bundle: Path) -> Iterator[BinaryIO]:
+    """Opens a bundle; raises DeployError if it does not begin as one does."""
+    with bundle.open("rb") as file:
+        if file.read(len(compression.MAGIC)) != compression.MAGIC:
+            raise DeployError(
+                f"{bundle} is not a bundle: it is not compressed by Zstandard", _NO_BUNDLE
+            )
+        file.seek(0)
+        yield file
+
+
 def extract(
     bundle: Path, target: Path, limit: int = MAX_BYTES, sha256: str | None = None
 ) -> dict[str, Any]:
@@ -135,7 +160,7 @@ def extract(
             or more than the disk has.
     """
     try:
-        with bundle.open("rb") as file:
+        with _opened(bundle) as file:
             hashed = _Hashed(file)
             manifest = _Reader(bundle, hashed, limit).extract(target)
     except OSError as error:  # those of writing are caught where they occur
@@ -152,7 +177,7 @@ def describe(bundle: Path) -> tuple[dict[str, Any], str]:
         DeployError: The file is not a bundle, or cannot be read to its end.
     """
     try:
-        with bundle.open("rb") as file:
+        with _opened(bundle) as file:
             manifest = _Reader(bundle, file, MAX_BYTES).read_manifest()
         with bundle.open("rb") as file:
             return manifest, uncompressed_digest(file)

@@ -18,7 +18,7 @@ class Figure:
         low: Lower bound of its 95 % interval; None without an interval.
         high: Upper bound of the interval.
         boundary: What a latency includes; "" for other figures.
-        quantile: Which quantile a latency is, as in "p99".
+        quantile: Which quantile a latency is, "median" or as in "p99".
     """
 
     kind: str
@@ -67,7 +67,11 @@ def _latencies(measurements: Mapping[str, Any]) -> list[Figure]:
     for entry in measurements["results"]:
         load = f"batch {entry['batch']}" + (f" of {entry['size']}" if entry.get("size") else "")
         where = f"{entry['name']} on {devices[entry['name']]}, {load}, {entry['boundary']}; {host}"
-        for quantile, known in sorted(entry["percentiles"].items()):
+        if entry.get("busy") or not entry["settled"]:
+            where += "; unstable: other processes, or too few rounds"
+        # The median as the tables have it: the typical one of all rounds.
+        upper = {name: known for name, known in entry["percentiles"].items() if name != "p50"}
+        for quantile, known in {"median": entry["seconds"], **upper}.items():
             kind = f"latency in seconds, {quantile}"
             interval = known["value"], where, known["low"], known["high"]
             figures.append(Figure(kind, *interval, entry["boundary"], quantile))

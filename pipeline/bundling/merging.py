@@ -41,8 +41,8 @@ def merge(
         target: The archive to write.
         limit: Bytes that the members of each may take together.
         trusted: Whose signature a bundle must have, by its path.
-        keep_equal: Name an engine of another bundle also if the first has one of the same bytes:
-            its record may tell of another machine, which decides where it is opened.
+        keep_equal: Name an engine of another bundle also if the first has one of the same bytes
+            from another machine, which decides where it is opened.
 
     Returns:
         The manifest, and who signed each bundle; "" if that was not verified.
@@ -150,12 +150,18 @@ def _add(
                     f"{path} has another {model[field]} in {precision}",
                     "export once, and copy the artifacts to the machines that build engines",
                 )
-        present = {digests[e["path"]] for e in known["engines"].values() if e["path"] in digests}
         for name, entry in model["engines"].items():
-            if added[entry["path"]] in present and not keep_equal:
+            paths = {key: f"{prefix}{entry[key]}" for key in ("path", "builds") if key in entry}
+            same = [
+                one
+                for one in known["engines"].values()
+                if digests.get(one["path"]) == added[entry["path"]]
+                and (not keep_equal or one["built_with"] == entry["built_with"])
+            ]
+            if same:  # its acceptance region, if only the other one has it
+                same[0].update({"builds": paths["builds"]} if "builds" in paths else {})
                 continue
             own = name if name not in known["engines"] else f"{manifests.backend(name)}@{label}"
-            paths = {key: f"{prefix}{entry[key]}" for key in ("path", "builds") if key in entry}
             known["engines"][own] = {**entry, **paths}
     return prefix
 

@@ -17,6 +17,7 @@ from exporters import onnx_files
 from pipeline.bundling import archive, checking, signature
 from pipeline.golden import file as goldens
 from pipeline.workflow.artifacts import GRAPH, GRAPH_SUBJECT
+from pipeline.workflow.digests import require_parent
 
 INSTALL = "pip install mlflow-skinny pandas"
 
@@ -45,8 +46,10 @@ def write(
     Raises:
         DeployError: The bundle is damaged.
         NotAvailableError: MLflow is not installed.
-        UsageError: The folder exists, or the bundle does not have the precision.
+        UsageError: The folder exists, or the one it is to be in does not; or the bundle does not
+            have the precision.
     """
+    require_parent(target)
     if target.exists() or target.is_symlink():
         raise UsageError(f"{target} exists", "name a new folder, or remove this one first")
     library = import_vendor("mlflow.onnx", INSTALL)
@@ -65,7 +68,6 @@ def write(
             "preprocessing": unpacked.manifest["preprocessing"],
             "before": unpacked.manifest["before"],
         }
-        target.parent.mkdir(parents=True, exist_ok=True)
         hints = {target.parent: "free some space there, or write to another folder"}
         with temporary.folder_beside(target) as new, temporary.full_disk_named(hints):
             library.save_model(

@@ -87,7 +87,7 @@ def proved(
         raise ParityError(f"no engine of the bundle passes verification here: {reasons}")
     raise NotAvailableError(
         f"no engine of the bundle runs on this machine: {reasons}",
-        "`pip install onnxruntime-gpu` runs the engine onnxruntime",
+        "`assay doctor` shows what each engine lacks on this machine",
     )
 
 

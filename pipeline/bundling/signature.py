@@ -17,7 +17,7 @@ from typing import Any
 from engines.cache import write_atomic
 from engines.checks import import_vendor
 from engines.errors import DeployError, NotAvailableError, UsageError
-from pipeline.bundling import compression
+from pipeline.bundling import archive
 from pipeline.workflow.digests import open_file, parse_json, require_file
 
 SUFFIX = ".sig"
@@ -167,7 +167,7 @@ def sign(
         DeployError: The file, the key or the certificate cannot be read, or they do not match.
         NotAvailableError: Libraries for signing are missing.
     """
-    _require_archive(bundle)
+    archive.require_start(bundle)
     signing = import_vendor("model_signing.signing", _INSTALL)
     private, secret = private_key(key, passphrase)
     config = signing.Config()
@@ -181,14 +181,15 @@ def sign(
                 "give a key without one; `openssl pkey -in KEY -out PLAIN` writes it",
             )
         else:
-            content = _read(certificate, "certificate")
+            leaf = _loaded(read_small(certificate, "certificate"))
+            _require_code_signing(leaf)
             config.use_certificate_signer(
                 private_key=key, signing_certificate=certificate, certificate_chain=[certificate]
             )
-            signer = _named(content)
+            signer = _describe(leaf)
         with write_atomic(beside(bundle)) as part:
             config.sign(bundle.resolve(), part)
-    except (ValueError, TypeError, AttributeError) as error:  # the last, of a key of another kind
+    except (ValueError, TypeError) as error:
         files = key if certificate is None else f"{key} and {certificate}"
         raise DeployError(
             f"{bundle} cannot be signed with {files}: {error}",
@@ -197,28 +198,13 @@ def sign(
     return signer
 
 
-def _require_archive(bundle: Path) -> None:
-    """Raises DeployError unless a file is there and begins as a bundle does; parses nothing."""
-    hint = "give the path of a file that `assay bundle` wrote"
-    require_file(bundle, hint)
-    try:
-        with open_file(bundle) as file:
-            start = file.read(len(compression.MAGIC))
-    except OSError as error:
-        raise DeployError(
-            f"{bundle} cannot be read: {error.strerror or error}", "check its permissions"
-        ) from error
-    if start != compression.MAGIC:
-        raise DeployError(f"{bundle} is not a bundle: it is not compressed by Zstandard", hint)
-
-
 def sign_with_identity(bundle: Path) -> None:
     """Signs a bundle with an identity that Sigstore confirms; it needs the network.
 
     Raises:
         DeployError: Sigstore cannot be reached, or does not sign; nothing is written then.
     """
-    _require_archive(bundle)
+    archive.require_start(bundle)
     signing = import_vendor("model_signing.signing", _INSTALL)
     try:
         config = signing.Config().use_sigstore_signer(use_ambient_credentials=True)
@@ -233,33 +219,36 @@ def sign_with_identity(bundle: Path) -> None:
 
 
 def private_key(path: Path, passphrase: Callable[[], str]) -> tuple[Any, bytes | None]:
-    """Returns the private key in a PEM file, and its passphrase if it has one.
+    """Returns the private EC key in a PEM file, and its passphrase if it has one.
 
     Args:
         passphrase: Called for the passphrase if the key is encrypted.
 
     Raises:
-        DeployError: The file cannot be read, holds another thing than a private key, or the
+        DeployError: The file cannot be read, holds another thing than a private EC key, or the
             passphrase is wrong.
         NotAvailableError: The library `cryptography` is missing.
     """
     serialization = import_vendor("cryptography.hazmat.primitives.serialization", _INSTALL)
-    content = _read(path, "private key")
+    curves = import_vendor("cryptography.hazmat.primitives.asymmetric.ec", _INSTALL)
+    content, hint = read_small(path, "private key"), "make one with `assay keygen FILE`"
+    secret = None
     try:
-        return serialization.load_pem_private_key(content, None), None
+        key = serialization.load_pem_private_key(content, None)
     except TypeError:  # it is encrypted
         secret = passphrase().encode()
+        try:
+            key = serialization.load_pem_private_key(content, secret)
+        except ValueError as error:
+            raise DeployError(f"the passphrase of {path} is wrong", "give the right one") from error
     except ValueError as error:
-        raise DeployError(
-            f"{path} is not a private key in PEM", "make one with `assay keygen FILE`"
-        ) from error
-    try:
-        return serialization.load_pem_private_key(content, secret), secret
-    except ValueError as error:
-        raise DeployError(f"the passphrase of {path} is wrong", "give the right one") from error
+        raise DeployError(f"{path} is not a private key in PEM", hint) from error
+    if not isinstance(key, curves.EllipticCurvePrivateKey):
+        raise DeployError(f"{path} is not an EC key", hint)
+    return key, secret
 
 
-def _read(path: Path, kind: str) -> bytes:
+def read_small(path: Path, kind: str) -> bytes:
     """Returns the content of a small file.
 
     Raises:
@@ -288,13 +277,13 @@ def verify(bundle: Path, trusted: Trusted) -> Signed:
     require_file(bundle, "give the path of a file that `assay bundle` wrote")
     path = beside(bundle)
     require_file(path, "`assay sign BUNDLE --key FILE` makes one, where the bundle was made")
-    content = _read(path, "signature")
+    content = read_small(path, "signature")
     verifying = import_vendor("model_signing.verifying", _INSTALL)
     config = verifying.Config()
     named = trusted.public_key or trusted.certificate_chain
     if named is None:
         raise UsageError("nobody is trusted", "name a public key or a certificate chain")
-    key = _read(named, "public key" if trusted.public_key else "certificate chain")
+    key = read_small(named, "public key" if trusted.public_key else "certificate chain")
     try:
         if trusted.public_key:
             config.use_elliptic_key_verifier(public_key=named)
@@ -308,6 +297,7 @@ def verify(bundle: Path, trusted: Trusted) -> Signed:
     try:
         signature = parse_json(content)
         _require_plain(signature, path)
+        _require_kind(signature, certificate=trusted.public_key is None)
         config.verify(bundle.resolve(), path)
         statement = parse_json(base64.b64decode(signature["dsseEnvelope"]["payload"]))
         sha256 = _signed_digest(statement)
@@ -344,6 +334,30 @@ def _require_plain(signature: Any, path: Path) -> None:
         raise ValueError("it has more than one signature")
 
 
+def _require_kind(signature: Any, *, certificate: bool) -> None:
+    """Raises ValueError if a signature is by a key where a certificate is trusted, or otherwise."""
+    if ("x509CertificateChain" in signature["verificationMaterial"]) != certificate:
+        raise ValueError(
+            "it is by a key alone; --public-key verifies it"
+            if certificate
+            else "it has a certificate; --certificate-chain verifies it"
+        )
+
+
+def _require_code_signing(certificate: Any) -> None:
+    """Raises ValueError unless a certificate is for code signing.
+
+    The library that verifies takes any that may sign, such as a web server's.
+    """
+    x509 = import_vendor("cryptography.x509", _INSTALL)
+    try:
+        uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        uses = ()
+    if x509.oid.ExtendedKeyUsageOID.CODE_SIGNING not in uses:
+        raise ValueError("the certificate is not for code signing (extended key usage)")
+
+
 def _without_empty(value: Any) -> Any:
     """Returns a JSON value without empty fields, which another writer may leave out."""
     if isinstance(value, dict):
@@ -364,14 +378,14 @@ def _certified(signature: Any) -> str:
     """Returns who a certificate in a signature names."""
     x509 = import_vendor("cryptography.x509", _INSTALL)
     chain = signature["verificationMaterial"]["x509CertificateChain"]["certificates"]
-    return _describe(x509.load_der_x509_certificate(base64.b64decode(chain[0]["rawBytes"])))
+    certificate = x509.load_der_x509_certificate(base64.b64decode(chain[0]["rawBytes"]))
+    _require_code_signing(certificate)
+    return _describe(certificate)
 
 
-def _named(certificate: bytes) -> str:
-    """Returns who the first certificate of a PEM file names."""
-    return _describe(
-        import_vendor("cryptography.x509", _INSTALL).load_pem_x509_certificate(certificate)
-    )
+def _loaded(content: bytes) -> Any:
+    """Returns the first certificate of a PEM file."""
+    return import_vendor("cryptography.x509", _INSTALL).load_pem_x509_certificate(content)
 
 
 def _describe(certificate: Any) -> str:

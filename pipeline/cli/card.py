@@ -11,7 +11,7 @@ from engines.errors import DeployError, UsageError, suggestion
 from exporters import PRECISIONS
 from pipeline.cli.flags import make_store, storing
 from pipeline.workflow import console
-from pipeline.workflow.digests import require_parent
+from pipeline.workflow.digests import require_output
 
 
 @click.command()
@@ -38,7 +38,7 @@ def card(
 
     store = make_store(values)
     if out is not None:
-        require_parent(out)
+        require_output(out)
     models.check_name(model)
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}", suggestion(precision, [*PRECISIONS]))

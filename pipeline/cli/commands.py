@@ -73,7 +73,11 @@ def report(
 @click.option("--device", help="auto, cpu, cuda or cuda:N [auto].")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [all available].")
 @click.option("--engine", metavar="NAME", help="Judge this engine only, and the graphs [all].")
-@click.option("--precision", metavar="NAME", help="Judge this precision only [all].")
+@click.option(
+    "--precision",
+    metavar="NAME",
+    help="Judge this precision only [all; of a server: the bundle's first].",
+)
 @click.option(
     "--digests-only", is_flag=True, help="Check digests and records only; open no engine."
 )

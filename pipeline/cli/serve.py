@@ -55,7 +55,7 @@ _POLL = 0.5  # seconds
     type=click.FloatRange(min=0, min_open=True, max=86400),
     default=300.0,
     show_default=True,
-    help="Seconds in which all models have to be ready.",
+    help="Seconds in which all models have to be ready. Triton only.",
 )
 @click.option("--trust", is_flag=True, help="Open engines without asking (for scripts).")
 @sized("the bundle may unpack to")
@@ -162,7 +162,7 @@ def _serve_own(bundle: Path, unpacked: Unpacked, root: Path, values: dict[str, A
     names = opening.proved(model, engine, device, threads)
     worker.end()  # it holds memory, on a GPU too
     chosen, session = opening.fastest(names, model, golden, device, threads)
-    name = slug(f"{unpacked.manifest['model']}_{model.precision}_{chosen}")
+    name = slug(f"{unpacked.manifest['model']}_{model.precision}")  # whatever engine is fastest
     address = Address(values["host"], http=values["http_port"])
     with (
         closing(session),
@@ -175,8 +175,11 @@ def _serve_own(bundle: Path, unpacked: Unpacked, root: Path, values: dict[str, A
             console.say(f"{chosen}: proved in process")
         else:
             _judged(str(unpacked.manifest["model"]), [verdict])
-        console.result(f"serving {name} on {session.device} at {address.http_url} until Ctrl-C")
-        _ready({"server": _OWN, "models": [name], "device": session.device}, [address.http_url])
+        console.result(
+            f"serving {name} by {chosen} on {session.device} at {address.http_url} until Ctrl-C"
+        )
+        facts = {"server": _OWN, "models": [name], "engine": chosen, "device": session.device}
+        _ready(facts, [address.http_url])
         while True:
             time.sleep(_POLL)
 

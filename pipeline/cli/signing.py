@@ -143,13 +143,14 @@ def sign(
     bundle: Path, key: Path | None, certificate: Path | None, sigstore: bool, **values: Any
 ) -> None:
     """Sign a bundle: write BUNDLE.sig, which `assay check --public-key` verifies."""
-    from pipeline.bundling import signature
+    from pipeline.bundling import archive, signature
 
     print_as(values)
     if sigstore == (key is not None) or (certificate is not None and key is None):
         raise UsageError(
             "sign needs one way to sign", "give --key, --key with --certificate, or --sigstore"
         )
+    archive.describe(bundle)  # to its end: a signature would make a damaged one look right
     if key is not None:
         console.document(_sign(bundle, key, certificate))
         return

@@ -24,7 +24,7 @@ from pipeline.workflow.artifacts import (
     GRAPH_VERDICT,
     Artifact,
 )
-from pipeline.workflow.digests import read_json
+from pipeline.workflow.digests import read_json, require_parent
 
 if TYPE_CHECKING:
     from pipeline.serving.repository import Source
@@ -66,17 +66,26 @@ def triton(
     """Write proved engines to DIR as a Triton model repository."""
     from pipeline import models
     from pipeline.serving import repository
+    from pipeline.serving.forms import FORMS, why_without
     from pipeline.serving.sources import LeftOutError
 
     store = make_store(values)
+    require_parent(folder)
     models.check_name(model)
     precisions = _chosen(precision, list(exporters.PRECISIONS), "precision")
     names = _chosen(engine, engines.names(), "engine")
     left_out: dict[str, str] = {}
     sources = []
+    built = {
+        chosen: built_engines({"model": model, "precision": chosen}, store.root)
+        for chosen in precisions
+    }
+    for name in names if engine else ():
+        if not any(name in known for known in built.values()):
+            left_out[name] = "it is not built" if name in FORMS else why_without(name)
     with hints.completed(store.place):
         for chosen in precisions:
-            for name in built_engines({"model": model, "precision": chosen}, store.root):
+            for name in built[chosen]:
                 if name in names:
                     try:
                         sources.append(_source(model, chosen, name, store))
@@ -172,8 +181,11 @@ def triton_check(folder: Path, golden: tuple[Path, ...], **values: Any) -> None:
         )
         error.details = dataclasses.asdict(findings)
         raise error
-    count = findings.models
-    console.result(f"{folder}: {count} {'model' if count == 1 else 'models'}, no mistake found")
+    count, left = findings.models, ", ".join(findings.uncompared)
+    console.result(
+        f"{folder}: {count} {'model' if count == 1 else 'models'}, no mistake found"
+        + (f"; not compared with a golden file or graph: {left}" if left else "")
+    )
     console.document(dataclasses.asdict(findings))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.errors import FailedError, NotMetError, ParityError, UsageError
+from engines.errors import DeployError, FailedError, NotMetError, ParityError, UsageError
 from pipeline.cli import signing, wire
 from pipeline.cli.flags import print_as, printing, sized
 from pipeline.workflow import console
@@ -156,18 +156,19 @@ def _conclude(url: str, watched: Watched) -> None:
             "see the lines above for what else changed",
             document,
         )
-    problem = watched.active.get("down", "")
-    if not problem and not judged and watched.interrupted is None:
+    problem, hint = watched.active.get("down", ""), "see the server's own log"
+    if not problem and not judged:
         problem = f"{replies} replies are too few to judge {watched.model}"
+        hint = "watch for longer, or at a higher --rate"
     if problem:
-        error = FailedError(
-            f"{url}: {problem}", "see the server's own log; watch for longer, or at a higher --rate"
-        )
+        error = FailedError(f"{url}: {problem}", hint)
         error.details = document
         raise error
+    failures = sum(day["failures"] for day in watched.days)
+    failed = f", {failures:,} failed requests" if failures else ""
     console.result(
-        f"{url}: {replies:,} replies of {watched.model}, judged {judged:,} times, no alarm at the"
-        " end"
+        f"{url}: {replies:,} replies of {watched.model}{failed}, judged {judged:,} times, no alarm"
+        " at the end"
     )
     if watched.interrupted is not None:
         raise watched.interrupted
@@ -192,6 +193,10 @@ def attestations(
     if bundle is not None:
         require_file(bundle, "give the path of a file that `assay bundle` wrote")
     statements = attestation.verify(file, public_key)
+    if not statements:
+        raise DeployError(
+            f"{file} attests nothing", "a watch adds a line at the end of a day, and when it ends"
+        )
     sha256 = None if bundle is None else sha256_file(bundle)
     attestation.require_about(file, statements, sha256, url)
     rows = []
@@ -228,7 +233,12 @@ def attestations(
     for statement in statements:
         for event in statement["predicate"]["events"]:
             console.say(f"{event['time']} {event['kind']}: {event['reason']}")
-    console.result(f"{file}: {len(statements)} lines, every signature and their order hold")
+    count = len(statements)
+    lines = "1 line, its signature holds"
+    if count > 1:
+        lines = f"{count} lines, every signature and their order hold"
+    nothing = sum(not statement["predicate"]["windows"] for statement in statements)
+    console.result(f"{file}: {lines}" + (f"; {nothing} without a judgement" if nothing else ""))
     console.document(statements)
 
 

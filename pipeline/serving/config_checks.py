@@ -54,11 +54,13 @@ class Findings:
         problems: A line for each mistake.
         notes: What could not be checked.
         models: How many models there are.
+        uncompared: Those whose inputs and outputs could not be compared.
     """
 
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     models: int
+    uncompared: tuple[str, ...]
 
 
 def check(folder: Path, golden_paths: Sequence[Path] = ()) -> Findings:
@@ -75,42 +77,53 @@ def check(folder: Path, golden_paths: Sequence[Path] = ()) -> Findings:
     places = (
         [folder] if single else sorted(path.parent for path in folder.glob(f"*/{configs.FILE}"))
     )
+    if not folder.is_dir():
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        raise DeployError(f"{folder} {problem}", "name a model repository of Triton")
     if not places:
         raise DeployError(
             f"{folder} has no folder with a {configs.FILE}", "name a model repository of Triton"
         )
     known = {sha256_file(path): path for path in golden_paths}
     problems: list[str] = []
+    uncompared: list[str] = []
     notes = [
         f"{path.name} has no {configs.FILE}: Triton serves it only if it can complete one"
         for path in sorted(folder.iterdir())
         if not single and path.is_dir() and _versions(path) and not (path / configs.FILE).exists()
     ]
-    texts = [(place / configs.FILE).read_bytes() for place in places]
+    texts = [_content(place / configs.FILE) for place in places]
     # Models of other precisions have other golden files.
     named = any(digest.encode() in text for digest in known for text in texts)
     for place in places:
         model = _Model(place, known, named)
         label = f"{place.name}/{configs.FILE}"
-        problems += [f"{label}: {problem}" for problem in model.problems()]
+        problems += [f"{label}: {problem}" for problem in dict.fromkeys(model.problems())]
         notes += [f"{label}: {note}" for note in model.notes]
+        uncompared += [] if model.compared else [place.name]
     if not single and (folder / MARKER).is_file():
         problems += changed_files(folder)
-    return Findings(tuple(problems), tuple(notes), len(places))
+    return Findings(tuple(problems), tuple(notes), len(places), tuple(uncompared))
+
+
+def _content(path: Path) -> bytes:
+    """Returns the beginning of a configuration, one byte more than it may have."""
+    with open_file(path) as file:
+        return file.read(_MAX_TEXT + 1)
 
 
 class _Model:
     def __init__(self, folder: Path, known: dict[str, Path], named: bool) -> None:
         self.folder, self.known, self.named = folder, known, named
         self.notes: list[str] = []
+        self.compared = False
         self.config: Any = None
         self.text = ""
 
     def problems(self) -> Iterator[str]:
         """Yields what is wrong with the configuration, in words."""
         try:
-            with open_file(self.folder / configs.FILE) as file:
-                content = file.read(_MAX_TEXT + 1)
+            content = _content(self.folder / configs.FILE)
             if len(content) > _MAX_TEXT:
                 raise ValueError(f"it has more than {_MAX_TEXT:,} bytes")
             self.text = content.decode()
@@ -130,6 +143,7 @@ class _Model:
         if signature is None:
             self.notes.append("inputs and outputs were not compared: name its --golden file")
             return
+        self.compared = True
         yield from self._tensors("input", signature.inputs, self.config.input, signature)
         yield from self._tensors("output", signature.outputs, self.config.output, signature)
         yield from self._labels(signature)
@@ -191,7 +205,7 @@ class _Model:
         engine = self._parameter(configs.ENGINE)
         on_gpu = FORMS[engine].gpu if engine in FORMS else None
         if self.backend in ("tensorrt", "openvino"):
-            on_gpu = self.backend == "tensorrt"
+            engine, on_gpu = self.backend, self.backend == "tensorrt"
         for group in self.config.instance_group:
             if group.kind == kinds.KIND_GPU and on_gpu is False:
                 yield f"instance_group is KIND_GPU, but {engine or self.backend} runs on CPUs"

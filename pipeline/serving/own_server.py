@@ -191,6 +191,17 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Prints nothing."""
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answers what the base class refuses, such as an unknown method, in JSON as all else."""
+        body = json.dumps({"error": message or explain or HTTPStatus(code).phrase}).encode()
+        self.close_connection = True
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
     def do_GET(self) -> None:
         """Answers questions about the server and the model."""
         self._answer(self._get)
@@ -257,16 +268,19 @@ class _Handler(BaseHTTPRequestHandler):
                 "max_batch_size": batch[1] if batch else 0,
             },
         }
-        return json.dumps(_known(answers, words)).encode(), b""
+        return json.dumps(self._known(answers, words)).encode(), b""
 
     def _post(self, words: list[str]) -> tuple[bytes, bytes]:
         model = {"name": self.server.model, "version": _VERSION, "state": "READY"}
         infer = object()
-        answer = _known({"v2/repository/index": [model], "v2/models/MODEL/infer": infer}, words)
-        length = self.headers.get("Content-Length", "")
+        known = {"v2/repository/index": [model], "v2/models/MODEL/infer": infer}
+        answer = self._known(known, words)
+        chunked = "Transfer-Encoding" in self.headers
+        length = self.headers.get("Content-Length", "" if chunked else "0")
         if not length.isdecimal() or self.headers.get("Content-Encoding", "identity") != "identity":
             raise RequestError(
-                "send Content-Length, and no Content-Encoding", HTTPStatus.LENGTH_REQUIRED
+                "send Content-Length, and neither chunks nor Content-Encoding",
+                HTTPStatus.LENGTH_REQUIRED,
             )
         if int(length) > _MAX_REQUEST:
             raise RequestError(
@@ -281,12 +295,11 @@ class _Handler(BaseHTTPRequestHandler):
         request = parse_json(content[: int(header)])
         return self.server.infer(request, memoryview(content)[int(header) :])
 
-
-def _known(answers: Mapping[str, Any], words: list[str]) -> Any:
-    path = "/".join(words)
-    if path not in answers:
-        raise RequestError(f"/{path} is not served", HTTPStatus.NOT_FOUND)
-    return answers[path]
+    def _known(self, answers: Mapping[str, Any], words: list[str]) -> Any:
+        path = "/".join(words)
+        if path not in answers:
+            raise RequestError(f"{self.path:.200} is not served", HTTPStatus.NOT_FOUND)
+        return answers[path]
 
 
 @contextmanager

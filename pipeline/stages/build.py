@@ -34,6 +34,7 @@ from pipeline.workflow.stage import OptionRole, Stage, StageRuns, option, option
 
 if TYPE_CHECKING:
     from engines.contract import BuildOptions
+    from pipeline.workflow.records import Record
 
 
 def _buildable(_params: Mapping[str, Any], _root: Path) -> list[str]:
@@ -93,10 +94,17 @@ class Params:
     repeat: int | None = option(
         None,
         text="Build so many times from nothing, keep the first, and record how error, classes and"
-        " latency differ, and how far a further build may lie [once].",
-        low=2,
+        " latency differ, and how far a further build may lie [as often as before, at first once].",
         high=100,
     )
+
+
+def inherit(params: Params, explicit: frozenset[str], record: Record) -> Params:
+    """Builds as often as before, so that a second run does not lose the acceptance region."""
+    same = all(record.params.get(name) == getattr(params, name) for name in ("precision", "engine"))
+    if "repeat" in explicit or not same or params.strip_weights:
+        return params
+    return dataclasses.replace(params, repeat=record.params.get("repeat"))
 
 
 def resolve(params: Params) -> Params:
@@ -115,6 +123,8 @@ def resolve(params: Params) -> Params:
         if _FOR_SOME.get(option.name, option.name) not in taken
     }
     params = _with_batches(dataclasses.replace(params, **ignored))
+    if params.repeat == 1:
+        params = dataclasses.replace(params, repeat=None)
     if params.repeat and params.strip_weights:
         raise UsageError(
             "--repeat proves each build, and a plan without its weights cannot be run by itself",
@@ -293,6 +303,7 @@ STAGE = Stage(
     revision=4,
     facts=facts,
     resolve=resolve,
+    inherit=inherit,
     check_options=check_options,
     opens_engines=True,
     show=show,

@@ -49,6 +49,13 @@ def require_parent(path: Path) -> None:
         raise UsageError(f"{path.absolute().parent} is not a folder", "create it first")
 
 
+def require_output(path: Path) -> None:
+    """Raises UsageError unless a file can be written to a path: a new one, or in place of one."""
+    require_parent(path)
+    if path.exists() and not path.is_file():  # to replace a device would harm the machine
+        raise UsageError(f"{path} is not a file", "give the path of a new file")
+
+
 def sha256_json(content: Any) -> str:
     """Returns the SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

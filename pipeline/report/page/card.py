@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 # Of the end-to-end latencies; the page and the bundle have the others.
-_QUANTILES = ("p50", "p99")
+_QUANTILES = ("median", "p99")
 
 
 def text(results: Results, place: Place, licence: str | None = None) -> str:
@@ -38,9 +38,12 @@ def text(results: Results, place: Place, licence: str | None = None) -> str:
         metadata = graph["metadata"]
         dataset, labels = metadata["assay.dataset"], metadata["assay.labels"] != "[]"
     except (*UNREADABLE, StopIteration) as error:
+        words = " ".join(
+            [results.model, *(f"--precision {p.name}" for p in results.precisions[:1])]
+        )
         raise DeployError(
             f"the results of {results.model} are not complete, or not of this version of assay",
-            f"run `assay run {results.model}`",
+            f"run `assay run {words}`",
         ) from error
     task = "image-classification" if labels and "uint8" in graph["inputs"][0] else "other"
     # Without a data set a card has no place for results, so it names one called none.

@@ -10,7 +10,7 @@ from engines.cache import write_atomic
 from engines.errors import DeployError
 from pipeline.report.page import html, markdown, results, sections
 from pipeline.workflow import console
-from pipeline.workflow.digests import require_parent
+from pipeline.workflow.digests import require_output
 
 if TYPE_CHECKING:
     from pipeline.workflow.runner import Store
@@ -36,7 +36,7 @@ def write(
     """
     for file in (page_file, text):
         if file not in (None, STDOUT):
-            require_parent(file)
+            require_output(file)
     if page_file is not None:
         html.need_libraries()
     known = results.collect(model, precisions, store)

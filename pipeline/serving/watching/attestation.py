@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import fcntl
 import hashlib
 import json
@@ -22,7 +23,7 @@ from engines.checks import import_vendor
 from engines.errors import DeployError
 from pipeline.bundling import signature
 from pipeline.bundling.attestation import STATEMENT
-from pipeline.workflow.digests import dump_json, parse_json
+from pipeline.workflow.digests import dump_json, open_file, parse_json, require_file
 
 INSTALL = "pip install cryptography"
 PREDICATE = "urn:assay:watched:v1"
@@ -49,10 +50,7 @@ class Key:
             NotAvailableError: The library `cryptography` is not installed.
             DeployError: The file is not a private EC key, or the passphrase is wrong.
         """
-        curves = import_vendor("cryptography.hazmat.primitives.asymmetric.ec", INSTALL)
         self._key, _ = signature.private_key(path, passphrase)
-        if not isinstance(self._key, curves.EllipticCurvePrivateKey):
-            raise DeployError(f"{path} is not an EC key", "make one with `assay keygen FILE`")
 
     def sign(self, payload: bytes) -> bytes:
         """Returns the signature of a payload."""
@@ -83,7 +81,11 @@ class Log:
         """
         self._path, self._key = path, key
         try:
-            self._file = path.open("ab")
+            # Without O_NONBLOCK it would wait for whoever reads a pipe.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
+            self._file = os.fdopen(os.open(path, flags, 0o644), "ab")
+            if not path.is_file():
+                raise OSError(errno.EINVAL, "it is not a file")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._file.close()
@@ -156,10 +158,9 @@ def verify(path: Path, public_key: Path) -> list[dict[str, Any]]:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
+    content = signature.read_small(public_key, "public key")
     try:
-        key = serialization.load_pem_public_key(public_key.read_bytes())
-    except OSError as error:
-        raise DeployError(f"{public_key} cannot be read: {error.strerror}") from error
+        key = serialization.load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise DeployError(f"{public_key} is not a public key: {error}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
@@ -185,7 +186,7 @@ def require_about(
                 f" SHA-256 {subject['digest']['sha256']!r:.80}, not {sha256}",
                 "name the bundle that was given to `assay watch`",
             )
-        if url is not None and statement["predicate"]["url"] != url:
+        if url is not None and statement["predicate"]["url"].rstrip("/") != url.rstrip("/"):
             raise DeployError(
                 f"{path}: line {number} is about {statement['predicate']['url']!r:.200}, not {url}",
                 "write the address as it was given to `assay watch`",
@@ -229,8 +230,10 @@ def _verified(path: Path, key: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[bytes]:
+    require_file(path, "give the path of a file that `assay watch --attest` wrote")
     try:
-        content = path.read_bytes()
+        with open_file(path) as file:
+            content = file.read()
     except OSError as error:
         raise DeployError(f"{path} cannot be read: {error.strerror}") from error
     if content and not content.endswith(b"\n"):

@@ -115,7 +115,12 @@ def test_one_build_removes_what_several_differed_in(
     repeated: Store, tmp_path: Path, assay: Assay
 ) -> None:
     shutil.copytree(repeated.root, tmp_path / "artifacts")
-    result = assay("build", "lenet", "--engine", "onnxruntime", "--root", tmp_path / "artifacts")
+    words = ("build", "lenet", "--engine", "onnxruntime", "--root", tmp_path / "artifacts")
+    result = assay(*words)  # as often as before
+    assert result.code == 0, result.err
+    assert "nothing changed, skipped" in result.err
+    assert (tmp_path / "artifacts" / BUILDS).exists()
+    result = assay(*words, "--repeat", 1)
     assert result.code == 0, result.err
     assert not (tmp_path / "artifacts" / BUILDS).exists()
 
@@ -123,7 +128,7 @@ def test_one_build_removes_what_several_differed_in(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--repeat", 1), "--repeat 1 is out of range"),
+        (("--repeat", 0), "--repeat 0 is out of range"),
         (("--repeat", 2, "--strip-weights", "--engine", "tensorrt"), "--repeat proves each build"),
     ],
 )

@@ -55,8 +55,9 @@ def bundle(built: Store, tmp_path: Path, key: Path, assay: Assay) -> Path:
 
 
 @pytest.fixture
-def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails the test if anything parses an archive."""
+def unread(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test if anything parses an archive, once the bundle is signed."""
+    assert bundle.exists()
 
     def parse(*_arguments: object) -> None:
         raise AssertionError("the archive was parsed")
