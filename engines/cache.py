@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from engines import temporary
+from engines.errors import UsageError
 
 
 def cache_folder() -> Path:
@@ -64,11 +65,17 @@ def keep(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def write_atomic(path: Path) -> Iterator[Path]:
+def write_atomic(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yields a temporary file to write, which replaces `path` once the block has ended.
 
     Readers find the old content or the new one, never a part of it, even after a crash. If the
     block raises, the old content stays.
+
+    Args:
+        replace: Replace what is there; else what came to be there meanwhile stays.
+
+    Raises:
+        UsageError: Something is there, and is not to be replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.sweep_parts(path.parent.glob(f".*{temporary.PART}"))
@@ -77,8 +84,29 @@ def write_atomic(path: Path) -> Iterator[Path]:
     with temporary.part(part):
         yield part
         sync(part)
-        part.replace(path)
+        if replace:
+            part.replace(path)
+        else:
+            _put(part, path)
         sync(path.parent)
+
+
+def _put(part: Path, path: Path) -> None:
+    """Gives a finished file its name; raises UsageError if the name is taken."""
+    try:
+        os.link(part, path)
+    except FileExistsError as error:
+        raise UsageError(
+            f"{path} exists, and is not replaced", "give another --out FILE"
+        ) from error
+    except OSError:  # a file system without links
+        if os.path.lexists(path):
+            raise UsageError(
+                f"{path} exists, and is not replaced", "give another --out FILE"
+            ) from None
+        part.replace(path)
+    else:
+        part.unlink()
 
 
 def sync(path: Path) -> None:

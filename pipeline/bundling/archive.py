@@ -15,7 +15,7 @@ import re
 import shutil
 import tarfile
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -65,6 +65,9 @@ def write(
         facts: Content of the manifest, besides the list of members.
         members: The content of each member, or a file with it, by the member's path.
         known: SHA-256 of members that have been hashed already, by path.
+
+    Raises:
+        DeployError: A file changes while it is read.
     """
     contents = dict(sorted(members.items()))
     listed: dict[str, dict[str, Any]] = {
@@ -90,19 +93,10 @@ def write(
             info.size = _size(source)
             phases.start(f"packing {name}", info.size)
             with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-                archive.addfile(info, _Watched(file))
-
-
-class _Watched:
-    """A file whose reading is shown as progress."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def read(self, size: int = -1, /) -> bytes:
-        content = self._file.read(size)
-        phases.advance(len(content))
-        return content
+                read = _Hashed(file, phases.advance)
+                archive.addfile(info, read)
+            if name in listed and read.digest.hexdigest() != listed[name]["sha256"]:
+                raise DeployError(f"{source!s} changed while it was read", "run the command again")
 
 
 def digests(members: Mapping[str, Path | bytes]) -> dict[str, str]:
@@ -186,14 +180,15 @@ def describe(bundle: Path) -> tuple[dict[str, Any], str]:
 
 
 class _Hashed:
-    """A file that is hashed as it is read."""
+    """A file that is hashed as it is read; `advance` is told how many bytes were."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.digest = file, hashlib.sha256()
+    def __init__(self, file: BinaryIO, advance: Callable[[int], None] = lambda _: None) -> None:
+        self._file, self._advance, self.digest = file, advance, hashlib.sha256()
 
     def read(self, size: int = -1, /) -> bytes:
         content = self._file.read(size)
         self.digest.update(content)
+        self._advance(len(content))
         return content
 
 

@@ -22,6 +22,8 @@ from pipeline.workflow.records import Record
 
 MEMBER = "bom.cdx.json"
 _MODEL, _DATASET = "model", "dataset"
+# They are written after it.
+_UNLISTED = (MEMBER, "README.md")
 # In the names of files that hold the terms of use.
 _LICENCE = re.compile("licen[cs]e|copying", re.IGNORECASE)
 
@@ -81,14 +83,14 @@ def build(
 
 
 def check(path: Path, digests: Mapping[str, str]) -> None:
-    """Checks that the files that a bill lists are those of the bundle.
+    """Checks that a bill lists the files of the bundle, and no others.
 
     Args:
         path: The bill.
         digests: SHA-256 of the bundle's files, by path.
 
     Raises:
-        DeployError: It lists another file, or cannot be read.
+        DeployError: It lists another file, leaves one out, or cannot be read.
     """
     document = read_json(path)
     try:
@@ -98,10 +100,15 @@ def check(path: Path, digests: Mapping[str, str]) -> None:
             if component["type"] == "file"
         }
         wrong = [name for name, sha256 in listed.items() if digests.get(name) != sha256]
+        left_out = [
+            name for name in digests if name not in listed and Path(name).name not in _UNLISTED
+        ]
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise DeployError(f"{path} is not a bill of materials: {error!r}") from error
     if wrong:
         raise DeployError(f"{path} lists a {wrong[0][:80]!r} that is not the bundle's")
+    if left_out:
+        raise DeployError(f"{path} does not list {left_out[0]}")
 
 
 def merged(first: bytes, others: Mapping[str, bytes]) -> bytes:

@@ -159,7 +159,7 @@ def unpack(
     signed = None if trusted is None else signature.verify(bundle, trusted)
     manifest = archive.extract(bundle, root, limit, signed.sha256 if signed else None)
     try:
-        _check_fields(manifest)
+        manifests.check_fields(manifest)
         digests = {name: entry["sha256"] for name, entry in manifest["members"].items()}
         _check_listed(bundle, manifest)
         links = _check_chains(bundle, root, manifest, digests)
@@ -178,33 +178,22 @@ def unpack(
             # JSON of ours is sorted by name.
             for precision, model in manifests.in_order(manifest["models"]).items()
         }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DeployError(f"{bundle}: manifest.json is not valid: {error!r}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DeployError(f"{bundle}: manifest.json is not valid: {error!r:.200}") from error
     return Unpacked(manifest, links, models, signed.signer if signed else "")
 
 
-def _check_fields(manifest: dict[str, Any]) -> None:
-    """Raises TypeError or KeyError if a field is missing or has the wrong type."""
-    if not isinstance(manifest["model"], str) or not isinstance(manifest["content"], str):
-        raise TypeError("model or content is not text")
-    if not isinstance(manifest["labels"], list):
-        raise TypeError("labels are not a list")
-    for field in ("models", "chains"):
-        if not isinstance(manifest[field], dict) or not manifest[field]:
-            raise TypeError(f"{field} is not an object with entries")
-    for prefix, paths in manifest["chains"].items():
-        if not isinstance(paths, list):
-            raise TypeError("the records of a chain are not a list")
-        if prefix != manifests.ROOT and not prefix.endswith("/"):
-            raise TypeError(f"{prefix!r} is not a folder")
-
-
 def _check_listed(bundle: Path, manifest: dict[str, Any]) -> None:
-    """Raises DeployError if the manifest names a file that is not one of its members."""
+    """Raises DeployError if a named file is not a member, or a member is of no repository."""
     named = [path for model in manifest["models"].values() for path in manifests.named(model)]
     for path in (*named, *(path for paths in manifest["chains"].values() for path in paths)):
         if not isinstance(path, str) or path not in manifest["members"]:
             raise DeployError(f"{bundle}: manifest.json names {path!r}, which is not a member")
+    repositories = manifests.repositories(manifest["members"])
+    for path in manifest["members"]:
+        below = any(path.startswith(f"{folder}/") for folder in repositories)
+        if path.endswith("/config.pbtxt") and not below:
+            raise DeployError(f"{bundle}: {path} belongs to no model repository that assay wrote")
 
 
 def _check_chains(
@@ -248,8 +237,9 @@ def _check_chains(
     with naming(bundle, root):
         for prefix, records in chains.items():
             attestation.check(root / prefix, records)
-            if f"{prefix}{bom.MEMBER}" in digests:
-                bom.check(root / prefix / bom.MEMBER, belows[prefix])
+            if bom.MEMBER not in belows[prefix]:
+                raise DeployError(f"{bundle} has no {prefix}{bom.MEMBER}, its bill of materials")
+            bom.check(root / prefix / bom.MEMBER, belows[prefix])
     return links
 
 

@@ -12,16 +12,22 @@ A name of an engine may end in "@" and a target, since a bundle may hold one for
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from exporters import PRECISIONS
 
+# What `assay bundle` writes about an engine.
+_VERDICTS = ("pass", "not run")
+_INSTALL = re.compile(r"pip install [\w\[\]'\".,=<>~! -]+", re.ASCII)
 _Model = TypeVar("_Model")
 # The folder of the records that were made where the bundle was.
 ROOT = ""
 # The file that is in each folder of a bundle that is a Triton model repository.
 REPOSITORY_MARKER = "assay-triton.json"
+# Names of files that only such a folder has.
+OF_REPOSITORIES = (REPOSITORY_MARKER, "config.pbtxt")
 # The folder of what people attach, such as the model's licence.
 DOCUMENTS = "documents"
 
@@ -57,6 +63,53 @@ def named(model: Mapping[str, Any]) -> Iterator[str]:
     for engine in model["engines"].values():
         if "builds" in engine:
             yield engine["builds"]
+
+
+def check_fields(manifest: Mapping[str, Any]) -> None:
+    """Checks the fields that people and programs read: others may have made the bundle.
+
+    Raises:
+        KeyError: A field is missing.
+        TypeError: A field has another type.
+        ValueError: It has a value that we do not write.
+    """
+    texts = ("model", "dataset", "training", "preprocessing", "before", "content", "assay")
+    for field in texts:
+        _text(manifest[field], field)
+    for label in _list(manifest["labels"], "labels"):
+        _text(label, "a label")
+    for prefix, paths in _filled(manifest["chains"], "chains").items():
+        _list(paths, "the records of a chain")
+        if prefix != ROOT and not prefix.endswith("/"):
+            raise ValueError(f"{prefix!r} is not a folder")
+    for model in _filled(manifest["models"], "models").values():
+        for side in ("inputs", "outputs"):
+            for spec in _list(model[side], side):
+                _text(spec, side)
+        for name, entry in model["engines"].items():
+            if entry["verdict"] not in _VERDICTS:
+                raise ValueError(f"the verdict of {name} is {entry['verdict']!r:.40}")
+            for key, value in _filled(entry["built_with"], f"built_with of {name}").items():
+                _text(value, f"built_with {key}")
+            if not _INSTALL.fullmatch(entry.get("smaller_runtime", "pip install x")):
+                raise ValueError(f"smaller_runtime of {name} is not how to install a package")
+
+
+def _text(value: Any, name: str) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is not text")
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{name} is not a list")
+    return value
+
+
+def _filled(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        raise TypeError(f"{name} is not an object with entries")
+    return value
 
 
 def repositories(names: Iterable[str]) -> list[str]:

@@ -7,7 +7,8 @@ the archive once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def merge(
     Raises:
         DeployError: A bundle is damaged or its signature is not valid, or they are not of the same
             model.
+        UsageError: The archive exists when it is to be put in its place.
     """
     with ExitStack() as stack:
         folders = [stack.enter_context(temporary.folder()).resolve() for _ in bundles]
@@ -85,7 +87,9 @@ def merge(
                 f"the bill of materials of a bundle has another form than ours: {error!r:.200}",
                 "write the bundles again with this version of assay",
             ) from error
-        with cache.write_atomic(target) as partial:
+        hints = {target.absolute().parent: "free some space there, or give another --out FILE"}
+        full, new = temporary.full_disk_named(hints), cache.write_atomic(target, replace=False)
+        with full, new as partial:
             archive.write(partial, target.name.removesuffix(BUNDLE_SUFFIX), facts, content)
     signers = {path: part.signer for path, part in zip(bundles, parts, strict=True)}
     return facts, signers
@@ -137,8 +141,10 @@ def _add(
     Raises:
         DeployError: The graph or golden file at a precision is not the same.
     """
-    label = _label(manifest, [*facts["chains"]])
-    prefix, added = f"{_TARGETS}/{label}/", {n: e["sha256"] for n, e in manifest["members"].items()}
+    entries = [e for model in manifest["models"].values() for e in model["engines"].values()]
+    taken = {prefix.split("/")[1] for prefix in facts["chains"] if prefix}
+    prefix = f"{_TARGETS}/{_free(_machine(entries), taken)}/"
+    added = {name: entry["sha256"] for name, entry in manifest["members"].items()}
     for root, paths in manifest["chains"].items():
         facts["chains"][f"{prefix}{root}"] = [f"{prefix}{record}" for record in paths]
     for precision, model in manifest["models"].items():
@@ -161,7 +167,9 @@ def _add(
             if same:  # its acceptance region, if only the other one has it
                 same[0].update({"builds": paths["builds"]} if "builds" in paths else {})
                 continue
-            own = name if name not in known["engines"] else f"{manifests.backend(name)}@{label}"
+            own = name
+            if own in known["engines"]:
+                own = _free(f"{manifests.backend(name)}@{_machine([entry])}", known["engines"])
             known["engines"][own] = {**entry, **paths}
     return prefix
 
@@ -173,20 +181,14 @@ def _prefixed(model: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {**model, **paths}
 
 
-def _label(manifest: Mapping[str, Any], taken: Sequence[str]) -> str:
-    """Returns a name for the machine that built a bundle's engines: its GPU, or else its CPU."""
-    built_with = [
-        entry["built_with"]
-        for model in manifest["models"].values()
-        for entry in model["engines"].values()
-    ]
-    names = [part.get("gpu_name", "none") for part in built_with] + [
-        part.get("cpu", "none") for part in built_with
-    ]
-    name = next((name for name in names if name != "none"), "other")
-    label = cache.slug(name).lower()
-    number = 2
-    while any(f"{_TARGETS}/{label}/" in prefix for prefix in taken):
-        label = f"{cache.slug(name).lower()}-{number}"
-        number += 1
-    return label
+def _machine(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a name for the machine that built engines: its GPU, or else its CPU."""
+    names = [entry["built_with"].get("gpu_name", "none") for entry in entries]
+    names += [entry["built_with"].get("cpu", "none") for entry in entries]
+    return cache.slug(next((name for name in names if name != "none"), "other")).lower()
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """Returns a name that is not taken: with a number at its end if it has to be another one."""
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(own for own in itertools.chain([name], numbered) if own not in taken)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +82,7 @@ class _Registry:
         # oras tries five times, for minutes, even if nothing listens.
         ask = provider.Registry.do_request.__wrapped__
         self._oras.do_request = functools.partial(ask, self._oras)
-        request = functools.partial(self._oras.session.request, timeout=_SECONDS)
-        self._oras.session.request = request
+        self._oras.session.request = functools.partial(_bounded, self._oras.session.request)
         self._reference = reference
         self._container = self._oras.get_container(f"{reference.registry}/{reference.name}")
         self._oras.auth.load_configs(self._container)
@@ -123,6 +122,17 @@ class _Registry:
         with response:
             _require_ok(response, f"{name} is not there")
             yield response.iter_content(_CHUNK)
+
+
+def _bounded(request: Callable[..., Any], method: str, url: str, **options: Any) -> Any:
+    """Sends a request; reads no more of its answer than a manifest may have, unless it streams."""
+    whole = not options.get("stream")
+    response = request(method, url, **{"timeout": _SECONDS, **options, "stream": True})
+    if whole:
+        with response:
+            parts = response.iter_content(_CHUNK)
+            response._content = _limited(parts, _MAX_MANIFEST)
+    return response
 
 
 def _require_ok(response: Any, problem: str) -> None:
@@ -247,10 +257,12 @@ def pull(
                 f" {max_bytes:,} that are allowed",
                 "if you trust its source, allow more with --max-size GIB",
             )
+        hints = {target.absolute().parent: "free some space there, or give another --out FILE"}
+        stack.enter_context(temporary.full_disk_named(hints))
         # Both take their places once both are complete.
-        part = stack.enter_context(write_atomic(target))
+        part = stack.enter_context(write_atomic(target, replace=False))
         if signed is not None:
-            _get(registry, signed, stack.enter_context(write_atomic(beside)))
+            _get(registry, signed, stack.enter_context(write_atomic(beside, replace=False)))
         _get(registry, weights, part)
     return target, f"{reference.registry}/{reference.name}@{digest}", signed is not None
 
@@ -268,7 +280,7 @@ def _limited(parts: Iterator[bytes], limit: int) -> bytes:
     for part in parts:
         content += part
         if len(content) > limit:
-            raise DeployError(f"its manifest has more than {limit:,} bytes")
+            raise DeployError(f"its answer has more than {limit:,} bytes")
     return content
 
 

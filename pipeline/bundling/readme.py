@@ -23,6 +23,7 @@ def text(
         feeds: Inputs of a batch of one.
         members: The paths of all other files of the bundle.
     """
+    facts = _printable(facts)
     precisions = facts["models"]
     first = next(iter(precisions.values()))
     engines = "\n".join(
@@ -94,6 +95,17 @@ BUNDLE.tar.zst` serves it.
 `provenance.intoto.json` says what everything was made from. The `.json` file in each artifact's
 folder records its inputs, the tools and the time.
 """
+
+
+def _printable(value: Any) -> Any:
+    """Returns a JSON value without line breaks and control characters, which others may put in."""
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    if isinstance(value, str):
+        return "".join(letter if letter.isprintable() else " " for letter in value)
+    return value
 
 
 def _order(inputs: Sequence[TensorSpec]) -> str:

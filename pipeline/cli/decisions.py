@@ -15,7 +15,7 @@ from engines import temporary
 from engines.errors import DeployError, FailedError, NotMetError, UsageError
 from pipeline.cli import signing
 from pipeline.cli.commands import ask
-from pipeline.cli.flags import limit, limiting, make_store, print_as, printing, storing
+from pipeline.cli.flags import Number, limit, limiting, make_store, print_as, printing, storing
 from pipeline.report.units import times_as_long
 from pipeline.stages import check_threads
 from pipeline.workflow import console, hints, worker
@@ -34,12 +34,12 @@ _path = click.Path(path_type=Path)
 @click.option("--latency", metavar="TIME", help="Time that the median inference may take.")
 @click.option(
     "--min-throughput",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Images or rows per second.",
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(0, 100),
+    type=Number(0, 100),
     help="Percentage points of accuracy that may be lost.",
 )
 @click.option("--memory", metavar="SIZE", help="Memory its process may take, as in 500MB.")
@@ -128,7 +128,7 @@ def _sizes(_context: click.Context, _option: click.Parameter, text: str) -> tupl
 @click.option("--precision", metavar="NAME", help="The precision to time [a bundle's first].")
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0, 1000),
+    type=Number(0, 1000),
     default=2.0,
     show_default=True,
     help="Percent that B may be slower.",
@@ -137,7 +137,7 @@ def _sizes(_context: click.Context, _option: click.Parameter, text: str) -> tupl
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [all available].")
 @click.option(
     "--budget",
-    type=click.FloatRange(min=0, min_open=True, max=86400),
+    type=Number(min=0, min_open=True, max=86400),
     default=8.0,
     show_default=True,
     help="Seconds for each batch size.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,17 @@ from pipeline.workflow import console, leftovers, worker
 from pipeline.workflow.artifacts import BUNDLE_SUFFIX, DIST, ROOT
 from pipeline.workflow.digests import require_parent
 from pipeline.workflow.runner import Store
+
+
+class Number(click.FloatRange):
+    """A number in a range. Click's own type also takes "nan", with which no comparison holds."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Returns the number; fails for what is not one."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 def printing(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +99,7 @@ def sized(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(
         "--max-size",
         "max_bytes",
-        type=click.FloatRange(min=0, min_open=True, max=2**30),
+        type=Number(min=0, min_open=True, max=2**30),
         default=64.0,
         show_default=True,
         callback=lambda _context, _option, gib: int(gib * 2**30),
@@ -97,7 +109,7 @@ def sized(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def limiting(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--time-limit` and `--memory-limit`, for the process that engines run in."""
-    positive = click.FloatRange(min=0, min_open=True)
+    positive = Number(min=0, min_open=True)
     command = click.option(
         "--memory-limit",
         type=positive,

@@ -15,7 +15,7 @@ from engines import hardware, temporary
 from engines.errors import DeployError, NotAvailableError, UsageError
 from pipeline.cli import signing
 from pipeline.cli.commands import ask
-from pipeline.cli.flags import limit, limiting, print_as, printing, sized
+from pipeline.cli.flags import Number, limit, limiting, print_as, printing, sized
 from pipeline.workflow import console, signals, worker
 from pipeline.workflow.artifacts import BUNDLE_SUFFIX
 
@@ -52,7 +52,7 @@ _POLL = 0.5  # seconds
 @click.option("--metrics-port", type=_port, default=8002, show_default=True, help="Triton only.")
 @click.option(
     "--wait",
-    type=click.FloatRange(min=0, min_open=True, max=86400),
+    type=Number(min=0, min_open=True, max=86400),
     default=300.0,
     show_default=True,
     help="Seconds in which all models have to be ready. Triton only.",

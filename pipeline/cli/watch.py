@@ -12,14 +12,14 @@ import click
 
 from engines.errors import DeployError, FailedError, NotMetError, ParityError, UsageError
 from pipeline.cli import signing, wire
-from pipeline.cli.flags import print_as, printing, sized
+from pipeline.cli.flags import Number, print_as, printing, sized
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
     from pipeline.serving.watching.watch import Watched
 
 _path = click.Path(path_type=Path)
-_above_0 = click.FloatRange(min=0, min_open=True)
+_above_0 = Number(min=0, min_open=True)
 
 
 @click.command()
@@ -28,7 +28,7 @@ _above_0 = click.FloatRange(min=0, min_open=True)
 @click.option("--precision", metavar="NAME", help="The precision it serves [the bundle's first].")
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True, max=10_000),
+    type=Number(min=0, min_open=True, max=10_000),
     default=1.0,
     show_default=True,
     help="Golden rows sent in a second, at most.",
@@ -49,14 +49,14 @@ _above_0 = click.FloatRange(min=0, min_open=True)
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0, 1000),
+    type=Number(0, 1000),
     default=10.0,
     show_default=True,
     help="Percent that a window may take longer.",
 )
 @click.option(
     "--false-alarms",
-    type=click.FloatRange(1e-12, 0.5),
+    type=Number(1e-12, 0.5),
     default=1e-4,
     show_default=True,
     help="The largest rate of false alarms of slowness, for each window.",

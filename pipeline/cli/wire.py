@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines.errors import ParityError, UsageError
+from pipeline.cli.flags import Number
 from pipeline.workflow import console
 
 if TYPE_CHECKING:
     from pipeline.bundling.signature import Trusted
     from pipeline.serving.client import Server
 
-_positive = click.FloatRange(min=0, min_open=True, max=86400)
+_positive = Number(min=0, min_open=True, max=86400)
 _URL = click.option(
     "--url",
     help="Judge a server that speaks the Open Inference Protocol: http://HOST:PORT or"

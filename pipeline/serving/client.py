@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -54,7 +56,10 @@ class Server:
     timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
+        try:
+            parts = urlsplit(self.url)
+        except ValueError as error:
+            raise UsageError(f"{self.url!r}: {error}", _URL_HINT) from error
         if parts.scheme not in _SCHEMES or not parts.hostname or parts.username or parts.query:
             raise UsageError(f"{self.url!r} is not the address of a server", _URL_HINT)
         try:
@@ -93,27 +98,33 @@ class Client:
             NotAvailableError: The client library is not installed.
         """
         self._server, self._timeout = server, timeout or server.timeout
-        kind, encrypted = _SCHEMES[urlsplit(server.url).scheme]
+        kind, self._encrypted = _SCHEMES[urlsplit(server.url).scheme]
         self._library = import_vendor(f"tritonclient.{kind}", INSTALL)
-        address = server.url.partition("://")[2].rstrip("/")
         self._more: dict[str, Any] = {}
         self._binary: bool | None = None
+        # A reply that comes byte by byte has no end, though each byte comes in time.
+        self._deadline: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._too_late: tuple[type[BaseException], ...] = ()
         if kind == "grpc":
             self._more = {"client_timeout": self._timeout}
-            self._client = self._library.InferenceServerClient(
-                address, ssl=encrypted, channel_args=list(_CHANNEL)
-            )
         else:
-            secure = {}
-            if encrypted:  # without a context of its own, it would accept any certificate
-                context = import_vendor("gevent.ssl", INSTALL).create_default_context
-                secure = {"ssl": True, "ssl_context_factory": context}
-            self._client = self._library.InferenceServerClient(
-                address,
-                connection_timeout=self._timeout,
-                network_timeout=self._timeout,
-                **secure,
+            late = import_vendor("gevent", INSTALL).Timeout
+            self._deadline, self._too_late = functools.partial(late, self._timeout), (late,)
+        self._client = self._connect()
+
+    def _connect(self) -> Any:
+        address = self._server.url.partition("://")[2].rstrip("/")
+        if self._more:
+            return self._library.InferenceServerClient(
+                address, ssl=self._encrypted, channel_args=list(_CHANNEL)
             )
+        secure = {}
+        if self._encrypted:  # without a context of its own, it would accept any certificate
+            context = import_vendor("gevent.ssl", INSTALL).create_default_context
+            secure = {"ssl": True, "ssl_context_factory": context}
+        return self._library.InferenceServerClient(
+            address, connection_timeout=self._timeout, network_timeout=self._timeout, **secure
+        )
 
     def close(self) -> None:
         """Closes the connection."""
@@ -259,7 +270,15 @@ class Client:
     def _call(self, what: str, ask: Callable[[], _T]) -> _T:
         start = time.monotonic()
         try:
-            return ask()
+            with self._deadline():
+                return ask()
+        except self._too_late as error:
+            # A reply that still comes would be taken for that of the next request.
+            self._client.close()
+            self._client = self._connect()
+            raise self._error(
+                what, f"no reply within {self._timeout:g} s", "wait longer with --timeout"
+            ) from error
         # The client raises errors of its own, of sockets, of gevent and of JSON, and what numpy
         # raises for a reply whose bytes do not fit its shape.
         except Exception as error:

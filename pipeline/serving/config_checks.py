@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,16 +16,22 @@ from exporters import onnx_files
 from exporters.onnx_nodes import inputs_of, spec_of
 from pipeline.golden import file as goldens
 from pipeline.serving import config as configs
+from pipeline.serving import config_text
 from pipeline.serving.forms import FORMS
 from pipeline.serving.repository import MARKER, changed_files
-from pipeline.workflow.digests import open_file, sha256_file
+from pipeline.workflow.digests import sha256_file
 
 # By platform, its backend; by backend, the file that it opens unless the configuration names one.
 _PLATFORMS = {form.platform: form.backend for form in FORMS.values() if form.platform}
-_PLATFORMS["pytorch_libtorch"] = "pytorch"
+_PLATFORMS |= {"pytorch_libtorch": "pytorch"}
+_PLATFORMS |= dict.fromkeys(("tensorflow_graphdef", "tensorflow_savedmodel"), "tensorflow")
 _FILES = {form.backend: form.files[0] for form in FORMS.values()}
 _FILES |= {"pytorch": "model.pt", "python": "model.py"}
-_MAX_TEXT = 1 << 20
+# Triton's other backends; users add their own, with any name.
+_OTHERS = ("tensorflow", "tensorrtllm", "vllm", "dali", "fil", "identity", "repeat", "square")
+# Other names that people give to backends.
+_ALIASES = {"onnx": "onnxruntime", "trt": "tensorrt", "torch": "pytorch", "libtorch": "pytorch"}
+_ALIKE = 0.85  # of a misspelt name and the right one, by difflib
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,10 @@ def check(folder: Path, golden_paths: Sequence[Path] = ()) -> Findings:
         for path in sorted(folder.iterdir())
         if not single and path.is_dir() and _versions(path) and not (path / configs.FILE).exists()
     ]
-    texts = [_content(place / configs.FILE) for place in places]
+    texts = []
+    for place in places:
+        with suppress(OSError, DeployError):  # named below
+            texts.append(config_text.content(place / configs.FILE))
     # Models of other precisions have other golden files.
     named = any(digest.encode() in text for digest in known for text in texts)
     for place in places:
@@ -106,12 +116,6 @@ def check(folder: Path, golden_paths: Sequence[Path] = ()) -> Findings:
     return Findings(tuple(problems), tuple(notes), len(places), tuple(uncompared))
 
 
-def _content(path: Path) -> bytes:
-    """Returns the beginning of a configuration, one byte more than it may have."""
-    with open_file(path) as file:
-        return file.read(_MAX_TEXT + 1)
-
-
 class _Model:
     def __init__(self, folder: Path, known: dict[str, Path], named: bool) -> None:
         self.folder, self.known, self.named = folder, known, named
@@ -123,13 +127,16 @@ class _Model:
     def problems(self) -> Iterator[str]:
         """Yields what is wrong with the configuration, in words."""
         try:
-            content = _content(self.folder / configs.FILE)
-            if len(content) > _MAX_TEXT:
-                raise ValueError(f"it has more than {_MAX_TEXT:,} bytes")
+            content = config_text.content(self.folder / configs.FILE)
+            if len(content) > config_text.MAX_BYTES:
+                raise ValueError(f"it has more than {config_text.MAX_BYTES:,} bytes")
             self.text = content.decode()
             self.config = configs.parse(self.text)
         except ValueError as error:
             yield f"it cannot be parsed: {error}"
+            return
+        except (OSError, DeployError) as error:
+            yield f"it cannot be read: {error}"
             return
         if self.config.name and self.config.name != self.folder.name:
             yield f"name {self.config.name!r} is not that of its folder"
@@ -139,7 +146,11 @@ class _Model:
         yield from self._batching()
         yield from self._digests()
         yield from self._warm_up()
-        signature = self._signature()
+        try:
+            signature = self._signature()
+        except DeployError as error:  # the other models are checked all the same
+            yield error.message
+            return
         if signature is None:
             self.notes.append("inputs and outputs were not compared: name its --golden file")
             return
@@ -157,20 +168,31 @@ class _Model:
         entry = self.config.parameters
         return str(entry[key].string_value) if key in entry else ""
 
+    def _served(self) -> int:
+        """Returns the newest version that is served, 0 if there is none."""
+        versions, policy = _versions(self.folder), self.config.version_policy
+        if policy.HasField("specific"):
+            versions &= set(policy.specific.versions)
+        return max(versions, default=0)
+
     def _file(self) -> Path | None:
-        """Returns the file of the newest version, if it is there."""
-        versions = _versions(self.folder)
+        """Returns the file of the newest version that is served, if it is there."""
         name = self.config.default_model_filename or _FILES.get(self.backend, "")
-        path = self.folder / str(max(versions, default=0)) / name
-        return path if name and path.is_file() else None
+        if not name or not config_text.within(name):
+            return None
+        path = self.folder / str(self._served()) / name
+        if path.is_dir():  # for a graph with external data
+            path /= name
+        return path if path.is_file() else None
 
     def _backend(self) -> Iterator[str]:
         platform, backend = self.config.platform, self.config.backend
         if not platform and not backend:
             yield "it names neither a backend nor a platform"
-        elif not platform and (near := get_close_matches(backend, _FILES, 1, 0.5)) != [backend]:
-            if near:
-                yield f"backend {backend!r}: did you mean {near[0]!r}?"
+        elif not platform and backend not in (*_FILES, *_OTHERS):
+            other = _ALIASES.get(backend, _PLATFORMS.get(backend, ""))
+            for near in [other] if other else get_close_matches(backend, _FILES, 1, _ALIKE):
+                yield f"backend {backend!r}: did you mean {near!r}?"
         elif platform and backend and _PLATFORMS.get(platform, backend) != backend:
             yield (
                 f"platform {platform!r} is of the backend {_PLATFORMS[platform]!r}, but backend is"
@@ -193,14 +215,18 @@ class _Model:
                 yield "version_policy is specific and names no version, so that none is served"
         elif policy.HasField("latest") and not policy.latest.num_versions:
             yield "version_policy serves the latest 0 versions"
-        if self._file() is None and self.backend in _FILES:
-            name = self.config.default_model_filename or _FILES[self.backend]
-            yield f"version {max(versions)} has no file {name}"
+        name = self.config.default_model_filename or _FILES.get(self.backend, "")
+        if not config_text.within(name):
+            yield f"default_model_filename {name!r} is outside of the version's folder"
+        elif name and self._file() is None and self._served():
+            folder = self.folder / str(self._served())
+            others = self.config.cc_model_filenames.values()
+            if not others or not all(config_text.within(one) and (folder / one).exists() for one in others):
+                yield f"version {self._served()} has no file {name}"
 
     def _instances(self) -> Iterator[str]:
         kinds = configs.messages().ModelInstanceGroup
-        text = "".join(_blocks(self.text, "instance_group"))
-        if re.search(r"\bcount\s*:\s*(0+|-\s*\d+)\b", text):
+        if config_text.counts_below_one(self.text):
             yield "instance_group has a count below 1, which Triton replaces by its own default"
         engine = self._parameter(configs.ENGINE)
         on_gpu = FORMS[engine].gpu if engine in FORMS else None
@@ -248,7 +274,10 @@ class _Model:
                     f"model_warmup has batch_size {warm_up.batch_size}, and max_batch_size is"
                     f" {self.config.max_batch_size}"
                 )
+            names = {entry.name for entry in self.config.input}
             for name, entry in warm_up.inputs.items():
+                if names and name not in names:
+                    yield f"model_warmup gives {name!r}, which is not an input"
                 file = entry.input_data_file
                 if file and not (self.folder / configs.WARM_UP / file).is_file():
                     yield f"model_warmup reads {configs.WARM_UP}/{file} for {name}: it is missing"
@@ -281,6 +310,8 @@ class _Model:
         self, side: str, specs: Sequence[TensorSpec], entries: Sequence[Any], wanted: Signature
     ) -> Iterator[str]:
         named = {entry.name: entry for entry in entries}
+        if len(named) < len(entries):
+            yield f"an {side} is there twice"
         if not named and self.backend in ("onnxruntime", "openvino"):
             self.notes.append(f"it has no {side}, so Triton reads them from the model")
             return
@@ -311,21 +342,21 @@ class _Model:
             )
         elif entry.HasField("reshape"):
             seen = list(entry.reshape.shape)
-            if not _fits(seen, expected):
+            if not config_text.fits(seen, expected):
                 yield f"{what} is reshaped to {seen}; {wanted.source} has {expected}"
             elif dims != expected:
                 yield (
                     f"{what} has dims {dims} and a reshape, so clients use another shape than"
                     f" {expected} of {wanted.source}"
                 )
-        elif _fits(dims, expected):
+        elif config_text.fits(dims, expected):
             return
-        elif adds_batch and _fits(dims[1:], expected):
+        elif adds_batch and config_text.fits(dims[1:], expected):
             yield (
                 f"{what} has dims {dims} with the batch in them, which Triton adds itself as"
                 f" max_batch_size is not 0: write {expected}"
             )
-        elif not adds_batch and wanted.batched and _fits(dims, whole[1:]):
+        elif not adds_batch and wanted.batched and config_text.fits(dims, whole[1:]):
             yield (
                 f"{what} has dims {dims} without the batch, and max_batch_size is 0: write"
                 f" {whole}, or set max_batch_size"
@@ -339,11 +370,17 @@ class _Model:
             if not entry.label_filename:
                 continue
             path = self.folder / entry.label_filename
+            if not config_text.within(entry.label_filename):
+                yield f"label_filename {entry.label_filename!r} is outside of the model's folder"
+                continue
             if not path.is_file():
                 yield f"the file of labels {entry.label_filename} is missing"
                 continue
-            with open_file(path) as file:
-                count = len(file.read().splitlines())
+            content = config_text.content(path)
+            if len(content) > config_text.MAX_BYTES:
+                yield f"{entry.label_filename} has more than {config_text.MAX_BYTES:,} bytes"
+                continue
+            count = len(content.splitlines())
             classes = shapes.get(entry.name, (None,))[-1]
             if classes is not None and count != classes:
                 yield (
@@ -352,7 +389,200 @@ class _Model:
                 )
 
 
-def _fits(dims: Sequence[int], expected: Sequence[int]) -> bool:
+def _versions(self) -> Iterator[str]:
+        versions = _versions(self.folder)
+        if not versions:
+            yield "its folder has no version: put the model's file into a folder named 1"
+            return
+        policy = self.config.version_policy
+        if policy.HasField("specific"):
+            named = set(policy.specific.versions)
+            if missing := sorted(named - versions):
+                yield f"version_policy names version {missing[0]}, and there is {_list(versions)}"
+            elif not named:
+                yield "version_policy is specific and names no version, so that none is served"
+        elif policy.HasField("latest") and not policy.latest.num_versions:
+            yield "version_policy serves the latest 0 versions"
+        name = self.config.default_model_filename or _FILES.get(self.backend, "")
+        if not config_text.within(name):
+            yield f"default_model_filename {name!r} is outside of the version's folder"
+        elif name and self._file() is None and self._served():
+            folder = self.folder / str(self._served())
+            others = self.config.cc_model_filenames.values()
+            if not others or not all(config_text.within(one) and (folder / one).exists() for one in others):
+                yield f"version {self._served()} has no file {name}"
+
+    def _instances(self) -> Iterator[str]:
+        kinds = configs.messages().ModelInstanceGroup
+        if config_text.counts_below_one(self.text):
+            yield "instance_group has a count below 1, which Triton replaces by its own default"
+        engine = self._parameter(configs.ENGINE)
+        on_gpu = FORMS[engine].gpu if engine in FORMS else None
+        if self.backend in ("tensorrt", "openvino"):
+            engine, on_gpu = self.backend, self.backend == "tensorrt"
+        for group in self.config.instance_group:
+            if group.kind == kinds.KIND_GPU and on_gpu is False:
+                yield f"instance_group is KIND_GPU, but {engine or self.backend} runs on CPUs"
+            if group.kind == kinds.KIND_CPU and on_gpu:
+                yield f"instance_group is KIND_CPU, but {engine or self.backend} needs a GPU"
+            if group.kind == kinds.KIND_CPU and group.gpus:
+                yield f"instance_group is KIND_CPU, but names gpus {list(group.gpus)}"
+
+    def _batching(self) -> Iterator[str]:
+        largest = self.config.max_batch_size
+        if largest < 0:
+            yield f"max_batch_size {largest} is negative"
+        proved = self._parameter(configs.LARGEST_BATCH)
+        if proved.isdecimal() and largest > int(proved):
+            yield f"max_batch_size {largest} is larger than {proved}, the largest that was proved"
+        if self.config.response_cache.enable:
+            yield "response_cache is enabled, so that no reply proves what the model computes"
+        if not self.config.HasField("dynamic_batching"):
+            return
+        if not largest:
+            yield "dynamic_batching has no effect, since max_batch_size is 0"
+        for size in self.config.dynamic_batching.preferred_batch_size:
+            if not 0 < size <= max(largest, 0):
+                yield f"preferred_batch_size {size} is not between 1 and max_batch_size {largest}"
+
+    def _digests(self) -> Iterator[str]:
+        digest, path = self._parameter(configs.FILE_DIGEST), self._file()
+        if digest and path is not None and self.backend != "openvino":  # whose file was an archive
+            actual = sha256_file(path)
+            if actual != digest:
+                yield f"{path.name} has SHA-256 {actual}, but {digest} was proved"
+        golden = self._parameter(configs.GOLDEN_DIGEST)
+        if golden and len(self.known) == 1 and golden not in self.known and not self.named:
+            yield f"it was proved with another golden file, of SHA-256 {golden}"
+
+    def _warm_up(self) -> Iterator[str]:
+        for warm_up in self.config.model_warmup:
+            if warm_up.batch_size > max(self.config.max_batch_size, 1):
+                yield (
+                    f"model_warmup has batch_size {warm_up.batch_size}, and max_batch_size is"
+                    f" {self.config.max_batch_size}"
+                )
+            names = {entry.name for entry in self.config.input}
+            for name, entry in warm_up.inputs.items():
+                if names and name not in names:
+                    yield f"model_warmup gives {name!r}, which is not an input"
+                file = entry.input_data_file
+                if file and not (self.folder / configs.WARM_UP / file).is_file():
+                    yield f"model_warmup reads {configs.WARM_UP}/{file} for {name}: it is missing"
+
+    def _signature(self) -> Signature | None:
+        """Returns what the golden file says, or else the ONNX graph."""
+        digest = self._parameter(configs.GOLDEN_DIGEST)
+        path = self.known.get(digest)
+        if path is None and len(self.known) == 1 and not (digest and self.named):
+            path = next(iter(self.known.values()))
+        if path is not None:
+            golden = goldens.load(path)
+            return Signature(
+                golden.input_specs,
+                golden.output_specs,
+                golden.batched,
+                golden.logits,
+                "the golden file",
+            )
+        file = self._file()
+        if file is None or self.backend != "onnxruntime":
+            return None
+        graph = onnx_files.read(file, data=False).graph
+        inputs = tuple(map(spec_of, inputs_of(graph)))
+        outputs = tuple(map(spec_of, graph.output))
+        batched = all(spec.shape[:1] == (None,) for spec in (*inputs, *outputs))
+        return Signature(inputs, outputs, batched, "", "the graph")
+
+    def _tensors(
+        self, side: str, specs: Sequence[TensorSpec], entries: Sequence[Any], wanted: Signature
+    ) -> Iterator[str]:
+        named = {entry.name: entry for entry in entries}
+        if len(named) < len(entries):
+            yield f"an {side} is there twice"
+        if not named and self.backend in ("onnxruntime", "openvino"):
+            self.notes.append(f"it has no {side}, so Triton reads them from the model")
+            return
+        for entry in entries:
+            if entry.name not in {spec.name for spec in specs}:
+                known = ", ".join(spec.name for spec in specs)
+                yield f"{side} {entry.name!r} is not in {wanted.source}, which has {known}"
+        for spec in specs:
+            if spec.name not in named:
+                yield f"{side} {spec.name!r} of {wanted.source} is missing"
+            else:
+                yield from self._tensor(side, spec, named[spec.name], wanted)
+
+    def _tensor(self, side: str, spec: TensorSpec, entry: Any, wanted: Signature) -> Iterator[str]:
+        types = configs.messages().DataType
+        what = f"{side} {spec.name!r}"
+        kind = types.Name(entry.data_type)
+        if kind != configs.type_name(spec.dtype):
+            yield f"{what} is {kind}; {wanted.source} has {configs.type_name(spec.dtype)}"
+        adds_batch = self.config.max_batch_size > 0
+        whole = [-1 if axis is None else axis for axis in spec.shape]
+        expected = whole[1:] if adds_batch else whole
+        dims = list(entry.dims)
+        if adds_batch and not wanted.batched:
+            yield (
+                f"max_batch_size is {self.config.max_batch_size}, but {spec.name} of"
+                f" {wanted.source} has no dynamic batch: {spec}"
+            )
+        elif entry.HasField("reshape"):
+            seen = list(entry.reshape.shape)
+            if not config_text.fits(seen, expected):
+                yield f"{what} is reshaped to {seen}; {wanted.source} has {expected}"
+            elif dims != expected:
+                yield (
+                    f"{what} has dims {dims} and a reshape, so clients use another shape than"
+                    f" {expected} of {wanted.source}"
+                )
+        elif config_text.fits(dims, expected):
+            return
+        elif adds_batch and config_text.fits(dims[1:], expected):
+            yield (
+                f"{what} has dims {dims} with the batch in them, which Triton adds itself as"
+                f" max_batch_size is not 0: write {expected}"
+            )
+        elif not adds_batch and wanted.batched and config_text.fits(dims, whole[1:]):
+            yield (
+                f"{what} has dims {dims} without the batch, and max_batch_size is 0: write"
+                f" {whole}, or set max_batch_size"
+            )
+        else:
+            yield f"{what} has dims {dims}; {wanted.source} has {expected}"
+
+    def _labels(self, wanted: Signature) -> Iterator[str]:
+        shapes = {spec.name: spec.shape for spec in wanted.outputs}
+        for entry in self.config.output:
+            if not entry.label_filename:
+                continue
+            path = self.folder / entry.label_filename
+            if not config_text.within(entry.label_filename):
+                yield f"label_filename {entry.label_filename!r} is outside of the model's folder"
+                continue
+            if not path.is_file():
+                yield f"the file of labels {entry.label_filename} is missing"
+                continue
+            content = config_text.content(path)
+            if len(content) > config_text.MAX_BYTES:
+                yield f"{entry.label_filename} has more than {config_text.MAX_BYTES:,} bytes"
+                continue
+            count = len(content.splitlines())
+            classes = shapes.get(entry.name, (None,))[-1]
+            if classes is not None and count != classes:
+                yield (
+                    f"{entry.label_filename} has {count} labels, and {entry.name} has {classes}"
+                    " values"
+                )
+
+
+def config_text.within(name: str) -> bool:
+    """Whether a file's name stays in the folder that it is meant for."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def config_text.fits(dims: Sequence[int], expected: Sequence[int]) -> bool:
     """Whether dims are the expected ones, or fix an axis that may have any size."""
     return len(dims) == len(expected) and all(
         wanted in (dim, -1) for dim, wanted in zip(dims, expected, strict=True)
@@ -366,15 +596,3 @@ def _versions(folder: Path) -> set[int]:
 
 def _list(numbers: set[int]) -> str:
     return ", ".join(map(str, sorted(numbers)))
-
-
-def _blocks(text: str, field: str) -> Iterator[str]:
-    """Yields the values of a field as text: whether a number was 0 or absent shows only there."""
-    text = re.sub(r"#.*", "", text)
-    for match in re.finditer(rf"\b{field}\s*:?\s*(?=[\[{{])", text):
-        depth = 0
-        for end in range(match.end(), len(text)):
-            depth += (text[end] in "[{") - (text[end] in "]}")
-            if not depth:
-                yield text[match.end() : end]
-                break

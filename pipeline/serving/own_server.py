@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,6 +64,8 @@ class OwnServer(ThreadingHTTPServer):
 
     def __init__(self, host: str, port: int, model: str, session: Session) -> None:
         self.model, self.session, self.idle = model, session, threading.Lock()
+        if ":" in host:
+            self.address_family = socket.AF_INET6
         self.metadata = {
             "name": model,
             "versions": [_VERSION],
@@ -87,10 +90,13 @@ class OwnServer(ThreadingHTTPServer):
         feeds = _feeds(request, binary)
         known = [spec.name for spec in self.session.outputs]
         wanted = request.get("outputs") or [{"name": name} for name in known]
-        everything = bool(request.get("parameters", {}).get("binary_data_output", False))
-        for output in wanted:
-            if output["name"] not in known:
-                raise RequestError(f"unknown output {output['name']!r}; available: {known}")
+        everything = bool((request.get("parameters") or {}).get("binary_data_output", False))
+        names = [output["name"] for output in wanted]
+        for name in names:
+            if name not in known:
+                raise RequestError(f"unknown output {name!r:.200}; available: {known}")
+        if len(names) > len({*names}):  # a small request could ask for a reply of any size
+            raise RequestError("an output is asked for twice")
         try:
             with self.idle:
                 arrays = self.session.run(feeds)
@@ -104,7 +110,7 @@ class OwnServer(ThreadingHTTPServer):
                 "datatype": _protocol_name(array.dtype.name),
                 "shape": [*array.shape],
             }
-            if output.get("parameters", {}).get("binary_data", everything):
+            if (output.get("parameters") or {}).get("binary_data", everything):
                 parts.append(array.tobytes())
                 entry["parameters"] = {"binary_data_size": len(parts[-1])}
             else:
@@ -148,12 +154,14 @@ def _feeds(request: Mapping[str, Any], binary: memoryview) -> Feeds:
     position = 0
     for entry in request["inputs"]:
         name, shape = str(entry["name"]), tuple(entry["shape"])
+        if name in feeds:
+            raise RequestError(f"input {name!r} is there twice")
         if entry["datatype"] not in types:
             raise RequestError(f"input {name!r} has type {entry['datatype']!r}, which is unknown")
         if not all(type(axis) is int and 0 <= axis <= _MAX_REQUEST for axis in shape):
             raise RequestError(f"input {name!r} has shape {shape!r:.200}, which is not valid")
         dtype = np.dtype(types[entry["datatype"]])
-        size = entry.get("parameters", {}).get("binary_data_size")
+        size = (entry.get("parameters") or {}).get("binary_data_size")
         if size is None:
             values = np.asarray(entry["data"])
             if values.size and values.dtype.kind not in {"b": "b", "f": "iuf"}.get(
@@ -212,6 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, method: Any) -> None:
         try:
+            self._require_plain()
             body, binary = method(self._words())
             status = HTTPStatus.OK
         except RequestError as error:
@@ -233,6 +242,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
         self.wfile.write(binary)
+
+    def _require_plain(self) -> None:
+        """Raises RequestError unless it is clear where the request ends.
+
+        Else a proxy and this server could see different requests in the same bytes.
+        """
+        lengths = self.headers.get_all("Content-Length", [])
+        if "Transfer-Encoding" in self.headers or len(lengths) > 1:
+            raise RequestError(
+                "send one Content-Length, and no Transfer-Encoding", HTTPStatus.LENGTH_REQUIRED
+            )
+        if self.command == "GET" and lengths not in ([], ["0"]):
+            raise RequestError("a GET has no body")
 
     def _words(self) -> list[str]:
         """Returns the parts of the path, without the version of the model.
@@ -275,11 +297,10 @@ class _Handler(BaseHTTPRequestHandler):
         infer = object()
         known = {"v2/repository/index": [model], "v2/models/MODEL/infer": infer}
         answer = self._known(known, words)
-        chunked = "Transfer-Encoding" in self.headers
-        length = self.headers.get("Content-Length", "" if chunked else "0")
+        length = self.headers.get("Content-Length", "0")
         if not length.isdecimal() or self.headers.get("Content-Encoding", "identity") != "identity":
             raise RequestError(
-                "send Content-Length, and neither chunks nor Content-Encoding",
+                "send Content-Length in digits, and no Content-Encoding",
                 HTTPStatus.LENGTH_REQUIRED,
             )
         if int(length) > _MAX_REQUEST:

@@ -283,7 +283,7 @@ def show(runs: StageRuns[Params]) -> None:
     for outputs, params in runs:
         available = engines.get(params.engine).available()
         report.show(params.engine, outputs[ENGINE], read_json(outputs[ENGINE_LAYERS]), available)
-        if params.repeat:
+        if (params.repeat or 1) > 1:
             from pipeline.rebuilding import region
 
             builds = region.load(outputs[ENGINE_BUILDS])

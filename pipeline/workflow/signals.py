@@ -34,17 +34,24 @@ class Interrupted(KeyboardInterrupt):
 
 
 def install() -> None:
-    """Makes SIGINT and SIGTERM raise Interrupted in the main thread, but not during an import."""
+    """Makes signals raise Interrupted in the main thread, but not during an import.
+
+    They are SIGINT, SIGTERM and SIGHUP.
+    """
     engines.import_guard = deferred
     _state.update(pending=0, received=0)
     signal.signal(signal.SIGINT, _handle)
     signal.signal(signal.SIGTERM, _handle)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # `nohup` ignores it
+        signal.signal(signal.SIGHUP, _handle)
 
 
 def uninstall() -> None:
-    """Makes SIGINT and SIGTERM end the process at once, when nothing is left to be cleaned up."""
+    """Makes these signals end the process at once, when nothing is left to be cleaned up."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGHUP) == _handle:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def end_if_stuck(code: int) -> None:

@@ -208,18 +208,23 @@ def _verified(path: Path, key: Any, name: str) -> list[dict[str, Any]]:
     for number, line in enumerate(_lines(path), 1):
         try:
             envelope = parse_json(line)
+            if not _plain(envelope, line):
+                raise ValueError("it has parts that no line of ours has")
             payload = base64.b64decode(envelope["payload"], validate=True)
             signed = base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
             key.verify(signed, _encoded(payload), ec.ECDSA(hashes.SHA256()))
             statement = parse_json(payload)
             follows = statement["predicate"]["previous"] == last
             known = (envelope["payloadType"], statement["predicateType"]) == (_PAYLOAD, PREDICATE)
+            own = envelope["signatures"][0]["keyid"] == signature.fingerprint(key)
         except InvalidSignature as error:
             raise DeployError(
                 f"{path}: line {number} was changed, or signed with another key than {name}"
             ) from error
         except (ValueError, KeyError, TypeError, IndexError, binascii.Error) as error:
             raise DeployError(f"{path}: line {number} is not an attestation: {error!r}") from error
+        if not own:
+            raise DeployError(f"{path}: line {number} names another key than {name}")
         if not known:
             raise DeployError(f"{path}: line {number} attests something else")
         if not follows:
@@ -227,6 +232,13 @@ def _verified(path: Path, key: Any, name: str) -> list[dict[str, Any]]:
         statements.append(statement)
         last = _digest(line)
     return statements
+
+
+def _plain(envelope: Any, line: bytes) -> bool:
+    """Whether a line has the form that we write: nothing in it is left out of what is verified."""
+    (one,) = envelope["signatures"]
+    parts = {*envelope} == {"payload", "payloadType", "signatures"} and {*one} == {"keyid", "sig"}
+    return parts and json.dumps(envelope, sort_keys=True).encode() == line
 
 
 def _lines(path: Path) -> list[bytes]:

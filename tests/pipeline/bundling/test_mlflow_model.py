@@ -58,8 +58,8 @@ def test_a_damaged_bundle_writes_nothing(store: Store, assay: Assay, tmp_path: P
     content = bytearray(bundle_of(store).read_bytes())
     content[len(content) // 2] ^= 1
     bundle_of(store).write_bytes(content)
-    assert assay("mlflow", bundle_of(store), tmp_path / "place/model").code == 1
-    assert not (tmp_path / "place").exists()
+    assert assay("mlflow", bundle_of(store), tmp_path / "model").code == 1
+    assert not (tmp_path / "model").exists()
 
 
 def test_without_mlflow_the_hint_installs_it(

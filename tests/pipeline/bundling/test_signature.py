@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from model_signing import signing
 
 from engines.errors import DeployError, NotAvailableError, UsageError
 from pipeline.bundling import archive, signature
@@ -253,7 +254,7 @@ def test_files_that_are_no_keys_are_named(bundle: Path, key: Path, tmp_path: Pat
     Path(f"{text}.pub").write_bytes(
         private.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
-    with pytest.raises(DeployError, match=r"cannot be signed with .*rsa"):
+    with pytest.raises(DeployError, match=r"rsa is not an EC key"):
         signature.sign(bundle, text, no_passphrase)
     refuse(bundle, public(text), "rsa.pub cannot be used")
     refuse(bundle, Trusted(public_key=key), "release.key cannot be used")
@@ -351,8 +352,25 @@ def test_a_certificate_of_the_authority_is_accepted_and_no_other(
 
 def test_a_certificate_for_another_use_is_refused(bundle: Path, tmp_path: Path) -> None:
     server = Authority(tmp_path, "server", code_signing=False)
-    signature.sign(bundle, server.key, no_passphrase, server.certificate)
-    refuse(bundle, Trusted(certificate_chain=server.root), "not a valid signature")
+    with pytest.raises(DeployError, match="not for code signing"):
+        signature.sign(bundle, server.key, no_passphrase, server.certificate)
+    # The library signs with it, and would accept it.
+    config = signing.Config().use_certificate_signer(
+        private_key=server.key,
+        signing_certificate=server.certificate,
+        certificate_chain=[server.certificate],
+    )
+    config.sign(bundle, signature.beside(bundle))
+    refuse(bundle, Trusted(certificate_chain=server.root), "not for code signing")
+
+
+def test_a_signature_says_by_which_option_it_is_verified(
+    bundle: Path, key: Path, tmp_path: Path
+) -> None:
+    acme = Authority(tmp_path, "acme")
+    refuse(bundle, Trusted(certificate_chain=acme.root), "--public-key verifies it")
+    signature.sign(bundle, acme.key, no_passphrase, acme.certificate)
+    refuse(bundle, public(key), "--certificate-chain verifies it")
 
 
 def test_a_certificate_and_a_passphrase_do_not_go_together(bundle: Path, tmp_path: Path) -> None:

@@ -144,8 +144,13 @@ def test_repeat_refuses_what_it_cannot_judge(
 def test_the_new_engines_are_judged_and_bundled(
     repeated: Store, tmp_path: Path, assay: Assay
 ) -> None:
-    out = tmp_path / "new.tar.zst"
-    result = assay("check", bundle_of(repeated), "--rebuild", "--trust", "--out", out, "--json")
+    out, contents = tmp_path / "new.tar.zst", members(bundle_of(repeated))
+    manifest = json.loads(contents[f"{FOLDER}/manifest.json"])
+    for engine in manifest["models"]["fp32"]["engines"].values():
+        engine["built_with"]["cpu"] = "Another CPU"
+    contents = resigned({**contents, f"{FOLDER}/manifest.json": dump_json(manifest)})
+    elsewhere = pack(tmp_path / "elsewhere.tar.zst", [*contents.items()])
+    result = assay("check", elsewhere, "--rebuild", "--trust", "--out", out, "--json")
     assert result.code == 0, result.err
     entries = rebuilt(result)
     assert {*SAME} <= entries.keys()
@@ -175,6 +180,20 @@ def test_the_new_engines_are_judged_and_bundled(
     assert again.code == 0, again.err
     assert [*rebuilt(again)] == [name]
     assert assay("check", other, "--digests-only").code == 0
+
+
+@pytest.mark.slow(10)
+def test_the_same_engine_of_the_same_machine_is_not_added(
+    repeated: Store, tmp_path: Path, assay: Assay
+) -> None:
+    out = tmp_path / "new.tar.zst"
+    words = ("check", bundle_of(repeated), *ONE, "--out", out, "--json")
+    result = assay(*words)
+    assert result.code == 0, result.err
+    assert rebuilt(result)["onnxruntime"]["same_file"]
+    checked = json.loads(assay("check", out, "--digests-only", "--json").out)
+    before = json.loads(assay("check", bundle_of(repeated), "--digests-only", "--json").out)
+    assert checked["manifest"]["models"] == before["manifest"]["models"]
 
 
 @pytest.mark.slow(5)

@@ -144,7 +144,8 @@ def test_the_document_of_a_server_is_printed_when_it_is_ready(
                 break
         assert json.loads("".join(lines)) == {
             "server": "assay",
-            "models": ["lenet_fp32_onnxruntime"],
+            "models": ["lenet_fp32"],
+            "engine": "onnxruntime",
             "device": "cpu",
             "urls": [f"http://127.0.0.1:{port}"],
         }

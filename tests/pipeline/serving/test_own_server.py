@@ -194,8 +194,8 @@ def test_a_target_with_onnxruntime_alone_serves(built: Store, tmp_path: Path) ->
     )
     try:
         line = started.stdout.readline()
-        assert line.startswith("serving lenet_fp32_onnxruntime on cpu"), started.communicate()[1]
-        assert ask(f"http://127.0.0.1:{port}/v2/models/lenet_fp32_onnxruntime/ready")[0] == 200
+        assert line.startswith("serving lenet_fp32 by onnxruntime on cpu"), started.communicate()[1]
+        assert ask(f"http://127.0.0.1:{port}/v2/models/lenet_fp32/ready")[0] == 200
         started.terminate()
         _, err = started.communicate(timeout=30)
         assert started.returncode == 143

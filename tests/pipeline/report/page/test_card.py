@@ -29,14 +29,10 @@ def test_a_card_has_the_measured_figures(built: Store, tmp_path: Path, assay: As
     accuracies = [entry.metric_value for (kind, _), entry in values.items() if kind == "accuracy"]
     assert training["test_accuracy"] in accuracies
     measured = json.loads((built.root / "lenet/fp32/measurements.json").read_text())
-    # With a budget this short, no percentile may be known of some engine.
     whole = [entry for entry in measured["results"] if entry["boundary"] == "end to end"]
-    known = [
-        interval
-        for entry in whole
-        for name, interval in entry["percentiles"].items()
-        if name in ("p50", "p99")
-    ]
+    known = [entry["seconds"] for entry in whole]
+    # With a budget this short, few are known.
+    known += [entry["percentiles"]["p99"] for entry in whole if "p99" in entry["percentiles"]]
     latencies = {e.metric_value for e in card.data.eval_results if "latency" in e.metric_type}
     assert latencies == {interval["value"] for interval in known}
     assert latencies

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -97,12 +98,28 @@ def test_every_bit_of_a_statement_counts(attested: tuple[Path, Path]) -> None:
             attestation.verify(path, public)
 
 
+@pytest.mark.timeout(20)
+def test_pipes_and_devices_are_refused(attested: tuple[Path, Path], tmp_path: Path) -> None:
+    path, public = attested
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for odd in (pipe, Path("/dev/zero")):
+        with pytest.raises(DeployError, match="is not a file"):
+            attestation.verify(odd, public)
+        with pytest.raises(DeployError, match="is not a file"):
+            attestation.verify(path, odd)
+    key = attestation.Key(tmp_path / "key", str)
+    for odd in (pipe, Path("/dev/full")):
+        with pytest.raises(DeployError, match="cannot be written"):
+            attestation.Log(odd, key)
+
+
 def test_another_key_is_refused(attested: tuple[Path, Path], tmp_path: Path) -> None:
     _, other = keys(tmp_path, "other")
     with pytest.raises(DeployError, match="signed with another key"):
         attestation.verify(attested[0], other)
     for public in (tmp_path / "nothing", attested[0]):
-        with pytest.raises(DeployError, match=r"cannot be read|not a public key"):
+        with pytest.raises(DeployError, match=r"does not exist|not a public key"):
             attestation.verify(attested[0], public)
 
 
