@@ -16,6 +16,7 @@ from pipeline.workflow.digests import dump_json
 from pipeline.workflow.runner import Store
 
 FOLDER = "lenet-fp32"
+_UNLISTED = (archive.MANIFEST, archive.MANIFEST_DIGEST, bom.MEMBER, "README.md")
 
 
 def bundle_of(store: Store) -> Path:
@@ -104,13 +105,20 @@ def with_provenance(contents: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def with_bill(contents: dict[str, bytes]) -> dict[str, bytes]:
-    """Updates the digests in the bill of materials; leaves it if it is not valid."""
+    """Makes the bill of materials list all members; leaves it if it is not valid."""
     try:
         bill = json.loads(contents[f"{FOLDER}/{bom.MEMBER}"])
         for component in bill["components"]:
             if component["type"] == "file":
                 content = contents.get(f"{FOLDER}/{component['name']}", b"")
                 component["hashes"][0]["content"] = hashlib.sha256(content).hexdigest()
+        listed = {component["name"] for component in bill["components"]}
+        for path, content in contents.items():
+            name = path.partition("/")[2]
+            if name not in (*listed, *_UNLISTED):
+                hashes = [{"alg": "SHA-256", "content": hashlib.sha256(content).hexdigest()}]
+                file = {"type": "file", "bom-ref": f"file:{name}", "name": name, "hashes": hashes}
+                bill["components"].append(file)
     except (LookupError, TypeError, ValueError, AttributeError):
         return contents
     return {**contents, f"{FOLDER}/{bom.MEMBER}": dump_json(bill)}

@@ -89,7 +89,9 @@ def check_fields(manifest: Mapping[str, Any]) -> None:
         for name, entry in model["engines"].items():
             if entry["verdict"] not in _VERDICTS:
                 raise ValueError(f"the verdict of {name} is {entry['verdict']!r:.40}")
-            for key, value in _filled(entry["built_with"], f"built_with of {name}").items():
+            if not isinstance(entry["built_with"], dict):
+                raise TypeError(f"built_with of {name} is not an object")
+            for key, value in entry["built_with"].items():
                 _text(value, f"built_with {key}")
             if not _INSTALL.fullmatch(entry.get("smaller_runtime", "pip install x")):
                 raise ValueError(f"smaller_runtime of {name} is not how to install a package")

@@ -350,12 +350,18 @@ def _require_code_signing(certificate: Any) -> None:
     The library that verifies takes any that may sign, such as a web server's.
     """
     x509 = import_vendor("cryptography.x509", _INSTALL)
-    try:
-        uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
-        uses = ()
-    if x509.oid.ExtendedKeyUsageOID.CODE_SIGNING not in uses:
+
+    def extension(kind: Any) -> Any:
+        try:
+            return certificate.extensions.get_extension_for_class(kind).value
+        except x509.ExtensionNotFound:
+            return None
+
+    if x509.oid.ExtendedKeyUsageOID.CODE_SIGNING not in (extension(x509.ExtendedKeyUsage) or ()):
         raise ValueError("the certificate is not for code signing (extended key usage)")
+    use, basic = extension(x509.KeyUsage), extension(x509.BasicConstraints)
+    if (use and not use.digital_signature) or (basic and basic.ca):
+        raise ValueError("the certificate is not for signatures (key usage), or is an authority's")
 
 
 def _without_empty(value: Any) -> Any:

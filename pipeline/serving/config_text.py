@@ -37,3 +37,15 @@ def _blocks(text: str, field: str) -> Iterator[str]:
             if not depth:
                 yield text[match.end() : end]
                 break
+
+
+def within(name: str) -> bool:
+    """Whether a file's name stays in the folder that it is meant for."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def fits(dims: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether dims are the expected ones, or fix an axis that may have any size."""
+    return len(dims) == len(expected) and all(
+        wanted in (dim, -1) for dim, wanted in zip(dims, expected, strict=True)
+    )

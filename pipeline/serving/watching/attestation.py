@@ -85,6 +85,7 @@ class Log:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
             self._file = os.fdopen(os.open(path, flags, 0o644), "ab")
             if not path.is_file():
+                self._file.close()
                 raise OSError(errno.EINVAL, "it is not a file")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -64,15 +64,29 @@ def test_another_graph_under_the_same_records_is_found(
     assert "lenet/fp32/model.onnx is not the file that lenet/fp32/export.json names" in result.err
 
 
+ELSEWHERE = {"path": "/x", "verdict": "pass", "built_with": {}}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"fp32": {"graph": "/etc/passwd"}}, "names '/etc/passwd', which is not a member"),
         ({"fp32": {"golden": "../golden.npz"}}, "which is not a member"),
-        ({"fp32": {"engines": {"pytorch": {"path": "/x"}}}}, "which is not a member"),
+        ({"fp32": {"engines": {"pytorch": ELSEWHERE}}}, "which is not a member"),
         ({"chains": {"": ["/etc/passwd"]}}, "which is not a member"),
         ({"chains": {"": []}}, "no record made lenet/fp32/model.onnx"),
         ({"fp32": {"engines": None}}, "manifest.json is not valid"),
+        ({"training": None}, "manifest.json is not valid: TypeError('training is not text')"),
+        ({"fp32": {"engines": {"pytorch": {**ELSEWHERE, "built_with": None}}}}, "built_with of"),
+        ({"fp32": {"engines": {"pytorch": {**ELSEWHERE, "built_with": {"cpu": [1]}}}}}, "not text"),
+        (
+            {"fp32": {"engines": {"pytorch": {**ELSEWHERE, "verdict": "pass\x1b"}}}},
+            "the verdict of",
+        ),
+        (
+            {"fp32": {"engines": {"pytorch": {**ELSEWHERE, "smaller_runtime": "rm -rf ~"}}}},
+            "not how to install a package",
+        ),
     ],
 )
 def test_a_manifest_that_points_elsewhere_is_refused(
@@ -87,6 +101,24 @@ def test_a_manifest_that_points_elsewhere_is_refused(
     result = assay("check", "--trust", pack(tmp_path / "forged.tar.zst", list(forged.items())))
     assert result.code == 1
     assert words in result.err
+
+
+@pytest.mark.parametrize("words", [("check", "--trust"), ("check", "--digests-only"), ("merge",)])
+def test_a_model_repository_that_is_not_ours_is_refused(
+    built: Store, tmp_path: Path, assay: Callable[..., Result], words: tuple[str, ...]
+) -> None:
+    contents = members(bundle_of(built))
+    name = f"{FOLDER}/manifest.json"
+    manifest = json.loads(contents[name])
+    added = {"triton/evil/config.pbtxt": b'backend: "python"', "triton/evil/1/model.py": b"x"}
+    manifest["members"] |= {path: {} for path in added}
+    contents |= {f"{FOLDER}/{path}": content for path, content in added.items()}
+    forged = resigned({**contents, name: dump_json(manifest)})
+    bundle = pack(tmp_path / "forged.tar.zst", [*forged.items()])
+    more = (bundle_of(built), "--out", tmp_path / "new.tar.zst") if words == ("merge",) else ()
+    result = assay(words[0], bundle, *words[1:], *more)
+    assert result.code == 1
+    assert "triton/evil/config.pbtxt belongs to no model repository that assay wrote" in result.err
 
 
 def test_nothing_is_opened_without_consent(built: Store, assay: Callable[..., Result]) -> None:

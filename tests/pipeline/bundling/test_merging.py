@@ -5,11 +5,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from pipeline.bundling import archive
 from pipeline.workflow.digests import dump_json
 from pipeline.workflow.runner import Store
 from tests.bundles import FOLDER, bundle_of, members, pack, rerecorded, resigned
@@ -91,6 +93,56 @@ def test_the_records_of_each_machine_are_checked(
     result = assay("check", "--trust", pack(tmp_path / "forged.tar.zst", [*forged.items()]))
     assert result.code == 1
     assert f"{ENGINE} is not the file that lenet/fp32/onnxruntime/build.json names" in result.err
+
+
+def test_engines_of_several_machines_keep_their_names(
+    built: Store, tmp_path: Path, assay: Assay
+) -> None:
+    """As if the second and the third machine had merged their bundles before."""
+    paths = []
+    for number, cpu in enumerate(("CPU A", "CPU B", "CPU C", "CPU C")):
+        contents = members(bundle_of(built))
+        engine = contents[f"{FOLDER}/{ENGINE}"] + b"\x72" + bytes([number]) + b"x" * number
+        contents = rerecorded(contents, {ENGINE: engine})
+        manifest = json.loads(contents[f"{FOLDER}/manifest.json"])
+        for entry in manifest["models"]["fp32"]["engines"].values():
+            entry["built_with"]["cpu"] = cpu
+        contents = resigned({**contents, f"{FOLDER}/manifest.json": dump_json(manifest)})
+        paths.append(pack(tmp_path / f"{number}.tar.zst", [*contents.items()]))
+    first, second, whole = (tmp_path / f"{name}.tar.zst" for name in ("ac", "bc", "abc"))
+    assert assay("merge", paths[0], paths[2], "--out", first).code == 0
+    assert assay("merge", paths[1], paths[3], "--out", second).code == 0
+    result = assay("merge", first, second, "--out", whole, "--json")
+    assert result.code == 0, result.err
+    engines = json.loads(result.out)["models"]["fp32"]["engines"]
+    ours = {name: e for name, e in engines.items() if name.startswith("onnxruntime")}
+    assert {
+        name: entry["built_with"]["cpu"] for name, entry in ours.items() if "_" not in name
+    } == {
+        "onnxruntime": "CPU A",
+        "onnxruntime@cpu-b": "CPU B",
+        "onnxruntime@cpu-c": "CPU C",
+        "onnxruntime@cpu-c-2": "CPU C",
+    }
+    assert len({entry["path"] for entry in ours.values()}) == len(ours)
+    assert assay("check", whole, "--digests-only").code == 0
+
+
+def test_a_file_that_came_meanwhile_is_not_replaced(
+    built: Store, other: Path, tmp_path: Path, assay: Assay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = tmp_path / "both.tar.zst", archive.write
+
+    def late(*arguments: Any, **more: Any) -> None:
+        write(*arguments, **more)
+        out.write_text("precious")
+
+    monkeypatch.setattr(archive, "write", late)
+    result = assay("merge", bundle_of(built), other, "--out", out)
+    assert result.code == 2
+    assert "exists, and is not replaced" in result.err
+    assert out.read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
 
 
 def test_the_signature_of_each_bundle_is_verified(

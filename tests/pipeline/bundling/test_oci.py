@@ -1,5 +1,6 @@
 """Bundles in a registry: a real one on loopback, and hostile ones."""
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -311,3 +312,36 @@ def test_other_bytes_than_the_named_digest_are_refused(
     assert not list(tmp_path.iterdir())
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     assert pulled(f"{name}@{digest}", tmp_path / "out")[0].read_bytes() == BLOB
+
+
+@pytest.mark.timeout(60)
+def test_the_answer_of_a_login_is_bounded(tmp_path: Path) -> None:
+    sent = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/token"):
+                self.send_response(200)
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    for _ in range(100):
+                        self.wfile.write(b" " * (1 << 20))
+                        sent.append(1)
+                return
+            self.send_response(401)
+            realm = f"http://127.0.0.1:{self.server.server_address[1]}/token"
+            self.send_header("Www-Authenticate", f'Bearer realm="{realm}",service="x"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        with pytest.raises(DeployError, match="answer has more than"):
+            pulled(f"127.0.0.1:{server.server_address[1]}/x:1", tmp_path / "out")
+        server.shutdown()
+    assert len(sent) < 50
+    assert not (tmp_path / "out").exists()

@@ -295,7 +295,7 @@ class Authority:
         leaf = (
             _certificate(person, authority, loaded.public_key())
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            .add_extension(_key_usage(signing=code_signing), critical=True)
+            .add_extension(_key_usage(signing=True), critical=True)
             .sign(root_key, hashes.SHA256())
         )
         self.root.write_bytes(root.public_bytes(PEM))

@@ -596,6 +596,30 @@ def test_a_current_folder_that_was_removed_is_named(
 @pytest.mark.parametrize(
     "words",
     [
+        ("check", "b.tar.zst", "--max-size"),
+        ("check", "b.tar.zst", "--url", "http://a:1", "--wait"),
+        ("watch", "http://a:1", "b.tar.zst", "--duration"),
+        ("choose", "lenet", "--min-throughput"),
+    ],
+)
+def test_what_is_not_a_number_is_wrong_usage(assay: Assay, words: tuple[str, ...]) -> None:
+    result = assay(*words, "nan")
+    assert result.code == 2
+    assert "'nan' is not a number" in result.err
+
+
+@pytest.mark.parametrize("option", ["--html", "--markdown"])
+def test_a_device_is_not_replaced_by_a_file(built: Store, assay: Assay, option: str) -> None:
+    for words in (("report", "lenet", option), ("card", "lenet", "--out")):
+        result = assay(*words, "/dev/full", *where(built))
+        assert result.code == 2
+        assert "/dev/full is not a file" in result.err
+    assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
         ("card", "lenet", "--out"),
         ("report", "lenet", "--html"),
         ("merge", "BUNDLE", "BUNDLE", "--out"),

@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,34 @@ def test_a_slow_server_is_not_waited_for(ask: Callable[..., Result]) -> None:
     assert "--timeout" in result.err
 
 
+@pytest.mark.timeout(30)
+def test_a_reply_that_comes_byte_by_byte_is_not_waited_for(built: Store, assay: Assay) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with suppress(OSError):
+                self.send_response(200)
+                self.end_headers()
+                for _ in range(200):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(0.1)
+
+        def log_message(self, *words: object) -> None:
+            """Prints nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        start = time.monotonic()
+        words = ("--model-name", "m", "--wait", "2", "--timeout", "1")
+        result = assay("check", bundle_of(built), "--url", url, *words)
+        server.shutdown()
+    assert result.code == 1
+    assert "no reply within 1 s" in result.err
+    assert time.monotonic() - start < 10
+
+
 def test_a_server_that_is_not_ready_is_not_available(ask: Callable[..., Result]) -> None:
     result = ask(Behaviour(live=503))
     assert result.code == 4
@@ -282,6 +310,7 @@ def test_a_port_without_a_server_is_not_available(built: Store, assay: Assay, sc
         "http://a:99999",
         "http://u:p@a:1",
         "http://a:b",
+        "http://[::1",
         "",
     ],
 )

@@ -1,5 +1,6 @@
 """Mistakes in Triton's configurations, each of which is refused with its reason."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -61,7 +62,22 @@ MISTAKES = [
     pytest.param(
         "max_batch", 'default_model_filename: "net.onnx"\nmax_batch', "no file net.onnx", id="file"
     ),
+    pytest.param("count: 1\n  kind", "count: 0x0\n  kind", "count below 1", id="count 0x0"),
     pytest.param('"input0"', '"row"', "warmup/row for image: it is missing", id="warm-up"),
+    pytest.param('key: "image"', 'key: "picture"', "'picture', which is not an input", id="warm"),
+    pytest.param(
+        "max_batch",
+        'default_model_filename: "../../model.onnx"\nmax_batch',
+        "outside of the version's folder",
+        id="file elsewhere",
+    ),
+    pytest.param('"labels.txt"', '"/etc/passwd"', "outside of the model's folder", id="passwd"),
+    pytest.param(
+        "output {",
+        'input { name: "image" data_type: TYPE_UINT8 dims: [1, 28, 28] }\noutput {',
+        "an input is there twice",
+        id="twice",
+    ),
     pytest.param("batch_size: 262", "batch_size: 300", "batch_size 300", id="warm-up batch"),
     pytest.param(
         'key: "assay.sha256"\n  value {\n    string_value: "', r"\g<0>0", "was proved", id="sha"
@@ -104,6 +120,61 @@ def test_mistakes_are_named(
     result = assay("triton-check", model.parent)
     assert result.code == 1
     assert message in result.out
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [
+        ("count: 1", 'name: "a#1" count: 1 rate_limiter { resources { name: "R" count: 0 } }'),
+        ("max_batch", "# instance_group { count: 0 }\nmax_batch"),
+        ("max_batch", "version_policy { specific { versions: 1 } }\nmax_batch"),
+    ],
+)
+def test_unusual_configurations_are_no_mistakes(
+    model: Path, assay: Assay, pattern: str, replacement: str
+) -> None:
+    (model / "2").mkdir() if "specific" in replacement else None
+    change(model, pattern, replacement)
+    result = assay("triton-check", model.parent)
+    assert result.code == 0, result.out
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "tensorrtllm", "my_python", "vllm"])
+def test_other_backends_are_not_taken_for_misspelt_ones(
+    model: Path, assay: Assay, backend: str
+) -> None:
+    (model / "config.pbtxt").write_text(f'backend: "{backend}"\nmax_batch_size: 4\n')
+    result = assay("triton-check", model.parent, "--quiet")
+    assert result.code == 0, result.out
+    assert f"not compared with a golden file or graph: {NAME}" in result.out
+
+
+def test_a_graph_in_a_folder_of_its_own_is_found(model: Path, assay: Assay) -> None:
+    graph = (model / "1/model.onnx").read_bytes()
+    (model / "1/model.onnx").unlink()
+    (model / "1/model.onnx").mkdir()
+    (model / "1/model.onnx/model.onnx").write_bytes(graph)
+    assert assay("triton-check", model.parent).code == 0
+
+
+@pytest.mark.timeout(60)
+def test_what_cannot_be_read_does_not_hide_the_other_models(model: Path, assay: Assay) -> None:
+    others = {name: model.parent / name for name in ("pipe", "folder", "empty")}
+    for place in others.values():
+        shutil.copytree(model, place)
+        (place / "config.pbtxt").unlink()
+    os.mkfifo(others["pipe"] / "config.pbtxt")
+    (others["folder"] / "config.pbtxt").mkdir()
+    text = (model / "config.pbtxt").read_text()
+    (others["empty"] / "config.pbtxt").write_text(text.replace(f'name: "{NAME}"', ""))
+    (others["empty"] / "1/model.onnx").write_bytes(b"")
+    change(model, "count: 1", "count: 0")
+    result = assay("triton-check", model.parent)
+    assert result.code == 1
+    assert "count below 1" in result.out
+    for name in ("pipe", "folder"):
+        assert f"{name}/config.pbtxt: it cannot be read" in result.out
+    assert "empty/config.pbtxt: " in result.out
 
 
 def test_labels_of_another_model_are_a_mistake(model: Path, assay: Assay) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -135,6 +136,58 @@ def test_requests_that_are_not_valid_are_refused(url: str, content: object) -> N
     assert status == 400
     assert reply["error"]
     assert ask(f"{url}/v2/health/ready")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["GET /v2 HTTP/1.1", "Content-Length: 5", "", "GET /"],
+        ["POST /v2/repository/index HTTP/1.1", "Content-Length: 2", "Content-Length: 3", "", "{}"],
+        [
+            *("POST /v2/repository/index HTTP/1.1", "Content-Length: 2"),
+            *("Transfer-Encoding: chunked", "", "{}"),
+        ],
+        ["BREW /v2 HTTP/1.1", "", ""],
+    ],
+)
+def test_one_request_has_one_reply(url: str, lines: list[str]) -> None:
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        lines = [lines[0], "Host: a", *lines[1:], "GET /v2 HTTP/1.1", "Host: a", "", ""]
+        connection.sendall("\r\n".join(lines).encode())
+        reply = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert reply.count(b"HTTP/1.1") == 1
+    assert reply.startswith((b"HTTP/1.1 4", b"HTTP/1.1 501"))
+    assert "error" in json.loads(reply.partition(b"\r\n\r\n")[2])
+
+
+def test_the_list_of_models_needs_no_body(url: str) -> None:
+    request = urllib.request.Request(f"{url}/v2/repository/index", method="POST")  # noqa: S310
+    with urllib.request.urlopen(request, timeout=20) as reply:  # noqa: S310 - our own server
+        assert json.loads(reply.read())[0]["name"] == "lenet"
+
+
+def test_a_small_request_has_no_large_reply(url: str, golden: goldens.Golden) -> None:
+    rows = golden.inputs["image"][:1]
+    entry = tensor(rows, data=rows.ravel().tolist())
+    twice = {"inputs": [entry], "outputs": [{"name": "logits"}, {"name": "logits"}]}
+    for request, message in ((twice, "asked for twice"), ({"inputs": [entry] * 2}, "there twice")):
+        code, reply = ask(f"{url}/v2/models/lenet/infer", request)
+        assert code == 400
+        assert message in reply["error"]
+    nothing = {"inputs": [{**entry, "parameters": None}], "parameters": None}
+    assert ask(f"{url}/v2/models/lenet/infer", nothing)[0] == 200
+
+
+def test_it_listens_on_ipv6(session: Session) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+            port = probe.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with own_server.running("::1", port, "lenet", session):
+        assert ask(f"http://[::1]:{port}/v2")[0] == 200
 
 
 def test_bytes_of_no_input_and_bad_headers_are_refused(url: str) -> None:

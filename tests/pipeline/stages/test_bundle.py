@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from assay import load
-from pipeline.bundling import attestation, bom
+from pipeline.bundling import archive, attestation, bom
 from pipeline.workflow.runner import Store
 from tests.bundles import FOLDER, bundle_of, members, opened
 from tests.conftest import Process, Result
@@ -146,6 +147,25 @@ def test_attached_files_are_members_and_a_changed_one_is_packed_anew(
     assert contents[0] == contents[1]  # documents do nothing
 
 
+def test_a_file_that_changes_while_it_is_packed_is_an_error(
+    store: Store, assay: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, write = tmp_path / "notes.txt", archive.write
+    notes.write_text("one")
+
+    def late(*arguments: Any) -> None:
+        notes.write_text("two")
+        write(*arguments)
+
+    monkeypatch.setattr(archive, "write", late)
+    before = bundle_of(store).read_bytes()
+    where = ("--root", store.root, "--dist", store.dist)
+    result = assay("bundle", "lenet", *where, "--attach", notes)
+    assert result.code == 1
+    assert "notes.txt changed while it was read" in result.err
+    assert bundle_of(store).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
@@ -156,12 +176,13 @@ def test_attached_files_are_members_and_a_changed_one_is_packed_anew(
         (["a/back\\slash"], "cannot be attached by this name"),
         (["a/end."], "cannot be attached by this name"),
         ([".."], "is not a file"),
+        (["a/config.pbtxt"], "cannot be attached by this name"),
     ],
 )
 def test_what_cannot_be_attached_is_named(
     store: Store, assay: Callable[..., Result], tmp_path: Path, names: list[str], words: str
 ) -> None:
-    for name in ("a/terms", "b/TERMS", "a/back\\slash", "a/end."):
+    for name in ("a/terms", "b/TERMS", "a/back\\slash", "a/end.", "a/config.pbtxt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text")
     (tmp_path / "folder").mkdir()

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,26 @@ def test_every_bit_of_a_statement_counts(attested: tuple[Path, Path]) -> None:
         path.write_text(json.dumps(line) + "\n")
         with pytest.raises(DeployError, match="line 1 was changed"):
             attestation.verify(path, public)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line | {"note": "all fine"},
+        lambda line: line | {"signatures": [{**line["signatures"][0], "keyid": "someone else"}]},
+        lambda line: line | {"signatures": [*line["signatures"], {"sig": "AAAA", "keyid": "x"}]},
+        lambda line: line | {"signatures": [{**line["signatures"][0], "cert": ""}]},
+    ],
+)
+def test_parts_that_are_not_signed_are_found(
+    attested: tuple[Path, Path], change: Callable[[dict], dict]
+) -> None:
+    path, public = attested
+    lines = lines_of(path)
+    last = json.dumps(change(json.loads(lines[-1])), sort_keys=True).encode()
+    path.write_bytes(b"".join(lines[:-1]) + last + b"\n")
+    with pytest.raises(DeployError, match="line 3"):
+        attestation.verify(path, public)
 
 
 @pytest.mark.timeout(20)

@@ -175,6 +175,14 @@ def test_a_day_is_attested_by_a_signed_line(
     assert assay("attestations", path, "--public-key", public).code == 1
 
 
+def test_a_file_without_lines_attests_nothing(assay: Assay, tmp_path: Path) -> None:
+    _, public = keys(tmp_path)
+    (tmp_path / "days").write_bytes(b"")
+    result = assay("attestations", tmp_path / "days", "--public-key", public)
+    assert result.code == 1
+    assert "days attests nothing" in result.err
+
+
 def test_what_happened_is_printed_with_the_attestations(
     watch: Callable[..., Result], assay: Assay, tmp_path: Path
 ) -> None:
