@@ -95,16 +95,12 @@ def _put(part: Path, path: Path) -> None:
     """Gives a finished file its name; raises UsageError if the name is taken."""
     try:
         os.link(part, path)
-    except FileExistsError as error:
-        raise UsageError(
-            f"{path} exists, and is not replaced", "give another --out FILE"
-        ) from error
-    except OSError:  # a file system without links
+    except OSError as error:
         if os.path.lexists(path):
             raise UsageError(
                 f"{path} exists, and is not replaced", "give another --out FILE"
-            ) from None
-        part.replace(path)
+            ) from error
+        part.replace(path)  # on a file system without links
     else:
         part.unlink()
 

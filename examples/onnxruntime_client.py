@@ -15,6 +15,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 folder, path = Path(sys.argv[1]), sys.argv[2]
 manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 graph = next(iter(manifest["models"].values()))["graph"]  # the model at one of its precisions

@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image
 from tritonclient import http
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 folder, address, path = sys.argv[1:]
 manifest = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
 client = http.InferenceServerClient(address.removeprefix("http://"))

@@ -66,6 +66,14 @@ def test_the_example_of_onnxruntime_classifies(folder: Path) -> None:
         assert last == label
 
 
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_an_example_says_how_it_is_called(name: str) -> None:
+    command = [sys.executable, ROOT / "examples" / name]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert ran.returncode == 1
+    assert f"    python {name} lenet-fp32" in ran.stderr
+
+
 def test_the_example_of_triton_classifies(folder: Path) -> None:
     pytest.importorskip("tritonclient")
     (port,) = free_ports(1)

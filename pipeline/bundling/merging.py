@@ -160,12 +160,14 @@ def _add(
             paths = {key: f"{prefix}{entry[key]}" for key in ("path", "builds") if key in entry}
             same = [
                 one
-                for one in known["engines"].values()
-                if digests.get(one["path"]) == added[entry["path"]]
+                for other, one in known["engines"].items()
+                if manifests.backend(other) == manifests.backend(name)
+                and digests.get(one["path"]) == added[entry["path"]]
                 and (not keep_equal or one["built_with"] == entry["built_with"])
             ]
-            if same:  # its acceptance region, if only the other one has it
-                same[0].update({"builds": paths["builds"]} if "builds" in paths else {})
+            if same:
+                if "builds" in paths:  # only the other one may have an acceptance region
+                    same[0].setdefault("builds", paths["builds"])
                 continue
             own = name
             if own in known["engines"]:

@@ -14,7 +14,10 @@ from tests.subset import ROOT, python_path
 
 @pytest.fixture
 def _installed() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     signals.install()
     yield
     signals.install()  # forgets what was received
@@ -23,7 +26,7 @@ def _installed() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_installed")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("error", [ValueError, None])
 def test_an_interrupt_that_a_library_swallows_is_raised_again(
     number: signal.Signals, error: type[Exception] | None
