@@ -190,7 +190,7 @@ def test_an_unknown_engine_is_not_run_and_the_others_are_judged(
     built: Store, tmp_path: Path, assay: Assay
 ) -> None:
     engines = {
-        name: {"path": f"lenet/fp32/{path}"}
+        name: {"path": f"lenet/fp32/{path}", "verdict": "pass", "built_with": {}}
         for name, path in (
             ("onnxruntime", "onnxruntime/engine.onnx"),
             ("warp_drive", "openvino/engine.zip"),

@@ -103,6 +103,7 @@ def test_a_signed_bundle_comes_back_as_it_was(
     digest = json.loads(result.out)["reference"]
     out = tmp_path / "back" / "again.tar.zst"
     for text in (name, digest):
+        out.parent.mkdir()
         result = assay("pull", text, "--out", out, "--plain-http")
         assert result.code == 0, result.err
         assert f"pulled from {digest}, with its signature" in result.out
