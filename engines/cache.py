@@ -91,15 +91,18 @@ def write_atomic(path: Path, *, replace: bool = True) -> Iterator[Path]:
         sync(path.parent)
 
 
+def require_new(path: Path) -> None:
+    """Raises UsageError if something has this path, be it a link that leads nowhere."""
+    if os.path.lexists(path):
+        raise UsageError(f"{path} exists, and is not replaced", "give another --out FILE")
+
+
 def _put(part: Path, path: Path) -> None:
     """Gives a finished file its name; raises UsageError if the name is taken."""
     try:
         os.link(part, path)
-    except OSError as error:
-        if os.path.lexists(path):
-            raise UsageError(
-                f"{path} exists, and is not replaced", "give another --out FILE"
-            ) from error
+    except OSError:
+        require_new(path)
         part.replace(path)  # on a file system without links
     else:
         part.unlink()

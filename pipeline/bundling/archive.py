@@ -46,7 +46,8 @@ _MAX_MEMBERS = 10_000
 _MAX_PART, _MAX_NAME = 255, 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
-_NO_BUNDLE = "give the path of a file that `assay bundle` wrote"
+# What to do about a path that is not that of a bundle.
+NO_BUNDLE = "give the path of a file that `assay bundle` wrote"
 _HINT = "copy the bundle again from where it was made; a damaged one cannot be repaired"
 
 
@@ -114,7 +115,7 @@ def _size(source: Path | bytes) -> int:
 
 def require_start(bundle: Path) -> None:
     """Raises DeployError unless a path is a file that begins as a bundle does; parses nothing."""
-    require_file(bundle, _NO_BUNDLE)
+    require_file(bundle, NO_BUNDLE)
     try:
         with _opened(bundle):
             pass
@@ -130,7 +131,7 @@ def _opened(bundle: Path) -> Iterator[BinaryIO]:
     with bundle.open("rb") as file:
         if file.read(len(compression.MAGIC)) != compression.MAGIC:
             raise DeployError(
-                f"{bundle} is not a bundle: it is not compressed by Zstandard", _NO_BUNDLE
+                f"{bundle} is not a bundle: it is not compressed by Zstandard", NO_BUNDLE
             )
         file.seek(0)
         yield file

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError
-from pipeline.bundling import attestation
+from pipeline.bundling import attestation, readme
 from pipeline.bundling.measured import Figure
 from pipeline.workflow.artifacts import TRAIN_IMAGES
 from pipeline.workflow.digests import dump_json, parse_json, read_json
@@ -23,7 +23,7 @@ from pipeline.workflow.records import Record
 MEMBER = "bom.cdx.json"
 _MODEL, _DATASET = "model", "dataset"
 # They are written after it.
-_UNLISTED = (MEMBER, "README.md")
+_UNLISTED = (MEMBER, readme.MEMBER)
 # In the names of files that hold the terms of use.
 _LICENCE = re.compile("licen[cs]e|copying", re.IGNORECASE)
 

@@ -155,7 +155,7 @@ def unpack(
     Raises:
         DeployError: The bundle is damaged, its chain is broken, or its signature is not valid.
     """
-    require_file(bundle, "give the path of a file that `assay bundle` wrote")
+    require_file(bundle, archive.NO_BUNDLE)
     signed = None if trusted is None else signature.verify(bundle, trusted)
     manifest = archive.extract(bundle, root, limit, signed.sha256 if signed else None)
     try:

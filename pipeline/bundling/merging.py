@@ -24,7 +24,6 @@ from pipeline.workflow.artifacts import BUNDLE_SUFFIX, CHECKPOINT
 # What bundles of one model have in common.
 _COMMON = ("model", "dataset", "training", "labels", "preprocessing", "before")
 _TARGETS = "targets"
-_README = "README.md"
 
 
 def merge(
@@ -72,14 +71,14 @@ def merge(
                 prefix = _add(facts, part.manifest, digests, path, keep_equal=keep_equal)
             bills[prefix] = (folder / bom.MEMBER).read_bytes()
             for name, entry in part.manifest["members"].items():
-                if name != _README:
+                if name != readme.MEMBER:
                     content[f"{prefix}{name}"] = folder / name
                     digests[f"{prefix}{name}"] = entry["sha256"]
         facts["models"] = manifests.in_order(facts["models"])
         facts["content"] = manifests.content_digest(facts, digests)
         golden = goldens.load(parts[0].model(None).golden)
         text = readme.text(facts, golden.input_specs, golden.feeds(1), content)
-        content[_README] = text.encode()
+        content[readme.MEMBER] = text.encode()
         try:
             content[bom.MEMBER] = bom.merged(bills.pop(manifests.ROOT), bills)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

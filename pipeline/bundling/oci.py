@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import temporary
-from engines.cache import write_atomic
+from engines.cache import require_new, write_atomic
 from engines.checks import import_vendor
 from engines.errors import DeployError, UsageError
 from pipeline.bundling import archive, signature
@@ -184,7 +184,7 @@ def push(bundle: Path, text: str, *, plain_http: bool = False) -> str:
     reference = Reference.parse(text)
     if reference.digest:
         raise UsageError(f"{text}: a digest cannot be chosen", "give REGISTRY/NAME:TAG")
-    require_file(bundle, "give the path of a file that `assay bundle` wrote")
+    require_file(bundle, archive.NO_BUNDLE)
     facts, uncompressed = archive.describe(bundle)
     with ExitStack() as stack:
         folder = stack.enter_context(temporary.folder())
@@ -240,8 +240,7 @@ def pull(
     target = Path(reference.file_name) if out is None else out
     beside = signature.beside(target)
     for path in (target, beside):
-        if path.exists():
-            raise UsageError(f"{path} exists, and is not replaced", "give another --out FILE")
+        require_new(path)
     with _naming(reference), phases.showing("pull"), ExitStack() as stack:
         registry = stack.enter_context(closing(_Registry(reference, plain_http)))
         name = reference.digest or reference.tag

@@ -8,6 +8,8 @@ from typing import Any
 from engines.contract import Feeds, TensorSpec
 from pipeline.bundling import manifest
 
+MEMBER = "README.md"
+
 
 def text(
     facts: dict[str, Any],

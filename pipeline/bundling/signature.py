@@ -274,7 +274,7 @@ def verify(bundle: Path, trusted: Trusted) -> Signed:
         DeployError: The signature is missing, damaged, of another file or by somebody else.
         NotAvailableError: Libraries for signing are missing.
     """
-    require_file(bundle, "give the path of a file that `assay bundle` wrote")
+    require_file(bundle, archive.NO_BUNDLE)
     path = beside(bundle)
     require_file(path, "`assay sign BUNDLE --key FILE` makes one, where the bundle was made")
     content = read_small(path, "signature")

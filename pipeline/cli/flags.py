@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from engines.cache import require_new
 from engines.errors import UsageError
 from pipeline.workflow import console, leftovers, worker
 from pipeline.workflow.artifacts import BUNDLE_SUFFIX, DIST, ROOT
@@ -138,8 +139,7 @@ def require_new_bundle(out: Path) -> None:
             f"--out {out} is not the name of a bundle", f"give a name that ends in {BUNDLE_SUFFIX}"
         )
     require_parent(out)
-    if out.exists():
-        raise UsageError(f"{out} exists, and is not replaced", "give another --out FILE")
+    require_new(out)
 
 
 def print_as(values: dict[str, Any]) -> None:

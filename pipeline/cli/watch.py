@@ -185,13 +185,14 @@ def attestations(
     file: Path, public_key: Path, bundle: Path | None, url: str | None, **values: Any
 ) -> None:
     """Verify the lines that `assay watch --attest` wrote, and print them."""
+    from pipeline.bundling import archive
     from pipeline.report.units import duration
     from pipeline.serving.watching import attestation
     from pipeline.workflow.digests import require_file, sha256_file
 
     print_as(values)
     if bundle is not None:
-        require_file(bundle, "give the path of a file that `assay bundle` wrote")
+        require_file(bundle, archive.NO_BUNDLE)
     statements = attestation.verify(file, public_key)
     if not statements:
         raise DeployError(

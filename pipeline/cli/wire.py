@@ -64,11 +64,10 @@ def server_of(values: dict[str, Any], excluded: Mapping[str, bool]) -> Server | 
         UsageError: Options contradict each other.
     """
     url = values.pop("url")
-    options = {key: values[key] for key in _FIELDS}
     fields = named(values)
     if url is None:
-        for key, value in options.items():
-            if value is not None:
+        for key, field in _FIELDS.items():
+            if field in fields:
                 option = f"--{key.replace('_', '-')}"
                 raise UsageError(f"{option} without --url", "name a server with --url")
         return None

@@ -103,11 +103,12 @@ def rebuild(
         consent: Called before anything is built, with a line for each engine that will be; an
             exception ends it.
         judge: Called with the result before `out` is written; an exception ends it.
-        out: A bundle to write, which has the new engines, too; one that exists is replaced.
+        out: A bundle to write, which has the new engines, too. It must not exist.
 
     Raises:
         DeployError: The bundle is damaged or its chain is broken.
-        UsageError: The bundle does not have the engine or the precision, or the device is unknown.
+        UsageError: The bundle does not have the engine or the precision, the device is unknown, or
+            `out` exists when it is to be put in its place.
         NotAvailableError: This machine can build none of the engines.
         CrashedError: A library ended the process that built an engine.
     """

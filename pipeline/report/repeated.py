@@ -18,11 +18,7 @@ _OPTIONAL = (">seconds", ">bytes", "sha256")
 
 def show(engine: str, builds: Builds) -> None:
     """Prints a row for each build, and the acceptance region that follows from them."""
-    table(
-        f"{engine}: {len(builds.builds)} builds",
-        {str(number): build for number, build in enumerate(builds.builds, 1)},
-        {"accepted": builds.region} if builds.region else {},
-    )
+    table(f"{engine}: {len(builds.builds)} builds", *rows_of(builds))
     if builds.region and builds.region.wide:
         console.say(
             f"{engine}: of the error, {len(builds.builds)} builds tell no more than the verdict"
@@ -31,6 +27,12 @@ def show(engine: str, builds: Builds) -> None:
     for number, build in enumerate(builds.builds, 1):
         if build.reason:
             console.result(f"{engine}: build {number}: {build.status}: {build.reason}")
+
+
+def rows_of(builds: Builds) -> tuple[dict[str, Build], dict[str, Region]]:
+    """Returns builds and their region, by what a table calls them."""
+    numbered = {str(number): build for number, build in enumerate(builds.builds, 1)}
+    return numbered, {"accepted": builds.region} if builds.region else {}
 
 
 def table(title: str, builds: Mapping[str, Build], regions: Mapping[str, Region]) -> None:

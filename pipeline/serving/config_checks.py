@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -99,44 +98,45 @@ def check(folder: Path, golden_paths: Sequence[Path] = ()) -> Findings:
         for path in sorted(folder.iterdir())
         if not single and path.is_dir() and _versions(path) and not (path / configs.FILE).exists()
     ]
-    texts = []
-    for place in places:
-        with suppress(OSError, DeployError):  # named below
-            texts.append(config_text.content(place / configs.FILE))
+    models = [_Model(place, known) for place in places]
     # Models of other precisions have other golden files.
-    named = any(digest.encode() in text for digest in known for text in texts)
-    for place in places:
-        model = _Model(place, known, named)
-        label = f"{place.name}/{configs.FILE}"
+    named = any(digest.encode() in model.content for digest in known for model in models)
+    for model in models:
+        model.named = named
+        label = f"{model.folder.name}/{configs.FILE}"
         problems += [f"{label}: {problem}" for problem in dict.fromkeys(model.problems())]
         notes += [f"{label}: {note}" for note in model.notes]
-        uncompared += [] if model.compared else [place.name]
+        uncompared += [] if model.compared else [model.folder.name]
     if not single and (folder / MARKER).is_file():
         problems += changed_files(folder)
-    return Findings(tuple(problems), tuple(notes), len(places), tuple(uncompared))
+    return Findings(tuple(problems), tuple(notes), len(models), tuple(uncompared))
 
 
 class _Model:
-    def __init__(self, folder: Path, known: dict[str, Path], named: bool) -> None:
-        self.folder, self.known, self.named = folder, known, named
+    def __init__(self, folder: Path, known: dict[str, Path]) -> None:
+        self.folder, self.known, self.named = folder, known, False
         self.notes: list[str] = []
         self.compared = False
         self.config: Any = None
-        self.text = ""
+        self.text = self.unread = ""
+        self.content = b""
+        try:
+            self.content = config_text.content(folder / configs.FILE)
+        except (OSError, DeployError) as error:
+            self.unread = str(error)
 
     def problems(self) -> Iterator[str]:
         """Yields what is wrong with the configuration, in words."""
+        if self.unread:
+            yield f"it cannot be read: {self.unread}"
+            return
         try:
-            content = config_text.content(self.folder / configs.FILE)
-            if len(content) > config_text.MAX_BYTES:
+            if len(self.content) > config_text.MAX_BYTES:
                 raise ValueError(f"it has more than {config_text.MAX_BYTES:,} bytes")
-            self.text = content.decode()
+            self.text = self.content.decode()
             self.config = configs.parse(self.text)
         except ValueError as error:
             yield f"it cannot be parsed: {error}"
-            return
-        except (OSError, DeployError) as error:
-            yield f"it cannot be read: {error}"
             return
         if self.config.name and self.config.name != self.folder.name:
             yield f"name {self.config.name!r} is not that of its folder"

@@ -159,7 +159,7 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             facts, records, description, figures(inputs, params, proved), digests, [*attached]
         )
         text = readme.text(facts, example.input_specs, example.feeds(1), content)
-        content["README.md"] = text.encode()
+        content[readme.MEMBER] = text.encode()
         folder = outputs[BUNDLE].name.removesuffix(BUNDLE_SUFFIX)
         stack.enter_context(phases.showing("bundle"))
         phases.start("reading the files")

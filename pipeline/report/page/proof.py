@@ -62,9 +62,8 @@ def builds(results: Results) -> Section | None:
     tables = []
     for part in results.precisions:
         for name, known in part.builds.items():
-            one = {str(number): build for number, build in enumerate(known.builds, 1)}
-            regions = {"accepted": known.region} if known.region else {}
-            tables.append(table(f"{name} in {part.name}", *repeated.cells(one, regions)))
+            cells = repeated.cells(*repeated.rows_of(known))
+            tables.append(table(f"{name} in {part.name}", *cells))
     if not tables:
         return None
     return Section(

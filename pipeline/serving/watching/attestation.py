@@ -99,12 +99,10 @@ class Log:
                 "give a file in a folder that exists and that you can write",
             ) from error
         try:
-            _verified(path, key.public(), "this key")
+            _, self._last = _verified(path, key.public(), "this key")
         except DeployError as error:
             self._file.close()
             raise DeployError(error.message, "give another --attest FILE") from error
-        lines = _lines(path)
-        self._last = _digest(lines[-1]) if lines else ""
 
     def close(self) -> None:
         """Closes the file."""
@@ -166,7 +164,7 @@ def verify(path: Path, public_key: Path) -> list[dict[str, Any]]:
         raise DeployError(f"{public_key} is not a public key: {error}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise DeployError(f"{public_key} is not an EC key")
-    return _verified(path, key, str(public_key))
+    return _verified(path, key, str(public_key))[0]
 
 
 def require_about(
@@ -194,8 +192,8 @@ def require_about(
             )
 
 
-def _verified(path: Path, key: Any, name: str) -> list[dict[str, Any]]:
-    """Returns the statements of a file; see `verify`.
+def _verified(path: Path, key: Any, name: str) -> tuple[list[dict[str, Any]], str]:
+    """Returns the statements of a file, and the digest of its last line; see `verify`.
 
     Args:
         key: The public key.
@@ -232,7 +230,7 @@ def _verified(path: Path, key: Any, name: str) -> list[dict[str, Any]]:
             raise DeployError(f"{path}: line {number} does not follow the line before it")
         statements.append(statement)
         last = _digest(line)
-    return statements
+    return statements, last
 
 
 def _plain(envelope: Any, line: bytes) -> bool:
