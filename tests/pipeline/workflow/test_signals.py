@@ -18,11 +18,20 @@ def _installed() -> Iterator[None]:
         number: signal.getsignal(number)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it
     signals.install()
     yield
     signals.install()  # forgets what was received
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_installed")
+def test_a_command_under_nohup_outlives_its_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals.install()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGHUP)
 
 
 @pytest.mark.usefixtures("_installed")
