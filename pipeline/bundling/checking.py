@@ -13,7 +13,7 @@ import engines
 from engines import temporary
 from engines.checks import check_device
 from engines.errors import DeployError, NotAvailableError, UsageError, suggestion
-from pipeline.bundling import archive, attestation, bom, provenance, signature
+from pipeline.bundling import archive, attestation, bom, provenance, repositories, signature
 from pipeline.bundling import manifest as manifests
 from pipeline.golden import file as goldens
 from pipeline.verification import engine_proof
@@ -162,7 +162,9 @@ def unpack(
         manifests.check_fields(manifest)
         digests = {name: entry["sha256"] for name, entry in manifest["members"].items()}
         _check_listed(bundle, manifest)
-        links = _check_chains(bundle, root, manifest, digests)
+        links, made = _check_chains(bundle, root, manifest, digests)
+        with naming(bundle, root):
+            repositories.check(root, manifest, made)
         if manifest["content"] != manifests.content_digest(manifest, digests):
             raise DeployError(
                 f"{bundle}: manifest.json says content {manifest['content']!r}, but its graphs,"
@@ -184,30 +186,25 @@ def unpack(
 
 
 def _check_listed(bundle: Path, manifest: dict[str, Any]) -> None:
-    """Raises DeployError if a named file is not a member, or a member is of no repository."""
+    """Raises DeployError if a named file is not a member."""
     named = [path for model in manifest["models"].values() for path in manifests.named(model)]
     for path in (*named, *(path for paths in manifest["chains"].values() for path in paths)):
         if not isinstance(path, str) or path not in manifest["members"]:
             raise DeployError(f"{bundle}: manifest.json names {path!r}, which is not a member")
-    repositories = manifests.repositories(manifest["members"])
-    for path in manifest["members"]:
-        below = any(path.startswith(f"{folder}/") for folder in repositories)
-        if path.endswith("/config.pbtxt") and not below:
-            raise DeployError(f"{bundle}: {path} belongs to no model repository that assay wrote")
 
 
 def _check_chains(
     bundle: Path, root: Path, manifest: dict[str, Any], digests: Mapping[str, str]
-) -> int:
+) -> tuple[int, set[str]]:
     """Checks each chain of records, and that they made all that the manifest names.
 
     Returns:
-        The number of links that were checked.
+        The number of links that were checked, and the SHA-256 of all that the records made.
 
     Raises:
         DeployError: A chain is broken, or no record lists a graph, a golden file or an engine.
     """
-    links, recorded = 0, set()
+    links, recorded, made = 0, set(), set()
     chains, belows = {}, {}
     for prefix, paths in manifest["chains"].items():
         if any(not path.startswith(prefix) for path in paths):
@@ -227,7 +224,9 @@ def _check_chains(
             error.message = f"{bundle}: {error.message}"
             raise
         chains[prefix], belows[prefix] = records, below
-        recorded |= {f"{prefix}{label}" for record in records.values() for label in record.outputs}
+        for record in records.values():
+            recorded |= {f"{prefix}{label}" for label in record.outputs}
+            made |= {entry["sha256"] for entry in record.outputs.values()}
     for model in manifest["models"].values():
         for path in manifests.named(model):
             if path not in recorded:
@@ -240,7 +239,7 @@ def _check_chains(
             if bom.MEMBER not in belows[prefix]:
                 raise DeployError(f"{bundle} has no {prefix}{bom.MEMBER}, its bill of materials")
             bom.check(root / prefix / bom.MEMBER, belows[prefix])
-    return links
+    return links, made
 
 
 @contextmanager

@@ -24,10 +24,6 @@ _INSTALL = re.compile(r"pip install [\w\[\]'\".,=<>~! -]+", re.ASCII)
 _Model = TypeVar("_Model")
 # The folder of the records that were made where the bundle was.
 ROOT = ""
-# The file that is in each folder of a bundle that is a Triton model repository.
-REPOSITORY_MARKER = "assay-triton.json"
-# Names of files that only such a folder has.
-OF_REPOSITORIES = (REPOSITORY_MARKER, "config.pbtxt")
 # The folder of what people attach, such as the model's licence.
 DOCUMENTS = "documents"
 
@@ -112,12 +108,6 @@ def _filled(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         raise TypeError(f"{name} is not an object with entries")
     return value
-
-
-def repositories(names: Iterable[str]) -> list[str]:
-    """Returns the folders that are Triton model repositories, from the paths of all members."""
-    suffix = f"/{REPOSITORY_MARKER}"
-    return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
 
 
 def documents(names: Iterable[str]) -> list[str]:

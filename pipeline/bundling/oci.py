@@ -128,11 +128,26 @@ def _bounded(request: Callable[..., Any], method: str, url: str, **options: Any)
     """Sends a request; reads no more of its answer than a manifest may have, unless it streams."""
     whole = not options.get("stream")
     response = request(method, url, **{"timeout": _SECONDS, **options, "stream": True})
+    if problem := _no_registry(response):
+        response.close()
+        raise DeployError(f"{method} {url}: {problem}")
     if whole:
         with response:
             parts = response.iter_content(_CHUNK)
             response._content = _limited(parts, _MAX_MANIFEST)
     return response
+
+
+def _no_registry(response: Any) -> str:
+    """Returns what shows that something else than a registry answered, in words; "" if nothing."""
+    if not response.ok:
+        return ""
+    if "html" in response.headers.get("Content-Type", ""):  # as login pages and proxies answer
+        return "the answer is a web page, so this is not the address of a registry"
+    began = response.request.method == "POST" and "/blobs/uploads" in response.request.url
+    if began and "Location" not in response.headers:
+        return "the answer does not say where to send the file (it has no Location)"
+    return ""
 
 
 def _require_ok(response: Any, problem: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from engines.contract import Feeds, TensorSpec
-from pipeline.bundling import manifest
+from pipeline.bundling import manifest, repositories
 
 MEMBER = "README.md"
 
@@ -55,7 +55,7 @@ def text(
     served = "".join(
         f"\n`{folder}` is a model repository of Triton. In the unpacked folder:\n\n"
         f'    tritonserver --model-repository="$PWD/{folder}" --disable-auto-complete-config\n'
-        for folder in manifest.repositories(members)
+        for folder in repositories.folders(members)
     )
     enclosed = "".join(f"\n- `{path}` is enclosed" for path in manifest.documents(members))
     enclosed += "\n" if enclosed else ""

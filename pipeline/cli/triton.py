@@ -157,18 +157,18 @@ def _labels(description: Path) -> Iterator[str]:
     multiple=True,
     type=_folder,
     help="Golden file to compare with, besides the ONNX graphs in DIR; may be repeated, one for"
-    " each precision.",
+    " each precision [those of the unpacked bundle around DIR].",
 )
 @printing
 def triton_check(folder: Path, golden: tuple[Path, ...], **values: Any) -> None:
     """Check a Triton model repository for mistakes that the server accepts."""
-    from pipeline.serving import config_checks
+    from pipeline.serving import config_checks, in_bundle
     from pipeline.workflow.digests import require_file
 
     print_as(values)
     for path in golden:
         require_file(path, "give the path of a golden file, such as golden.npz")
-    findings = config_checks.check(folder, golden)
+    findings = config_checks.check(folder, golden or in_bundle.golden_files(folder))
     for note in findings.notes:
         console.say(note)
     for problem in findings.problems:

@@ -11,11 +11,11 @@ import numpy as np
 from engines.checks import import_vendor
 from engines.contract import TensorSpec
 from engines.errors import DeployError
+from pipeline.bundling.repositories import LABELS
 from pipeline.golden.file import Reference
 from pipeline.serving.client import INSTALL
 from pipeline.serving.forms import Form
 
-FILE, LABELS, WARM_UP = "config.pbtxt", "labels.txt", "warmup"
 # The parameters that tie a model to what was proved.
 FILE_DIGEST, GOLDEN_DIGEST = "assay.sha256", "assay.golden_sha256"
 ENGINE, LARGEST_BATCH = "assay.engine", "assay.largest_batch"

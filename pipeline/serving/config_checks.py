@@ -13,11 +13,12 @@ from engines.contract import TensorSpec
 from engines.errors import DeployError
 from exporters import onnx_files
 from exporters.onnx_nodes import inputs_of, spec_of
+from pipeline.bundling.repositories import CONFIG, MARKER
 from pipeline.golden import file as goldens
 from pipeline.serving import config as configs
-from pipeline.serving import config_text
+from pipeline.serving import config_parts, config_text
 from pipeline.serving.forms import FORMS
-from pipeline.serving.repository import MARKER, changed_files
+from pipeline.serving.repository import changed_files
 from pipeline.workflow.digests import sha256_file
 
 # By platform, its backend; by backend, the file that it opens unless the configuration names one.
@@ -79,31 +80,30 @@ def check(folder: Path, golden_paths: Sequence[Path] = ()) -> Findings:
     Raises:
         DeployError: The folder holds no model, or a file cannot be read.
     """
-    single = (folder / configs.FILE).is_file()
-    places = (
-        [folder] if single else sorted(path.parent for path in folder.glob(f"*/{configs.FILE}"))
-    )
+    single = (folder / CONFIG).is_file()
+    places = [folder] if single else sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
         raise DeployError(f"{folder} {problem}", "name a model repository of Triton")
     if not places:
         raise DeployError(
-            f"{folder} has no folder with a {configs.FILE}", "name a model repository of Triton"
+            f"{folder} has no folder with a {CONFIG}", "name a model repository of Triton"
         )
     known = {sha256_file(path): path for path in golden_paths}
     problems: list[str] = []
     uncompared: list[str] = []
     notes = [
-        f"{path.name} has no {configs.FILE}: Triton serves it only if it can complete one"
+        f"{path.name} has no {CONFIG}: Triton serves it only if it can complete one"
         for path in sorted(folder.iterdir())
-        if not single and path.is_dir() and _versions(path) and not (path / configs.FILE).exists()
+        if not single and path.is_dir() and _versions(path) and not (path / CONFIG).exists()
     ]
     models = [_Model(place, known) for place in places]
     # Models of other precisions have other golden files.
     named = any(digest.encode() in model.content for digest in known for model in models)
     for model in models:
         model.named = named
-        label = f"{model.folder.name}/{configs.FILE}"
+        model.others = set() if single else {path.name for path in folder.iterdir()}
+        label = f"{model.folder.name}/{CONFIG}"
         problems += [f"{label}: {problem}" for problem in dict.fromkeys(model.problems())]
         notes += [f"{label}: {note}" for note in model.notes]
         uncompared += [] if model.compared else [model.folder.name]
@@ -115,13 +115,14 @@ def check(folder: Path, golden_paths: Sequence[Path] = ()) -> Findings:
 class _Model:
     def __init__(self, folder: Path, known: dict[str, Path]) -> None:
         self.folder, self.known, self.named = folder, known, False
+        self.others: set[str] = set()
         self.notes: list[str] = []
         self.compared = False
         self.config: Any = None
         self.text = self.unread = ""
         self.content = b""
         try:
-            self.content = config_text.content(folder / configs.FILE)
+            self.content = config_text.content(folder / CONFIG)
         except (OSError, DeployError) as error:
             self.unread = str(error)
 
@@ -145,7 +146,9 @@ class _Model:
         yield from self._instances()
         yield from self._batching()
         yield from self._digests()
-        yield from self._warm_up()
+        yield from config_parts.warm_up(self.config, self.folder)
+        yield from config_parts.accelerators(self.config)
+        yield from config_parts.ensemble(self.config, self.others)
         try:
             signature = self._signature()
         except DeployError as error:  # the other models are checked all the same
@@ -267,21 +270,6 @@ class _Model:
         golden = self._parameter(configs.GOLDEN_DIGEST)
         if golden and len(self.known) == 1 and golden not in self.known and not self.named:
             yield f"it was proved with another golden file, of SHA-256 {golden}"
-
-    def _warm_up(self) -> Iterator[str]:
-        for warm_up in self.config.model_warmup:
-            if warm_up.batch_size > max(self.config.max_batch_size, 1):
-                yield (
-                    f"model_warmup has batch_size {warm_up.batch_size}, and max_batch_size is"
-                    f" {self.config.max_batch_size}"
-                )
-            names = {entry.name for entry in self.config.input}
-            for name, entry in warm_up.inputs.items():
-                if names and name not in names:
-                    yield f"model_warmup gives {name!r}, which is not an input"
-                file = entry.input_data_file
-                if file and not (self.folder / configs.WARM_UP / file).is_file():
-                    yield f"model_warmup reads {configs.WARM_UP}/{file} for {name}: it is missing"
 
     def _signature(self) -> Signature | None:
         """Returns what the golden file says, or else the ONNX graph."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from engines.errors import DeployError
-from pipeline.bundling import manifest as manifests
-from pipeline.bundling import provenance
+from pipeline.bundling import archive, repositories
 from pipeline.bundling.checking import Unpacked
-from pipeline.serving import config, config_checks
-from pipeline.serving.repository import MARKER, Source, write
-from pipeline.workflow.digests import sha256_file
+from pipeline.serving import config, config_checks, config_text
+from pipeline.serving.repository import Source, write
+from pipeline.workflow.digests import read_json
 
 FOLDER = "triton"  # the repository of the machine that wrote the bundle
+_LEVELS = 4  # the most folders between a model and the bundle: targets/MACHINE/triton
 
 
 def members(sources: Sequence[Source], target: Path) -> dict[str, Path]:
@@ -30,68 +28,37 @@ def members(sources: Sequence[Source], target: Path) -> dict[str, Path]:
 
 
 def check(unpacked: Unpacked, root: Path) -> list[str]:
-    """Checks the repositories of an unpacked bundle; returns a line for each.
+    """Compares the configurations in an unpacked bundle with the golden files.
 
-    The configurations are compared with the golden files, and what the servers open has to be a
-    graph or an engine that the bundle's records made.
+    Returns:
+        A line for each repository.
 
     Raises:
-        DeployError: A configuration contradicts its model, or a file is not of the bundle.
+        DeployError: A configuration contradicts its model.
         NotAvailableError: The client library with Triton's messages is not installed.
     """
     golden = list(dict.fromkeys(model.golden for model in unpacked.models.values()))
     lines = []
-    known: set[str] = set()
-    for folder in manifests.repositories(unpacked.manifest["members"]):
+    for folder in repositories.folders(unpacked.manifest["members"]):
         config.messages()
-        known = known or _known(unpacked, root)
         findings = config_checks.check(root / folder, golden)
-        problems = [*findings.problems, *_strangers(root / folder, known)]
-        if problems:
+        if findings.problems:
             raise DeployError(
-                f"the model repository {folder} of the bundle: {'; '.join(problems[:5])}",
+                f"the model repository {folder} of the bundle: {'; '.join(findings.problems[:5])}",
                 "make the bundle again",
             )
         lines.append(f"{folder}: {findings.models} Triton models, no mistake found")
     return lines
 
 
-def _known(unpacked: Unpacked, root: Path) -> set[str]:
-    """Returns the SHA-256 of all that the records made, and of what is inside zip files of it."""
-    digests: set[str] = set()
-    for prefix, paths in unpacked.manifest["chains"].items():
-        below = [path.removeprefix(prefix) for path in paths]
-        records = provenance.read_records(root / prefix, below)
-        digests |= {
-            entry["sha256"] for record in records.values() for entry in record.outputs.values()
-        }
-    for model in unpacked.manifest["models"].values():
-        digests |= {unpacked.manifest["members"][path]["sha256"] for path in manifests.files(model)}
-        for path in manifests.files(model):
-            if path.endswith(".zip"):
-                digests |= set(_inside(root / path))
-    return digests
-
-
-def _inside(path: Path) -> Iterator[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                digest = hashlib.sha256()
-                with archive.open(name) as file:
-                    while chunk := file.read(1 << 20):
-                        digest.update(chunk)
-                yield digest.hexdigest()
-    except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
-        raise DeployError(f"{path} is not a zip file that can be read: {error}") from error
-
-
-def _strangers(folder: Path, known: set[str]) -> Iterator[str]:
-    """Yields a line for each file that is neither of a repository of ours nor of the bundle."""
-    ours = {config.FILE, config.LABELS}
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.is_dir() or parts == (MARKER,) or parts[1:2] == (config.WARM_UP,):
-            continue
-        if not (len(parts) == 2 and parts[1] in ours) and sha256_file(path) not in known:  # noqa: PLR2004
-            yield f"{'/'.join(parts)} is neither a graph nor an engine of the bundle"
+def golden_files(repository: Path) -> list[Path]:
+    """Returns the golden files of the unpacked bundle around a repository or model, if any."""
+    for folder in repository.resolve().parents[:_LEVELS]:
+        try:
+            models = read_json(folder / archive.MANIFEST)["models"].values()
+            names = [str(model["golden"]) for model in models]
+        except (OSError, DeployError, AttributeError, KeyError, TypeError):
+            continue  # not the manifest of a bundle
+        paths = [folder / name for name in dict.fromkeys(names) if config_text.within(name)]
+        return [path for path in paths if path.is_file()]
+    return []

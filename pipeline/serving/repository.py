@@ -15,15 +15,13 @@ from engines.cache import slug, sync
 from engines.errors import DeployError
 from exporters import onnx_files
 from pipeline import __version__
-from pipeline.bundling.manifest import REPOSITORY_MARKER
+from pipeline.bundling.repositories import CONFIG, LABELS, MARKER, WARM_UP
 from pipeline.golden import file as goldens
 from pipeline.serving import config
 from pipeline.serving.forms import FORMS, Form
 from pipeline.workflow import signals
 from pipeline.workflow.digests import read_json, sha256_file, write_json
 
-# Lists the files of a repository that we wrote, with their digests. Triton ignores it.
-MARKER = REPOSITORY_MARKER
 _SCHEMA = 1
 _VERSION = "1"
 # The batch that many servers use for small models, preferred besides the largest one.
@@ -196,14 +194,14 @@ def _write_model(folder: Path, source: Source, delay: int, place: _Place) -> Non
             config.GOLDEN_DIGEST: sha256_file(source.golden),
         },
     )
-    (folder / config.FILE).write_text(config.text_of(message), encoding="utf-8")
+    (folder / CONFIG).write_text(config.text_of(message), encoding="utf-8")
     if any(output.label_filename for output in message.output):
         lines = "".join(f"{label}\n" for label in source.labels)
-        (folder / config.LABELS).write_text(lines, encoding="utf-8")
-    (folder / config.WARM_UP).mkdir()
+        (folder / LABELS).write_text(lines, encoding="utf-8")
+    (folder / WARM_UP).mkdir()
     for index, spec in enumerate(golden.input_specs):
         row: Any = golden.inputs[spec.name][0]
-        (folder / config.WARM_UP / config.warm_up_file(index)).write_bytes(row.tobytes())
+        (folder / WARM_UP / config.warm_up_file(index)).write_bytes(row.tobytes())
 
 
 def _write_files(version: Path, form: Form, source: Source, place: _Place) -> None:

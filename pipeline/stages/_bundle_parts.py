@@ -33,11 +33,11 @@ _NAME = re.compile(r"[\w+-][\w.+ -]{0,99}(?<![. ])")
 
 def check_document(path: str) -> None:
     """Raises DeployError or UsageError unless a path is that of a file that can be attached."""
-    from pipeline.bundling import manifest
+    from pipeline.bundling import repositories
 
     require_file(Path(path), "give the paths of files, separated by commas")
     name = Path(path).name
-    if not _NAME.fullmatch(name) or name in manifest.OF_REPOSITORIES:
+    if not _NAME.fullmatch(name) or name in repositories.RESERVED:
         raise UsageError(
             f"{path!r} cannot be attached by this name",
             "give it a name of up to 100 letters, digits, spaces, dots, + and -",

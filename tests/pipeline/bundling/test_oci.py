@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -287,6 +288,68 @@ def hostile() -> Iterator[Callable[[bytes], str]]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def stranger() -> Iterator[Callable[[int, dict[str, str]], str]]:
+    """Starts a server that knows no blob, and has one answer to everything else."""
+    answer: dict[str, Any] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(404 if self.command == "HEAD" else answer["status"])
+            for name, value in answer["headers"].items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - names of the base class
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+
+    def serve(status: int, headers: dict[str, str]) -> str:
+        answer.update(status=status, headers=headers)
+        return f"127.0.0.1:{server.server_address[1]}/x:1"
+
+    yield serve
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("command", ["push", "pull"])
+@pytest.mark.parametrize("status", [200, 403])
+def test_a_web_page_is_named_as_one(
+    stranger: Callable[[int, dict[str, str]], str],
+    bundle: Path,
+    assay: Callable[..., Result],
+    tmp_path: Path,
+    command: str,
+    status: int,
+) -> None:
+    name = stranger(status, {"Content-Type": "text/html; charset=utf-8"})
+    words = (bundle, name) if command == "push" else (name, "--out", tmp_path / "out")
+    result = assay(command, *words, "--plain-http")
+    assert result.code == 1
+    if status == 200:
+        assert "the answer is a web page" in result.err
+    assert name in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_upload_without_a_place_is_named_as_such(
+    stranger: Callable[[int, dict[str, str]], str], bundle: Path, assay: Callable[..., Result]
+) -> None:
+    result = assay("push", bundle, stranger(202, {}), "--plain-http")
+    assert result.code == 1
+    assert "no Location" in result.err
+    assert len(result.err) < 500
 
 
 @pytest.mark.parametrize("case", MANIFESTS)

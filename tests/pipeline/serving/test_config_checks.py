@@ -16,6 +16,8 @@ pytest.importorskip("tritonclient")
 Assay = Callable[..., Result]
 NAME = "lenet_fp32_onnxruntime"
 DIMS_IN = "dims: 1\n  dims: 28\n  dims: 28"
+SIZE = 'batch 262"\n  batch_size: '
+WARM, WARM_DIMS = "value {\n      data_type: TYPE_", "dims: 1\n      dims: 28\n      dims: 28"
 # What a user changes, as pattern and replacement in config.pbtxt, and what is said about it.
 MISTAKES = [
     pytest.param(DIMS_IN, "dims: [-1, 1, 28, 28]", "with the batch in them", id="batch in dims"),
@@ -65,6 +67,35 @@ MISTAKES = [
     pytest.param("count: 1\n  kind", "count: 0x0\n  kind", "count below 1", id="count 0x0"),
     pytest.param('"input0"', '"row"', "warmup/row for image: it is missing", id="warm-up"),
     pytest.param('key: "image"', 'key: "picture"', "'picture', which is not an input", id="warm"),
+    pytest.param('"input0"', '"../labels.txt"', "outside of the model's folder", id="warm-up out"),
+    pytest.param(f"{SIZE}262", f"{SIZE}0", "leaves it out", id="warm-up of 0"),
+    pytest.param(
+        f"{WARM}UINT8", f"{WARM}FP32", "gives 'image' as TYPE_FP32; it is TYPE_UINT8", id="type"
+    ),
+    pytest.param(
+        WARM_DIMS, "dims: [28, 28]", "dims [28, 28]; they are [1, 28, 28]", id="warm dims"
+    ),
+    pytest.param(WARM_DIMS, "dims: [1, -1, 28]", "write the size of every axis", id="free warm-up"),
+    pytest.param(
+        WARM_DIMS,
+        "dims: [1, 28, 56]",
+        "has 784 bytes; dims [1, 28, 56] of image take 1,568",
+        id="warm-up bytes",
+    ),
+    pytest.param('input_data_file: "input0"', "", "no data for 'image'", id="warm-up data"),
+    pytest.param(
+        "output {",
+        'input { name: "mask" data_type: TYPE_BOOL dims: 1 }\noutput {',
+        "does not give input 'mask'",
+        id="warm-up of one input",
+    ),
+    pytest.param(
+        "max_batch",
+        "optimization { execution_accelerators {"
+        ' gpu_execution_accelerator { name: "tensorrt" } } }\nmax_batch',
+        "'tensorrt' has no effect on KIND_CPU instances",
+        id="accelerator",
+    ),
     pytest.param(
         "max_batch",
         'default_model_filename: "../../model.onnx"\nmax_batch',
@@ -78,7 +109,7 @@ MISTAKES = [
         "an input is there twice",
         id="twice",
     ),
-    pytest.param("batch_size: 262", "batch_size: 300", "batch_size 300", id="warm-up batch"),
+    pytest.param(f"{SIZE}262", f"{SIZE}300", "has batch_size 300", id="warm-up batch"),
     pytest.param(
         'key: "assay.sha256"\n  value {\n    string_value: "', r"\g<0>0", "was proved", id="sha"
     ),
@@ -205,6 +236,47 @@ def test_a_plan_without_a_golden_file_is_not_compared(model: Path) -> None:
     findings = config_checks.check(model)
     assert any("name its --golden file" in note for note in findings.notes)
     assert any("needs a GPU" in problem for problem in findings.problems)
+
+
+ENSEMBLE = """platform: "ensemble"
+max_batch_size: 8
+input { name: "image" data_type: TYPE_UINT8 dims: [1, 28, 28] }
+output { name: "logits" data_type: TYPE_FP32 dims: 10 }
+ensemble_scheduling {
+  step {
+    model_name: "lenet_fp32_onnxruntime"
+    model_version: -1
+    input_map { key: "image" value: "image" }
+    output_map { key: "logits" value: "logits" }
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("", "", "no mistake found"),
+        (ENSEMBLE[ENSEMBLE.index("ensemble_s") :], "", "an ensemble without a step"),
+        ('"lenet_fp32_onnxruntime"', '"resnet"', "step 1 runs 'resnet', which is not in"),
+        ('model_name: "lenet_fp32_onnxruntime"', "", "step 1 has no model_name"),
+        ('platform: "ensemble"', 'backend: "python"', "its platform is not"),
+        ('value: "image"', 'value: "pixels"', "step 1 reads 'pixels' as 'image', which no step"),
+        ('value: "logits"', 'value: "scores"', "output 'logits' is written by none of the steps"),
+        ('output_map { key: "logits" value: "logits" }', "", "step 1 has no output_map"),
+        ("max_batch", "instance_group { kind: KIND_CPU }\nmax_batch", "with an instance_group"),
+    ],
+)
+def test_mistakes_of_ensembles_are_named(
+    model: Path, assay: Assay, old: str, new: str, message: str
+) -> None:
+    ensemble = model.parent / "all"
+    (ensemble / "1").mkdir(parents=True)
+    text = ENSEMBLE.replace(old, new, 1) if old else ENSEMBLE
+    (ensemble / "config.pbtxt").write_text(text)
+    result = assay("triton-check", model.parent)
+    assert result.code == bool(old), result.out
+    assert message in result.out
 
 
 def test_a_folder_without_models_is_an_error(tmp_path: Path, assay: Assay) -> None:

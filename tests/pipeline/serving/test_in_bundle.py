@@ -92,8 +92,13 @@ def test_a_configuration_that_contradicts_the_model_is_refused(bundle: Path, ass
     assert "error: the model repository triton of the bundle" in result.err
 
 
-@pytest.mark.parametrize("name", [f"{MODEL}/1/model.onnx", f"{MODEL}/1/model.py"])
-def test_a_file_that_no_record_made_is_refused(bundle: Path, assay: Assay, name: str) -> None:
+@pytest.mark.parametrize("option", ["--trust", "--digests-only"])
+@pytest.mark.parametrize(
+    "name", [f"{MODEL}/1/model.onnx", f"{MODEL}/1/model.py", "triton/model.py"]
+)
+def test_a_file_that_no_record_made_is_refused(
+    bundle: Path, assay: Assay, name: str, option: str
+) -> None:
     graph = members(bundle)[f"{FOLDER}/lenet/fp32/onnxruntime/engine.onnx"]
     contents = members(bundle)
     config = contents[f"{FOLDER}/{MODEL}/config.pbtxt"]
@@ -103,12 +108,46 @@ def test_a_file_that_no_record_made_is_refused(bundle: Path, assay: Assay, name:
     if name.endswith(".onnx"):
         new = hashlib.sha256(other).hexdigest()
         changes[f"{MODEL}/config.pbtxt"] = config.replace(old.encode(), new.encode())
-    result = assay("check", changed(bundle, changes), "--trust")
+    result = assay("check", changed(bundle, changes), option)
     assert result.code == 1
-    assert (
-        f"{name.removeprefix('triton/')} is neither a graph nor an engine of the bundle"
-        in result.err
+    assert f"member {name} is neither a graph nor an engine of the bundle" in result.err
+
+
+def test_the_files_of_an_engine_in_a_zip_file_are_of_the_bundle(store: Store, assay: Assay) -> None:
+    pytest.importorskip("openvino")
+    for command in ("build", "verify"):
+        words = (command, "lenet", "--engine", "openvino", "--root", store.root)
+        assert assay(*words).code == 0
+    words = ("bundle", "lenet", *where(store), "--include", "triton", "--engine", "openvino")
+    assert assay(*words, "--no-measurements").code == 0
+    path = bundle_of(store)
+    assert assay("check", path, "--digests-only").code == 0
+    weights = "triton/lenet_fp32_openvino/1/model.bin"
+    other = members(path)[f"{FOLDER}/{weights}"][::-1]
+    result = assay("check", changed(path, {weights: other}), "--digests-only")
+    assert f"member {weights} is neither a graph nor an engine" in result.err
+
+
+def test_a_repository_is_compared_with_the_golden_files_of_the_bundle_around_it(
+    bundle: Path, assay: Assay, tmp_path: Path
+) -> None:
+    for name, content in members(bundle).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    config = tmp_path / FOLDER / MODEL / "config.pbtxt"
+    text = config.read_text()
+    # Neither the name of a plan's input nor its dims are known without a golden file.
+    (config.parent / "1/model.onnx").rename(config.parent / "1/model.plan")
+    plan = text.replace("onnxruntime_onnx", "tensorrt_plan").replace("KIND_CPU", "KIND_GPU")
+    config.write_text(
+        re.sub(r'key: "assay.engine".*?}', 'key: "e" value {}', plan, flags=re.DOTALL)
     )
+    for folder in (tmp_path / FOLDER / "triton", config.parent):
+        result = assay("triton-check", folder)
+        assert "inputs and outputs were not compared" not in result.err
+    config.write_text(config.read_text().replace('name: "image"', 'name: "picture"'))
+    result = assay("triton-check", config.parent)
+    assert "input 'image' of the golden file is missing" in result.out
 
 
 def test_each_machine_of_a_merged_bundle_has_its_repository(
