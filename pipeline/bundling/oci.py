@@ -139,12 +139,13 @@ def _bounded(request: Callable[..., Any], method: str, url: str, **options: Any)
 
 
 def _no_registry(response: Any) -> str:
-    """Returns what shows that something else than a registry answered, in words; "" if nothing."""
+    """Returns why an answer is not of a registry or refuses an upload, in words; "" if neither."""
+    began = response.request.method == "POST" and "/blobs/uploads" in response.request.url
     if not response.ok:
-        return ""
+        login = response.status_code in (401, 403)  # which oras tries next
+        return f"{response.status_code} {response.reason}" if began and not login else ""
     if "html" in response.headers.get("Content-Type", ""):  # as login pages and proxies answer
         return "the answer is a web page, so this is not the address of a registry"
-    began = response.request.method == "POST" and "/blobs/uploads" in response.request.url
     if began and "Location" not in response.headers:
         return "the answer does not say where to send the file (it has no Location)"
     return ""

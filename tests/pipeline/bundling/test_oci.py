@@ -324,7 +324,7 @@ def stranger() -> Iterator[Callable[[int, dict[str, str]], str]]:
 
 
 @pytest.mark.parametrize("command", ["push", "pull"])
-@pytest.mark.parametrize("status", [200, 403])
+@pytest.mark.parametrize("status", [200, 403, 500])
 def test_a_web_page_is_named_as_one(
     stranger: Callable[[int, dict[str, str]], str],
     bundle: Path,
@@ -339,6 +339,8 @@ def test_a_web_page_is_named_as_one(
     assert result.code == 1
     if status == 200:
         assert "the answer is a web page" in result.err
+    if status == 500:
+        assert "500 Internal Server Error" in result.err
     assert name in result.err
     assert not (tmp_path / "out").exists()
 
