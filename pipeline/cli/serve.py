@@ -22,7 +22,7 @@ from pipeline.workflow.artifacts import BUNDLE_SUFFIX
 if TYPE_CHECKING:
     from pipeline.bundling.checking import Unpacked
     from pipeline.serving.repository import Source
-    from pipeline.serving.tritonserver import Running
+    from pipeline.serving.tritonserver import Address, Running
     from pipeline.verification.verdict import Verdict
 
 _path = click.Path(path_type=Path)
@@ -204,9 +204,12 @@ def _serve_triton(
     from pipeline.serving.forms import FORMS
 
     sources = _sources(unpacked, values)
+    address = tritonserver.Address(
+        values["host"], values["http_port"], values["grpc_port"], values["metrics_port"]
+    )
     if program is None:
         raise NotAvailableError(
-            "tritonserver is not installed", _container(bundle, unpacked, sources, more)
+            "tritonserver is not installed", _container(bundle, unpacked, sources, address, more)
         )
     files = [(source, source.file.relative_to(root)) for source in sources]
     lines = [
@@ -216,9 +219,6 @@ def _serve_triton(
     _consent(bundle, unpacked, lines, values)
     place = root.parent / "repository"
     repository.write(place, sources, link=True)
-    address = tritonserver.Address(
-        values["host"], values["http_port"], values["grpc_port"], values["metrics_port"]
-    )
     with tritonserver.running(program, place, address, more, console.say) as server:
         console.say("starting tritonserver")
         server.wait_until_ready(address, values["wait"])
@@ -273,7 +273,11 @@ def _sources(unpacked: Unpacked, values: dict[str, Any]) -> list[Source]:
 
 
 def _container(
-    bundle: Path, unpacked: Unpacked, sources: list[Source], more: tuple[str, ...]
+    bundle: Path,
+    unpacked: Unpacked,
+    sources: list[Source],
+    address: Address,
+    more: tuple[str, ...],
 ) -> str:
     """Returns how to serve the bundle with Triton's container."""
     from pipeline.bundling.manifest import backend
@@ -292,7 +296,7 @@ def _container(
     } - {None}
     of = f" with TensorRT {', '.join(sorted(versions))}" if versions else ""
     names = [source.engine for source in sources]
-    command = tritonserver.container(f"$PWD/{folder}", names, more)
+    command = tritonserver.container(f"$PWD/{folder}", names, address, more)
     return (
         f"install it, name it with --tritonserver PATH, or use its container: write the repository"
         f" with {write}, then run\n{command}\nwhere IMAGE is the tritonserver container of"

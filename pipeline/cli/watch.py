@@ -200,16 +200,14 @@ def attestations(
         )
     sha256 = None if bundle is None else sha256_file(bundle)
     attestation.require_about(file, statements, sha256, url)
-    rows = []
+    tables: dict[str, list[list[str]]] = {}
     for statement in statements:
         facts = statement["predicate"]
+        title = f"{facts['model']} at {facts['url']}, by {statement['subject'][0]['name']}"
         p99 = facts["latency"].get("p99")
-        rows.append(
+        tables.setdefault(title, []).append(
             [
-                statement["subject"][0]["name"],
-                facts["model"],
-                facts["from"],
-                facts["to"],
+                *(facts[key][:16].replace("T", " ") for key in ("from", "to")),
                 f"{facts['replies']:,}",
                 f"{facts['failures']:,}",
                 "" if facts["error_floors"] is None else f"{facts['error_floors']:.2f}",
@@ -218,19 +216,9 @@ def attestations(
                 str(sum(not event["kind"].endswith("ended") for event in facts["events"])),
             ]
         )
-    titles = (
-        "bundle",
-        "model",
-        "from",
-        "to",
-        ">replies",
-        ">failures",
-        ">error x floor",
-        ">judged",
-        ">p99",
-        ">events",
-    )
-    console.table("Attested", titles, rows)
+    counts = (">replies", ">failures", ">error x floor", ">judged", ">p99", ">events")
+    for title, rows in tables.items():
+        console.table(title, ("from (UTC)", "to (UTC)", *counts), rows)
     for statement in statements:
         for event in statement["predicate"]["events"]:
             console.say(f"{event['time']} {event['kind']}: {event['reason']}")

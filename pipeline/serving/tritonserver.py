@@ -54,6 +54,11 @@ class Address:
     metrics: int = 8002
 
     @property
+    def ports(self) -> tuple[int, int, int]:
+        """The ports of HTTP, gRPC and metrics."""
+        return self.http, self.grpc, self.metrics
+
+    @property
     def http_url(self) -> str:
         """The URL by which this machine reaches the HTTP service."""
         return f"http://{self._reached}:{self.http}"
@@ -109,17 +114,25 @@ def arguments(repository: Path | str, address: Address, more: Sequence[str] = ()
     ]
 
 
-def container(repository: str, engine_names: Sequence[str], more: Sequence[str] = ()) -> str:
+def container(
+    repository: str, engine_names: Sequence[str], address: Address, more: Sequence[str] = ()
+) -> str:
     """Returns the `docker run` command that serves a repository with Triton's container.
 
     Args:
         repository: The folder, as a shell word on the host.
         engine_names: The backends of the models.
+        address: Where the host listens.
     """
     gpu = "--gpus all " if any(FORMS[name].gpu for name in engine_names) else ""
-    # In the container, every interface; on the host, loopback only.
-    words = " ".join(arguments("/models", Address("0.0.0.0"), more))  # noqa: S104
-    ports = " ".join(f"-p 127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002))
+    # In the container, every interface and the usual ports.
+    inside = Address("0.0.0.0")  # noqa: S104
+    words = " ".join(arguments("/models", inside, more))
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    ports = " ".join(
+        f"-p {host}:{outer}:{inner}"
+        for outer, inner in zip(address.ports, inside.ports, strict=True)
+    )
     return f'docker run --rm {gpu}{ports} -v "{repository}":/models:ro IMAGE {PROGRAM} {words}'
 
 
@@ -269,7 +282,7 @@ def running(
     Raises:
         DeployError: A port is occupied.
     """
-    require_free(address.host, (address.http, address.grpc, address.metrics))
+    require_free(address.host, address.ports)
     with signals.deferred():  # a server that is not assigned yet could not be ended
         server = Running([program, *arguments(repository, address, more)], show)
     try:

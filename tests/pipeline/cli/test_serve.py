@@ -62,7 +62,10 @@ def test_without_triton_the_container_is_named(
     built: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    result = assay("serve", bundle_of(built), "--server", "triton", "--", "--log-verbose=1")
+    ports = ("--http-port", "9000", "--metrics-port", "9002")
+    result = assay(
+        *("serve", bundle_of(built), "--server", "triton", *ports, "--", "--log-verbose=1")
+    )
     assert result.code == 4
     assert "error: tritonserver is not installed" in result.err
     assert "`assay triton lenet model-repository`" in result.err
@@ -70,6 +73,8 @@ def test_without_triton_the_container_is_named(
         '-v "$PWD/model-repository":/models:ro IMAGE tritonserver --model-repository=/models'
         in result.err
     )
+    # The host's ports are those that were asked for.
+    assert " -p 127.0.0.1:9000:8000 -p 127.0.0.1:8001:8001 -p 127.0.0.1:9002:8002 " in result.err
     assert "--metrics-port=8002 --log-verbose=1" in result.err
     result = assay("serve", bundle_of(built), "--tritonserver", tmp_path / "missing")
     assert result.code == 4

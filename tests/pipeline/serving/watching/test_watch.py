@@ -159,6 +159,8 @@ def test_a_day_is_attested_by_a_signed_line(
     assert 0 < days[0]["error_floors"] < 6
     table = assay("attestations", path, "--public-key", public)
     assert "2 lines, every signature and their order hold" in table.out
+    assert max(map(len, table.out.splitlines()[:-1])) <= 100  # the last has a path
+    assert "2026-01-01 23:59" in table.out
     words = ("attestations", path, "--public-key", public)
     url, bundle = days[0]["url"], bundle_of(built)
     assert assay(*words, "--url", url, "--bundle", bundle).code == 0
