@@ -20,6 +20,9 @@ STAMP := $(VENV)/.assay-$(shell cat pyproject.toml constraints.txt Makefile | sh
 # Each server has an environment of its own, since they pin other versions of what assay uses.
 SERVERS := $(VENV)-servers
 SERVERS_STAMP := $(SERVERS)/.assay-$(shell cat Makefile | sha256sum | cut -c1-12)
+# The headers that the C++ example is compiled with.
+HEADERS := $(VENV)-headers
+HEADERS_STAMP := $(HEADERS)/.assay-$(shell cat Makefile | sha256sum | cut -c1-12)
 # Runs this checkout even if VENV was set up from another one.
 RUN := PYTHONPATH="$(CURDIR)" $(VENV)/bin/python
 ASSAY := $(RUN) -m pipeline.cli
@@ -27,7 +30,7 @@ ASSAY := $(RUN) -m pipeline.cli
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline data train export verify build bench bundle load profile sweep report summary doctor test test-fast test-large test-long test-report test-engines test-gpu triton-test fuzz interruptions gpu-report lint clean
+.PHONY: help setup pipeline data train export verify build bench bundle load profile sweep report summary doctor test test-fast test-large test-long test-report test-engines test-gpu triton-test cpp-test fuzz interruptions gpu-report lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,7 +93,7 @@ test: $(STAMP) ## run all tests that need no GPU and no long run
 	$(RUN) -m pytest $(PARALLEL) $(ARGS)
 
 test-fast: $(STAMP) ## run the tests that take under a second each
-	$(RUN) -m pytest $(PARALLEL) -m 'not large and not long and not gpu and not browser and not slow' $(ARGS)
+	$(RUN) -m pytest $(PARALLEL) -m 'not large and not long and not gpu and not browser and not triton and not cpp and not slow' $(ARGS)
 
 test-large: $(STAMP) ## run the tests that take 16 GiB of memory
 	$(RUN) -m pytest -m large $(ARGS)
@@ -122,6 +125,21 @@ $(SERVERS_STAMP):
 	$(SERVERS)/triton/bin/python -I -m pip install --quiet --no-deps nvidia-pytriton==0.7.0 'numpy==1.26.4' 'onnxruntime==1.32.0' 'flatbuffers==25.12.19' 'protobuf==7.36.2' 'packaging==26.4'
 	$(PYTHON) -m venv $(SERVERS)/mlserver
 	$(SERVERS)/mlserver/bin/python -I -m pip install --quiet mlserver==1.7.1 'onnxruntime==1.32.0'
+	@touch $@
+
+cpp-test: $(STAMP) $(HEADERS_STAMP) ## compile the C++ example and run it (Linux with npm and apt)
+	ASSAY_HEADERS="$(abspath $(HEADERS))" $(RUN) -m pytest -m cpp tests/test_examples.py $(ARGS)
+
+# ONNX Runtime's wheels have the library but no headers; of all packages of npm, this one has them,
+# as they are in the release's archive.
+$(HEADERS_STAMP):
+	rm -rf $(HEADERS)
+	mkdir -p $(HEADERS)/include
+	cd $(HEADERS) && npm pack --silent com.github.asus4.onnxruntime@0.4.9
+	cd $(HEADERS) && tar -xzf *.tgz --strip-components=7 -C include --wildcards '*/ios-arm64/*/Headers/*.h'
+	cd $(HEADERS) && apt-get download --quiet nlohmann-json3-dev libstb-dev
+	cd $(HEADERS) && for package in *.deb; do dpkg -x $$package debian; done
+	rm $(HEADERS)/*.tgz $(HEADERS)/*.deb
 	@touch $@
 
 fuzz: $(STAMP) ## mutate files for every reader, for SECONDS with seed SEED

@@ -1,12 +1,15 @@
 """The programs in examples/ run and classify an image as the model does."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -20,6 +23,7 @@ from tests.servers import free_ports
 from tests.subset import ROOT
 
 NAMES = {"onnxruntime_client.py", "triton_client.py"}
+CPP = "onnxruntime_client.cpp"
 GOLDEN = "lenet/fp32/golden.npz"
 
 
@@ -56,7 +60,7 @@ def images(folder: Path) -> list[tuple[Path, str]]:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.name for path in (ROOT / "examples").iterdir() if path.is_file()} == NAMES
+    assert {path.name for path in (ROOT / "examples").iterdir() if path.is_file()} == {*NAMES, CPP}
 
 
 def test_the_example_of_onnxruntime_classifies(folder: Path) -> None:
@@ -64,6 +68,73 @@ def test_the_example_of_onnxruntime_classifies(folder: Path) -> None:
         first, last = run("onnxruntime_client.py", folder, path).splitlines()
         assert first == "before the graph: nothing; in it: uint8 image / 255"
         assert last == label
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command of the C++ example, compiled with the options that it names."""
+    import onnxruntime
+
+    headers, folder = Path(os.environ["ASSAY_HEADERS"]), tmp_path_factory.mktemp("cpp")
+    (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (folder / name).symlink_to(library)
+    shutil.copytree(headers / "include", folder / "include")
+    program = folder / "client"
+    command = [
+        *("g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-I", folder / "include"),
+        *("-isystem", headers / "debian/usr/include", ROOT / "examples" / CPP),
+        *("-L", folder, "-lonnxruntime", "-o", program),
+    ]
+    subprocess.run(command, check=True, timeout=200)
+    return ["env", f"LD_LIBRARY_PATH={folder}", str(program)]
+
+
+@pytest.mark.cpp
+def test_the_example_in_cpp_classifies(folder: Path, client: list[str]) -> None:
+    def classify(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [*client, *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+
+    for path, label in images(folder):
+        ran = classify(folder, path)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.splitlines() == [
+            "before the graph: nothing; in it: uint8 image / 255",
+            label,
+        ]
+    Image.new("RGB", (32, 20)).save(folder / "large.png")
+    for words, problem in (
+        ((folder, folder / "large.png"), "large.png has 32x20 pixels; resize it to 28x28"),
+        ((folder, folder / "manifest.json"), "manifest.json: "),
+        ((folder / "lenet", path), "error: "),
+        ((folder,), "usage: "),
+    ):
+        ran = classify(*words)
+        assert ran.returncode == 1
+        assert problem in ran.stderr
+
+
+@pytest.mark.cpp
+def test_the_example_in_cpp_takes_colours_and_any_size(
+    folder: Path, client: list[str], tmp_path: Path
+) -> None:
+    """The logits of this graph are the sums of the three colours."""
+    graph = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (uint8[n, 3, h, w] image)'
+        " => (float[n, 3] logits) <int64[2] axes = {2, 3}>"
+        "{ values = Cast<to = 1>(image) logits = ReduceSum<keepdims = 0>(values, axes) }"
+    )
+    onnx.save(graph, tmp_path / "model.onnx")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["models"] = {"fp32": {"graph": "model.onnx"}}
+    manifest["labels"] = ["red", "green", "blue"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    picture = Image.new("RGB", (40, 30), "blue")
+    picture.putpixel((3, 20), (255, 0, 0))
+    picture.save(tmp_path / "blue.png")
+    command = [*client, str(tmp_path), str(tmp_path / "blue.png")]
+    assert subprocess.check_output(command, text=True).splitlines()[-1] == "blue"
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
