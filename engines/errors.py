@@ -74,6 +74,8 @@ def suggestion(word: str, known: list[str]) -> str:
     """Returns "did you mean …? available: …" for a word that is not one of `known`."""
     import difflib
 
+    if set(word.split(",")) <= set(known):  # a list where one is wanted
+        return "give one at a time, and run it once for each"
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     nearest = f"did you mean {close[0]!r}? " if close else ""
     return f"{nearest}available: {', '.join(known)}"
