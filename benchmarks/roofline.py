@@ -47,19 +47,20 @@ def call(words: list[str]) -> dict[str, Any]:
 
 
 def proved(
-    model: str, precision: str, root: Path, names: Sequence[str] = ()
+    model: str, precision: str, root: Path, names: Sequence[str] = (), golden: int = GOLDEN
 ) -> tuple[list[str], list[str]]:
     """Exports, builds and verifies a model for this machine's CPU.
 
     Args:
         names: The engines to build; all without.
+        golden: Rows of the golden file, besides the edge cases; as many are proved at once.
 
     Returns:
         The words that name model, precision and root in a command, and the engines that passed.
     """
     name = model.replace("-", "_")
     shape = globals()[name]().image
-    for what, count in {"golden": GOLDEN, "calibration": CALIBRATION}.items():
+    for what, count in {"golden": golden, "calibration": CALIBRATION}.items():
         images = rows.made_images(shape, count, seed=count)
         np.savez(root / f"{model}-{what}.npz", image=images)
     words = [f"benchmarks.roofline:{name}", "--precision", precision, "--root", str(root)]

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import engines
-from benchmarks.roofline import MODELS, call, markdown, proved
+from benchmarks.roofline import GOLDEN, MODELS, call, markdown, proved
 from engines import hardware
 from engines.contract import Feeds, OpenOptions
 from pipeline.golden import file as goldens
@@ -61,7 +61,7 @@ def rate_over_wire(url: str, name: str, feeds: Feeds, output: str, seconds: floa
 
 def measure(model: str, batches: list[int], seconds: float, root: Path) -> list[list[str]]:
     """Returns a row for each batch size of a model."""
-    words, passed = proved(model, "fp32", root, ["onnxruntime"])
+    words, passed = proved(model, "fp32", root, ["onnxruntime"], max([GOLDEN, *batches]))
     repository, log = root / "repository", root / "server"
     log.mkdir()
     written = call(["triton", words[0], str(repository), "--root", str(root)])
