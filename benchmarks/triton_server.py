@@ -23,7 +23,8 @@ from functools import partial
 from pathlib import Path
 
 import engines
-from benchmarks.roofline import GOLDEN, MODELS, call, markdown, proved
+from benchmarks.gpu_report import GOLDEN
+from benchmarks.roofline import MODELS, call, markdown, proved
 from engines import hardware
 from engines.contract import Feeds, OpenOptions
 from pipeline.golden import file as goldens
