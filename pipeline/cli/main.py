@@ -29,6 +29,7 @@ from pipeline.cli import (
     graph_commands,
     history,
     loadgen,
+    precisions,
     registry,
     serve,
     signing,
@@ -110,19 +111,23 @@ def _add_stage(name: str) -> None:
             if option.name in extra and needs and not set(needs) & extra.keys():
                 raise UsageError(f"{option.flag} without --{needs[0]}", option.role.requires_hint)
         instead = [declared.role.action for declared in own if declared.name in extra]
-        if any(instead):
-            action = getattr(stage_runs, [declared for declared in instead if declared][-1])
-            console.document(action(arguments, store, **extra))
-            return
-        outcomes = stage_runs.run_command(name, arguments, store, extra)
-        if not all(outcome.skipped for outcome in outcomes):
-            _say_if_bundle_is_outdated(outcomes[-1].params, store)
-        document: dict[str, Any] = {"outcomes": _document(outcomes)}
-        for option in own:
-            if option.role.after and extra.get(option.name):
-                after = _AFTER[option.role.after]
-                document[option.name] = after(outcomes[-1], store, extra[option.name])
-        console.document(document)
+
+        def one(arguments: dict[str, Any]) -> dict[str, Any]:
+            if any(instead):
+                action = getattr(stage_runs, [declared for declared in instead if declared][-1])
+                results: dict[str, Any] = action(arguments, store, **extra)
+                return results
+            outcomes = stage_runs.run_command(name, arguments, store, extra)
+            if not all(outcome.skipped for outcome in outcomes):
+                _say_if_bundle_is_outdated(outcomes[-1].params, store)
+            document: dict[str, Any] = {"outcomes": _document(outcomes)}
+            for option in own:
+                if option.role.after and extra.get(option.name):
+                    after = _AFTER[option.role.after]
+                    document[option.name] = after(outcomes[-1], store, extra[option.name])
+            return document
+
+        console.document(precisions.each(one, arguments))
 
     parameters = [click_parameter(option) for option in (*options(stage.params), *own)]
     if stage.opens_engines:
@@ -172,18 +177,23 @@ def _add_run() -> None:
         from pipeline.report import summary
 
         store = make_store(values)
+
+        def one(arguments: dict[str, Any]) -> dict[str, Any]:
+            outcomes, failure = stage_runs.run_all(arguments, store)
+            skipped = sum(outcome.skipped for outcome in outcomes)
+            console.say(f"{len(outcomes)} stages, {skipped} skipped")
+            results = summary.collect(
+                arguments["model"], arguments.get("precision", DEFAULT_PRECISION), store
+            )
+            summary.show(results)
+            document = {"outcomes": _document(outcomes), "summary": results.document()}
+            if failure is not None:
+                failure.details = document
+                raise failure
+            return document
+
         arguments = {key: value for key, value in values.items() if value is not None}
-        outcomes, failure = stage_runs.run_all(arguments, store)
-        skipped = sum(outcome.skipped for outcome in outcomes)
-        console.say(f"{len(outcomes)} stages, {skipped} skipped")
-        results = summary.collect(
-            arguments["model"], arguments.get("precision", DEFAULT_PRECISION), store
-        )
-        summary.show(results)
-        if failure is not None:
-            failure.details = {"outcomes": _document(outcomes), "summary": results.document()}
-            raise failure
-        console.document({"outcomes": _document(outcomes), "summary": results.document()})
+        console.document(precisions.each(one, arguments))
 
     text = "Run the whole chain: data, train, export, verify, build, bench, bundle."
     decorated = click.command("run", SectionedCommand, help=text)(limiting(run))

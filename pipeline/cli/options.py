@@ -60,7 +60,7 @@ def click_parameter(
             shell_complete=_completing(option),
         )
     flag = option.flag
-    listed = is_list(option)
+    listed = _takes_list(option)
     help_text = option.text
     if option.names is not None:
         help_text += f" Known: {', '.join(option.names())}."
@@ -100,7 +100,7 @@ def _completing(option: Option) -> Callable[[click.Context, click.Parameter, str
         known = models.names() if option.name == "model" else []
         if option.names is not None:
             known = [*option.names(), *([ALL] if option.role.expand_all is not None else [])]
-        first, comma, last = word.rpartition(",") if is_list(option) else ("", "", word)
+        first, comma, last = word.rpartition(",") if _takes_list(option) else ("", "", word)
         taken = first.split(",")
         return [
             f"{first}{comma}{name}" for name in known if name.startswith(last) and name not in taken
@@ -110,8 +110,13 @@ def _completing(option: Option) -> Callable[[click.Context, click.Parameter, str
 
 
 def is_list(option: Option) -> bool:
-    """Whether an option takes several values."""
+    """Whether a stage runs with several values of an option."""
     return option.many or option.role.expand_all is not None
+
+
+def _takes_list(option: Option) -> bool:
+    """Whether an option of a command takes several values."""
+    return is_list(option) or option.role.each
 
 
 def check_words(option: Option, words: Sequence[Any], label: str) -> None:
@@ -135,7 +140,7 @@ def check_words(option: Option, words: Sequence[Any], label: str) -> None:
 
 def _check(option: Option, value: Any) -> Any:
     """Returns an option's value in the type of its field; raises UsageError if it is not valid."""
-    listed, flag, every = is_list(option), option.flag, option.role.expand_all is not None
+    listed, flag, every = _takes_list(option), option.flag, option.role.expand_all is not None
     values = [part.strip() for part in value.split(",") if part.strip()] if listed else [value]
     check_words(option, values, flag)
     if every and ALL in values and len(set(values)) > 1:
@@ -152,4 +157,4 @@ def _check(option: Option, value: Any) -> Any:
         ) from error
     if option.many:
         option.validate(converted)
-    return converted if every else tuple(converted)
+    return tuple(converted) if option.many and not every else converted

@@ -77,11 +77,12 @@ def data_option(default: str | None, *, as_trained: bool = False) -> Any:
 
 
 def precision_option() -> Any:
-    """Declares `--precision`."""
+    """Declares `--precision` of a stage that has one; its command takes several."""
     return option(
         exporters.DEFAULT_PRECISION,
-        text="Precision of the graph.",
+        text="Precisions of the graph.",
         names=lambda: list(exporters.PRECISIONS),
+        role=OptionRole(each=True),
     )
 
 

@@ -34,6 +34,7 @@ class OptionRole:
         expand_all: Returns the values that "all" stands for, given the other parameters and the
             root. An option that has it takes a list; the stage runs once for each value, or once
             with all of them if the field is a tuple.
+        each: The command takes a list, and does everything once for each value.
         skip_unavailable: The stage may skip values that are not available on this machine.
         default_from_training: Defaults to the value in the checkpoint's training record.
         takes_image_folder: Also accepts a folder of images, in place of a data set's name.
@@ -49,6 +50,7 @@ class OptionRole:
     """
 
     expand_all: Callable[[Mapping[str, Any], Path], list[str]] | None = None
+    each: bool = False
     skip_unavailable: bool = False
     default_from_training: bool = False
     takes_image_folder: bool = False

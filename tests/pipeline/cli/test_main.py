@@ -105,7 +105,7 @@ def test_more_threads_than_cpus_are_refused_before_anything_runs(
         (("build", "lenet", "--engine", "tensort"), "unknown engine 'tensort'", "'tensorrt'"),
         (("bench", "lenet", "--engine", "pytorch,x"), "unknown engine 'x'", "available: "),
         (("export", "lenet", "--precision", "fp31"), "unknown precision 'fp31'", "'fp32'"),
-        (("run", "lenet", "--precision", "fp32,fp16"), "'fp32,fp16'", "one at a time"),
+        (("report", "lenet", "--precision", "fp32,fp16"), "'fp32,fp16'", "one at a time"),
         (("data", "--data", "fashion"), "unknown data set 'fashion'", "'fashion-mnist'"),
         (("bench", "lenet", "--batch", "1,x"), "--batch '1,x' is not a list of int", "commas"),
         (("bench", "lenet", "--batch", "0"), "--batch 0 is out of range", "from 1 to 65536"),
