@@ -42,9 +42,9 @@ def each(run: Callable[[dict[str, Any]], _Document], arguments: dict[str, Any]) 
             documents[precision] = {"error": error.message, **error.details}
             failed.setdefault(error.message, (error, []))[1].append(precision)
     if failed:
-        for error, where in failed.values():
-            error.message = f"{', '.join(where)}: {error.message}"
-        failure = joined([error for error, _ in failed.values()])
+        for one, where in failed.values():
+            one.message = f"{', '.join(where)}: {one.message}"
+        failure = joined([one for one, _ in failed.values()])
         failure.details = {"precisions": documents}
         raise failure
     return {"precisions": documents}

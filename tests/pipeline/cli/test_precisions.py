@@ -28,8 +28,8 @@ def test_a_stage_runs_once_for_each_precision(assay: Assay, tmp_path: Path) -> N
         assert (tmp_path / f"edge/{precision}/model.onnx").is_file()
     # The option may also be repeated.
     result = assay(*EXPORT, "fp32", "--precision", "fp16", "--root", tmp_path)
-    assert "edge fp32 export: up to date" in result.err
-    assert "edge fp16 export: up to date" in result.err
+    assert "edge fp32 export: nothing changed, skipped" in result.err
+    assert "edge fp16 export: nothing changed, skipped" in result.err
     result = assay(*EXPORT, "fp16", "--root", tmp_path, "--json")
     assert list(json.loads(result.out)) == ["outcomes"]
 
