@@ -42,19 +42,20 @@ def check(root: Path, manifest: Mapping[str, Any], made: Iterable[str]) -> None:
     """
     members: Mapping[str, Mapping[str, Any]] = manifest["members"]
     places = folders(members)
-    below = {
-        name: name.removeprefix(f"{place}/").split("/")
-        for place in places
+    below = [
+        (name, name.removeprefix(f"{place}/").split("/"))
+        for place in places  # which others may have put into each other
         for name in members
         if name.startswith(f"{place}/")
-    }
+    ]
+    served = {name for name, _ in below}
     for name in members:
-        if f"/{name}".endswith(f"/{CONFIG}") and name not in below:
+        if f"/{name}".endswith(f"/{CONFIG}") and name not in served:
             raise DeployError(f"{root / name} belongs to no model repository that assay wrote")
     known = set(made)
     others = {
         name: members[name]["sha256"]
-        for name, parts in below.items()
+        for name, parts in below
         if not _is_text(parts) and members[name]["sha256"] not in known
     }
     if others:
