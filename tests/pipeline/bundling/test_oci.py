@@ -260,6 +260,20 @@ MANIFESTS: dict[str, bytes | dict] = {
 }
 
 
+@contextlib.contextmanager
+def answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Runs a server on a free port; yields its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def hostile() -> Iterator[Callable[[bytes], str]]:
     """Starts a server that answers with a manifest, and with BLOB for every blob."""
@@ -276,18 +290,13 @@ def hostile() -> Iterator[Callable[[bytes], str]]:
         def log_message(self, *_arguments: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
+    with answering(Handler) as address:
 
-    def serve(manifest: bytes) -> str:
-        answers["manifest"] = manifest
-        return f"127.0.0.1:{server.server_address[1]}/x"
+        def serve(manifest: bytes) -> str:
+            answers["manifest"] = manifest
+            return f"{address}/x"
 
-    yield serve
-    server.shutdown()
-    thread.join()
-    server.server_close()
+        yield serve
 
 
 @pytest.fixture
@@ -309,18 +318,13 @@ def stranger() -> Iterator[Callable[[int, dict[str, str]], str]]:
         def log_message(self, *_arguments: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
+    with answering(Handler) as address:
 
-    def serve(status: int, headers: dict[str, str]) -> str:
-        answer.update(status=status, headers=headers)
-        return f"127.0.0.1:{server.server_address[1]}/x:1"
+        def serve(status: int, headers: dict[str, str]) -> str:
+            answer.update(status=status, headers=headers)
+            return f"{address}/x:1"
 
-    yield serve
-    server.shutdown()
-    thread.join()
-    server.server_close()
+        yield serve
 
 
 @pytest.mark.parametrize("command", ["push", "pull"])
@@ -403,11 +407,7 @@ def test_the_answer_of_a_login_is_bounded(tmp_path: Path) -> None:
         def log_message(self, *_arguments: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads, server.block_on_close = True, False
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        with pytest.raises(DeployError, match="answer has more than"):
-            pulled(f"127.0.0.1:{server.server_address[1]}/x:1", tmp_path / "out")
-        server.shutdown()
+    with answering(Handler) as address, pytest.raises(DeployError, match="answer has more than"):
+        pulled(f"{address}/x:1", tmp_path / "out")
     assert len(sent) < 50
     assert not (tmp_path / "out").exists()
