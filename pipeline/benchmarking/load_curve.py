@@ -6,13 +6,17 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from engines.contract import Feeds, Session
-from engines.errors import DeployError
+from engines.errors import CrashedError, DeployError
 from pipeline.benchmarking.clients import HungError
 from pipeline.benchmarking.load import Served, arrivals, closed
 from pipeline.benchmarking.saturation import STEPS, Saturation, bears, saturation
+from pipeline.workflow import console, worker
+
+Opens = Callable[[int], Session]  # with so many CPU threads
 
 # One request at a time cannot keep a p99 if more than this part of them is late.
 _MOST = 0.5
@@ -42,14 +46,43 @@ class Plan:
         return len(self.threads) + len(self.rates) + STEPS
 
 
+def measure_apart(
+    name: str, opener: Callable[[], Opens], feeds: Feeds, rows: int, plan: Plan
+) -> dict[str, Any]:
+    """Does what `measure` does in a new process, which the engine's library may end.
+
+    Args:
+        name: The engine's name.
+        opener: Returns what `measure` opens sessions with; it can be pickled.
+    """
+    worker.end()  # it holds memory, on a GPU too
+    try:
+        return worker.call(f"loading {name}", measure_here, name, opener, feeds, rows, plan)
+    except CrashedError as error:
+        return {**_nothing(), "failure": error.message}
+    finally:
+        worker.end()  # also the thread of a session that does not return
+
+
+def measure_here(
+    name: str, opener: Callable[[], Opens], feeds: Feeds, rows: int, plan: Plan
+) -> dict[str, Any]:
+    """Does what `measure_apart` does, in this process."""
+    with console.bar("load", plan.runs) as bar:
+        return measure(opener(), feeds, rows, plan, partial(bar.advance, 1, name))
+
+
 def measure(
-    open_session: Callable[[int], Session],
+    open_session: Opens,
     feeds: Feeds,
     rows: int,
     plan: Plan,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Returns what an engine serves, in JSON form.
+
+    A session that does not return is a failure, too. Nothing more can be measured in this process
+    then, since its thread may use the CPUs.
 
     Args:
         open_session: Opens a session with so many CPU threads for one inference.
@@ -66,26 +99,18 @@ def measure(
         it was not found.
         "device": where it ran. "failure": why it could not be opened, or failed, which ended its
         measurements; or "".
-
-    Raises:
-        HungError: A session does not return. Nothing more can be measured in this process, since
-            its thread may use the CPUs.
     """
-    result: dict[str, Any] = {
-        "device": "",
-        "closed": [],
-        "arrivals": [],
-        "saturation": None,
-        "failure": "",
-    }
+    result = _nothing()
     try:
         with _Pool(open_session) as pool:
             _measure(pool, feeds, rows, plan, result, progress)
-    except HungError:
-        raise
     except DeployError as error:
         result["failure"] = error.message
     return result
+
+
+def _nothing() -> dict[str, Any]:
+    return {"device": "", "closed": [], "arrivals": [], "saturation": None, "failure": ""}
 
 
 def _measure(
@@ -181,7 +206,7 @@ def _enough(by_count: Mapping[int, Served]) -> tuple[int, float]:
 class _Pool:
     """Open sessions of an engine, which are used again."""
 
-    def __init__(self, open_session: Callable[[int], Session]) -> None:
+    def __init__(self, open_session: Opens) -> None:
         self._open = open_session
         self._stack = ExitStack()
         self._sessions: list[Session] = []

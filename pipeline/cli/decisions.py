@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,14 @@ import click
 
 from engines import temporary
 from engines.errors import DeployError, FailedError, NotMetError, UsageError
-from pipeline.cli import signing
+from pipeline.cli import side_by_side, signing
 from pipeline.cli.commands import ask
 from pipeline.cli.flags import Number, limit, limiting, make_store, print_as, printing, storing
 from pipeline.report.units import times_as_long
 from pipeline.stages import check_threads
-from pipeline.workflow import console, hints, worker
+from pipeline.workflow import console, hints
 
 if TYPE_CHECKING:
-    from engines.contract import Session
     from pipeline.bundling.checking import Model
     from pipeline.bundling.signature import Trusted
 
@@ -168,11 +166,7 @@ def compare(
     in turns, many times a second, so that what else happens on the machine affects both.
     """
     from engines.hardware import available_cpus
-    from pipeline.benchmarking import several
-    from pipeline.benchmarking.comparison import Load
-    from pipeline.benchmarking.comparison import compare as timed
     from pipeline.bundling import opening
-    from pipeline.golden import file as goldens
     from pipeline.report import bench as report
 
     print_as(values)
@@ -188,29 +182,17 @@ def compare(
         models, manifests = zip(*unpacked, strict=True)
         shared = {*models[0].engines} & {*models[1].engines}
         proved = [opening.proved(model, engine, device, count, among=shared) for model in models]
-        worker.end()  # it holds memory, on a GPU too
-        golden = [goldens.load(model.golden) for model in models]
-        loads = [Load(size, golden[0].feeds(size)) for size in batch]
         common = [name for name in proved[0] if name in proved[1]]
         results: list[dict[str, Any]] = []
         devices: dict[str, str] = {}
-        choices: list[list[str]] = [[name] for name in common] or [[]]
-        for choice in choices:
-            sessions: dict[str, Session] = {}
-            others: dict[str, list[Session]] = {}
-            with ExitStack() as opened:
-                for letter, model, names, rows in zip("AB", models, proved, golden, strict=True):
-                    # Only bundles without a common engine are compared by the fastest of each.
-                    name, session = opening.fastest(choice or names, model, rows, device, count)
-                    label = f"{letter} {name}"
-                    opens = partial(opening.again, name, model, device, count)
-                    sessions[label] = session
-                    others[label] = several.more(session, opens, opened)
-                _require_alike(*sessions.values())
-                part = budget / len(choices)
-                pair = timed(sessions, loads, budget=part, seed=seed, others=others)
-            devices |= {name: session.device for name, session in sessions.items()}
-            report.show({"baseline": next(iter(sessions)), "devices": devices, "results": pair})
+        # Only bundles without a common engine are compared by the fastest of each.
+        choices = [([name], [name]) for name in common] or [(proved[0], proved[1])]
+        for names in choices:
+            pair, used = side_by_side.apart(
+                models, names, batch, device, count, budget / len(choices), seed
+            )
+            report.show({"baseline": next(iter(used)), "devices": used, "results": pair})
+            devices |= used
             results += pair
     verdicts = _verdicts(results, tolerance)
     for verdict in verdicts:
@@ -256,22 +238,6 @@ def _unpack(
     if not (trust or unpacked.signer):
         ask(path, checking.opened(folder, [(model, name) for name in model.subjects]))
     return model, unpacked.manifest
-
-
-def _require_alike(one: Session, two: Session) -> None:
-    """Raises UsageError if two sessions do not take the same inputs on the same kind of device."""
-    if len(one.inputs) != len(two.inputs) or not all(
-        a.accepts(b) or b.accepts(a) for a, b in zip(one.inputs, two.inputs, strict=True)
-    ):
-        takes = ["; ".join(map(str, session.inputs)) for session in (one, two)]
-        raise UsageError(
-            f"A takes {takes[0]}, and B takes {takes[1]}", "compare bundles of the same inputs"
-        )
-    kinds = [session.device.partition(":")[0] for session in (one, two)]
-    if kinds[0] != kinds[1]:
-        raise UsageError(
-            f"A is fastest on {kinds[0]}, and B on {kinds[1]}", "give --device or --engine"
-        )
 
 
 def _verdicts(results: Sequence[dict[str, Any]], tolerance: float) -> list[dict[str, Any]]:

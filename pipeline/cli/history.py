@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -130,6 +131,25 @@ def _versions(entry: dict[str, Any], engine: str) -> dict[str, str]:
 
 def _side_by_side(case: Slower, earlier: Path, outcome: Outcome) -> dict[str, float]:
     """Returns how many times as long the engine takes as the file of an earlier run."""
+    golden = outcome.outputs.locate(GOLDEN.at(**outcome.outputs.fields))
+    name = case.name.split()[0]
+    try:
+        return worker.call(
+            f"comparing {name} with an earlier run",
+            side_by_side_here,
+            case,
+            {"then": earlier, "now": _file(name, outcome.outputs)},
+            golden,
+            outcome.params,
+        )
+    finally:
+        worker.end()
+
+
+def side_by_side_here(
+    case: Slower, files: Mapping[str, Path], golden_path: Path, params: Mapping[str, Any]
+) -> dict[str, float]:
+    """Does what `_side_by_side` does, in this process."""
     from engines.contract import OpenOptions
     from pipeline.benchmarking import several
     from pipeline.benchmarking.comparison import Load
@@ -137,17 +157,15 @@ def _side_by_side(case: Slower, earlier: Path, outcome: Outcome) -> dict[str, fl
     from pipeline.golden import file as goldens
     from pipeline.verification.engine_proof import open_built
 
-    params = outcome.params
     engine = engines.get(case.name.split()[0])
     options = OpenOptions(
         params["device"], params["threads"], cuda_graph=case.name.endswith(" graph")
     )
-    golden = goldens.load(outcome.outputs.locate(GOLDEN.at(**outcome.outputs.fields)))
+    golden = goldens.load(golden_path)
     part = next(p for p in (golden, *golden.others) if not case.size or p.size == case.size)
-    now = _file(engine.name, outcome.outputs)
     sessions, others = {}, {}
     with ExitStack() as stack:
-        for name, path in (("then", earlier), ("now", now)):
+        for name, path in files.items():
             opens = partial(open_built, engine, path, options)
             sessions[name] = opens()
             others[name] = several.more(sessions[name], opens, stack)

@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from engines import hardware
-from engines.errors import FailedError, UsageError
+from engines.errors import UsageError
 from pipeline import models
 from pipeline.report import load as report
 from pipeline.report import units
@@ -30,7 +28,6 @@ from pipeline.stages import (
     require_built,
     threads_each,
 )
-from pipeline.workflow import console, worker
 from pipeline.workflow.artifacts import GOLDEN, LOAD, Artifact, Paths
 from pipeline.workflow.digests import read_json, write_json
 from pipeline.workflow.stage import Stage, StageRuns, option
@@ -97,15 +94,13 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
 
     Raises:
         ParityError: An engine is not proved, so its speed means nothing.
-        FailedError: A session of an engine does not return.
     """
-    from pipeline.benchmarking.load_curve import Plan, measure
+    from pipeline.benchmarking.load_curve import Plan, measure_apart
     from pipeline.golden import file as goldens
 
     subjects = _subjects(params)
     for subject in subjects:
         subject.require_proof(read_json(inputs[subject.verdict]), params.model, params.device)
-    worker.end()  # it holds memory, on a GPU too
     golden = goldens.load(inputs[GOLDEN])
     (rows,) = golden_batches(golden, (params.batch,))
     plan = Plan(
@@ -115,18 +110,11 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
         seconds=params.duration,
         seed=params.seed,
     )
-    with console.bar("load", len(subjects) * plan.runs) as bar:
-        results = []
-        for subject in subjects:
-            with _named(subject.engine):
-                served = measure(
-                    subject.opener(inputs[subject.built], params.device),
-                    golden.feeds(rows),
-                    rows,
-                    plan,
-                    partial(bar.advance, 1, subject.engine),
-                )
-            results.append({"name": subject.engine, **served})
+    results = []
+    for subject in subjects:
+        opener = partial(subject.opener, inputs[subject.built], params.device)
+        served = measure_apart(subject.engine, opener, golden.feeds(rows), rows, plan)
+        results.append({"name": subject.engine, **served})
     write_json(
         outputs[LOAD],
         {
@@ -137,17 +125,6 @@ def run(inputs: Paths, outputs: Paths, params: Params) -> None:
             "engines": results,
         },
     )
-
-
-@contextmanager
-def _named(engine: str) -> Iterator[None]:
-    """Adds the engine to the message of a session that does not return."""
-    from pipeline.benchmarking.clients import HungError
-
-    try:
-        yield
-    except HungError as error:
-        raise FailedError(f"{engine} hangs: {error.message}", error.hint) from error
 
 
 def facts(params: Params) -> dict[str, str]:

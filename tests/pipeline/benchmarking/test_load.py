@@ -8,18 +8,22 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engines.contract import Feeds, Outputs, TensorSpec
+import engines
+from engines.contract import Feeds, OpenOptions, Outputs, Session, TensorSpec
 from engines.errors import DeployError, UsageError
 from pipeline.benchmarking import clients
 from pipeline.benchmarking.clients import HungError
 from pipeline.benchmarking.load import arrivals, closed, schedule, turn
-from pipeline.benchmarking.load_curve import Plan, measure
+from pipeline.benchmarking.load_curve import Plan, measure, measure_apart
 from pipeline.benchmarking.saturation import STEPS, bears, saturation
+from pipeline.workflow.runner import Store
 
 SERVICE = 0.002
 
@@ -157,6 +161,26 @@ def test_a_session_that_never_returns_is_not_waited_for(
     sent = copy.copy(caught.value)  # made again from its arguments, as by a worker process
     assert (sent.message, sent.hint) == (caught.value.message, caught.value.hint)
     assert time.perf_counter() - began < 5
+
+
+def opens(engine: str, path: Path, threads: int) -> Session:
+    return engines.get(engine).open(path, OpenOptions(threads=threads))
+
+
+@pytest.mark.slow(3)
+@pytest.mark.usefixtures("faulty_engines")
+def test_a_library_that_ends_the_process_is_a_failure(built: Store) -> None:
+    path = built.root / "lenet/fp32/onnxruntime/engine.onnx"
+    feeds = {"image": np.zeros((1, 1, 28, 28), np.uint8)}
+    plan = Plan(threads={1: 1}, rates=(), p99=None, seconds=0.1, seed=0)
+    crashed, fine = (
+        measure_apart(name, partial(partial, opens, name, path), feeds, 1, plan)
+        for name in ("segfaulting", "onnxruntime")
+    )
+    assert "signal 11 (SIGSEGV) ended the process while loading segfaulting" in crashed["failure"]
+    assert crashed["closed"] == []
+    assert fine["failure"] == ""
+    assert fine["saturation"]["rate"] > 0
 
 
 def test_an_interruption_does_not_wait_for_a_session_that_never_returns() -> None:

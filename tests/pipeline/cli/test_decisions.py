@@ -13,8 +13,10 @@ import pytest
 import engines
 from benchmarks.method import Slowed
 from engines import hardware
+from engines.errors import CrashedError
 from pipeline.benchmarking import clock, contention, several
-from pipeline.bundling import opening
+from pipeline.bundling import checking, opening
+from pipeline.cli import side_by_side
 from pipeline.report.page import choice
 from pipeline.workflow.runner import Store
 from tests.bundles import bundle_of
@@ -48,6 +50,7 @@ def test_a_bundle_is_not_slower_than_itself(built: Store, assay: Callable[..., R
     assert verdict["longer"]["low"] <= verdict["longer"]["value"] <= verdict["longer"]["high"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_slower_bundle_is_found(
     built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +94,7 @@ def test_a_changed_engine_file_is_not_compared(store: Store, assay: Callable[...
     assert f"assay build lenet --engine onnxruntime --root {store.root}" in result.err
 
 
+@pytest.mark.usefixtures("in_process")
 def test_what_other_processes_slowed_down_is_no_pass(
     built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,12 +121,22 @@ def test_every_engine_that_both_have_is_compared(
     assert compared == [name for name in held if engines.get(name).available().run]
 
 
+@pytest.mark.usefixtures("faulty_engines")
+def test_a_library_that_ends_the_process_is_an_error(built: Store) -> None:
+    folder = built.root / "lenet/fp32"
+    paths = {"segfaulting": folder / "onnxruntime/engine.onnx"}
+    model = checking.Model("fp32", paths, folder / "golden.npz")
+    with pytest.raises(CrashedError, match=r"SIGSEGV.* while comparing segfaulting"):
+        side_by_side.apart([model] * 2, [["segfaulting"]] * 2, [1], "cpu", 1, 0.1, 0)
+
+
 def test_nothing_is_opened_without_consent(built: Store, assay: Callable[..., Result]) -> None:
     result = assay("compare", bundle_of(built), bundle_of(built))
     assert result.code == 2
     assert "give --trust" in result.err
 
 
+@pytest.mark.usefixtures("in_process")
 def test_bundles_of_other_inputs_are_not_compared(
     built: Store, assay: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def test_a_slower_machine_is_not_a_slower_engine(kept: tuple[Store, Path], assay
     assert 0.7 < case["longer"]["value"] < 1.4
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_slower_engine_is(
     kept: tuple[Store, Path], assay: Assay, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def test_too_short_a_duration_is_refused(store: Store, assay: Assay) -> None:
 
 
 @pytest.mark.slow(2)
+@pytest.mark.usefixtures("in_process")
 def test_an_engine_that_fails_is_a_row_and_others_go_on(
     store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +99,8 @@ def test_an_engine_that_fails_is_a_row_and_others_go_on(
 
 
 @pytest.mark.slow(2)
-def test_an_engine_that_hangs_ends_the_command_by_its_name(
+@pytest.mark.usefixtures("in_process")
+def test_an_engine_that_hangs_is_a_row(
     store: Store, assay: Assay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     really_run, runs, released = OnnxRuntimeSession.run, itertools.count(), threading.Event()
@@ -119,8 +121,11 @@ def test_an_engine_that_hangs_ends_the_command_by_its_name(
     finally:
         released.set()
     assert result.code == 1
-    assert "onnxruntime hangs: a session has not returned for 0.2 s" in result.err
-    assert "leave the engine out with --engine" in result.err
+    reason = "a session has not returned for 0.2 s"
+    assert f"onnxruntime failed under load: {reason}" in result.err
+    assert "name the other engines with --engine" in result.err
+    served = json.loads((store.root / "lenet/fp32/served.json").read_text())
+    assert [engine["failure"] for engine in served["engines"]] == [reason]
     assert not closed  # a library may crash if a session is closed in use
 
 
