@@ -13,6 +13,7 @@ import click
 
 from engines import hardware, temporary
 from engines.errors import DeployError, FailedError, NotAvailableError, NotMetError, UsageError
+from pipeline.cli import precisions
 from pipeline.cli.flags import limiting, make_store, storing
 from pipeline.cli.options import ALL, click_parameter
 from pipeline.stages import (
@@ -81,13 +82,25 @@ class Params:
 def _command(**values: Any) -> None:
     from engines.checks import import_vendor
     from pipeline.benchmarking.loadgen import INSTALL
+
+    store = make_store(values)
+    arguments = {name: value for name, value in values.items() if value is not None}
+    import_vendor("mlperf_loadgen", INSTALL)
+    console.document(precisions.each(lambda one: _asked(Params(**one), store), arguments))
+
+
+def _asked(params: Params, store: Store) -> dict[str, Any]:
+    """Prints what LoadGen says of engines at one precision, and returns its JSON form.
+
+    Raises:
+        FailedError: An engine failed.
+        NotMetError: LoadGen calls a result invalid.
+        ParityError: The outputs of accuracy mode do not pass.
+    """
     from pipeline.report import loadgen as report
     from pipeline.report import verify as verdict_report
     from pipeline.verification.acceptance import require_pass
 
-    store = make_store(values)
-    params = Params(**{name: value for name, value in values.items() if value is not None})
-    import_vendor("mlperf_loadgen", INSTALL)
     results: list[dict[str, Any]] = []
     verdicts: list[Verdict] = []
     failures: list[str] = []
@@ -131,7 +144,7 @@ def _command(**values: Any) -> None:
             f"its reasons are above; {report.remedy(results)}",
             document,
         )
-    console.document(document)
+    return document
 
 
 def _subjects(params: Params, store: Store) -> list[tuple[Subject, Path, Path]]:

@@ -13,7 +13,7 @@ import click
 from engines.errors import DeployError, FailedError, NotMetError, ParityError, UsageError
 from pipeline.cli import signing, wire
 from pipeline.cli.flags import Number, print_as, printing, sized
-from pipeline.workflow import console
+from pipeline.workflow import console, signals
 
 if TYPE_CHECKING:
     from pipeline.serving.watching.watch import Watched
@@ -139,6 +139,7 @@ def _conclude(url: str, watched: Watched) -> None:
         NotMetError: It was slower for some time.
         FailedError: It does not answer, or nothing could be judged.
     """
+    signals.handled()  # a watch ends by a signal, and what it has seen is its result
     document = dataclasses.asdict(dataclasses.replace(watched, interrupted=None))
     document.pop("interrupted")
     replies = sum(day["replies"] for day in watched.days)

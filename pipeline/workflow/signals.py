@@ -87,6 +87,11 @@ def deferred() -> Iterator[None]:
             raise Interrupted(number)
 
 
+def handled() -> None:
+    """Says that what a signal interrupted has ended as it should: what follows means something."""
+    _state["received"] = 0
+
+
 @contextmanager
 def not_swallowed() -> Iterator[None]:
     """Raises Interrupted if a signal arrived, even if a library swallowed the exception.

@@ -73,6 +73,7 @@ def test_loadgen_judges_its_own_runs(built: Store, assay: Assay, tmp_path: Path)
 @pytest.mark.usefixtures("installed")
 def test_the_outputs_of_an_accuracy_run_are_judged(built: Store, assay: Assay) -> None:
     words = ("--root", built.root, *ENGINE, "--mode", "accuracy", "--json", "--concurrency", "2")
+    words += ("--precision", "fp32")
     result = assay("loadgen", "lenet", *words)
     assert result.code == 0, result.err
     verdicts = json.loads(result.out)["verdicts"]

@@ -307,6 +307,45 @@ def test_another_model_is_named_before_anything_is_sent(
 
 
 @pytest.mark.slow(4)
+@pytest.mark.parametrize(
+    ("behaviour", "words", "code", "message"),
+    [
+        (
+            Behaviour(reply=lambda outputs: tensor(-outputs)),
+            (),
+            3,
+            "differed from the model's",
+        ),
+        (Behaviour(), ("--rate", "2"), 1, "replies are too few to judge"),
+    ],
+)
+def test_an_interrupted_watch_ends_with_what_it_saw(
+    built: Store,
+    golden: goldens.Golden,
+    process: Callable[..., Process],
+    behaviour: Behaviour,
+    words: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    with serving(behaviour, golden) as url:
+        running = process("watch", url, bundle_of(built), *QUICK, *words).start()
+        assert running.stderr is not None
+        assert running.stdout is not None
+        for line in running.stderr:
+            if "golden rows a second" in line:
+                break
+        for line in running.stdout if code == 3 else ():
+            if "mismatch" in line:
+                break
+        time.sleep(0.2)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=30)
+    assert running.returncode == code, err
+    assert message in err
+
+
+@pytest.mark.slow(4)
 def test_an_interrupted_watch_attests_what_it_saw(
     built: Store, golden: goldens.Golden, tmp_path: Path, process: Callable[..., Process]
 ) -> None:
