@@ -249,8 +249,9 @@ def table(
     stream = _stderr() if settings.json else _stdout()
     # A column that says nothing is not printed.
     kept = [index for index in range(len(columns)) if any(row[index] for row in rows)]
-    # A file gets all columns, however wide.
-    width = None if stream.isatty() else max(_PLAIN_WIDTH, file_width(columns, rows, kept))
+    width = None
+    if not stream.isatty():  # a file gets all columns, however wide
+        width, optional = max(_PLAIN_WIDTH, file_width(columns, rows, kept)), ()
     console = Console(file=stream, width=width)
     kept = fitting_columns(columns, rows, kept, optional, console.width)
     chosen = [columns[index] for index in kept]

@@ -120,3 +120,7 @@ def test_a_file_gets_all_columns(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f">column {number}" for number in range(40)]
     console.table("Title", names, [["12345"] * 40], names)
     assert "column 39" in capsys.readouterr().out
+    console.table("Title", ("name", "why"), [["x", "several words " * 20]], ("why",))
+    out = capsys.readouterr().out
+    assert out.count("several") == 20
+    assert "left out" not in out
