@@ -6,6 +6,7 @@ Importing this module loads no third-party library but click, so that `assay --h
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import errno
 import io
 import os
@@ -110,6 +111,8 @@ def _add_stage(name: str) -> None:
             needs = option.role.requires
             if option.name in extra and needs and not set(needs) & extra.keys():
                 raise UsageError(f"{option.flag} without --{needs[0]}", option.role.requires_hint)
+        if any(option.role.again and extra.get(option.name) for option in own):
+            store = dataclasses.replace(store, force=True)
         instead = [declared.role.action for declared in own if declared.name in extra]
 
         def one(arguments: dict[str, Any]) -> dict[str, Any]:

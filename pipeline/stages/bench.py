@@ -80,9 +80,9 @@ class CommandOptions:
 
     history: bool = option(
         False,
-        text="Keep the result, and find what is slower than in earlier runs on this machine; what"
-        " took longer is run beside its file of then.",
-        role=OptionRole(after="compare"),
+        text="Measure again, keep the result, and find what is slower than in earlier runs on this"
+        " machine; what took longer is run beside its file of then.",
+        role=OptionRole(after="compare", again=True),
     )
 
 

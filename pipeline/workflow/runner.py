@@ -270,7 +270,7 @@ class _Job:
 
     def _differences(self, old: Record, wanted: Mapping[str, Any]) -> list[Difference]:
         """Returns why the stage has to run although its outputs are there; [] if it need not."""
-        differences = [Difference("force", "", "--force is given")] if self.store.force else []
+        differences = [Difference("force", "", "it is to run again")] if self.store.force else []
         for part in ("params", "inputs", "tools", "facts"):
             before, now = getattr(old, part), wanted[part]
             differences += [

@@ -43,6 +43,7 @@ class OptionRole:
             nothing.
         after: Function in `pipeline.cli.main` to call with the outcome of the stage and the value;
             what it returns is added to the command's document.
+        again: The stage runs even if nothing has changed.
         requires: Names of options, at least one of which must be given with this one.
         requires_hint: The hint of the error if none of them is given.
         in_run: `assay run` has the option, too.
@@ -57,6 +58,7 @@ class OptionRole:
     image_folder: bool = False
     action: str = ""
     after: str = ""
+    again: bool = False
     requires: tuple[str, ...] = ()
     requires_hint: str = ""
     in_run: bool = True
