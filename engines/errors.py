@@ -25,6 +25,10 @@ class DeployError(Exception):
         self.report = report
         self.details: dict[str, Any] = {}
 
+    def document(self) -> dict[str, Any]:
+        """Returns the JSON form, without the details."""
+        return {"message": self.message, "hint": self.hint, "exit_code": self.exit_code}
+
 
 class UsageError(DeployError):
     """A name, option or value that the command does not accept."""
@@ -53,9 +57,9 @@ class NotMetError(DeployError):
 
     exit_code = 5
 
-    def __init__(self, message: str, hint: str, details: dict[str, Any]) -> None:
+    def __init__(self, message: str, hint: str = "", details: dict[str, Any] | None = None) -> None:
         super().__init__(message, hint)
-        self.details = details
+        self.details = details or {}
 
 
 class CrashedError(DeployError):

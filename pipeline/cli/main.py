@@ -98,6 +98,7 @@ def _document(outcomes: list[Outcome]) -> list[dict[str, Any]]:
 def _add_stage(name: str) -> None:
     stage = chain.stage(name)
     own = () if stage.command_options is None else options(stage.command_options)
+    quantized = [option.name for option in options(stage.params) if option.role.quantized]
 
     @forcing
     @storing
@@ -114,6 +115,9 @@ def _add_stage(name: str) -> None:
         if any(option.role.again and extra.get(option.name) for option in own):
             store = dataclasses.replace(store, force=True)
         instead = [declared.role.action for declared in own if declared.name in extra]
+        if any(instead) and len(set(arguments.get("precision", []))) > 1:
+            flag = next(option.flag for option in own if option.role.action in instead)
+            raise UsageError(f"{flag} takes one precision", "run it once for each --precision")
 
         def one(arguments: dict[str, Any]) -> dict[str, Any]:
             if any(instead):
@@ -130,7 +134,7 @@ def _add_stage(name: str) -> None:
                     document[option.name] = after(outcomes[-1], store, extra[option.name])
             return document
 
-        console.document(precisions.each(one, arguments))
+        console.document(precisions.each(one, arguments, quantized))
 
     parameters = [click_parameter(option) for option in (*options(stage.params), *own)]
     if stage.opens_engines:
@@ -172,6 +176,7 @@ def _add_run() -> None:
                     differing.add(option.name)
                 if option.role.shown_by_run or option.name not in union:
                     union[option.name] = option
+    quantized = [name for name, option in union.items() if option.role.quantized]
     ordered = sorted(union.values(), key=lambda option: not option.required)
 
     @forcing
@@ -196,7 +201,7 @@ def _add_run() -> None:
             return document
 
         arguments = {key: value for key, value in values.items() if value is not None}
-        console.document(precisions.each(one, arguments))
+        console.document(precisions.each(one, arguments, quantized))
 
     text = "Run the whole chain: data, train, export, verify, build, bench, bundle."
     decorated = click.command("run", SectionedCommand, help=text)(limiting(run))
@@ -271,7 +276,7 @@ def _run(words: list[str]) -> int:
 def _explain(error: Exception) -> int:
     """Prints an error and returns its exit code."""
     if isinstance(error, DeployError):
-        _fail(error.message, error.hint, error.exit_code, error.details)
+        _report(error)
         return error.exit_code
     if isinstance(error, click.UsageError):
         where = error.ctx.command_path if error.ctx is not None else "assay"
@@ -342,7 +347,12 @@ def _check_words(words: list[str]) -> None:
             ) from error
 
 
-def _fail(message: str, hint: str, exit_code: int, details: dict[str, Any] | None = None) -> None:
-    console.error(message, hint)
-    error = {"message": message, "hint": hint, "exit_code": exit_code}
-    console.document({"error": error, **(details or {})})
+def _fail(message: str, hint: str, exit_code: int) -> None:
+    error = DeployError(message, hint)
+    error.exit_code = exit_code
+    _report(error)
+
+
+def _report(error: DeployError) -> None:
+    console.error(error.message, error.hint)
+    console.document({"error": error.document(), **error.details})

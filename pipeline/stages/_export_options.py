@@ -58,17 +58,20 @@ class Params:
         None,
         text=f".npz file of inputs to calibrate on, for {', '.join(QUANTIZED)} [training images].",
         key=False,
+        role=OptionRole(quantized=True),
     )
     max_drop: float = option(
         100 * limits.MAX_DROP,
         text="Accuracy that quantization may cost, in percentage points.",
         low=0,
         high=100,
+        role=OptionRole(quantized=True),
     )
     calibrate_on_noise: bool = option(
         False,
         text="Calibrate a model without data on generated inputs. Their ranges may be far from"
         " those of real ones.",
+        role=OptionRole(quantized=True),
     )
 
 

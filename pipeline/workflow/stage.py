@@ -44,6 +44,7 @@ class OptionRole:
         after: Function in `pipeline.cli.main` to call with the outcome of the stage and the value;
             what it returns is added to the command's document.
         again: The stage runs even if nothing has changed.
+        quantized: It is for quantized precisions; of several, the others do without.
         requires: Names of options, at least one of which must be given with this one.
         requires_hint: The hint of the error if none of them is given.
         in_run: `assay run` has the option, too.
@@ -59,6 +60,7 @@ class OptionRole:
     action: str = ""
     after: str = ""
     again: bool = False
+    quantized: bool = False
     requires: tuple[str, ...] = ()
     requires_hint: str = ""
     in_run: bool = True

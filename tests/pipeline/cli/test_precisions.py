@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from engines.errors import NotMetError, ParityError, UsageError
+from pipeline.cli import main, precisions
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
@@ -46,9 +48,71 @@ def test_a_failure_at_one_precision_leaves_the_others_their_turn(
     document = json.loads(result.out)
     assert "fp32: " in document["error"]["message"]
     assert "fp16: " in document["error"]["message"]
-    assert "error" in document["precisions"]["fp32"]
+    assert document["precisions"]["fp32"]["error"]["exit_code"] == 1
+    # Each failure has its own remedy.
+    assert "assay export edge --precision fp16" in document["error"]["hint"]
+    assert document["precisions"]["fp32"]["error"]["hint"] in document["error"]["hint"]
     assert document["precisions"]["bf16"]["outcomes"]
     assert (tmp_path / "edge/bf16/verdict.json").is_file()
+
+
+def test_options_of_quantized_precisions_are_for_those(assay: Assay, tmp_path: Path) -> None:
+    assert assay("train", "edge", "--root", tmp_path).code == 0
+    words = ("--root", tmp_path, "--max-drop", "10")
+    result = assay(*EXPORT, "fp32,int8", *words)
+    assert result.code == 0, result.err
+    assert [line for line in result.out.splitlines() if line.endswith(":")] == ["fp32:", "int8:"]
+    result = assay(*EXPORT, "fp32,fp16", *words)
+    assert result.code == 2
+    assert "--max-drop is for int8 and fp8, not for fp32" in result.err
+
+
+def test_wrong_usage_at_one_precision_loses_nothing(
+    assay: Assay, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("bench", "lenet", "--engine", "onnxruntime", "--batch", "1", "--budget", "0.1")
+    more = ("--root", store.root, "--precision", "fp32,fp16", "--against", "fp16", "--json")
+    result = assay(*words, *more)
+    document = json.loads(result.out)
+    assert result.code == 1  # fp16 is not built; that is told besides what usage is wrong
+    assert "--against fp16 and --precision fp16 are the same" in result.err
+    assert document["precisions"].keys() == {"fp32", "fp16"}
+
+    def slower(*_arguments: object) -> None:
+        raise NotMetError("slower", "go back", {"seconds": 1})
+
+    monkeypatch.setitem(main._AFTER, "compare", slower)
+    result = assay("bench", "lenet", "--root", store.root, "--precision", "fp32", "--history")
+    assert result.code == 5
+
+
+@pytest.mark.parametrize("option", [("--bisect",), ("--file", "x.onnx")])
+def test_what_is_for_one_file_takes_one_precision(
+    assay: Assay, built: Store, option: tuple[str, ...]
+) -> None:
+    words = ("verify", "lenet", "--root", built.root, "--precision", "fp32,fp16")
+    result = assay(*words, *option)
+    assert result.code == 2
+    assert f"{option[0]} takes one precision" in result.err
+
+
+def test_errors_of_several_precisions_are_one() -> None:
+    def run(arguments: dict[str, str]) -> dict[str, str]:
+        if arguments["precision"] == "fp32":
+            raise NotMetError("slower", "go back", {"seconds": 1})
+        if arguments["precision"] == "fp16":
+            raise ParityError("differs", "look")
+        raise UsageError("not int8", "leave it out")
+
+    with pytest.raises(NotMetError) as raised:
+        precisions.each(run, {"precision": ["fp32", "fp16", "int8"]})
+    assert raised.value.message == "fp32: slower; fp16: differs; int8: not int8"
+    assert raised.value.hint == "go back; look; leave it out"
+    assert raised.value.details["precisions"]["fp32"]["seconds"] == 1
+    with pytest.raises(ParityError):
+        precisions.each(run, {"precision": ["fp16", "int8"]})
+    with pytest.raises(UsageError, match=r"^not int8$"):
+        precisions.each(run, {"precision": ["int8", "fp16"]})
 
 
 @pytest.mark.parametrize("stage", ["export", "verify", "run"])
