@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,8 +168,8 @@ def _conclude(url: str, watched: Watched) -> None:
     failures = sum(day["failures"] for day in watched.days)
     failed = f", {failures:,} failed requests" if failures else ""
     console.result(
-        f"{url}: {replies:,} replies of {watched.model}{failed}, judged {judged:,} times, no alarm"
-        " at the end"
+        f"{url}: {replies:,} replies of {watched.model}{failed}, judged {judged:,}"
+        f" time{'s' * (judged != 1)}, no alarm at the end"
     )
     if watched.interrupted is not None:
         raise watched.interrupted
@@ -187,7 +187,6 @@ def attestations(
 ) -> None:
     """Verify the lines that `assay watch --attest` wrote, and print them."""
     from pipeline.bundling import archive
-    from pipeline.report.units import duration
     from pipeline.serving.watching import attestation
     from pipeline.workflow.digests import require_file, sha256_file
 
@@ -205,18 +204,7 @@ def attestations(
     for statement in statements:
         facts = statement["predicate"]
         title = f"{facts['model']} at {facts['url']}, by {statement['subject'][0]['name']}"
-        p99 = facts["latency"].get("p99")
-        tables.setdefault(title, []).append(
-            [
-                *(facts[key][:16].replace("T", " ") for key in ("from", "to")),
-                f"{facts['replies']:,}",
-                f"{facts['failures']:,}",
-                "" if facts["error_floors"] is None else f"{facts['error_floors']:.2f}",
-                f"{facts['windows']:,}",
-                "" if p99 is None else duration(p99["value"]),
-                str(sum(not event["kind"].endswith("ended") for event in facts["events"])),
-            ]
-        )
+        tables.setdefault(title, []).append(_day(facts))
     counts = (">replies", ">failures", ">error x floor", ">judged", ">p99", ">events")
     for title, rows in tables.items():
         console.table(title, ("from (UTC)", "to (UTC)", *counts), rows)
@@ -230,6 +218,22 @@ def attestations(
     nothing = sum(not statement["predicate"]["windows"] for statement in statements)
     console.result(f"{file}: {lines}" + (f"; {nothing} without a judgement" if nothing else ""))
     console.document(statements)
+
+
+def _day(facts: Mapping[str, Any]) -> list[str]:
+    """Returns the cells of a day of a watch."""
+    from pipeline.report.units import duration
+
+    p99 = facts["latency"].get("p99")
+    return [
+        *(facts[key][:16].replace("T", " ") for key in ("from", "to")),
+        f"{facts['replies']:,}",
+        f"{facts['failures']:,}",
+        "" if facts["error_floors"] is None else f"{facts['error_floors']:.2f}",
+        f"{facts['windows']:,}",
+        "" if p99 is None else duration(p99["value"]),
+        str(sum(not event["kind"].endswith("ended") for event in facts["events"])),
+    ]
 
 
 COMMANDS = (watch, attestations)

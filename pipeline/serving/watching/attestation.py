@@ -29,6 +29,7 @@ INSTALL = "pip install cryptography"
 PREDICATE = "urn:assay:watched:v1"
 _PAYLOAD = "application/vnd.in-toto+json"
 _MAX_LINE = 1 << 20
+_LARGEST = 1e300  # of figures that can be printed
 
 
 def _encoded(payload: bytes) -> bytes:
@@ -170,7 +171,7 @@ def verify(path: Path, public_key: Path) -> list[dict[str, Any]]:
 def require_about(
     path: Path, statements: Sequence[Mapping[str, Any]], sha256: str | None, url: str | None
 ) -> None:
-    """Raises DeployError unless every statement of a file is about a bundle and a server.
+    """Raises DeployError unless every statement of a file is of a watch, of a bundle and a server.
 
     Args:
         path: What messages call the file.
@@ -178,6 +179,10 @@ def require_about(
         url: The server's address, as the watch named it; None if any will do.
     """
     for number, statement in enumerate(statements, 1):
+        if not _is_ours(statement):
+            raise DeployError(
+                f"{path}: line {number} is signed, but has not the form that `assay watch` writes"
+            )
         subject = statement["subject"][0]
         if sha256 is not None and subject["digest"]["sha256"] != sha256:
             raise DeployError(
@@ -227,10 +232,34 @@ def _verified(path: Path, key: Any, name: str) -> tuple[list[dict[str, Any]], st
         if not known:
             raise DeployError(f"{path}: line {number} attests something else")
         if not follows:
-            raise DeployError(f"{path}: line {number} does not follow the line before it")
+            raise DeployError(
+                f"{path}: line {number} does not follow the line before it",
+                "a line is missing or was moved; look for a copy of the whole file",
+            )
         statements.append(statement)
         last = _digest(line)
     return statements, last
+
+
+def _is_ours(statement: Mapping[str, Any]) -> bool:
+    """Whether a statement has the fields that a watch writes, in their types."""
+    facts = statement["predicate"]
+    try:
+        (subject,) = statement["subject"]
+        texts = [subject["name"], subject["digest"]["sha256"]]
+        texts += [facts[key] for key in ("model", "url", "from", "to")]
+        texts += [event[key] for event in facts["events"] for key in ("time", "kind", "reason")]
+        counts = [facts[key] for key in ("replies", "failures", "windows")]
+        figures = [value["value"] for value in facts["latency"].values()]
+        figures += [] if facts["error_floors"] is None else [facts["error_floors"]]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return (
+        isinstance(facts["events"], list)
+        and all(isinstance(text, str) for text in texts)
+        and all(type(count) is int for count in counts)
+        and all(type(figure) in (int, float) and abs(figure) < _LARGEST for figure in figures)
+    )
 
 
 def _plain(envelope: Any, line: bytes) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from engines.errors import DeployError
 from pipeline.serving.watching import attestation
+from tests.conftest import Result
 
 pytest.importorskip("cryptography")
 
@@ -37,6 +38,44 @@ def attested(tmp_path: Path) -> tuple[Path, Path]:
     log.add("lenet.tar.zst", "a" * 64, {"day": 3})
     log.close()
     return path, public
+
+
+GOOD: dict[str, object] = {
+    "model": "lenet",
+    "url": "http://127.0.0.1:8000",
+    "from": "2026-01-01T00:00:00+00:00",
+    "to": "2026-01-02T00:00:00+00:00",
+    "replies": 1000,
+    "failures": 0,
+    "windows": 50,
+    "error_floors": None,
+    "latency": {"p99": {"value": 0.001}},
+    "events": [{"time": "2026-01-01T00:00:00+00:00", "kind": "down", "reason": "x"}],
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        *({"from": value} for value in (5, None)),
+        *({"replies": value} for value in ("abc", None, [1], True)),
+        *({"error_floors": value} for value in ("abc", 10**400)),
+        *({"latency": value} for value in (None, [], {"p99": 5}, {"p99": {"value": "x"}})),
+        *({"events": value} for value in (None, {}, ["a"], [{"time": "t", "kind": 5}])),
+    ],
+)
+def test_a_signed_line_of_another_form_is_an_error(
+    tmp_path: Path, assay: Callable[..., Result], change: dict[str, object]
+) -> None:
+    private, public = keys(tmp_path)
+    path = tmp_path / "days.jsonl"
+    log = attestation.Log(path, attestation.Key(private, str))
+    log.add("lenet.tar.zst", "a" * 64, {**GOOD, **change})
+    log.close()
+    result = assay("attestations", path, "--public-key", public)
+    assert result.code == bool(change), result.err
+    assert ("has not the form that `assay watch` writes" in result.err) == bool(change)
 
 
 def test_lines_are_statements_in_their_order(attested: tuple[Path, Path]) -> None:

@@ -58,7 +58,7 @@ def test_a_last_window_that_is_not_complete_is_judged_too(watch: Callable[..., R
     assert watch(wrong, *words).code == 3
     result = watch(Behaviour(), *words)
     assert result.code == 0, result.err
-    assert "judged 1 times" in result.out
+    assert "judged 1 time, no alarm" in result.out
 
 
 def test_too_few_replies_are_no_success(watch: Callable[..., Result], tmp_path: Path) -> None:
