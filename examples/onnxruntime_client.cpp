@@ -5,7 +5,7 @@
 //     LD_LIBRARY_PATH=ORT/lib ./client lenet-fp32 image.png
 //
 // ORT is the unpacked archive of a release of ONNX Runtime. Needs the headers of Debian's packages
-// nlohmann-json3-dev and libstb-dev. It proves nothing: `assay check` does.
+// nlohmann-json3-dev and libstb-dev. It proves nothing, and trusts the bundle: `assay check` first.
 
 #include <onnxruntime_cxx_api.h>
 
@@ -49,17 +49,27 @@ std::vector<uint8_t> read_image(const char* path, std::vector<int64_t>& shape) {
 }
 
 void classify(const std::filesystem::path& folder, const char* path) {
-    const auto manifest = nlohmann::json::parse(std::ifstream(folder / "manifest.json"));
+    const std::filesystem::path listed = folder / "manifest.json";
+    std::ifstream file(listed);
+    if (!file) throw std::runtime_error(listed.string() + " cannot be read");
+    const auto manifest = nlohmann::json::parse(file);
+    const auto& models = manifest.at("models");
+    if (models.empty()) throw std::runtime_error(listed.string() + " names no model");
     // The model at one of its precisions.
-    const std::string graph = manifest.at("models").begin()->at("graph");
+    const std::string graph = models.begin()->at("graph");
     const Ort::Env env;
     Ort::Session session(env, (folder / graph).c_str(), Ort::SessionOptions());
 
     const Ort::TypeInfo type = session.GetInputTypeInfo(0);
-    const auto input_type = type.GetTensorTypeAndShapeInfo();
-    std::vector<int64_t> shape = input_type.GetShape();
-    if (shape.size() != 4 || input_type.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8) {
-        throw std::runtime_error(graph + " takes no images");
+    std::vector<int64_t> shape;
+    if (type.GetONNXType() == ONNX_TYPE_TENSOR) {
+        const auto input_type = type.GetTensorTypeAndShapeInfo();
+        if (input_type.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8) {
+            shape = input_type.GetShape();
+        }
+    }
+    if (shape.size() != 4 || (shape[1] != 1 && shape[1] != 3)) {
+        throw std::runtime_error(graph + " takes no images of one or three channels");
     }
     std::vector<uint8_t> image = read_image(path, shape);
     const Ort::AllocatorWithDefaultOptions allocator;
@@ -74,6 +84,7 @@ void classify(const std::filesystem::path& folder, const char* path) {
     const auto results = session.Run(Ort::RunOptions(), inputs, &batch, 1, outputs, 1);
 
     const auto& labels = manifest.at("labels");
+    if (!results[0].IsTensor()) throw std::runtime_error(graph + " does not give a tensor");
     const auto output = results[0].GetTensorTypeAndShapeInfo();
     if (output.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ||
         output.GetElementCount() != labels.size()) {

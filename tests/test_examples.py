@@ -96,6 +96,13 @@ def test_the_example_in_cpp_classifies(folder: Path, client: list[str]) -> None:
         command = [*client, *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
 
+    def other(models: object) -> Path:
+        place = folder / f"other{models}"
+        place.mkdir()
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (place / "manifest.json").write_text(json.dumps({**manifest, "models": models}))
+        return place
+
     for path, label in images(folder):
         ran = classify(folder, path)
         assert ran.returncode == 0, ran.stderr
@@ -107,7 +114,10 @@ def test_the_example_in_cpp_classifies(folder: Path, client: list[str]) -> None:
     for words, problem in (
         ((folder, folder / "large.png"), "large.png has 32x20 pixels; resize it to 28x28"),
         ((folder, folder / "manifest.json"), "manifest.json: "),
-        ((folder / "lenet", path), "error: "),
+        ((folder / "lenet", path), "lenet/manifest.json cannot be read"),
+        ((other({}), path), "manifest.json names no model"),
+        ((other([]), path), "manifest.json names no model"),
+        ((other("abc"), path), "error: "),
         ((folder,), "usage: "),
     ):
         ran = classify(*words)
@@ -135,6 +145,20 @@ def test_the_example_in_cpp_takes_colours_and_any_size(
     picture.save(tmp_path / "blue.png")
     command = [*client, str(tmp_path), str(tmp_path / "blue.png")]
     assert subprocess.check_output(command, text=True).splitlines()[-1] == "blue"
+    # Other inputs than images.
+    for inputs in ("uint8[n, 4294967296, 1, 1] image", "seq(uint8[n, 3, h, w]) image"):
+        graph = onnx.parser.parse_model(
+            f'<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => (int64 logits)'
+            + (
+                "{ logits = SequenceLength(image) }"
+                if "seq" in inputs
+                else "{ logits = Size(image) }"
+            )
+        )
+        onnx.save(graph, tmp_path / "model.onnx")
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ran.returncode == 1
+        assert "takes no images of one or three channels" in ran.stderr
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
