@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -10,16 +12,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from engines.errors import DeployError
+from pipeline.bundling import triton_config
 
 if TYPE_CHECKING:
     from io import BufferedIOBase
 
 # The file in the folder of a repository that lists its files, with their digests.
 MARKER = "assay-triton.json"
-# What else is in the folder of a Triton model, besides the versions.
-CONFIG, LABELS, WARM_UP = "config.pbtxt", "labels.txt", "warmup"
+# What is in the folder of a Triton model.
+CONFIG, LABELS, WARM_UP, VERSION = "config.pbtxt", "labels.txt", "warmup", "1"
 # Names of files that only repositories have.
 RESERVED = (MARKER, CONFIG)
+_ROW = re.compile(r"input\d{1,9}", re.ASCII)  # of an input, for the warm-up
+_IN_VERSION = 3  # parts of the path of a file in a folder of a Triton model
+_MAX_CONFIG = 1 << 20
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    lzma.LZMAError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 def folders(names: Iterable[str]) -> list[str]:
@@ -37,41 +52,57 @@ def check(root: Path, manifest: Mapping[str, Any], made: Iterable[str]) -> None:
         made: SHA-256 of what its records made.
 
     Raises:
-        DeployError: A file of a repository is none of these, or a configuration is outside of the
-            repositories.
+        DeployError: A repository has a file that assay does not write, or one that is neither a
+            graph nor an engine of the bundle; or such files are outside of the repositories.
     """
     members: Mapping[str, Mapping[str, Any]] = manifest["members"]
     places = folders(members)
-    below = [
-        (name, name.removeprefix(f"{place}/").split("/"))
-        for place in places  # which others may have put into each other
-        for name in members
-        if name.startswith(f"{place}/")
-    ]
-    served = {name for name, _ in below}
-    for name in members:
-        if f"/{name}".endswith(f"/{CONFIG}") and name not in served:
-            raise DeployError(f"{root / name} belongs to no model repository that assay wrote")
+    labels = "".join(f"{label}\n" for label in manifest["labels"]).encode()
+    opened: dict[str, str] = {}
+    for name, entry in members.items():
+        around = [place for place in places if name.startswith(f"{place}/")]
+        if len(around) != 1:
+            if around or Path(name).name in RESERVED:
+                raise _refused(root / name, "belongs to no model repository that assay wrote")
+            continue
+        parts = name.removeprefix(f"{around[0]}/").split("/")
+        if parts == [MARKER]:
+            continue
+        if len(parts) == _IN_VERSION and parts[1] == VERSION:
+            opened[name] = entry["sha256"]
+        elif parts[1:] == [CONFIG]:
+            _check_config(root / name)
+        elif parts[1:] == [LABELS]:
+            if entry["sha256"] != hashlib.sha256(labels).hexdigest():
+                raise _refused(root / name, "has not the labels of manifest.json")
+        elif len(parts) != _IN_VERSION or parts[1] != WARM_UP or not _ROW.fullmatch(parts[2]):
+            raise _refused(root / name, "is no file that assay writes there")
     known = set(made)
-    others = {
-        name: members[name]["sha256"]
-        for name, parts in below
-        if not _is_text(parts) and members[name]["sha256"] not in known
+    wanted = {
+        (Path(name).name, members[name]["bytes"])
+        for name, digest in opened.items()
+        if digest not in known
     }
-    if others:
-        wanted = {(Path(name).name, members[name]["bytes"]) for name in others}
+    if wanted:
         known |= set(_inside(root, manifest, wanted))
-    for name, digest in others.items():
+    for name, digest in opened.items():
         if digest not in known:
-            raise DeployError(
-                f"{root / name} is neither a graph nor an engine of the bundle",
-                "make the bundle again",
-            )
+            raise _refused(root / name, "is neither a graph nor an engine of the bundle")
 
 
-def _is_text(parts: list[str]) -> bool:
-    """Whether a file of a repository is one that no backend opens, by the parts of its path."""
-    return parts == [MARKER] or parts[1:] in ([CONFIG], [LABELS]) or parts[1:2] == [WARM_UP]
+def _refused(path: Path, problem: str) -> DeployError:
+    return DeployError(f"{path} {problem}", "make the bundle again")
+
+
+def _check_config(path: Path) -> None:
+    """Raises DeployError if a configuration says what assay does not write."""
+    content = path.read_bytes() if path.stat().st_size <= _MAX_CONFIG else b""
+    try:
+        lines = list(triton_config.strange_lines(content.decode()))
+    except UnicodeDecodeError:
+        lines = ["(no text)"]
+    if lines:
+        raise _refused(path, f"has what assay does not write: {lines[0].strip()[:80]!r}")
 
 
 def _inside(
@@ -85,18 +116,20 @@ def _inside(
         wanted: Names and sizes in bytes of the files. All others are skipped, since others may
             have made the bundle, and a small zip file can unpack to terabytes.
     """
-    for model in manifest["models"].values():
-        for engine in model["engines"].values():
-            path = root / engine["path"]
-            if path.suffix != ".zip":
-                continue
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    for entry in {entry.filename: entry for entry in archive.infolist()}.values():
-                        if (entry.filename, entry.file_size) in wanted:
-                            with archive.open(entry) as file:
-                                yield hashlib.file_digest(
-                                    cast("BufferedIOBase", file), "sha256"
-                                ).hexdigest()
-            except (OSError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-                raise DeployError(f"{path} is not a zip file that can be read: {error}") from error
+    paths = {
+        engine["path"]: root / engine["path"]
+        for model in manifest["models"].values()
+        for engine in model["engines"].values()
+    }
+    for path in paths.values():
+        if path.suffix != ".zip":
+            continue
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for entry in {entry.filename: entry for entry in archive.infolist()}.values():
+                    if (entry.filename, entry.file_size) in wanted:
+                        with archive.open(entry) as file:
+                            digest = hashlib.file_digest(cast("BufferedIOBase", file), "sha256")
+                        yield digest.hexdigest()
+        except _UNREADABLE as error:
+            raise DeployError(f"{path} is not a zip file that can be read: {error}") from error

@@ -15,7 +15,7 @@ from engines.cache import slug, sync
 from engines.errors import DeployError
 from exporters import onnx_files
 from pipeline import __version__
-from pipeline.bundling.repositories import CONFIG, LABELS, MARKER, WARM_UP
+from pipeline.bundling.repositories import CONFIG, LABELS, MARKER, VERSION, WARM_UP
 from pipeline.golden import file as goldens
 from pipeline.serving import config
 from pipeline.serving.forms import FORMS, Form
@@ -23,7 +23,6 @@ from pipeline.workflow import signals
 from pipeline.workflow.digests import read_json, sha256_file, write_json
 
 _SCHEMA = 1
-_VERSION = "1"
 # The batch that many servers use for small models, preferred besides the largest one.
 _USUAL = 8
 
@@ -170,7 +169,7 @@ def _link(source: Path, target: Path) -> None:
 def _write_model(folder: Path, source: Source, delay: int, place: _Place) -> None:
     form = FORMS[source.engine]
     golden = goldens.load(source.golden)
-    version = folder / _VERSION
+    version = folder / VERSION
     version.mkdir(parents=True)
     _write_files(version, form, source, place)
     batching = None

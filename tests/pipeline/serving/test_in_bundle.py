@@ -93,9 +93,7 @@ def test_a_configuration_that_contradicts_the_model_is_refused(bundle: Path, ass
 
 
 @pytest.mark.parametrize("option", ["--trust", "--digests-only"])
-@pytest.mark.parametrize(
-    "name", [f"{MODEL}/1/model.onnx", f"{MODEL}/1/model.py", "triton/model.py"]
-)
+@pytest.mark.parametrize("name", [f"{MODEL}/1/model.onnx", f"{MODEL}/1/model.py"])
 def test_a_file_that_no_record_made_is_refused(
     bundle: Path, assay: Assay, name: str, option: str
 ) -> None:
@@ -111,6 +109,77 @@ def test_a_file_that_no_record_made_is_refused(
     result = assay("check", changed(bundle, changes), option)
     assert result.code == 1
     assert f"member {name} is neither a graph nor an engine of the bundle" in result.err
+
+
+PROGRAM = b"import os\n"
+
+
+@pytest.mark.parametrize("option", ["--trust", "--digests-only"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "triton/model.py",
+        f"{MODEL}/model.py",
+        f"{MODEL}/1/x/labels.txt",
+        f"{MODEL}/2/model.onnx",
+        f"{MODEL}/1/assay-triton.json",
+        f"{MODEL}/assay-triton.json",
+        f"{MODEL}/warmup/libevil.so",
+        f"{MODEL}/warmup/input0.py",
+        f"{MODEL}/warmup/1/input0",
+        f"{MODEL}/warmup/config.pbtxt",
+        "triton/evil/labels.txt",
+        "assay-triton.json",
+        "lenet/config.pbtxt",
+        "config.pbtxt",
+    ],
+)
+def test_files_that_assay_does_not_write_are_refused(
+    bundle: Path, assay: Assay, name: str, option: str
+) -> None:
+    result = assay("check", changed(bundle, {name: PROGRAM}), option)
+    assert result.code == 1
+    # Of repositories in each other, all files are refused.
+    assert "repository that assay wrote" in result.err or f"member {name} " in result.err
+
+
+@pytest.mark.parametrize("option", ["--trust", "--digests-only"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('platform: "onnxruntime_onnx"', 'backend: "python"'),
+        ('platform: "onnxruntime_onnx"', 'backend: "mine"\nruntime: "warmup/input0"'),
+        ('platform: "onnxruntime_onnx"', 'platform: "onnxruntime_onnx" runtime: "x"'),
+        ('platform: "onnxruntime_onnx"', 'platform: "onnxruntime_onnx" # runtime'),
+        ("max_batch_size", 'default_model_filename: "../warmup/input0"\nmax_batch_size'),
+        ("max_batch_size", 'model_operations {\n  op_library_filename: "x"\n}\nmax_batch_size'),
+        ('key: "assay.engine"', 'key: "EXECUTION_ENV_PATH"'),
+        ('label_filename: "labels.txt"', 'label_filename: "../../x"'),
+        ('input_data_file: "input0"', 'input_data_file: "/etc/passwd"'),
+        ("output {", "output { }\noutput {"),
+        ("output {", "}\noutput {"),
+        ("kind: KIND_CPU", "kind: KIND_CPU\n  secondary_devices {\n  }"),
+    ],
+)
+def test_configurations_that_assay_does_not_write_are_refused(
+    bundle: Path, assay: Assay, old: str, new: str, option: str
+) -> None:
+    name = f"{MODEL}/config.pbtxt"
+    text = members(bundle)[f"{FOLDER}/{name}"].decode()
+    assert old in text
+    path = changed(bundle, {name: text.replace(old, new, 1).encode()})
+    result = assay("check", path, option)
+    assert result.code == 1
+    assert f"member {name} has what assay does not write" in result.err
+    assert assay("merge", path, path, "--out", path.with_name("merged.tar.zst")).code != 0
+
+
+def test_labels_of_a_repository_are_those_of_the_bundle(bundle: Path, assay: Assay) -> None:
+    name = f"{MODEL}/labels.txt"
+    labels = members(bundle)[f"{FOLDER}/{name}"].splitlines(keepends=True)
+    result = assay("check", changed(bundle, {name: b"".join(labels[::-1])}), "--digests-only")
+    assert result.code == 1
+    assert f"member {name} has not the labels of manifest.json" in result.err
 
 
 def test_the_files_of_an_engine_in_a_zip_file_are_of_the_bundle(store: Store, assay: Assay) -> None:
