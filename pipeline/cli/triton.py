@@ -168,7 +168,8 @@ def triton_check(folder: Path, golden: tuple[Path, ...], **values: Any) -> None:
     print_as(values)
     for path in golden:
         require_file(path, "give the path of a golden file, such as golden.npz")
-    findings = config_checks.check(folder, golden or in_bundle.golden_files(folder))
+    around = () if golden else in_bundle.golden_files(folder)
+    findings = config_checks.check(folder, golden or around, named_only=bool(around))
     for note in findings.notes:
         console.say(note)
     for problem in findings.problems:

@@ -54,6 +54,13 @@ def type_name(dtype: str) -> str:
     return "TYPE_STRING" if kind == "BYTES" else f"TYPE_{kind}"
 
 
+def type_of(entry: Any) -> str:
+    """Returns the name of the data type in a part of a configuration."""
+    types = messages().DataType
+    known = entry.data_type in types.values()
+    return str(types.Name(entry.data_type)) if known else f"of type {entry.data_type}"
+
+
 def dims_of(spec: TensorSpec, *, batched: bool) -> list[int]:
     """Returns the dims of an input or output: its axes without the batch, -1 for a dynamic one.
 

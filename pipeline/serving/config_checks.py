@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from engines.contract import TensorSpec
 from engines.errors import DeployError
-from exporters import onnx_files
-from exporters.onnx_nodes import inputs_of, spec_of
-from pipeline.bundling.repositories import CONFIG, MARKER
+from pipeline.bundling.repositories import CONFIG, LABELS, MARKER
 from pipeline.golden import file as goldens
 from pipeline.serving import config as configs
-from pipeline.serving import config_parts, config_text
+from pipeline.serving import config_ensembles, config_parts, config_tensors, config_text
+from pipeline.serving.config_ensembles import Known
+from pipeline.serving.config_tensors import Signature
 from pipeline.serving.forms import FORMS
-from pipeline.serving.repository import changed_files
+from pipeline.serving.repository import ADDED, CHANGED, changed_files
 from pipeline.workflow.digests import sha256_file
 
 # By platform, its backend; by backend, the file that it opens unless the configuration names one.
 _PLATFORMS = {form.platform: form.backend for form in FORMS.values() if form.platform}
-_PLATFORMS |= {"pytorch_libtorch": "pytorch"}
+_PLATFORMS |= dict.fromkeys(("pytorch_libtorch", "torch_aoti"), "pytorch")
 _PLATFORMS |= dict.fromkeys(("tensorflow_graphdef", "tensorflow_savedmodel"), "tensorflow")
 _FILES = {form.backend: form.files[0] for form in FORMS.values()}
 _FILES |= {"pytorch": "model.pt", "python": "model.py"}
@@ -32,25 +31,6 @@ _OTHERS = ("tensorflow", "tensorrtllm", "vllm", "dali", "fil", "identity", "repe
 # Other names that people give to backends.
 _ALIASES = {"onnx": "onnxruntime", "trt": "tensorrt", "torch": "pytorch", "libtorch": "pytorch"}
 _ALIKE = 0.85  # of a misspelt name and the right one, by difflib
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a model takes and returns.
-
-    Attributes:
-        inputs: `[batch, …]`.
-        outputs: Likewise.
-        batched: The first axis of all of them is the batch.
-        logits: The output that has classes; "" if unknown.
-        source: What tells so, in words.
-    """
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    batched: bool
-    logits: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -70,52 +50,68 @@ class Findings:
     uncompared: tuple[str, ...]
 
 
-def check(folder: Path, golden_paths: Sequence[Path] = ()) -> Findings:
+def check(folder: Path, golden_paths: Sequence[Path] = (), *, named_only: bool = False) -> Findings:
     """Checks a model repository, or the folder of one model.
 
     Args:
         golden_paths: Golden files to compare with. One that a configuration names by its digest is
             compared with that model only; one alone with all models.
+        named_only: Also one alone is compared only with models that name it.
 
     Raises:
-        DeployError: The folder holds no model, or a file cannot be read.
+        DeployError: The folder holds no model, or a golden file cannot be read.
     """
-    single = (folder / CONFIG).is_file()
-    places = [folder] if single else sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
         raise DeployError(f"{folder} {problem}", "name a model repository of Triton")
+    single = (folder / CONFIG).is_file()
+    places = [folder] if single else sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if not places:
         raise DeployError(
             f"{folder} has no folder with a {CONFIG}", "name a model repository of Triton"
         )
-    known = {sha256_file(path): path for path in golden_paths}
+    models = [_Model(place) for place in places]
+    digests = {sha256_file(path): path for path in golden_paths}
+    if named_only:
+        digests = {one: path for one, path in digests.items() if _is_named(one, models)}
+    known = {
+        digest: config_tensors.of_golden(goldens.load(path)) for digest, path in digests.items()
+    }
+    # Models of other precisions have other golden files.
+    named = any(_is_named(digest, models) for digest in known)
+    alone = next(iter(known.values())) if len(known) == 1 and not named_only else None
+    others = {} if single else {model.name: model.known for model in models}
+    if not single:
+        folders = [path for path in folder.iterdir() if path.is_dir()]
+        others |= {path.name: Known(None, set()) for path in folders if path.name not in others}
     problems: list[str] = []
-    uncompared: list[str] = []
     notes = [
         f"{path.name} has no {CONFIG}: Triton serves it only if it can complete one"
         for path in sorted(folder.iterdir())
         if not single and path.is_dir() and _versions(path) and not (path / CONFIG).exists()
     ]
-    models = [_Model(place, known) for place in places]
-    # Models of other precisions have other golden files.
-    named = any(digest.encode() in model.content for digest in known for model in models)
     for model in models:
-        model.named = named
-        model.others = set() if single else {path.name for path in folder.iterdir()}
-        label = f"{model.folder.name}/{CONFIG}"
-        problems += [f"{label}: {problem}" for problem in dict.fromkeys(model.problems())]
+        label = f"{model.name}/{CONFIG}"
+        found = model.problems(known, None if named and model.golden else alone, others)
+        problems += [f"{label}: {problem}" for problem in dict.fromkeys(found)]
         notes += [f"{label}: {note}" for note in model.notes]
-        uncompared += [] if model.compared else [model.folder.name]
     if not single and (folder / MARKER).is_file():
-        problems += changed_files(folder)
-    return Findings(tuple(problems), tuple(notes), len(models), tuple(uncompared))
+        for name, what in changed_files(folder):
+            kept = name.endswith((f"/{CONFIG}", f"/{LABELS}")) and what == CHANGED
+            line = f"{name} {what}"
+            notes += [f"{line} since assay wrote it"] if kept or what == ADDED else []
+            problems += [] if kept or what == ADDED else [line]
+    uncompared = tuple(model.name for model in models if not model.compared)
+    return Findings(tuple(problems), tuple(notes), len(models), uncompared)
+
+
+def _is_named(digest: str, models: Sequence[_Model]) -> bool:
+    return any(digest.encode() in model.content for model in models)
 
 
 class _Model:
-    def __init__(self, folder: Path, known: dict[str, Path]) -> None:
-        self.folder, self.known, self.named = folder, known, False
-        self.others: set[str] = set()
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.resolve().name
         self.notes: list[str] = []
         self.compared = False
         self.config: Any = None
@@ -123,44 +119,65 @@ class _Model:
         self.content = b""
         try:
             self.content = config_text.content(folder / CONFIG)
-        except (OSError, DeployError) as error:
-            self.unread = str(error)
-
-    def problems(self) -> Iterator[str]:
-        """Yields what is wrong with the configuration, in words."""
-        if self.unread:
-            yield f"it cannot be read: {self.unread}"
-            return
-        try:
             if len(self.content) > config_text.MAX_BYTES:
                 raise ValueError(f"it has more than {config_text.MAX_BYTES:,} bytes")
             self.text = self.content.decode()
             self.config = configs.parse(self.text)
+        except (OSError, DeployError) as error:
+            self.unread = f"it cannot be read: {error}"
         except ValueError as error:
-            yield f"it cannot be parsed: {error}"
+            self.unread = f"it cannot be parsed: {error}"
+
+    @property
+    def known(self) -> Known:
+        """What steps of ensembles need to know of it."""
+        return Known(self.config, _versions(self.folder))
+
+    @property
+    def golden(self) -> str:
+        """The digest of the golden file that it names; "" if it names none."""
+        return self._parameter(configs.GOLDEN_DIGEST) if self.config is not None else ""
+
+    def problems(
+        self, known: Mapping[str, Signature], alone: Signature | None, others: Mapping[str, Known]
+    ) -> Iterator[str]:
+        """Yields what is wrong with the configuration, in words.
+
+        Args:
+            known: What golden files say, by their digests.
+            alone: What the only one says, if it counts for models that do not name it.
+            others: The models of the repository.
+        """
+        if self.unread:
+            yield self.unread
             return
-        if self.config.name and self.config.name != self.folder.name:
+        if self.config.name and self.config.name != self.name:
             yield f"name {self.config.name!r} is not that of its folder"
-        yield from self._backend()
-        yield from self._versions()
-        yield from self._instances()
-        yield from self._batching()
-        yield from self._digests()
-        yield from config_parts.warm_up(self.config, self.folder)
-        yield from config_parts.accelerators(self.config)
-        yield from config_parts.ensemble(self.config, self.others)
+        signature: Signature | None = None
         try:
-            signature = self._signature()
+            yield from self._backend()
+            yield from self._versions()
+            yield from self._instances()
+            yield from self._batching()
+            yield from self._digests(known, alone)
+            signature = self._signature(known, alone)
+            if signature is None:
+                self.notes.append("inputs and outputs were not compared: name its --golden file")
+            else:
+                self.compared = True
+                by_model = self.backend in ("onnxruntime", "openvino")
+                if by_model and not (self.config.input and self.config.output):
+                    self.notes.append("Triton reads its inputs or outputs from the model")
+                yield from config_tensors.problems(self.config, signature, by_model)
+                yield from config_tensors.labels(self.config, self.folder, signature)
+                self.notes += config_tensors.notes(self.config, signature)
+            yield from config_parts.warm_up(self.config, self.folder, signature)
+            yield from config_parts.accelerators(self.config)
+            yield from config_ensembles.problems(self.config, others, self.name)
         except DeployError as error:  # the other models are checked all the same
             yield error.message
-            return
-        if signature is None:
-            self.notes.append("inputs and outputs were not compared: name its --golden file")
-            return
-        self.compared = True
-        yield from self._tensors("input", signature.inputs, self.config.input, signature)
-        yield from self._tensors("output", signature.outputs, self.config.output, signature)
-        yield from self._labels(signature)
+        except OSError as error:
+            yield f"it names a file that cannot be looked at: {error.strerror}"
 
     @property
     def backend(self) -> str:
@@ -191,7 +208,11 @@ class _Model:
     def _backend(self) -> Iterator[str]:
         platform, backend = self.config.platform, self.config.backend
         if not platform and not backend:
-            yield "it names neither a backend nor a platform"
+            folder = self.folder / str(self._served())
+            if not any((folder / name).exists() for name in _FILES.values()):
+                yield "it names neither a backend nor a platform"
+            else:
+                self.notes.append("it names no backend, so Triton takes that of the file's name")
         elif not platform and backend not in (*_FILES, *_OTHERS):
             other = _ALIASES.get(backend, _PLATFORMS.get(backend, ""))
             for near in [other] if other else get_close_matches(backend, _FILES, 1, _ALIKE):
@@ -224,6 +245,8 @@ class _Model:
         elif name and self._file() is None and self._served():
             folder = self.folder / str(self._served())
             others = self.config.cc_model_filenames.values()
+            if self.config.runtime:  # a backend's own way to name its files
+                return
             there = [config_text.within(one) and (folder / one).exists() for one in others]
             if not there or not all(there):
                 yield f"version {self._served()} has no file {name}"
@@ -261,121 +284,25 @@ class _Model:
             if not 0 < size <= max(largest, 0):
                 yield f"preferred_batch_size {size} is not between 1 and max_batch_size {largest}"
 
-    def _digests(self) -> Iterator[str]:
+    def _digests(self, known: Mapping[str, Signature], alone: Signature | None) -> Iterator[str]:
         digest, path = self._parameter(configs.FILE_DIGEST), self._file()
         if digest and path is not None and self.backend != "openvino":  # whose file was an archive
             actual = sha256_file(path)
             if actual != digest:
                 yield f"{path.name} has SHA-256 {actual}, but {digest} was proved"
-        golden = self._parameter(configs.GOLDEN_DIGEST)
-        if golden and len(self.known) == 1 and golden not in self.known and not self.named:
-            yield f"it was proved with another golden file, of SHA-256 {golden}"
+        if self.golden and alone is not None and self.golden not in known:
+            yield f"it was proved with another golden file, of SHA-256 {self.golden}"
 
-    def _signature(self) -> Signature | None:
+    def _signature(
+        self, known: Mapping[str, Signature], alone: Signature | None
+    ) -> Signature | None:
         """Returns what the golden file says, or else the ONNX graph."""
-        digest = self._parameter(configs.GOLDEN_DIGEST)
-        path = self.known.get(digest)
-        if path is None and len(self.known) == 1 and not (digest and self.named):
-            path = next(iter(self.known.values()))
-        if path is not None:
-            golden = goldens.load(path)
-            return Signature(
-                golden.input_specs,
-                golden.output_specs,
-                golden.batched,
-                golden.logits,
-                "the golden file",
-            )
+        if (golden := known.get(self.golden, alone)) is not None:
+            return golden
         file = self._file()
         if file is None or self.backend != "onnxruntime":
             return None
-        graph = onnx_files.read(file, data=False).graph
-        inputs = tuple(map(spec_of, inputs_of(graph)))
-        outputs = tuple(map(spec_of, graph.output))
-        batched = all(spec.shape[:1] == (None,) for spec in (*inputs, *outputs))
-        return Signature(inputs, outputs, batched, "", "the graph")
-
-    def _tensors(
-        self, side: str, specs: Sequence[TensorSpec], entries: Sequence[Any], wanted: Signature
-    ) -> Iterator[str]:
-        named = {entry.name: entry for entry in entries}
-        if len(named) < len(entries):
-            yield f"an {side} is there twice"
-        if not named and self.backend in ("onnxruntime", "openvino"):
-            self.notes.append(f"it has no {side}, so Triton reads them from the model")
-            return
-        for entry in entries:
-            if entry.name not in {spec.name for spec in specs}:
-                known = ", ".join(spec.name for spec in specs)
-                yield f"{side} {entry.name!r} is not in {wanted.source}, which has {known}"
-        for spec in specs:
-            if spec.name not in named:
-                yield f"{side} {spec.name!r} of {wanted.source} is missing"
-            else:
-                yield from self._tensor(side, spec, named[spec.name], wanted)
-
-    def _tensor(self, side: str, spec: TensorSpec, entry: Any, wanted: Signature) -> Iterator[str]:
-        types = configs.messages().DataType
-        what = f"{side} {spec.name!r}"
-        kind = types.Name(entry.data_type)
-        if kind != configs.type_name(spec.dtype):
-            yield f"{what} is {kind}; {wanted.source} has {configs.type_name(spec.dtype)}"
-        adds_batch = self.config.max_batch_size > 0
-        whole = [-1 if axis is None else axis for axis in spec.shape]
-        expected = whole[1:] if adds_batch else whole
-        dims = list(entry.dims)
-        if adds_batch and not wanted.batched:
-            yield (
-                f"max_batch_size is {self.config.max_batch_size}, but {spec.name} of"
-                f" {wanted.source} has no dynamic batch: {spec}"
-            )
-        elif entry.HasField("reshape"):
-            seen = list(entry.reshape.shape)
-            if not config_text.fits(seen, expected):
-                yield f"{what} is reshaped to {seen}; {wanted.source} has {expected}"
-            elif dims != expected:
-                yield (
-                    f"{what} has dims {dims} and a reshape, so clients use another shape than"
-                    f" {expected} of {wanted.source}"
-                )
-        elif config_text.fits(dims, expected):
-            return
-        elif adds_batch and config_text.fits(dims[1:], expected):
-            yield (
-                f"{what} has dims {dims} with the batch in them, which Triton adds itself as"
-                f" max_batch_size is not 0: write {expected}"
-            )
-        elif not adds_batch and wanted.batched and config_text.fits(dims, whole[1:]):
-            yield (
-                f"{what} has dims {dims} without the batch, and max_batch_size is 0: write"
-                f" {whole}, or set max_batch_size"
-            )
-        else:
-            yield f"{what} has dims {dims}; {wanted.source} has {expected}"
-
-    def _labels(self, wanted: Signature) -> Iterator[str]:
-        shapes = {spec.name: spec.shape for spec in wanted.outputs}
-        for entry in self.config.output:
-            if not entry.label_filename:
-                continue
-            path = self.folder / entry.label_filename
-            if not config_text.within(entry.label_filename):
-                yield f"label_filename {entry.label_filename!r} is outside of the model's folder"
-                continue
-            if not path.is_file():
-                yield f"the file of labels {entry.label_filename} is missing"
-                continue
-            content = config_text.content(path)
-            if len(content) > config_text.MAX_BYTES:
-                yield f"{entry.label_filename} has more than {config_text.MAX_BYTES:,} bytes"
-                continue
-            count = len(content.splitlines())
-            classes = shapes.get(entry.name, (None,))[-1]
-            if classes is not None and count != classes:
-                yield (
-                    f"{entry.label_filename} has {count} labels, and {entry.name} has {classes}"
-                    " values"
-                )
+        return config_tensors.of_graph(file)
 
 
 def _versions(folder: Path) -> set[int]:

@@ -53,12 +53,16 @@ def check(unpacked: Unpacked, root: Path) -> list[str]:
 
 def golden_files(repository: Path) -> list[Path]:
     """Returns the golden files of the unpacked bundle around a repository or model, if any."""
-    for folder in repository.resolve().parents[:_LEVELS]:
+    try:
+        parents = repository.resolve().parents[:_LEVELS]
+    except (OSError, RuntimeError):  # a link to itself
+        return []
+    for folder in parents:
         try:
             models = read_json(folder / archive.MANIFEST)["models"].values()
             names = [str(model["golden"]) for model in models]
-        except (OSError, DeployError, AttributeError, KeyError, TypeError):
+            paths = [folder / name for name in dict.fromkeys(names) if config_text.within(name)]
+            return [path for path in paths if path.is_file()]
+        except (OSError, ValueError, DeployError, AttributeError, KeyError, TypeError):
             continue  # not the manifest of a bundle
-        paths = [folder / name for name in dict.fromkeys(names) if config_text.within(name)]
-        return [path for path in paths if path.is_file()]
     return []

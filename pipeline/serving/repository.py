@@ -23,6 +23,8 @@ from pipeline.workflow import signals
 from pipeline.workflow.digests import read_json, sha256_file, write_json
 
 _SCHEMA = 1
+# What may have happened to a file since.
+ADDED, CHANGED, _MISSING = "was added", "was changed", "is missing"
 # The batch that many servers use for small models, preferred besides the largest one.
 _USUAL = 8
 
@@ -111,8 +113,8 @@ def _replace(folder: Path, target: Path) -> None:
         sync(target.parent)
 
 
-def changed_files(folder: Path) -> list[str]:
-    """Returns what of a repository is not as we wrote it: a line for each file or missing folder.
+def changed_files(folder: Path) -> list[tuple[str, str]]:
+    """Returns what of a repository is not as we wrote it: files or missing folders, and how.
 
     Raises:
         DeployError: We did not write it, or its list of files is damaged.
@@ -124,19 +126,19 @@ def changed_files(folder: Path) -> list[str]:
         raise DeployError(f"{folder / MARKER} is damaged: {error!r}") from error
     present = {str(path.relative_to(folder)): path for path in _files(folder)}
     present.pop(MARKER, None)
-    lines = [f"{name} is not ours" for name in sorted(present.keys() - files.keys())]
+    changes = [(name, ADDED) for name in sorted(present.keys() - files.keys())]
     folders = {name.partition("/")[0] for name in files if "/" in name}
     gone = sorted(name for name in folders if not (folder / name).exists())
-    lines += [f"the folder {name} is missing" for name in gone]
+    changes += [(f"the folder {name}", _MISSING) for name in gone]
     for name, digest in sorted(files.items()):
         if name.partition("/")[0] in gone:
             continue
         path = present.get(name)
         if path is None:
-            lines.append(f"{name} is missing")
+            changes.append((name, _MISSING))
         elif path.is_symlink() or not path.is_file() or sha256_file(path) != digest:
-            lines.append(f"{name} was changed")
-    return lines
+            changes.append((name, CHANGED))
+    return changes
 
 
 def _require_ours(target: Path) -> None:
@@ -149,7 +151,8 @@ def _require_ours(target: Path) -> None:
     if not (target / MARKER).is_file():
         raise DeployError(f"{target} has files that assay did not write", hint)
     if changed := changed_files(target):
-        raise DeployError(f"{target} would lose changes: {'; '.join(changed[:3])}", hint)
+        lines = [f"{name} {what}" for name, what in changed[:3]]
+        raise DeployError(f"{target} would lose changes: {'; '.join(lines)}", hint)
 
 
 _Place = Callable[[Path, Path], None]  # puts a file at a second path

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 from pipeline.serving import config_checks
@@ -29,9 +30,17 @@ MISTAKES = [
     pytest.param("dims: 10\n", "dims: 1000\n", "'logits' has dims [1000]", id="classes"),
     pytest.param("platform:", 'backend: "tensorrt"\nplatform:', "remove one", id="two backends"),
     pytest.param("onnxruntime_onnx", "onnx", "'onnx' does not exist", id="unknown platform"),
-    pytest.param('platform: "onnxruntime_onnx"', "", "neither a backend nor", id="no backend"),
     pytest.param(
-        DIMS_IN, "dims: 784\n reshape { shape: [1, 28, 28] }", "another shape", id="reshape"
+        DIMS_IN,
+        "dims: 700\n reshape { shape: [1, 28, 28] }",
+        "dims [700], which cannot be reshaped to [1, 28, 28]",
+        id="reshape",
+    ),
+    pytest.param(DIMS_IN, "", "'image' has no dims: write [1, 28, 28]", id="no dims"),
+    pytest.param("TYPE_UINT8", "99", "'image' is of type 99", id="unknown type"),
+    pytest.param(f"{WARM}UINT8", "value {\n      data_type: 99", "as of type 99", id="warm 99"),
+    pytest.param(
+        "max_batch", f'default_model_filename: "{"n" * 300}"\nmax_batch', "too long", id="long"
     ),
     pytest.param(
         DIMS_IN, DIMS_IN + "\n reshape { shape: [784] }", "is reshaped to [784]", id="reshape 2"
@@ -44,7 +53,7 @@ MISTAKES = [
     pytest.param("KIND_CPU", "KIND_GPU", "onnxruntime runs on CPUs", id="gpu"),
     pytest.param("KIND_CPU", "KIND_CPU gpus: [0]", "names gpus [0]", id="gpus of a cpu"),
     pytest.param('name: "image"', 'name: "images"', "'images' is not in the graph", id="input"),
-    pytest.param('name: "logits"', 'name: "output"', "'logits' of the graph is missing", id="out"),
+    pytest.param('name: "logits"', 'name: "output"', "'output' is not in the graph", id="out"),
     pytest.param(
         "output {",
         'input { name: "mask" data_type: TYPE_BOOL dims: 1 }\noutput {',
@@ -170,6 +179,129 @@ def test_unusual_configurations_are_no_mistakes(
     assert result.code == 0, result.out
 
 
+def graph_of(text: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text}')
+
+
+IN = "(float[N, 4] X) => "
+TYPES = 'data_type: TYPE_FP32 name: "'
+RIGHT = [
+    pytest.param(
+        f"{IN}(float[N] Y) <int64[1] a = {{1}}> {{ Y = ReduceSum<keepdims = 0>(X, a) }}",
+        f'input {{ {TYPES}X" dims: 4 }} output {{ {TYPES}Y" dims: 1 reshape {{ shape: [] }} }}',
+        id="a value a row",
+    ),
+    pytest.param(
+        f"{IN}(float[N, 4] Y, float[N, 4] Z) {{ Y = Relu(X) Z = Neg(X) }}",
+        f'input {{ {TYPES}X" dims: 4 }} output {{ {TYPES}Y" dims: 4 }}',
+        id="fewer outputs",
+    ),
+    pytest.param(
+        "(float[N, 4] X, float[N, 1] START) => (float[N, 4] Y) { Y = Add(X, START) }",
+        f'input {{ {TYPES}X" dims: 4 }} output {{ {TYPES}Y" dims: 4 }}'
+        ' sequence_batching { control_input { name: "START" control {'
+        " kind: CONTROL_SEQUENCE_START fp32_false_true: [0, 1] } } }",
+        id="sequences",
+    ),
+    pytest.param(
+        "(float[N] X, float[M] I) => (float[K] Y) { Y = Concat<axis = 0>(X, I) }",
+        f'input {{ {TYPES}X" dims: -1 allow_ragged_batch: true }}'
+        f' output {{ {TYPES}Y" dims: -1 }} batch_input {{'
+        ' kind: BATCH_ACCUMULATED_ELEMENT_COUNT target_name: "I" data_type: TYPE_FP32'
+        ' source_input: "X" }',
+        id="ragged",
+    ),
+    pytest.param(
+        f"{IN}(float[N, 4] Y, seq(float) Z) {{ Y = Relu(X) Z = SequenceEmpty() }}",
+        f'input {{ {TYPES}X" dims: 4 }} output {{ {TYPES}Y" dims: 4 }}',
+        id="a sequence",
+    ),
+]
+
+
+@pytest.mark.parametrize(("graph", "config"), RIGHT)
+def test_right_configurations_of_other_models_are_no_mistakes(
+    tmp_path: Path, assay: Assay, graph: str, config: str
+) -> None:
+    (tmp_path / "m/1").mkdir(parents=True)
+    onnx.save(graph_of(graph), tmp_path / "m/1/model.onnx")
+    text = f'backend: "onnxruntime"\nmax_batch_size: 8\n{config}'
+    (tmp_path / "m/config.pbtxt").write_text(text)
+    result = assay("triton-check", tmp_path)
+    assert result.code == 0, result.out
+    assert "not compared" not in result.out
+
+
+def test_a_graph_whose_types_triton_lacks_does_not_hide_the_other_models(
+    model: Path, assay: Assay
+) -> None:
+    (model.parent / "a/1").mkdir(parents=True)
+    graph = graph_of("(int4[N, 4] X) => (float[N, 4] Y) { Y = Cast<to = 1>(X) }")
+    onnx.save(graph, model.parent / "a/1/model.onnx")
+    entries = 'input { name: "X" data_type: TYPE_INT8 dims: 4 }'
+    (model.parent / "a/config.pbtxt").write_text(f'backend: "onnxruntime" {entries}')
+    change(model, "count: 1", "count: 0")
+    result = assay("triton-check", model.parent)
+    assert result.code == 1
+    assert "a/config.pbtxt: Triton has no type for int4" in result.out
+    assert "count below 1" in result.out
+
+
+def test_a_configuration_without_a_backend_is_a_mistake_without_its_file(
+    model: Path, assay: Assay
+) -> None:
+    change(model, 'platform: "onnxruntime_onnx"', "")
+    result = assay("triton-check", model.parent)
+    assert result.code == 0
+    assert "Triton takes that of the file's name" in result.err
+    (model / "1/model.onnx").rename(model / "1/net.onnx")
+    assert "neither a backend nor a platform" in assay("triton-check", model.parent).out
+
+
+def test_other_shapes_for_clients_are_told(model: Path, assay: Assay) -> None:
+    change(model, DIMS_IN, "dims: 784\n reshape { shape: [1, 28, 28] }")
+    text = (model / "config.pbtxt").read_text()
+    (model / "config.pbtxt").write_text(text[: text.index("model_warmup")])
+    result = assay("triton-check", model.parent)
+    assert result.code == 0, result.out
+    assert "clients use dims [784] for 'image', and the model [1, 28, 28]" in result.err
+
+
+def test_edits_of_a_configuration_are_told_and_other_changes_are_mistakes(
+    repository: Path, tmp_path: Path, assay: Assay
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(repository, folder)
+    change(folder / NAME, "max_batch", "# more\nmax_batch")
+    shutil.copytree(folder / NAME, folder / "added")
+    change(folder / "added", f'name: "{NAME}"', "")
+    result = assay("triton-check", folder)
+    assert result.code == 0, result.out
+    assert f"{NAME}/config.pbtxt was changed since assay wrote it" in result.err
+    assert "added/config.pbtxt was added since assay wrote it" in result.err
+    (folder / NAME / "warmup/input0").write_bytes(bytes(784))
+    result = assay("triton-check", folder)
+    assert result.code == 1
+    assert f"{NAME}/warmup/input0 was changed" in result.out
+
+
+def test_a_repository_is_named_by_its_real_folder(
+    model: Path, assay: Assay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(model)
+    for name in (".", "..", "1/.."):
+        assert assay("triton-check", name).code == 0
+    (tmp_path / "loop").symlink_to("loop")
+    assert assay("triton-check", tmp_path / "loop").code == 1
+
+
+def test_a_wrong_golden_file_is_one_error(model: Path, assay: Assay) -> None:
+    result = assay("triton-check", model.parent, "--golden", model / "labels.txt")
+    assert result.code == 1
+    assert "labels.txt is not a golden file" in result.err
+    assert result.out == ""
+
+
 @pytest.mark.parametrize("backend", ["tensorflow", "tensorrtllm", "my_python", "vllm"])
 def test_other_backends_are_not_taken_for_misspelt_ones(
     model: Path, assay: Assay, backend: str
@@ -257,6 +389,25 @@ ensemble_scheduling {
     ("old", "new", "message"),
     [
         ("", "", "no mistake found"),
+        ('key: "image"', 'key: "img"', "names input 'img' of 'lenet_fp32_onnxruntime', which has"),
+        ('key: "image"', 'key: "img"', "does not give input 'image'"),
+        ('key: "logits"', 'key: "out"', "names output 'out' of 'lenet_fp32_onnxruntime'"),
+        ("model_version: -1", "model_version: 7", "runs version 7 of 'lenet_fp32_onnxruntime'"),
+        ("TYPE_UINT8", "TYPE_FP32", "what is TYPE_FP32; it has TYPE_UINT8"),
+        ("[1, 28, 28]", "[1, 28, 29]", "what has dims [1, 28, 29]; it has [1, 28, 28]"),
+        ("dims: 10", "dims: 11", "output 'logits' has dims [11]; its step has [10]"),
+        ("max_batch_size: 8", "max_batch_size: 512", "and that of the ensemble is 512"),
+        ('"lenet_fp32_onnxruntime"', '"all"', "it runs itself, by its steps"),
+        (
+            "output {",
+            'input { name: "mask" data_type: TYPE_BOOL dims: 1 }\noutput {',
+            "input 'mask' is read by none of the steps",
+        ),
+        (
+            'output_map { key: "logits" value: "logits" }',
+            'output_map { key: "logits" value: "image" }',
+            "step 1 writes 'image', which is written before",
+        ),
         (ENSEMBLE[ENSEMBLE.index("ensemble_s") :], "", "an ensemble without a step"),
         ('"lenet_fp32_onnxruntime"', '"resnet"', "step 1 runs 'resnet', which is not in"),
         ('model_name: "lenet_fp32_onnxruntime"', "", "step 1 has no model_name"),

@@ -213,7 +213,7 @@ def test_files_are_listed_with_their_digests(source: Source, tmp_path: Path) -> 
     assert repository.changed_files(tmp_path / "repository") == []
     (tmp_path / "repository" / source.name / "labels.txt").unlink()
     (line,) = repository.changed_files(tmp_path / "repository")
-    assert line == f"{source.name}/labels.txt is missing"
+    assert line == (f"{source.name}/labels.txt", "is missing")
     shutil.rmtree(tmp_path / "repository" / source.name)
     (line,) = repository.changed_files(tmp_path / "repository")
-    assert line == f"the folder {source.name} is missing"
+    assert line == (f"the folder {source.name}", "is missing")
