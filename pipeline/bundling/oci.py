@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 from engines import temporary
 from engines.cache import require_new, write_atomic
 from engines.checks import import_vendor
 from engines.errors import DeployError, UsageError
 from pipeline.bundling import archive, signature
+from pipeline.bundling.registry_login import Login
 from pipeline.workflow import phases
 from pipeline.workflow.artifacts import BUNDLE_SUFFIX
 from pipeline.workflow.digests import dump_json, parse_json, require_file, sha256_file
@@ -82,10 +85,14 @@ class _Registry:
         # oras tries five times, for minutes, even if nothing listens.
         ask = provider.Registry.do_request.__wrapped__
         self._oras.do_request = functools.partial(ask, self._oras)
-        self._oras.session.request = functools.partial(_bounded, self._oras.session.request)
+        login = Login(self._oras.auth, reference.registry)
+        self._oras.session.request = functools.partial(_bounded, self._oras.session.request, login)
         self._reference = reference
         self._container = self._oras.get_container(f"{reference.registry}/{reference.name}")
-        self._oras.auth.load_configs(self._container)
+        # oras itself reads the file in the home folder only.
+        kept = Path(os.environ.get("DOCKER_CONFIG", "")) / "config.json"
+        named = "DOCKER_CONFIG" in os.environ and kept.is_file()
+        self._oras.auth.load_configs(self._container, [str(kept)] if named else None)
         scheme = "http" if plain_http else "https"
         self._base = f"{scheme}://{reference.registry}/v2/{reference.name}"
 
@@ -124,13 +131,18 @@ class _Registry:
             yield response.iter_content(_CHUNK)
 
 
-def _bounded(request: Callable[..., Any], method: str, url: str, **options: Any) -> Any:
+def _bounded(
+    request: Callable[..., Any], login: Login, method: str, url: str, **options: Any
+) -> Any:
     """Sends a request; reads no more of its answer than a manifest may have, unless it streams."""
     whole = not options.get("stream")
+    options["headers"] = login.headers(method, url, options.get("headers"))
     response = request(method, url, **{"timeout": _SECONDS, **options, "stream": True})
     if problem := _no_registry(response):
         response.close()
         raise DeployError(f"{method} {url}: {problem}")
+    if place := response.headers.get("Location"):  # oras knows none relative to the request
+        response.headers["Location"] = urljoin(response.url, place)
     if whole:
         with response:
             parts = response.iter_content(_CHUNK)
@@ -140,13 +152,14 @@ def _bounded(request: Callable[..., Any], method: str, url: str, **options: Any)
 
 def _no_registry(response: Any) -> str:
     """Returns why an answer is not of a registry or refuses an upload, in words; "" if neither."""
-    began = response.request.method == "POST" and "/blobs/uploads" in response.request.url
+    asked = response.history[0] if response.history else response
+    began = asked.request.method == "POST" and "/blobs/uploads" in asked.request.url
     if not response.ok:
         login = response.status_code in (401, 403)  # which oras tries next
         return f"{response.status_code} {response.reason}" if began and not login else ""
     if "html" in response.headers.get("Content-Type", ""):  # as login pages and proxies answer
         return "the answer is a web page, so this is not the address of a registry"
-    if began and "Location" not in response.headers:
+    if began and not response.headers.get("Location"):
         return "the answer does not say where to send the file (it has no Location)"
     return ""
 
@@ -315,6 +328,8 @@ def _layers(content: bytes) -> tuple[dict[str, Any], dict[str, Any] | None]:
                 raise ValueError("a layer has neither a SHA-256 nor a size")
             by_type.setdefault(layer["mediaType"], []).append(layer)
         (weights,), signed = by_type[_WEIGHTS], by_type[_SIGNATURE]
+        if weights["size"] <= 0:
+            raise ValueError("its bundle is empty")
         if len(signed) > 1 or any(layer["size"] > _MAX_SIGNATURE for layer in signed):
             raise ValueError("it has several signatures, or a large one")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

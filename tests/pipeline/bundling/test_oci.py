@@ -1,5 +1,6 @@
 """Bundles in a registry: a real one on loopback, and hostile ones."""
 
+import base64
 import contextlib
 import hashlib
 import http.client
@@ -52,6 +53,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def registry(storage: Path) -> Iterator[str]:
     """A registry of Debian's package docker-registry; its address."""
+    with real_registry(storage) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def real_registry(storage: Path, more: str = "") -> Iterator[str]:
+    """Runs docker-registry, with more lines of its configuration; yields its address."""
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("docker-registry is not installed")
@@ -59,7 +67,7 @@ def registry(storage: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     config = storage / "config.yml"
-    config.write_text(CONFIG.format(root=storage / "blobs", port=port))
+    config.write_text(CONFIG.format(root=storage / "blobs", port=port) + more)
     with (
         (storage / "log").open("wb") as log,
         subprocess.Popen([program, "serve", config], stdout=log, stderr=log) as process,
@@ -75,6 +83,51 @@ def registry(storage: Path) -> Iterator[str]:
             yield f"127.0.0.1:{port}"
         finally:
             process.kill()
+
+
+# Of "secret", by bcrypt.
+HASHED = "$2b$04$NdnTmMczDSz0tA2JcgASmeWX30r8bi64xlurL.l107ibgwmdM7Jie"
+
+
+@pytest.fixture
+def with_password(tmp_path: Path) -> Iterator[str]:
+    """A registry that asks for a name and a password; its address."""
+    folder = tmp_path / "registry"
+    folder.mkdir()
+    (folder / "passwords").write_text(f"user:{HASHED}\n")
+    login = f"auth: {{htpasswd: {{realm: Registry Realm, path: {folder / 'passwords'}}}}}\n"
+    with real_registry(folder, login) as address:
+        yield address
+
+
+def keep_login(monkeypatch: pytest.MonkeyPatch, folder: Path, address: str, text: str) -> None:
+    """Keeps a login as docker does."""
+    encoded = base64.b64encode(text.encode()).decode()
+    (folder / "config.json").write_text(json.dumps({"auths": {address: {"auth": encoded}}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+
+
+def test_a_registry_with_a_password_takes_the_login_of_docker(
+    with_password: str,
+    bundle: Path,
+    tmp_path: Path,
+    assay: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = f"{with_password}/models/lenet:1"
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "none"))
+    result = assay("push", bundle, name, "--plain-http")
+    assert result.code == 1
+    assert f"{name}: it asks for a login" in result.err
+    assert "docker login" in result.err
+    keep_login(monkeypatch, tmp_path, with_password, "user:wrong")
+    result = assay("push", bundle, name, "--plain-http")
+    assert result.code == 1
+    assert "it does not take the login that is kept for it" in result.err
+    keep_login(monkeypatch, tmp_path, with_password, "user:secret")
+    named = pushed(bundle, name)
+    path, _, _ = pulled(named, tmp_path / "out.tar.zst")
+    assert path.read_bytes() == bundle.read_bytes()
 
 
 def fetch(address: str, path: str, accept: str = "*/*") -> bytes:
@@ -244,6 +297,7 @@ MANIFESTS: dict[str, bytes | dict] = {
     "another digest": with_layer(digest="sha256:" + "0" * 64),
     "another size": with_layer(size=3),
     "a larger size": with_layer(size=100),
+    "no bytes": with_layer(size=0, digest=f"sha256:{hashlib.sha256(b'').hexdigest()}"),
     "a size of text": with_layer(size="8"),
     "too large": with_layer(size=1 << 50),
     "a large signature": {
@@ -356,6 +410,93 @@ def test_an_upload_without_a_place_is_named_as_such(
     assert result.code == 1
     assert "no Location" in result.err
     assert len(result.err) < 500
+
+
+def test_a_token_is_sent_to_no_other_host(bundle: Path) -> None:
+    """The registry has the file sent to another host, which then asks for a login."""
+    seen: dict[str, list[tuple[str, str | None]]] = {"registry": [], "other": []}
+
+    class Other(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            seen["other"].append((self.command, self.headers.get("Authorization")))
+            self.send_response(401)
+            realm = f"http://127.0.0.1:{self.server.server_address[1]}/token"
+            self.send_header("Www-Authenticate", f'Bearer realm="{realm}",service="x"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_PUT  # noqa: N815 - a name of the base class
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    with answering(Other) as elsewhere:
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                said = self.headers.get("Authorization")
+                seen["registry"].append((self.command, said))
+                body = b""
+                if self.path.startswith("/token"):
+                    body = json.dumps({"token": "hidden"}).encode()
+                    self.send_response(200)
+                elif said is None:
+                    self.send_response(401)
+                    realm = f"http://127.0.0.1:{self.server.server_address[1]}/token"
+                    self.send_header("Www-Authenticate", f'Bearer realm="{realm}",service="x"')
+                else:
+                    self.send_response(404 if self.command == "HEAD" else 202)
+                    self.send_header("Location", f"http://{elsewhere}/up/1")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_HEAD = do_POST = do_GET  # noqa: N815 - names of the base class
+
+            def log_message(self, *_arguments: object) -> None:
+                pass
+
+        with (
+            answering(Handler) as address,
+            pytest.raises(DeployError, match=r"another host, 127.0.0.1:[0-9]+, asks for a login"),
+        ):
+            pushed(bundle, f"{address}/x:1")
+    assert ("POST", "Bearer hidden") in seen["registry"]
+    assert seen["other"] == [("PUT", None)]
+
+
+@pytest.mark.parametrize(
+    ("challenge", "message"),
+    [
+        ("Bearer", "in a way that is not known: 'Bearer'"),
+        ("Digest realm=x", "in a way that is not known: 'Digest realm=x'"),
+        ('Bearer realm="http://ADDRESS/list"', "answers the login with what is no token"),
+    ],
+)
+def test_odd_ways_to_ask_for_a_login_are_named(
+    bundle: Path, assay: Callable[..., Result], challenge: str, message: str
+) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            address = f"127.0.0.1:{self.server.server_address[1]}"
+            self.send_response(200 if self.path.startswith("/list") else 401)
+            self.send_header("Www-Authenticate", challenge.replace("ADDRESS", address))
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(b"[]")
+
+        do_GET = do_HEAD  # noqa: N815 - a name of the base class
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    with answering(Handler) as address:
+        result = assay("push", bundle, f"{address}/x:1", "--plain-http")
+    assert result.code == 1
+    assert message in result.err
 
 
 @pytest.mark.parametrize("case", MANIFESTS)
