@@ -45,7 +45,7 @@ class Login:
             kept = getattr(self._auth, "_basic_auth", "")
             if not kept:
                 raise DeployError("it asks for a login")
-            if headers.get(_HEADER) == f"Basic {kept}":
+            if response.request.headers.get(_HEADER) == f"Basic {kept}":
                 raise DeployError("it does not take the login that is kept for it")
             self._basic = f"Basic {kept}"
             return {**headers, _HEADER: self._basic}, True
