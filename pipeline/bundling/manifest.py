@@ -83,14 +83,20 @@ def check_fields(manifest: Mapping[str, Any]) -> None:
             for spec in _list(model[side], side):
                 _text(spec, side)
         for name, entry in model["engines"].items():
-            if entry["verdict"] not in _VERDICTS:
-                raise ValueError(f"the verdict of {name} is {entry['verdict']!r:.40}")
-            if not isinstance(entry["built_with"], dict):
-                raise TypeError(f"built_with of {name} is not an object")
-            for key, value in entry["built_with"].items():
-                _text(value, f"built_with {key}")
-            if "smaller_runtime" in entry and not _INSTALL.fullmatch(entry["smaller_runtime"]):
-                raise ValueError(f"smaller_runtime of {name} is not how to install a package")
+            _check_engine(name, entry)
+
+
+def _check_engine(name: str, entry: Mapping[str, Any]) -> None:
+    if entry["verdict"] not in _VERDICTS:
+        raise ValueError(f"the verdict of {name} is {entry['verdict']!r:.40}")
+    if type(entry.get("max_drop", 0.0)) not in (int, float):
+        raise TypeError(f"max_drop of {name} is not a number")
+    if not isinstance(entry["built_with"], dict):
+        raise TypeError(f"built_with of {name} is not an object")
+    for key, value in entry["built_with"].items():
+        _text(value, f"built_with {key}")
+    if "smaller_runtime" in entry and not _INSTALL.fullmatch(entry["smaller_runtime"]):
+        raise ValueError(f"smaller_runtime of {name} is not how to install a package")
 
 
 def _text(value: Any, name: str) -> None:

@@ -29,7 +29,7 @@ def text(
     precisions = facts["models"]
     first = next(iter(precisions.values()))
     engines = "\n".join(
-        f"| `{name}` | {precision} | `{entry['path']}` | {entry['verdict']} | "
+        f"| `{name}` | {precision} | `{entry['path']}` | {_verdict(entry)} | "
         + ", ".join(f"{key} {value}" for key, value in sorted(entry["built_with"].items()))
         + " |"
         for precision, model in precisions.items()
@@ -97,6 +97,12 @@ BUNDLE.tar.zst` serves it.
 `provenance.intoto.json` says what everything was made from. The `.json` file in each artifact's
 folder records its inputs, the tools and the time.
 """
+
+
+def _verdict(engine: dict[str, Any]) -> str:
+    drop = engine.get("max_drop")
+    note = "" if drop is None else f", if accuracy may fall by {100 * drop:g} points"
+    return f"{engine['verdict']}{note}"
 
 
 def _printable(value: Any) -> Any:

@@ -175,11 +175,16 @@ def compare(
     count, signer = threads or available_cpus(), signing.trusted(values)
     with ExitStack() as stack:
         folders = [stack.enter_context(temporary.folder()).resolve() for _ in range(2)]
-        unpacked = [
-            _unpack(path, folder, precision, trust, signer)
-            for path, folder in zip((first, second), folders, strict=True)
-        ]
-        models, manifests = zip(*unpacked, strict=True)
+        models: list[Model] = []
+        manifests: list[Mapping[str, Any]] = []
+        for path, folder in zip((first, second), folders, strict=True):
+            # B at the precision of A, if it has it and none is asked for.
+            alike = models[0].precision if models and precision is None else None
+            model, manifest = _unpack(path, folder, precision, trust, signer, alike)
+            models.append(model)
+            manifests.append(manifest)
+        if models[0].precision != models[1].precision:
+            console.result(f"A is {models[0].precision}, and B is {models[1].precision}")
         shared = {*models[0].engines} & {*models[1].engines}
         proved = [opening.proved(model, engine, device, count, among=shared) for model in models]
         common = [name for name in proved[0] if name in proved[1]]
@@ -226,15 +231,25 @@ def compare(
 
 
 def _unpack(
-    path: Path, folder: Path, precision: str | None, trust: bool, signer: Trusted | None
+    path: Path,
+    folder: Path,
+    precision: str | None,
+    trust: bool,
+    signer: Trusted | None,
+    preferred: str | None = None,
 ) -> tuple[Model, Mapping[str, Any]]:
-    """Returns what is to be timed, and its manifest; asks first whether to open a bundle."""
+    """Returns what is to be timed, and its manifest; asks first whether to open a bundle.
+
+    Args:
+        precision: The precision to time; None means the preferred or else the bundle's first.
+        preferred: Taken if the bundle has it.
+    """
     from pipeline.bundling import checking, opening
 
     if opening.is_engine_file(path):  # other commands open it without asking, too
         return opening.engine_file(path), {"engine": str(path)}
     unpacked = checking.unpack(path, folder, trusted=signer)
-    model = unpacked.model(precision)
+    model = unpacked.model(preferred if preferred in unpacked.models else precision)
     if not (trust or unpacked.signer):
         ask(path, checking.opened(folder, [(model, name) for name in model.subjects]))
     return model, unpacked.manifest

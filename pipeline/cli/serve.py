@@ -16,6 +16,7 @@ from engines.errors import DeployError, NotAvailableError, UsageError
 from pipeline.cli import signing
 from pipeline.cli.commands import ask
 from pipeline.cli.flags import Number, limit, limiting, print_as, printing, sized
+from pipeline.stages import check_threads
 from pipeline.workflow import console, signals, worker
 from pipeline.workflow.artifacts import BUNDLE_SUFFIX
 
@@ -70,6 +71,7 @@ def serve(bundle: Path, more: tuple[str, ...], **values: Any) -> None:
 
     print_as(values)
     limit(values)
+    check_threads(values["threads"])
     signer = signing.trusted(values)
     check_device(values["device"])
     program, kind = None, values["server"]

@@ -82,13 +82,14 @@ def limits_of(verdict: Mapping[str, Any]) -> list[str]:
     flips, allowed = verdict["flips"], verdict.get("max_drop")
     if flips is None or flips["correct"] is None:
         return [
-            f"{verdict['subject']}: the verdict tells nothing about accuracy, since the classes of"
-            " the inputs are not known"
+            f"{verdict['subject']} in {verdict['precision']}: the verdict tells nothing about"
+            " accuracy, since the classes of the inputs are not known"
         ]
     if allowed is not None and allowed > limits.MAX_DROP:
         return [
-            f"{verdict['subject']}: judged with a looser limit than usual: accuracy may fall by"
-            f" {100 * allowed:g} pp (--max-drop), not {100 * limits.MAX_DROP:g}"
+            f"{verdict['subject']} in {verdict['precision']}: judged with a looser limit than"
+            f" usual: accuracy may fall by {100 * allowed:g} pp (--max-drop), not"
+            f" {100 * limits.MAX_DROP:g}"
         ]
     return []
 

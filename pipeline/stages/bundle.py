@@ -25,6 +25,7 @@ from pipeline.stages import (
     precisions_option,
 )
 from pipeline.stages._bundle_parts import check_document, documents, engine_parts, figures
+from pipeline.verification import limits
 from pipeline.verification.acceptance import ACCEPTED
 from pipeline.workflow import console, hints, phases
 from pipeline.workflow.artifacts import (
@@ -246,6 +247,8 @@ def _proved(
         label = ENGINE.at(**{**inputs.fields, "engine": name, "precision": precision})
         record = records[label.record]
         entry = {"path": label.label, "verdict": verdict["status"], "built_with": record.facts}
+        if (drop := verdict.get("max_drop")) is not None and drop > limits.MAX_DROP:
+            entry["max_drop"] = drop
         builds = ENGINE_BUILDS.at(**{**inputs.fields, "engine": name, "precision": precision})
         if builds.label in record.outputs:
             entry["builds"] = builds.label

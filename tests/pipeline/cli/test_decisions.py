@@ -109,6 +109,32 @@ def test_what_other_processes_slowed_down_is_no_pass(
     assert verdict["status"] == "busy"
 
 
+@pytest.mark.slow(9)
+def test_bundles_are_compared_at_the_same_precision(
+    store: Store, assay: Callable[..., Result]
+) -> None:
+    place = ("--root", store.root, "--dist", store.dist)
+    stages = ("export", "build", "verify", "bundle")
+    engine = {"export": (), "bundle": ("--engine", "onnxruntime", "--no-measurements")}
+    for stage in stages:
+        more = engine.get(stage, ("--engine", "onnxruntime"))
+        if stage == "build":
+            assert assay("verify", "lenet", "--precision", "fp16", *place[:2]).code == 0
+        where = place if stage == "bundle" else place[:2]
+        result = assay(stage, "lenet", "--precision", "fp16", *more, *where)
+        assert result.code == 0, result.err
+    both = ("bundle", "lenet", "--precision", "fp32,fp16", "--engine", "onnxruntime")
+    assert assay(*both, "--no-measurements", *place).code == 0
+    half, whole = store.dist / "lenet-fp16.tar.zst", store.dist / "lenet-fp32+fp16.tar.zst"
+    quick = ("--budget", "0.2", "--tolerance", "900")
+    result = assay("compare", half, whole, *WORDS, *quick)
+    assert_code(result, 0)
+    assert "A is" not in result.out
+    result = assay("compare", bundle_of(store), half, *WORDS, *quick)
+    assert_code(result, 0)
+    assert "A is fp32, and B is fp16" in result.out
+
+
 @pytest.mark.long
 def test_every_engine_that_both_have_is_compared(
     built: Store, assay: Callable[..., Result]

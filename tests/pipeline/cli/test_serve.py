@@ -83,6 +83,12 @@ def test_without_triton_the_container_is_named(
     assert result.code == 2
 
 
+def test_more_threads_than_cpus_are_refused(built: Store, assay: Assay) -> None:
+    result = assay("serve", bundle_of(built), "--trust", "--threads", "1024")
+    assert result.code == 2
+    assert "--threads 1024" in result.err
+
+
 def test_what_triton_cannot_serve_is_named(built: Store, assay: Assay, tmp_path: Path) -> None:
     result = assay(*words(bundle_of(built), script(tmp_path, ""), "--engine", "pytorch"))
     assert result.code == 4
