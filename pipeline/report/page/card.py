@@ -12,6 +12,8 @@ from pipeline.bundling.measured import Figure
 from pipeline.report.bench import WHOLE
 from pipeline.report.page import markdown
 from pipeline.report.page.results import UNREADABLE, Results
+from pipeline.report.units import duration
+from pipeline.workflow.artifacts import FOLDER_PREFIX
 
 if TYPE_CHECKING:
     from pipeline.workflow.hints import Place
@@ -57,7 +59,8 @@ def text(results: Results, place: Place, licence: str | None = None) -> str:
         model_name=results.model,
         license=licence,
         tags=["onnx", "assay"],
-        datasets=[dataset] if dataset else None,
+        # The hub knows no folders of ours.
+        datasets=[dataset] if dataset and not dataset.startswith(FOLDER_PREFIX) else None,
         pipeline_tag=None if task == "other" else task,
         eval_results=[
             hub.EvalResult(
@@ -86,21 +89,16 @@ def _figures(results: Results, part: Any) -> list[Figure]:
 
 def _latencies(known: dict[str, list[Figure]]) -> str:
     """Returns a table of the figures that have an interval."""
-    rows = [
-        (
-            precision,
-            figure.kind,
-            f"{figure.value:.4g}",
-            f"{figure.low:.4g} to {figure.high:.4g}",
-            figure.where,
-        )
-        for precision, figures in known.items()
-        for figure in figures
-        if figure.low is not None
-    ]
+    rows = []
+    for precision, figures in known.items():
+        for figure in figures:
+            if figure.low is not None and figure.high is not None:
+                interval = f"{duration(figure.low)} to {duration(figure.high)}"
+                value = duration(float(figure.value))
+                rows.append((precision, figure.quantile, value, interval, figure.where))
     if not rows:
         return ""
-    columns = ("precision", "figure", "value", "95 % interval", "where")
+    columns = ("precision", "latency", "value", "95 % interval", "where")
     lines = [markdown.row(columns), markdown.row(["---"] * len(columns))]
     lines += [markdown.row([markdown.escaped(cell) for cell in row]) for row in rows]
     return "\n".join(["", "### Latency", "", *lines, ""])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from pipeline.report.units import duration
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
@@ -37,7 +38,7 @@ def test_a_card_has_the_measured_figures(built: Store, tmp_path: Path, assay: As
     assert latencies == {interval["value"] for interval in known}
     assert latencies
     for interval in known:
-        assert f"{interval['low']:.4g} to {interval['high']:.4g}" in card.text
+        assert f"{duration(interval['low'])} to {duration(interval['high'])}" in card.text
     assert measured["machine"]["cpu"] in card.text
     assert all(entry.dataset_name == "fashion-mnist" for entry in card.data.eval_results)
 
