@@ -169,8 +169,8 @@ class _Model:
                 if by_model and not (self.config.input and self.config.output):
                     self.notes.append("Triton reads its inputs or outputs from the model")
                 yield from config_tensors.problems(self.config, signature, by_model)
-                yield from config_tensors.labels(self.config, self.folder, signature)
                 self.notes += config_tensors.notes(self.config, signature)
+            yield from config_tensors.labels(self.config, self.folder, signature)
             yield from config_parts.warm_up(self.config, self.folder, signature)
             yield from config_parts.accelerators(self.config)
             yield from config_ensembles.problems(self.config, others, self.name)

@@ -181,13 +181,13 @@ def _advice(expected: Sequence[int]) -> str:
     return f"write {expected}" if expected else "write dims: [1] and reshape { shape: [] }"
 
 
-def labels(config: Any, folder: Path, wanted: Signature) -> Iterator[str]:
+def labels(config: Any, folder: Path, wanted: Signature | None) -> Iterator[str]:
     """Yields what is wrong with the files of labels, in words.
 
     Args:
         folder: The model's folder.
+        wanted: What the model returns; None if that is not known.
     """
-    known = wanted.known
     for entry in config.output:
         name = entry.label_filename
         if not name:
@@ -203,8 +203,8 @@ def labels(config: Any, folder: Path, wanted: Signature) -> Iterator[str]:
             yield f"{name} has more than {config_text.MAX_BYTES:,} bytes"
             continue
         count = len(content.rstrip(b"\n").splitlines())
-        spec = known.get(entry.name)
-        if spec is None or entry.name in wanted.shapeless:
+        spec = None if wanted is None else wanted.known.get(entry.name)
+        if wanted is None or spec is None or entry.name in wanted.shapeless:
             continue
         row = wanted.axes(spec, without_batch=wanted.batched)
         if -1 not in row and count != (values := int(np.prod(row, dtype=int))):

@@ -365,7 +365,9 @@ def test_another_golden_file_is_a_mistake(model: Path, built: Store) -> None:
 def test_a_plan_without_a_golden_file_is_not_compared(model: Path) -> None:
     change(model, "onnxruntime_onnx", "tensorrt_plan")
     (model / "1/model.onnx").rename(model / "1/model.plan")
+    (model / "labels.txt").unlink()
     findings = config_checks.check(model)
+    assert any("labels.txt is missing" in problem for problem in findings.problems)
     assert any("name its --golden file" in note for note in findings.notes)
     assert any("needs a GPU" in problem for problem in findings.problems)
 
