@@ -194,7 +194,7 @@ def compare(
         choices = [([name], [name]) for name in common] or [(proved[0], proved[1])]
         for names in choices:
             pair, used = side_by_side.apart(
-                models, names, batch, device, count, budget / len(choices), seed
+                side_by_side.Pair(models, names, batch, device, count, budget / len(choices), seed)
             )
             report.show({"baseline": next(iter(used)), "devices": used, "results": pair})
             devices |= used

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +18,11 @@ if TYPE_CHECKING:
 _LETTERS = "AB"
 
 
-def apart(
-    models: Sequence[Model],
-    names: Sequence[Sequence[str]],
-    batches: Sequence[int],
-    device: str,
-    threads: int,
-    budget: float,
-    seed: int,
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Times an engine of each of two models in turns, in a new process.
+@dataclass(frozen=True)
+class Pair:
+    """Two models whose engines are to be timed in turns.
 
-    Args:
+    Attributes:
         models: A and B.
         names: The engines of each; the fastest is timed.
         batches: Batch sizes, of A's golden rows.
@@ -36,6 +30,19 @@ def apart(
         threads: CPU threads of one inference.
         budget: Seconds for each batch size.
         seed: Seed of the order in rounds.
+    """
+
+    models: Sequence[Model]
+    names: Sequence[Sequence[str]]
+    batches: Sequence[int]
+    device: str
+    threads: int
+    budget: float
+    seed: int
+
+
+def apart(pair: Pair) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Times an engine of each of two models in turns, in a new process.
 
     Returns:
         What `pipeline.benchmarking.comparison.compare` returns, and the device by "A NAME" or
@@ -46,40 +53,35 @@ def apart(
         UsageError: They take other inputs, or run on another kind of device.
     """
     worker.end()  # it holds memory, on a GPU too
-    what = f"comparing {' and '.join(dict.fromkeys(name for one in names for name in one))}"
+    names = dict.fromkeys(name for known in pair.names for name in known)
     try:
-        return worker.call(what, here, models, names, batches, device, threads, budget, seed)
+        return worker.call(f"comparing {' and '.join(names)}", here, pair)
     finally:
         worker.end()
 
 
-def here(
-    models: Sequence[Model],
-    names: Sequence[Sequence[str]],
-    batches: Sequence[int],
-    device: str,
-    threads: int,
-    budget: float,
-    seed: int,
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def here(pair: Pair) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Does what `apart` does, in this process."""
     from pipeline.benchmarking import several
     from pipeline.benchmarking.comparison import Load, compare
     from pipeline.bundling import opening
     from pipeline.golden import file as goldens
 
-    golden = [goldens.load(model.golden) for model in models]
-    loads = [Load(size, golden[0].feeds(size)) for size in batches]
+    golden = [goldens.load(model.golden) for model in pair.models]
+    loads = [Load(size, golden[0].feeds(size)) for size in pair.batches]
+    where = pair.device, pair.threads
     sessions: dict[str, Session] = {}
     others: dict[str, list[Session]] = {}
     with ExitStack() as opened:
-        for letter, model, known, rows in zip(_LETTERS, models, names, golden, strict=True):
-            name, session = opening.fastest([*known], model, rows, device, threads)
-            opens = partial(opening.again, name, model, device, threads)
+        for letter, model, known, rows in zip(
+            _LETTERS, pair.models, pair.names, golden, strict=True
+        ):
+            name, session = opening.fastest([*known], model, rows, *where)
+            opens = partial(opening.again, name, model, *where)
             sessions[f"{letter} {name}"] = session
             others[f"{letter} {name}"] = several.more(session, opens, opened)
         _require_alike(*sessions.values())
-        results = compare(sessions, loads, budget=budget, seed=seed, others=others)
+        results = compare(sessions, loads, budget=pair.budget, seed=pair.seed, others=others)
     return results, {name: session.device for name, session in sessions.items()}
 
 

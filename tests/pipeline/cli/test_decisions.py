@@ -153,7 +153,9 @@ def test_a_library_that_ends_the_process_is_an_error(built: Store) -> None:
     paths = {"segfaulting": folder / "onnxruntime/engine.onnx"}
     model = checking.Model("fp32", paths, folder / "golden.npz")
     with pytest.raises(CrashedError, match=r"SIGSEGV.* while comparing segfaulting"):
-        side_by_side.apart([model] * 2, [["segfaulting"]] * 2, [1], "cpu", 1, 0.1, 0)
+        side_by_side.apart(
+            side_by_side.Pair([model] * 2, [["segfaulting"]] * 2, [1], "cpu", 1, 0.1, 0)
+        )
 
 
 def test_nothing_is_opened_without_consent(built: Store, assay: Callable[..., Result]) -> None:
