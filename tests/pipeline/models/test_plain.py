@@ -285,6 +285,6 @@ def test_generated_inputs_calibrate_only_on_request(assay: Assay, words: tuple[s
 def test_a_quantized_verdict_without_classes_says_that_accuracy_is_unknown(assay: Assay) -> None:
     proved(assay, "causal", "int8")
     result = assay("verify", named("causal"), "--precision", "int8")
-    assert "graph: the verdict tells nothing about accuracy" in result.out
+    assert "graph in int8: the verdict tells nothing about accuracy" in result.out
     proved(assay, "causal", "fp32")
     assert "accuracy" not in assay("verify", named("causal")).out.replace("accuracy lost", "")
