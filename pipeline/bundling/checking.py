@@ -195,16 +195,17 @@ def _check_listed(bundle: Path, manifest: dict[str, Any]) -> None:
 
 def _check_chains(
     bundle: Path, root: Path, manifest: dict[str, Any], digests: Mapping[str, str]
-) -> tuple[int, set[str]]:
+) -> tuple[int, dict[str, str]]:
     """Checks each chain of records, and that they made all that the manifest names.
 
     Returns:
-        The number of links that were checked, and the SHA-256 of all that the records made.
+        The number of links that were checked, and the SHA-256 by path of all that records made.
 
     Raises:
         DeployError: A chain is broken, or no record lists a graph, a golden file or an engine.
     """
-    links, recorded, made = 0, set(), set()
+    links = 0
+    made: dict[str, str] = {}
     chains, belows = {}, {}
     for prefix, paths in manifest["chains"].items():
         if any(not path.startswith(prefix) for path in paths):
@@ -225,11 +226,10 @@ def _check_chains(
             raise
         chains[prefix], belows[prefix] = records, below
         for record in records.values():
-            recorded |= {f"{prefix}{label}" for label in record.outputs}
-            made |= {entry["sha256"] for entry in record.outputs.values()}
+            made |= {f"{prefix}{label}": entry["sha256"] for label, entry in record.outputs.items()}
     for model in manifest["models"].values():
         for path in manifests.named(model):
-            if path not in recorded:
+            if path not in made:
                 raise DeployError(
                     f"{bundle}: the chain of records is broken: no record made {path}"
                 )

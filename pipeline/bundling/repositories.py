@@ -7,11 +7,12 @@ import lzma
 import re
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from engines.errors import DeployError
+from pipeline.bundling import manifest as manifests
 from pipeline.bundling import triton_config
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ MARKER = "assay-triton.json"
 CONFIG, LABELS, WARM_UP, VERSION = "config.pbtxt", "labels.txt", "warmup", "1"
 # Names of files that only repositories have.
 RESERVED = (MARKER, CONFIG)
-_ROW = re.compile(r"input\d{1,9}", re.ASCII)  # of an input, for the warm-up
+_WARM_UP_ROW = re.compile(rf"[^/]+/{WARM_UP}/input\d{{1,9}}", re.ASCII)
+# What Triton opens, under the names that its backends know: it runs other files as programs, by
+# their names. And graphs among what records made.
+_OPENED = re.compile(r"model\.(onnx|plan|xml|bin)|[\w.-]+\.onnx\.data", re.ASCII)
+_GRAPH = re.compile(r"model(-cpu)?\.onnx(\.data)?")
+_OF_ZIP = ("model.xml", "model.bin")
 _IN_VERSION = 3  # parts of the path of a file in a folder of a Triton model
 _MAX_CONFIG = 1 << 20
 _UNREADABLE = (
@@ -43,13 +49,13 @@ def folders(names: Iterable[str]) -> list[str]:
     return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
 
 
-def check(root: Path, manifest: Mapping[str, Any], made: Iterable[str]) -> None:
+def check(root: Path, manifest: Mapping[str, Any], made: Mapping[str, str]) -> None:
     """Checks that servers open nothing but graphs and engines of the bundle. Opens none itself.
 
     Args:
         root: The folder of the unpacked bundle.
         manifest: Its manifest.
-        made: SHA-256 of what its records made.
+        made: SHA-256 of what its records made, by path. Not all of it is in the bundle.
 
     Raises:
         DeployError: A repository has a file that assay does not write, or one that is neither a
@@ -57,27 +63,20 @@ def check(root: Path, manifest: Mapping[str, Any], made: Iterable[str]) -> None:
     """
     members: Mapping[str, Mapping[str, Any]] = manifest["members"]
     places = folders(members)
-    labels = "".join(f"{label}\n" for label in manifest["labels"]).encode()
     opened: dict[str, str] = {}
     for name, entry in members.items():
         around = [place for place in places if name.startswith(f"{place}/")]
-        if len(around) != 1:
-            if around or Path(name).name in RESERVED:
-                raise _refused(root / name, "belongs to no model repository that assay wrote")
-            continue
-        parts = name.removeprefix(f"{around[0]}/").split("/")
-        if parts == [MARKER]:
-            continue
-        if len(parts) == _IN_VERSION and parts[1] == VERSION:
-            opened[name] = entry["sha256"]
-        elif parts[1:] == [CONFIG]:
-            _check_config(root / name)
-        elif parts[1:] == [LABELS]:
-            if entry["sha256"] != hashlib.sha256(labels).hexdigest():
-                raise _refused(root / name, "has not the labels of manifest.json")
-        elif len(parts) != _IN_VERSION or parts[1] != WARM_UP or not _ROW.fullmatch(parts[2]):
-            raise _refused(root / name, "is no file that assay writes there")
-    known = set(made)
+        if len(around) == 1:
+            parts = name.removeprefix(f"{around[0]}/").split("/")
+            if _is_opened(root / name, parts, entry["sha256"], manifest["labels"]):
+                opened[name] = entry["sha256"]
+                if f"{around[0]}/{parts[0]}/{CONFIG}" not in members:
+                    raise _refused(root / name, f"has no {CONFIG} beside its folder")
+        elif around or Path(name).name in RESERVED:
+            raise _refused(root / name, "belongs to no model repository that assay wrote")
+    models = manifest["models"].values()
+    known = {members[path]["sha256"] for model in models for path in manifests.files(model)}
+    known |= {digest for path, digest in made.items() if _GRAPH.fullmatch(Path(path).name)}
     wanted = {
         (Path(name).name, members[name]["bytes"])
         for name, digest in opened.items()
@@ -88,6 +87,29 @@ def check(root: Path, manifest: Mapping[str, Any], made: Iterable[str]) -> None:
     for name, digest in opened.items():
         if digest not in known:
             raise _refused(root / name, "is neither a graph nor an engine of the bundle")
+
+
+def _is_opened(path: Path, parts: list[str], sha256: str, labels: Sequence[str]) -> bool:
+    """Whether a file of a repository is one that a backend opens.
+
+    Args:
+        parts: Of its path in the repository.
+        labels: The names of the classes.
+
+    Raises:
+        DeployError: It is no file that assay writes there.
+    """
+    if len(parts) == _IN_VERSION and parts[1] == VERSION and _OPENED.fullmatch(parts[2]):
+        return True
+    if parts[1:] == [CONFIG]:
+        _check_config(path)
+    elif parts[1:] == [LABELS]:
+        lines = "".join(f"{label}\n" for label in labels).encode()
+        if sha256 != hashlib.sha256(lines).hexdigest():
+            raise _refused(path, "has not the labels of manifest.json")
+    elif parts != [MARKER] and not _WARM_UP_ROW.fullmatch("/".join(parts)):
+        raise _refused(path, "is no file that assay writes there")
+    return False
 
 
 def _refused(path: Path, problem: str) -> DeployError:
@@ -127,7 +149,8 @@ def _inside(
         try:
             with zipfile.ZipFile(path) as archive:
                 for entry in {entry.filename: entry for entry in archive.infolist()}.values():
-                    if (entry.filename, entry.file_size) in wanted:
+                    one = entry.filename, entry.file_size
+                    if entry.filename in _OF_ZIP and one in wanted:
                         with archive.open(entry) as file:
                             digest = hashlib.file_digest(cast("BufferedIOBase", file), "sha256")
                         yield digest.hexdigest()

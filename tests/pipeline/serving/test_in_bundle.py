@@ -93,7 +93,7 @@ def test_a_configuration_that_contradicts_the_model_is_refused(bundle: Path, ass
 
 
 @pytest.mark.parametrize("option", ["--trust", "--digests-only"])
-@pytest.mark.parametrize("name", [f"{MODEL}/1/model.onnx", f"{MODEL}/1/model.py"])
+@pytest.mark.parametrize("name", [f"{MODEL}/1/model.onnx", f"{MODEL}/1/model.plan"])
 def test_a_file_that_no_record_made_is_refused(
     bundle: Path, assay: Assay, name: str, option: str
 ) -> None:
@@ -120,6 +120,9 @@ PROGRAM = b"import os\n"
     [
         "triton/model.py",
         f"{MODEL}/model.py",
+        f"{MODEL}/1/model.py",
+        f"{MODEL}/1/libtriton_onnxruntime.so",
+        "triton/evil/1/model.onnx",
         f"{MODEL}/1/x/labels.txt",
         f"{MODEL}/2/model.onnx",
         f"{MODEL}/1/assay-triton.json",
@@ -172,6 +175,22 @@ def test_configurations_that_assay_does_not_write_are_refused(
     assert result.code == 1
     assert f"member {name} has what assay does not write" in result.err
     assert assay("merge", path, path, "--out", path.with_name("merged.tar.zst")).code != 0
+
+
+def test_a_file_that_only_a_record_names_is_refused(bundle: Path, assay: Assay) -> None:
+    """Whoever makes a bundle writes its records, too."""
+    contents = members(bundle)
+    name = f"{FOLDER}/lenet/fp32/onnxruntime/build.json"
+    record = json.loads(contents[name])
+    digest = hashlib.sha256(PROGRAM).hexdigest()
+    record["outputs"]["lenet/fp32/onnxruntime/x.bin"] = {"sha256": digest, "bytes": len(PROGRAM)}
+    path = pack(
+        bundle.with_name("recorded.tar.zst"),
+        [*resigned({**contents, name: dump_json(record)}).items()],
+    )
+    result = assay("check", changed(path, {f"{MODEL}/1/model.plan": PROGRAM}), "--digests-only")
+    assert result.code == 1
+    assert "model.plan is neither a graph nor an engine of the bundle" in result.err
 
 
 def test_labels_of_a_repository_are_those_of_the_bundle(bundle: Path, assay: Assay) -> None:
