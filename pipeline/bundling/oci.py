@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -89,10 +88,7 @@ class _Registry:
         self._oras.session.request = functools.partial(_bounded, self._oras.session.request, login)
         self._reference = reference
         self._container = self._oras.get_container(f"{reference.registry}/{reference.name}")
-        # oras itself reads the file in the home folder only.
-        kept = Path(os.environ.get("DOCKER_CONFIG", "")) / "config.json"
-        named = "DOCKER_CONFIG" in os.environ and kept.is_file()
-        self._oras.auth.load_configs(self._container, [str(kept)] if named else None)
+        self._oras.auth.load_configs(self._container)
         scheme = "http" if plain_http else "https"
         self._base = f"{scheme}://{reference.registry}/v2/{reference.name}"
 

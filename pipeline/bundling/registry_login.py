@@ -1,17 +1,57 @@
 """Logging in to an OCI registry: what the library oras leaves out.
 
-It knows the registries that hand out tokens, and sends a token to whatever host a registry names.
+It reads logins in the home folder only, knows one form of a registry's question who we are, keeps a
+token that has expired, and sends a token to whatever host a registry names.
 """
 
 from __future__ import annotations
 
+import base64
+import os
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from engines.errors import DeployError
+from pipeline.workflow.digests import read_json
 
 _HEADER = "Authorization"
+# One of several questions in a header (RFC 9110, 11.6.1), and its parameters.
+_CHALLENGE = re.compile(
+    r"(?P<kind>[\w-]+)(?P<parameters>(?:[ ,]+\w+ *= *(?:\"[^\"]*\"|[^\s\",]+))*) *(?:,|$)", re.ASCII
+)
+_PARAMETER = re.compile(r"(\w+) *= *(?:\"([^\"]*)\"|([^\s\",]+))", re.ASCII)
+
+
+def kept_logins() -> dict[str, Any]:
+    """Returns the logins that docker and oras have kept, in the form that the library expects.
+
+    Raises:
+        DeployError: The file of logins is not one of docker's.
+    """
+    folder = os.environ.get("DOCKER_CONFIG") or Path("~/.docker").expanduser()
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        return {"auths": {}, "credsStore": None, "credHelpers": {}}
+    try:
+        kept = read_json(path)
+        auths = {}
+        for name, entry in dict(kept.get("auths") or {}).items():
+            host = urlsplit(name if "://" in name else f"//{name}").netloc.lower()
+            auth = entry.get("auth")
+            if not auth and entry.get("username"):
+                pair = f"{entry['username']}:{entry.get('password', '')}"
+                auth = base64.b64encode(pair.encode()).decode()
+            auths[host] = {"auth": auth} if auth else {}
+        helpers = dict(kept.get("credHelpers") or {})
+        store = kept.get("credsStore")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DeployError(f"{path} has not the form of docker's logins: {error}") from error
+    except DeployError as error:
+        raise DeployError(error.message) from error
+    return {"auths": auths, "credsStore": store, "credHelpers": helpers}
 
 
 class Login:
@@ -21,12 +61,13 @@ class Login:
         """Takes the place of the library's own answers.
 
         Args:
-            auth: The library's `TokenAuth`, whose logins have been loaded.
+            auth: The library's `TokenAuth`.
             registry: The registry's host and port.
         """
-        self._auth, self._registry, self._basic = auth, registry, ""
+        self._auth, self._registry, self._basic = auth, registry.lower(), ""
         self._by_token = auth.authenticate_request
         auth.authenticate_request = self.answer
+        auth._auth_config = kept_logins()
 
     def answer(
         self, response: Any, headers: dict[str, str], refresh: bool = False
@@ -36,25 +77,43 @@ class Login:
         Raises:
             DeployError: There is no login, the registry does not take it, or another host asks.
         """
-        host = urlsplit(response.url).netloc
+        host = urlsplit(response.url).netloc.lower()
         if host != self._registry:
             raise DeployError(f"another host, {host}, asks for a login")
-        challenge = response.headers.get("Www-Authenticate") or ""
-        kind = challenge.partition(" ")[0].lower()
-        if kind == "basic":
-            kept = getattr(self._auth, "_basic_auth", "")
-            if not kept:
-                raise DeployError("it asks for a login")
-            if response.request.headers.get(_HEADER) == f"Basic {kept}":
-                raise DeployError("it does not take the login that is kept for it")
-            self._basic = f"Basic {kept}"
-            return {**headers, _HEADER: self._basic}, True
-        if kind != "bearer" or "realm=" not in challenge:
-            asked = f"asks for a login in a way that is not known: {challenge!r:.80}"
-            reason = asked if challenge else f"refuses ({response.status_code} {response.reason})"
-            raise DeployError(f"it {reason}")
+        asked = response.headers.get("Www-Authenticate") or ""
+        known = {match["kind"].lower(): match for match in _CHALLENGE.finditer(asked)}
+        if "bearer" in known:
+            return self._token(response, known["bearer"]["parameters"], headers, refresh)
+        if "basic" in known:
+            return self._password(response, headers)
+        if asked:
+            raise DeployError(f"it asks for a login in a way that is not known: {asked!r:.80}")
+        raise DeployError(f"it refuses ({response.status_code} {response.reason})")
+
+    def _password(self, response: Any, headers: dict[str, str]) -> tuple[dict[str, str], bool]:
+        kept = getattr(self._auth, "_basic_auth", "")
+        if not kept:
+            raise DeployError("it asks for a login")
+        if response.request.headers.get(_HEADER) == f"Basic {kept}":
+            raise DeployError("it does not take the login that is kept for it")
+        self._basic = f"Basic {kept}"
+        return {**headers, _HEADER: self._basic}, True
+
+    def _token(
+        self, response: Any, parameters: str, headers: dict[str, str], refresh: bool
+    ) -> tuple[dict[str, str], bool]:
+        found = {one[0].lower(): one[1] or one[2] for one in _PARAMETER.findall(parameters)}
+        if not found.get("realm"):
+            raise DeployError("it asks for a token, and does not say where to get one")
+        found["realm"] = urljoin(response.url, found["realm"])
+        # In the one form that the library reads.
+        listed = ",".join(f'{name}="{value}"' for name, value in found.items())
+        response.headers["Www-Authenticate"] = f"Bearer {listed}"
+        expired = response.request.headers.get(_HEADER) == f"Bearer {self._auth.token}"
         try:
-            answer: tuple[dict[str, str], bool] = self._by_token(response, headers, refresh)
+            answer: tuple[dict[str, str], bool] = self._by_token(
+                response, headers, refresh=refresh or expired
+            )
         except (AttributeError, KeyError, TypeError) as error:
             raise DeployError("it answers the login with what is no token") from error
         if not answer[1]:
@@ -67,7 +126,7 @@ class Login:
         Only tokens are got from other hosts (by GET), as the registry's answer says.
         """
         sent = dict(headers or {})
-        if urlsplit(url).netloc != self._registry:
+        if urlsplit(url).netloc.lower() != self._registry:
             return sent if method == "GET" else {k: v for k, v in sent.items() if k != _HEADER}
         if self._basic:
             sent.setdefault(_HEADER, self._basic)

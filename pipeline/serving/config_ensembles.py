@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.serving import config as configs
-from pipeline.serving import config_text
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,14 @@ def problems(config: Any, models: Mapping[str, Known], own: str) -> Iterator[str
     for number, step in enumerate(steps, 1):
         for problem in _of_model(step, models.get(step.model_name), config):
             yield f"step {number} {problem}"
-    if _reaches(own, config, models, set()):
+    if _runs_itself(own, config, models):
         yield "it runs itself, by its steps"
 
 
 def _flow(config: Any, models: Mapping[str, Known]) -> Iterator[str]:
     """Yields tensors that are written or read by none, or that differ at their two ends."""
     steps = config.ensemble_scheduling.step
+    whole = config.max_batch_size > 0 and all(_batched(models.get(one.model_name)) for one in steps)
     # What fills each tensor: an input of the ensemble, or an output of a step; None if unknown.
     sources: dict[str, Any] = {entry.name: entry for entry in config.input}
     for number, step in enumerate(steps, 1):
@@ -68,7 +68,7 @@ def _flow(config: Any, models: Mapping[str, Known]) -> Iterator[str]:
                 yield f"step {number} reads {name!r} as {key!r}, which no step writes"
             else:
                 what = f"step {number} gives {key!r} of {step.model_name!r} what"
-                yield from _unlike(what, sources[name], "it", inputs.get(key))
+                yield from _unlike(what, sources[name], "it", inputs.get(key), batched=whole)
     read = {name for step in steps for name in step.input_map.values()}
     for entry in config.input:
         if entry.name not in read:
@@ -77,7 +77,8 @@ def _flow(config: Any, models: Mapping[str, Known]) -> Iterator[str]:
         if entry.name not in sources:
             yield f"output {entry.name!r} is written by none of the steps"
         else:
-            yield from _unlike(f"output {entry.name!r}", entry, "its step", sources[entry.name])
+            what = f"output {entry.name!r}"
+            yield from _unlike(what, entry, "its step", sources[entry.name], batched=whole)
 
 
 def _of_model(step: Any, known: Known | None, config: Any) -> Iterator[str]:
@@ -109,6 +110,10 @@ def _of_model(step: Any, known: Known | None, config: Any) -> Iterator[str]:
         )
 
 
+def _batched(known: Known | None) -> bool:
+    return known is not None and known.config is not None and known.config.max_batch_size > 0
+
+
 def _named(known: Known | None, side: str) -> dict[str, Any]:
     """Returns the inputs or outputs in a model's configuration, by name."""
     if known is None or known.config is None:
@@ -116,28 +121,40 @@ def _named(known: Known | None, side: str) -> dict[str, Any]:
     return {entry.name: entry for entry in getattr(known.config, side)}
 
 
-def _unlike(what: str, one: Any, where: str, other: Any) -> Iterator[str]:
-    """Yields how the type or the dims of a tensor differ at its two ends, if both are known."""
+def _unlike(what: str, one: Any, where: str, other: Any, batched: bool) -> Iterator[str]:
+    """Yields how the type or the dims of a tensor differ at its two ends, if both are known.
+
+    Args:
+        batched: Triton adds the batch at both ends.
+    """
     if one is None or other is None:
         return
     kinds = [configs.type_of(entry) for entry in (one, other)]
     if kinds[0] != kinds[1]:
         yield f"{what} is {kinds[0]}; {where} has {kinds[1]}"
-    dims = [list(entry.dims) for entry in (one, other)]
+    dims = [
+        list(entry.reshape.shape if entry.HasField("reshape") else entry.dims)
+        for entry in (one, other)
+    ]
     # With and without a batch of its own, the number of axes may differ.
-    alike = len(dims[0]) == len(dims[1])
-    if alike and not (config_text.fits(*dims) or config_text.fits(*dims[::-1])):
+    other_rank = len(dims[0]) != len(dims[1])
+    other_axis = not other_rank and any(
+        first != second and -1 not in (first, second) for first, second in zip(*dims, strict=True)
+    )
+    if (batched and other_rank) or other_axis:
         yield f"{what} has dims {dims[0]}; {where} has {dims[1]}"
 
 
-def _reaches(own: str, config: Any, models: Mapping[str, Known], seen: set[str]) -> bool:
-    """Whether an ensemble runs a model, itself or by the ensembles among its steps."""
-    for step in config.ensemble_scheduling.step:
-        if step.model_name == own:
-            return True
-        known = models.get(step.model_name)
-        if known is not None and known.config is not None and step.model_name not in seen:
-            seen.add(step.model_name)
-            if _reaches(own, known.config, models, seen):
+def _runs_itself(own: str, config: Any, models: Mapping[str, Known]) -> bool:
+    """Whether an ensemble runs itself, by its steps or by the ensembles among them."""
+    seen: set[str] = set()
+    waiting = [config]
+    while waiting:
+        for step in waiting.pop().ensemble_scheduling.step:
+            if step.model_name == own:
                 return True
+            known = models.get(step.model_name)
+            if known is not None and known.config is not None and step.model_name not in seen:
+                seen.add(step.model_name)
+                waiting.append(known.config)
     return False

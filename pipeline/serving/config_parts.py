@@ -27,6 +27,7 @@ def warm_up(config: Any, folder: Path, wanted: Signature | None) -> Iterator[str
     """
     inputs = {entry.name: entry for entry in config.input}
     controls = {entry.name for entry in config.sequence_batching.control_input}
+    controls |= {entry.input_name for entry in config.sequence_batching.state}
     for sample in config.model_warmup:
         what = f"model_warmup {sample.name!r}" if sample.name else "model_warmup"
         if sample.batch_size > max(config.max_batch_size, 1):

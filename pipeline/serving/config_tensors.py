@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from engines.contract import TensorSpec
+from engines.errors import DeployError
 from exporters import onnx_files
 from exporters.onnx_nodes import inputs_of, spec_of
 from pipeline.golden.file import Golden
@@ -89,6 +88,8 @@ def problems(config: Any, wanted: Signature, named_by_model: bool) -> Iterator[s
     given |= {name for entry in config.batch_input for name in entry.target_name}
     gathered = {name for entry in config.batch_output for name in entry.target_name}
     ragged = any(entry.allow_ragged_batch for entry in config.input)
+    # Triton completes the batch, too, unless both sides are there.
+    ragged |= named_by_model and not ((config.input and config.output) or config.max_batch_size)
     for side, specs, entries in (
         ("input", wanted.inputs, config.input),
         ("output", wanted.outputs, config.output),
@@ -131,8 +132,13 @@ def _tensor(
     """Yields how an input or output differs from the model's; `free` leaves out its shape."""
     what = f"{side} {spec.name!r}"
     kind = configs.type_of(entry)
-    if spec.dtype and kind != configs.type_name(spec.dtype):
-        yield f"{what} is {kind}; {wanted.source} has {configs.type_name(spec.dtype)}"
+    try:
+        own = configs.type_name(spec.dtype) if spec.dtype else kind
+    except DeployError as error:
+        yield f"{what}: {error.message}"
+        return
+    if kind != own:
+        yield f"{what} is {kind}; {wanted.source} has {own}"
     if free:
         return
     adds_batch = config.max_batch_size > 0
@@ -207,5 +213,5 @@ def labels(config: Any, folder: Path, wanted: Signature | None) -> Iterator[str]
         if wanted is None or spec is None or entry.name in wanted.shapeless:
             continue
         row = wanted.axes(spec, without_batch=wanted.batched)
-        if -1 not in row and count != (values := int(np.prod(row, dtype=int))):
+        if -1 not in row and count != (values := math.prod(row)):
             yield f"{name} has {count} labels, and {entry.name} has {values} values"

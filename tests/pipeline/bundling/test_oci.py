@@ -124,7 +124,12 @@ def test_a_registry_with_a_password_takes_the_login_of_docker(
     result = assay("push", bundle, name, "--plain-http")
     assert result.code == 1
     assert "it does not take the login that is kept for it" in result.err
-    keep_login(monkeypatch, tmp_path, with_password, "user:secret")
+    # The file in the home folder does not count then, as with docker.
+    home = tmp_path / "home/.docker"
+    home.mkdir(parents=True)
+    keep_login(monkeypatch, home, with_password, "user:stale")
+    monkeypatch.setenv("HOME", str(home.parent))
+    keep_login(monkeypatch, tmp_path, f"https://{with_password}/v2/", "user:secret")
     named = pushed(bundle, name)
     path, _, _ = pulled(named, tmp_path / "out.tar.zst")
     assert path.read_bytes() == bundle.read_bytes()
@@ -467,12 +472,68 @@ def test_a_token_is_sent_to_no_other_host(bundle: Path) -> None:
     assert seen["other"] == [("PUT", None)]
 
 
+def test_an_expired_token_is_renewed(bundle: Path) -> None:
+    """Each token is good for two requests."""
+    tokens: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            said, body = self.headers.get("Authorization"), b""
+            if self.path.startswith("/token"):
+                tokens.append(2)
+                body = json.dumps({"token": f"t{len(tokens)}"}).encode()
+                self.send_response(200)
+            elif said != f"Bearer t{len(tokens)}" or not tokens[-1]:
+                self.send_response(401)
+                self.send_header("Www-Authenticate", 'Bearer realm="/token",service="x"')
+            else:
+                tokens[-1] -= 1
+                self.send_response(404 if self.command == "HEAD" else 201)
+                self.send_header("Location", "/up/1")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - names of the base class
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    with answering(Handler) as address:
+        named = pushed(bundle, f"{address.replace('127.0.0.1', 'LOCALHOST')}/x:1")
+    assert named.startswith("LOCALHOST")
+    assert len(tokens) > 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"not JSON", b'{"auths": ["x"]}', b'{"auths": {"a": 1}}']
+)
+def test_a_damaged_file_of_logins_is_named(
+    bundle: Path,
+    assay: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes,
+) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    result = assay("push", bundle, "127.0.0.1:9/x:1", "--plain-http")
+    assert result.code == 1
+    assert f"{tmp_path}/config.json" in result.err
+    assert "bug" not in result.err
+
+
 @pytest.mark.parametrize(
     ("challenge", "message"),
     [
-        ("Bearer", "in a way that is not known: 'Bearer'"),
+        ("Bearer", "does not say where to get one"),
         ("Digest realm=x", "in a way that is not known: 'Digest realm=x'"),
         ('Bearer realm="http://ADDRESS/list"', "answers the login with what is no token"),
+        ('BEARER  REALM = "/list" , service=s', "answers the login with what is no token"),
+        ('Bearer realm="/list",service="s", Basic realm="x"', "what is no token"),
+        ("Negotiate, Basic realm=x", "it asks for a login"),
     ],
 )
 def test_odd_ways_to_ask_for_a_login_are_named(

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from pipeline.serving import config_checks
+from pipeline.serving import config, config_checks, config_ensembles
 from pipeline.workflow.runner import Store
 from tests.conftest import Result
 
@@ -219,6 +219,62 @@ RIGHT = [
 ]
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        "dynamic_batching { }",
+        f'output {{ {TYPES}Y" dims: 4 }}',
+        f'output {{ {TYPES}Y" dims: [-1, 4] }}',
+    ],
+)
+def test_what_triton_completes_is_no_mistake(tmp_path: Path, assay: Assay, config: str) -> None:
+    (tmp_path / "m/1").mkdir(parents=True)
+    onnx.save(graph_of(f"{IN}(float[N, 4] Y) {{ Y = Relu(X) }}"), tmp_path / "m/1/model.onnx")
+    (tmp_path / "m/config.pbtxt").write_text(f'backend: "onnxruntime" {text}')
+    result = assay("triton-check", tmp_path)
+    assert result.code == 0, result.out
+
+
+def test_ensembles_compare_each_axis(tmp_path: Path, assay: Assay) -> None:
+    def model(name: str, text: str) -> None:
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "config.pbtxt").write_text(text)
+
+    def tensors(dims_in: str, dims_out: str) -> str:
+        return f'input {{ {TYPES}i" {dims_in} }} output {{ {TYPES}o" {dims_out} }}'
+
+    flat = "dims: [3, 224] reshape { shape: [672, 1] }"
+    steps = (
+        'ensemble_scheduling { step { model_name: "a" model_version: -1'
+        ' input_map { key: "i" value: "i" } output_map { key: "o" value: "x" } }'
+        ' step { model_name: "b" model_version: -1'
+        ' input_map { key: "i" value: "x" } output_map { key: "o" value: "o" } } }'
+    )
+    mine = 'backend: "mine" max_batch_size: 4'
+    model("a", f"{mine} {tensors('dims: [672, 1]', 'dims: [-1, 80]')}")
+    model("b", f"{mine} {tensors('dims: [100, -1]', 'dims: 2')}")
+    whole = f'platform: "ensemble" max_batch_size: 4 {tensors(flat, "dims: 2")} {steps}'
+    model("all", whole)
+    result = assay("triton-check", tmp_path)
+    assert result.code == 0, result.out
+    (tmp_path / "all/config.pbtxt").write_text(whole.replace(flat, "dims: [1, 672, 1]"))
+    result = assay("triton-check", tmp_path)
+    assert "step 1 gives 'i' of 'a' what has dims [1, 672, 1]; it has [672, 1]" in result.out
+
+
+def test_long_chains_of_ensembles_are_followed() -> None:
+    count = 1200
+    steps = [
+        f'step {{ model_name: "e{(number + 1) % count}" model_version: -1 }}'
+        for number in range(count)
+    ]
+    configs = [
+        config.parse(f'platform: "ensemble" ensemble_scheduling {{ {step} }}') for step in steps
+    ]
+    models = {f"e{number}": config_ensembles.Known(one, {1}) for number, one in enumerate(configs)}
+    assert "it runs itself, by its steps" in [*config_ensembles.problems(configs[0], models, "e0")]
+
+
 @pytest.mark.parametrize(("graph", "config"), RIGHT)
 def test_right_configurations_of_other_models_are_no_mistakes(
     tmp_path: Path, assay: Assay, graph: str, config: str
@@ -243,7 +299,7 @@ def test_a_graph_whose_types_triton_lacks_does_not_hide_the_other_models(
     change(model, "count: 1", "count: 0")
     result = assay("triton-check", model.parent)
     assert result.code == 1
-    assert "a/config.pbtxt: Triton has no type for int4" in result.out
+    assert "a/config.pbtxt: input 'X': Triton has no type for int4" in result.out
     assert "count below 1" in result.out
 
 
