@@ -72,7 +72,7 @@ class Clients:
     def __init__(self, sessions: Sequence[Session], feeds: Feeds) -> None:
         self._sessions, self._feeds = sessions, feeds
         self._threads: list[threading.Thread] = []
-        self._errors: list[Exception] = []
+        self._errors: list[BaseException] = []
         self._first_runs: list[float] = []  # of all threads: append is atomic
         self._warm = threading.Semaphore(0)
         self._go = threading.Event()
@@ -165,7 +165,7 @@ class Clients:
                 self._warm.release()
             self._go.wait()
             client(session)
-        except Exception as error:
+        except BaseException as error:  # a thread that vanished would be waited for
             self._errors.append(error)
             self.done.set()
 

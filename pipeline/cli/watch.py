@@ -159,7 +159,8 @@ def _conclude(url: str, watched: Watched) -> None:
         )
     problem, hint = watched.active.get("down", ""), "see the server's own log"
     if not problem and not judged:
-        problem = f"{replies} replies are too few to judge {watched.model}"
+        problem = f"{replies} {'reply is' if replies == 1 else 'replies are'} too few to judge"
+        problem += f" {watched.model}"
         hint = "watch for longer, or at a higher --rate"
     if problem:
         error = FailedError(f"{url}: {problem}", hint)
@@ -171,9 +172,10 @@ def _conclude(url: str, watched: Watched) -> None:
         f"{url}: {replies:,} replies of {watched.model}{failed}, judged {judged:,}"
         f" time{'s' * (judged != 1)}, no alarm at the end"
     )
-    if watched.interrupted is not None:
-        raise watched.interrupted
     console.document(document)
+    if watched.interrupted is not None:
+        console.settings.json = False  # there is one document
+        raise watched.interrupted
 
 
 @click.command()

@@ -191,6 +191,15 @@ def test_an_interruption_does_not_wait_for_a_session_that_never_returns() -> Non
     assert time.perf_counter() - began < 5
 
 
+def test_a_session_that_ends_its_thread_is_not_waited_for() -> None:
+    class Leaving(Sleeper):
+        def run(self, _feeds: Feeds) -> Outputs:
+            raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        closed([Leaving()], {}, seconds=0.1)
+
+
 def test_the_first_run_of_a_session_may_fail_too() -> None:
     served = arrivals([Sleeper(lasts=0)], {}, rate=1, seconds=60, seed=0)
     assert (served.failure, served.requests, served.throughput) == ("the engine has died", 0, None)

@@ -220,14 +220,14 @@ RIGHT = [
 
 
 @pytest.mark.parametrize(
-    "config",
+    "text",
     [
         "dynamic_batching { }",
         f'output {{ {TYPES}Y" dims: 4 }}',
         f'output {{ {TYPES}Y" dims: [-1, 4] }}',
     ],
 )
-def test_what_triton_completes_is_no_mistake(tmp_path: Path, assay: Assay, config: str) -> None:
+def test_what_triton_completes_is_no_mistake(tmp_path: Path, assay: Assay, text: str) -> None:
     (tmp_path / "m/1").mkdir(parents=True)
     onnx.save(graph_of(f"{IN}(float[N, 4] Y) {{ Y = Relu(X) }}"), tmp_path / "m/1/model.onnx")
     (tmp_path / "m/config.pbtxt").write_text(f'backend: "onnxruntime" {text}')
