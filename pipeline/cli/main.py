@@ -114,14 +114,14 @@ def _add_stage(name: str) -> None:
                 raise UsageError(f"{option.flag} without --{needs[0]}", option.role.requires_hint)
         if any(option.role.again and extra.get(option.name) for option in own):
             store = dataclasses.replace(store, force=True)
-        instead = [declared.role.action for declared in own if declared.name in extra]
-        if any(instead) and len(set(arguments.get("precision", []))) > 1:
-            flag = next(option.flag for option in own if option.role.action in instead)
+        instead = [option for option in own if option.role.action and option.name in extra]
+        if instead and len(set(arguments.get("precision", []))) > 1:
+            flag = instead[-1].flag
             raise UsageError(f"{flag} takes one precision", "run it once for each --precision")
 
         def one(arguments: dict[str, Any]) -> dict[str, Any]:
-            if any(instead):
-                action = getattr(stage_runs, [declared for declared in instead if declared][-1])
+            if instead:
+                action = getattr(stage_runs, instead[-1].role.action)
                 results: dict[str, Any] = action(arguments, store, **extra)
                 return results
             outcomes = stage_runs.run_command(name, arguments, store, extra)
