@@ -15,35 +15,44 @@ import io
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.method import Slowed
 from engines import hardware
 from pipeline.bundling import opening
+from pipeline.cli import side_by_side
 
 SLOWER = 0.05
-_fastest, _again = opening.fastest, opening.again
+_here = side_by_side.here
 
 
-def exit_code(bundle: Path, part: float, words: list[str]) -> int:
-    """Returns the exit code of comparing a bundle with itself, B being slower by a part."""
-    from pipeline.cli.main import main as assay
-
-    opened = 0
+def slowed_here(part: float, pair: side_by_side.Pair) -> Any:
+    """Does what `side_by_side.here` does, in its process, with B slower by a part."""
+    fastest, again, opened = opening.fastest, opening.again, 0
 
     def slowed(session: Any) -> Any:
         # Both wait, since looking at the clock takes time, too.
         return Slowed(session, part if opened % 2 == 0 else 0.0)  # A comes first
 
-    def fastest(*values: Any) -> Any:
+    def slowed_fastest(*values: Any) -> Any:
         nonlocal opened
         opened += 1
-        name, session = _fastest(*values)
+        name, session = fastest(*values)
         return name, slowed(session)
 
-    opening.fastest = fastest  # type: ignore[assignment]
-    opening.again = lambda *values: slowed(_again(*values))
+    opening.fastest = slowed_fastest  # type: ignore[assignment]
+    opening.again = lambda *values: slowed(again(*values))
+    return _here(pair)
+
+
+def exit_code(bundle: Path, part: float, words: list[str]) -> int:
+    """Returns the exit code of comparing a bundle with itself, B being slower by a part."""
+    from benchmarks import compare  # by the name that the other process knows
+    from pipeline.cli.main import main as assay
+
+    side_by_side.here = partial(compare.slowed_here, part)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return assay(["compare", str(bundle), str(bundle), "--trust", *words])
 
