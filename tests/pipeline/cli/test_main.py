@@ -379,7 +379,7 @@ def wait_for(process: subprocess.Popen[str], line: str) -> None:
 # When to interrupt a stage: this many seconds after it prints the text.
 WORKING = {
     "train": ("epoch 2/", 0.05),
-    "export": ("lenet fp32 export: running", 1.5),
+    "export": ("lenet fp32 export: running", 0.7),
     "bench": ("lenet fp32 bench: running", 1.0),
 }
 PAUSED = ("data", "verify", "build", "bundle")
