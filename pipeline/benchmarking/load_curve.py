@@ -55,13 +55,11 @@ def measure_apart(
         name: The engine's name.
         opener: Returns what `measure` opens sessions with; it can be pickled.
     """
-    worker.end()  # it holds memory, on a GPU too
     try:
-        return worker.call(f"loading {name}", measure_here, name, opener, feeds, rows, plan)
+        # A session that does not return ends with the process.
+        return worker.call_alone(f"loading {name}", measure_here, name, opener, feeds, rows, plan)
     except CrashedError as error:
         return {**_nothing(), "failure": error.message}
-    finally:
-        worker.end()  # also the thread of a session that does not return
 
 
 def measure_here(

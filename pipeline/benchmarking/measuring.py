@@ -164,16 +164,13 @@ def _isolated(function: Callable[..., T], items: Sequence[Any], *args: Any) -> T
     with temporary.folder() as folder:
         mark = folder / "running"
         mark.write_bytes(bytes([_NONE]))
-        worker.end()  # it holds memory, on a GPU too
         try:
-            return worker.call("measuring", function, items, *args, mark)
+            return worker.call_alone("measuring", function, items, *args, mark)
         except CrashedError as error:
             (place,) = mark.read_bytes()
             if place >= len(items):
                 raise
             return _Died(place, error.message)
-        finally:
-            worker.end()
 
 
 def measure_here(

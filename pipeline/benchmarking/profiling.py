@@ -112,16 +112,14 @@ def _products(
 def _profile(
     subject: Subject, products: Sequence[ProductTime], budget: float, seed: int
 ) -> dict[str, Any]:
-    worker.end()  # the libraries of the engine before are not loaded in a new process
     name = subject.engine
     console.say(f"profile: {name} at {', '.join(map(str, subject.loads))}")
     try:
-        return worker.call(f"opening {name}", profile_here, subject, products, budget, seed)
+        # The libraries of the engine before are not loaded in a new process.
+        return worker.call_alone(f"opening {name}", profile_here, subject, products, budget, seed)
     except DeployError as error:
         crashed = isinstance(error, CrashedError)
         return {"engine": name, "error": error.message, "crashed": crashed}
-    finally:
-        worker.end()
 
 
 def profile_here(

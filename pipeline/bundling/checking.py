@@ -162,9 +162,9 @@ def unpack(
         manifests.check_fields(manifest)
         digests = {name: entry["sha256"] for name, entry in manifest["members"].items()}
         _check_listed(bundle, manifest)
-        links, made = _check_chains(bundle, root, manifest, digests)
+        links, outputs = _check_chains(bundle, root, manifest, digests)
         with naming(bundle, root):
-            repositories.check(root, manifest, made)
+            repositories.check(root, manifest, outputs)
         if manifest["content"] != manifests.content_digest(manifest, digests):
             raise DeployError(
                 f"{bundle}: manifest.json says content {manifest['content']!r}, but its graphs,"
@@ -205,7 +205,7 @@ def _check_chains(
         DeployError: A chain is broken, or no record lists a graph, a golden file or an engine.
     """
     links = 0
-    made: dict[str, str] = {}
+    outputs: dict[str, str] = {}
     chains, belows = {}, {}
     for prefix, paths in manifest["chains"].items():
         if any(not path.startswith(prefix) for path in paths):
@@ -226,10 +226,12 @@ def _check_chains(
             raise
         chains[prefix], belows[prefix] = records, below
         for record in records.values():
-            made |= {f"{prefix}{label}": entry["sha256"] for label, entry in record.outputs.items()}
+            outputs |= {
+                f"{prefix}{label}": entry["sha256"] for label, entry in record.outputs.items()
+            }
     for model in manifest["models"].values():
         for path in manifests.named(model):
-            if path not in made:
+            if path not in outputs:
                 raise DeployError(
                     f"{bundle}: the chain of records is broken: no record made {path}"
                 )
@@ -239,7 +241,7 @@ def _check_chains(
             if bom.MEMBER not in belows[prefix]:
                 raise DeployError(f"{bundle} has no {prefix}{bom.MEMBER}, its bill of materials")
             bom.check(root / prefix / bom.MEMBER, belows[prefix])
-    return links, made
+    return links, outputs
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class Login:
         """Returns the headers of a second try, and whether there is to be one.
 
         Raises:
-            DeployError: There is no login, the registry does not take it, or another host asks.
+            DeployError: No login is kept, the registry refuses it, or another host asks for one.
         """
         host = urlsplit(response.url).netloc.lower()
         if host != self._registry:
@@ -102,12 +102,12 @@ class Login:
     def _token(
         self, response: Any, parameters: str, headers: dict[str, str], refresh: bool
     ) -> tuple[dict[str, str], bool]:
-        found = {one[0].lower(): one[1] or one[2] for one in _PARAMETER.findall(parameters)}
-        if not found.get("realm"):
+        challenge = {one[0].lower(): one[1] or one[2] for one in _PARAMETER.findall(parameters)}
+        if not challenge.get("realm"):
             raise DeployError("it asks for a token, and does not say where to get one")
-        found["realm"] = urljoin(response.url, found["realm"])
+        challenge["realm"] = urljoin(response.url, challenge["realm"])
         # In the one form that the library reads.
-        listed = ",".join(f'{name}="{value}"' for name, value in found.items())
+        listed = ",".join(f'{name}="{value}"' for name, value in challenge.items())
         response.headers["Www-Authenticate"] = f"Bearer {listed}"
         expired = response.request.headers.get(_HEADER) == f"Bearer {self._auth.token}"
         try:
@@ -115,7 +115,7 @@ class Login:
                 response, headers, refresh=refresh or expired
             )
         except (AttributeError, KeyError, TypeError) as error:
-            raise DeployError("it answers the login with what is no token") from error
+            raise DeployError("its answer to the login does not have a token") from error
         if not answer[1]:
             raise DeployError("it gives no token for the login")
         return answer

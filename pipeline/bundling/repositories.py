@@ -49,13 +49,13 @@ def folders(names: Iterable[str]) -> list[str]:
     return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
 
 
-def check(root: Path, manifest: Mapping[str, Any], made: Mapping[str, str]) -> None:
+def check(root: Path, manifest: Mapping[str, Any], outputs: Mapping[str, str]) -> None:
     """Checks that servers open nothing but graphs and engines of the bundle. Opens none itself.
 
     Args:
         root: The folder of the unpacked bundle.
         manifest: Its manifest.
-        made: SHA-256 of what its records made, by path. Not all of it is in the bundle.
+        outputs: SHA-256 of what its records list as outputs, by path. Not all are in the bundle.
 
     Raises:
         DeployError: A repository has a file that assay does not write, or one that is neither a
@@ -76,7 +76,7 @@ def check(root: Path, manifest: Mapping[str, Any], made: Mapping[str, str]) -> N
             raise _refused(root / name, "belongs to no model repository that assay wrote")
     models = manifest["models"].values()
     known = {members[path]["sha256"] for model in models for path in manifests.files(model)}
-    known |= {digest for path, digest in made.items() if _GRAPH.fullmatch(Path(path).name)}
+    known |= {digest for path, digest in outputs.items() if _GRAPH.fullmatch(Path(path).name)}
     wanted = {
         (Path(name).name, members[name]["bytes"])
         for name, digest in opened.items()
@@ -97,7 +97,7 @@ def _is_opened(path: Path, parts: list[str], sha256: str, labels: Sequence[str])
         labels: The names of the classes.
 
     Raises:
-        DeployError: It is no file that assay writes there.
+        DeployError: assay does not write it there.
     """
     if len(parts) == _IN_VERSION and parts[1] == VERSION and _OPENED.fullmatch(parts[2]):
         return True
@@ -108,7 +108,7 @@ def _is_opened(path: Path, parts: list[str], sha256: str, labels: Sequence[str])
         if sha256 != hashlib.sha256(lines).hexdigest():
             raise _refused(path, "has not the labels of manifest.json")
     elif parts != [MARKER] and not _WARM_UP_ROW.fullmatch("/".join(parts)):
-        raise _refused(path, "is no file that assay writes there")
+        raise _refused(path, "is not written there by assay")
     return False
 
 

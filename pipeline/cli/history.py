@@ -60,7 +60,6 @@ def compare(outcome: Outcome, store: Store) -> dict[str, Any]:
         history = History(store.root, params["model"], params["precision"])
         entry = history.add(record.started, measurements, record.facts, files)
     slower = history.slower(entry)
-    worker.end()  # it holds memory, on a GPU too
     settled = [_settle(case, entry, history, outcome) for case in slower]
     for case in settled:
         console.result(f"{case}")
@@ -133,17 +132,14 @@ def _side_by_side(case: Slower, earlier: Path, outcome: Outcome) -> dict[str, fl
     """Returns how many times as long the engine takes as the file of an earlier run."""
     golden = outcome.outputs.locate(GOLDEN.at(**outcome.outputs.fields))
     name = case.name.split()[0]
-    try:
-        return worker.call(
-            f"comparing {name} with an earlier run",
-            side_by_side_here,
-            case,
-            {"then": earlier, "now": _file(name, outcome.outputs)},
-            golden,
-            outcome.params,
-        )
-    finally:
-        worker.end()
+    return worker.call_alone(
+        f"comparing {name} with an earlier run",
+        side_by_side_here,
+        case,
+        {"then": earlier, "now": _file(name, outcome.outputs)},
+        golden,
+        outcome.params,
+    )
 
 
 def side_by_side_here(

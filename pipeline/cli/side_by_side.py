@@ -52,12 +52,8 @@ def apart(pair: Pair) -> tuple[list[dict[str, Any]], dict[str, str]]:
         CrashedError: The process died.
         UsageError: They take other inputs, or run on another kind of device.
     """
-    worker.end()  # it holds memory, on a GPU too
     names = dict.fromkeys(name for known in pair.names for name in known)
-    try:
-        return worker.call(f"comparing {' and '.join(names)}", here, pair)
-    finally:
-        worker.end()
+    return worker.call_alone(f"comparing {' and '.join(names)}", here, pair)
 
 
 def here(pair: Pair) -> tuple[list[dict[str, Any]], dict[str, str]]:

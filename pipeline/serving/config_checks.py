@@ -92,8 +92,8 @@ def check(folder: Path, golden_paths: Sequence[Path] = (), *, named_only: bool =
     ]
     for model in models:
         label = f"{model.name}/{CONFIG}"
-        found = model.problems(known, None if named and model.golden else alone, others)
-        problems += [f"{label}: {problem}" for problem in dict.fromkeys(found)]
+        mistakes = model.problems(known, None if named and model.golden else alone, others)
+        problems += [f"{label}: {problem}" for problem in dict.fromkeys(mistakes)]
         notes += [f"{label}: {note}" for note in model.notes]
     if not single and (folder / MARKER).is_file():
         for name, what in changed_files(folder):

@@ -83,9 +83,11 @@ def problems(config: Any, wanted: Signature, named_by_model: bool) -> Iterator[s
     """
     # Triton gives these itself: controls and states of sequences, and what it knows of a batch.
     sequences = config.sequence_batching
-    given = {entry.name for entry in sequences.control_input}
-    given |= {name for entry in sequences.state for name in (entry.input_name, entry.output_name)}
-    given |= {name for entry in config.batch_input for name in entry.target_name}
+    by_triton = {entry.name for entry in sequences.control_input}
+    by_triton |= {
+        name for entry in sequences.state for name in (entry.input_name, entry.output_name)
+    }
+    by_triton |= {name for entry in config.batch_input for name in entry.target_name}
     gathered = {name for entry in config.batch_output for name in entry.target_name}
     ragged = any(entry.allow_ragged_batch for entry in config.input)
     # Triton completes the batch, too, unless both sides are there.
@@ -108,7 +110,7 @@ def problems(config: Any, wanted: Signature, named_by_model: bool) -> Iterator[s
                 free = ragged or spec.name in gathered | wanted.shapeless
                 yield from _tensor(config, side, spec, named[spec.name], wanted, free)
             # A server need not return every output.
-            elif spec.name not in given and (side == "input" or not named):
+            elif spec.name not in by_triton and (side == "input" or not named):
                 yield f"{side} {spec.name!r} of {wanted.source} is missing"
 
 

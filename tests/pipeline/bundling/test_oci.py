@@ -441,13 +441,13 @@ def test_a_token_is_sent_to_no_other_host(bundle: Path) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                said = self.headers.get("Authorization")
-                seen["registry"].append((self.command, said))
+                authorization = self.headers.get("Authorization")
+                seen["registry"].append((self.command, authorization))
                 body = b""
                 if self.path.startswith("/token"):
                     body = json.dumps({"token": "hidden"}).encode()
                     self.send_response(200)
-                elif said is None:
+                elif authorization is None:
                     self.send_response(401)
                     realm = f"http://127.0.0.1:{self.server.server_address[1]}/token"
                     self.send_header("Www-Authenticate", f'Bearer realm="{realm}",service="x"')
@@ -479,12 +479,12 @@ def test_an_expired_token_is_renewed(bundle: Path) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            said, body = self.headers.get("Authorization"), b""
+            authorization, body = self.headers.get("Authorization"), b""
             if self.path.startswith("/token"):
                 tokens.append(2)
                 body = json.dumps({"token": f"t{len(tokens)}"}).encode()
                 self.send_response(200)
-            elif said != f"Bearer t{len(tokens)}" or not tokens[-1]:
+            elif authorization != f"Bearer t{len(tokens)}" or not tokens[-1]:
                 self.send_response(401)
                 self.send_header("Www-Authenticate", 'Bearer realm="/token",service="x"')
             else:
@@ -530,9 +530,12 @@ def test_a_damaged_file_of_logins_is_named(
     [
         ("Bearer", "does not say where to get one"),
         ("Digest realm=x", "in a way that is not known: 'Digest realm=x'"),
-        ('Bearer realm="http://ADDRESS/list"', "answers the login with what is no token"),
-        ('BEARER  REALM = "/list" , service=s', "answers the login with what is no token"),
-        ('Bearer realm="/list",service="s", Basic realm="x"', "what is no token"),
+        ('Bearer realm="http://ADDRESS/list"', "its answer to the login does not have a token"),
+        ('BEARER  REALM = "/list" , service=s', "its answer to the login does not have a token"),
+        (
+            'Bearer realm="/list",service="s", Basic realm="x"',
+            "its answer to the login does not have a token",
+        ),
         ("Negotiate, Basic realm=x", "it asks for a login"),
     ],
 )
