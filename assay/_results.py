@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.serving.proof import Latency
     from pipeline.verification.verdict import Verdict
 
 
@@ -92,6 +93,52 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Ways to run a model, raced.
+
+    Attributes:
+        points: One entry for each way, as in `frontier.json`; times are in seconds. "beaten_by"
+            names the way that is better in everything, if there is one.
+        machine: CPU and GPUs.
+        file: Path of `frontier.json`.
+    """
+
+    points: tuple[Mapping[str, Any], ...]
+    machine: Mapping[str, Any]
+    file: Path
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to deploy.
+
+    Attributes:
+        engine: Its name, with " graph" if it replays a CUDA graph.
+        precision: The precision of the graph.
+        device: "cpu" or "cuda:N".
+        batch: Rows in one inference.
+        threads: CPU threads of one inference.
+        sessions: How many requests are served at a time.
+        seconds: Median time of one inference end to end.
+        throughput: Images or rows per second.
+        accuracy: The part of the test images that it classifies right; None if not known.
+        candidates: All that were compared: "candidate", "status" ("yes", "unsure" or "no") and
+            "failing", the bounds that it does not surely keep, in words.
+    """
+
+    engine: str
+    precision: str
+    device: str
+    batch: int
+    threads: int
+    sessions: int
+    seconds: float
+    throughput: float
+    accuracy: float | None
+    candidates: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle.
 
@@ -132,3 +179,20 @@ class Check:
 
     manifest: Mapping[str, Any]
     verification: Verification
+
+
+@dataclass(frozen=True)
+class ServerCheck:
+    """A model server whose replies pass.
+
+    Attributes:
+        manifest: The list of members and facts of the bundle that it was judged by.
+        model: The name of the model on the server.
+        verdict: The verdict on it.
+        latencies: How long one client waits for a reply, by batch size.
+    """
+
+    manifest: Mapping[str, Any]
+    model: str
+    verdict: Verdict
+    latencies: tuple[Latency, ...]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from assay._results import Bench, Build, Bundle, Check, Export, Run, Training, Verification
+from assay._results import Bench, Build, Bundle, Export, Run, Sweep, Training, Verification
 from engines import cache
 from engines.errors import UsageError, suggestion
 from pipeline import models
@@ -87,7 +87,8 @@ def export(
         extra = {
             option.name: arguments.pop(option.name) for option in own if option.name in arguments
         }
-        outcomes = stage_runs.run_command("export", arguments, _store(root, artifacts.DIST), extra)
+        store = store_in(root, artifacts.DIST)
+        outcomes = stage_runs.run_command("export", arguments, store, extra)
     return _export(outcomes[-1])
 
 
@@ -148,6 +149,22 @@ def bench(
     return _bench(outcome)
 
 
+def sweep(
+    model: str,
+    *,
+    engine: str | Iterable[str] = "all",
+    root: PathLike = artifacts.ROOT,
+    progress: Progress | None = None,
+    **more: Any,
+) -> Sweep:
+    """Races every way to run a model; takes the options of `assay sweep`."""
+    arguments = {**more, "model": model, "engine": engine}
+    (outcome,) = _stage("sweep", arguments, root, artifacts.DIST, progress)
+    path = outcome.outputs[artifacts.SWEEP]
+    document = read_json(path)
+    return Sweep(tuple(document["points"]), document["machine"], path)
+
+
 def bundle(
     model: str,
     *,
@@ -183,7 +200,7 @@ def run(
     """
     with console.redirected(progress):
         arguments = _parse_options(RUN, {**more, "model": model, "engine": engine})
-        outcomes, failure = stage_runs.run_all(arguments, _store(root, dist))
+        outcomes, failure = stage_runs.run_all(arguments, store_in(root, dist))
     if failure is not None:
         raise failure
     by_stage: dict[str, list[Outcome]] = {}
@@ -200,62 +217,8 @@ def run(
     )
 
 
-def check(
-    bundle: PathLike,
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-    engine: str | None = None,
-    precision: str | None = None,
-    digests_only: bool = False,
-    max_size: float = 64.0,
-    public_key: PathLike | None = None,
-    certificate_chain: PathLike | None = None,
-    progress: Progress | None = None,
-) -> Check:
-    """Verifies a bundle on this machine: every digest, and every engine that runs here.
-
-    Args:
-        bundle: Path of the archive.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        threads: CPU threads for one inference; None means all that the process may use.
-        engine: The only engine to judge besides the graphs.
-        precision: The only precision to judge.
-        digests_only: Open neither a graph nor an engine; there are no verdicts then.
-        max_size: GiB that the bundle may unpack to.
-        public_key: PEM file with the key that must have signed the bundle.
-        certificate_chain: PEM file with authorities, one of whose certificates must have signed it.
-        progress: Called with each progress line.
-
-    Raises:
-        DeployError: The bundle is damaged, its chain of digests is broken, or its signature is not
-            valid.
-        CrashedError: A verdict is "crashed".
-        FailedError: A verdict is "failed".
-        ParityError: A verdict is "mismatch" or "vacuous".
-        NotAvailableError: This machine can run nothing in the bundle.
-    """
-    from engines.hardware import available_cpus
-    from pipeline.bundling import checking, signature
-    from pipeline.verification.acceptance import require_pass
-
-    with console.redirected(progress):
-        checked = checking.check(
-            Path(bundle),
-            device,
-            threads or available_cpus(),
-            engine=engine,
-            precision=precision,
-            digests_only=digests_only,
-            max_bytes=int(max_size * 2**30),
-            trusted=signature.Trusted.of(public_key, certificate_chain),
-        )
-        ran = [verdict for verdict in checked.verdicts if verdict.status != "not run"]
-        require_pass(ran, str(checked.manifest["model"]))
-    return Check(checked.manifest, Verification(tuple(checked.verdicts)))
-
-
-def _store(root: PathLike, dist: PathLike) -> Store:
+def store_in(root: PathLike, dist: PathLike) -> Store:
+    """Returns the store in two folders, without what killed processes left in them."""
     for name, folder in (("root", root), ("dist", dist)):
         if not isinstance(folder, str | os.PathLike):
             raise UsageError(f"{name} {folder!r} is not a path", "give the path of a folder")
@@ -268,7 +231,7 @@ def _stage(
     name: str, arguments: dict[str, Any], root: PathLike, dist: PathLike, progress: Progress | None
 ) -> list[Outcome]:
     with console.redirected(progress):
-        return stage_runs.run_stage(name, _parse_options((name,), arguments), _store(root, dist))
+        return stage_runs.run_stage(name, _parse_options((name,), arguments), store_in(root, dist))
 
 
 def _parse_options(

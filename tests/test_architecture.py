@@ -25,6 +25,8 @@ ALLOWED = {
         "pipeline/cli",
         "pipeline/golden",
         "pipeline/models",
+        "pipeline/report/page",
+        "pipeline/serving",
         "pipeline/verification",
         "pipeline/workflow",
     },

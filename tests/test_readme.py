@@ -56,7 +56,7 @@ def test_the_commands_and_examples_work_one_after_the_other(
                 source = re.match(r"# (\S+\.py)\n", block)
                 assert source, f"{name}: an example without the name of its file"
                 (tmp_path / source[1]).write_text(block)
-                if source[1] in ("chain.py", "predict.py", "classify.py", "other.py"):
+                if source[1] in ("chain.py", "choose.py", "predict.py", "classify.py", "other.py"):
                     run_example(tmp_path / source[1])
                 continue
             for line in block.splitlines():

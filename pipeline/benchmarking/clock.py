@@ -45,7 +45,8 @@ MIN_SECONDS = 1.0
 TURN_SECONDS = 0.001
 # A turn begins with iterations that do not count. They bring code and data back into the caches,
 # and last as long as the threads of the candidate before spin, waiting for work: GNU OpenMP's for
-# 7 ms, oneTBB's for 1 ms. In that time others on the same CPUs took 1.3 to 2 times as long.
+# 7 ms, oneTBB's for 1 ms. In that time others on the same CPUs took 1.3 to 2 times as long. Caches
+# lose something between the two boundaries of a turn, too: PyTorch's next 0.4 ms became 0.45 ms.
 RUN_IN_SECONDS = 0.001
 _SPIN_WATCHED = 0.03
 _SPIN_UNKNOWN = 0.01
@@ -55,8 +56,9 @@ WARM_RUNS = 3
 _WARM_SESSION = 0.005
 WARMUP_SECONDS = (0.1, 3.0)
 MOST_ITERATIONS = 5000  # of a turn
-# Neither cold caches nor threads that spin matter to an iteration this long.
-LONG_SECONDS = 0.2
+# Neither cold caches nor threads that spin matter to an iteration this long; nor, to a shorter one,
+# what caches lose between two boundaries.
+LONG_SECONDS, LONG_BETWEEN_SECONDS = 0.2, 0.02
 # Enough rounds: no interval reaches further than this, as a part of its value, to either side.
 NARROW = 0.01
 # Rounds grow by this part between two looks at the intervals. Each look is a chance to stop at a
@@ -237,10 +239,9 @@ class _Part:
         self.every: list[float] = []
         self.waiting = Waiting()
 
-    def turn(self, run_in: float, place: int) -> None:
-        """Runs for `TURN_SECONDS`, after so many seconds that do not count."""
+    def turn(self, spare: int, place: int) -> None:
+        """Runs for `TURN_SECONDS`, after so many iterations that do not count."""
         place %= len(self.runs)
-        spare = _count(run_in, self.each, LONG_SECONDS) if run_in else 0
         times = self.runs[place](spare + _count(TURN_SECONDS, self.each))[spare:]
         self.places.append(place)
         self.samples.append(float(np.median(times)))
@@ -287,11 +288,12 @@ class _Entrant:
 
     def turn(self, order: random.Random, run_in: float, place: int, *, observe: bool) -> None:
         """Runs the session at a place at each boundary, after seconds that do not count."""
+        longest = LONG_SECONDS
         for boundary in order.sample(BOUNDARIES, len(BOUNDARIES)):
             part = self.parts[boundary]
             with part.waiting if observe else nullcontext():
-                part.turn(run_in, place)
-            run_in = 0.0
+                part.turn(_count(run_in, part.each, longest), place)
+            run_in, longest = RUN_IN_SECONDS, LONG_BETWEEN_SECONDS
 
 
 def _estimates(entrants: Sequence[_Entrant], boundary: Boundary) -> list[_Estimate]:

@@ -1,7 +1,8 @@
 """Logging in to an OCI registry: what the library oras leaves out.
 
-It reads logins in the home folder only, knows one form of a registry's question who we are, keeps a
-token that has expired, and sends a token to whatever host a registry names.
+It reads logins in the home folder only, tells nothing of a program for logins that fails, knows one
+form of a registry's question who we are, keeps a token that has expired, and sends a token to
+whatever host a registry names.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import base64
 import os
 import re
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from engines.errors import DeployError
-from pipeline.workflow.digests import read_json
+from pipeline.workflow.digests import parse_json, read_json
 
 _HEADER = "Authorization"
 # One of several questions in a header (RFC 9110, 11.6.1), and its parameters.
@@ -23,6 +25,10 @@ _CHALLENGE = re.compile(
     r"(?P<kind>[\w-]+)(?P<parameters>(?:[ ,]+\w+ *= *(?:\"[^\"]*\"|[^\s\",]+))*) *(?:,|$)", re.ASCII
 )
 _PARAMETER = re.compile(r"(\w+) *= *(?:\"([^\"]*)\"|([^\s\",]+))", re.ASCII)
+# How long a program that keeps logins may take: it may ask for the password of a key ring.
+_HELPER_SECONDS = 60.0
+# A name that says that the password is a token, which is exchanged for another.
+_NO_NAME = "<token>"
 
 
 def kept_logins() -> dict[str, Any]:
@@ -42,8 +48,7 @@ def kept_logins() -> dict[str, Any]:
             host = urlsplit(name if "://" in name else f"//{name}").netloc.lower()
             auth = entry.get("auth")
             if not auth and entry.get("username"):
-                pair = f"{entry['username']}:{entry.get('password', '')}"
-                auth = base64.b64encode(pair.encode()).decode()
+                auth = _basic(entry["username"], entry.get("password", ""))
             auths[host] = {"auth": auth} if auth else {}
         helpers = dict(kept.get("credHelpers") or {})
         store = kept.get("credsStore")
@@ -52,6 +57,11 @@ def kept_logins() -> dict[str, Any]:
     except DeployError as error:
         raise DeployError(error.message) from error
     return {"auths": auths, "credsStore": store, "credHelpers": helpers}
+
+
+def _basic(name: str, password: str) -> str:
+    """Returns a login as Basic authentication sends it."""
+    return base64.b64encode(f"{name}:{password}".encode()).decode()
 
 
 class Login:
@@ -65,9 +75,41 @@ class Login:
             registry: The registry's host and port.
         """
         self._auth, self._registry, self._basic = auth, registry.lower(), ""
+        self._problem = ""  # of the program that keeps logins
         self._by_token = auth.authenticate_request
         auth.authenticate_request = self.answer
+        auth._get_auth_from_creds_store = self._ask_helper
         auth._auth_config = kept_logins()
+
+    def _ask_helper(self, suffix: str, host: str) -> str | None:
+        """Returns the login that one of docker's programs keeps for a host; None if it has none."""
+        program = f"docker-credential-{suffix}"
+        try:
+            answer = subprocess.run(
+                [program, "get"],
+                input=host.encode(),
+                capture_output=True,
+                check=True,
+                timeout=_HELPER_SECONDS,
+            )
+            kept = parse_json(answer.stdout)
+            name, password = str(kept["Username"]), str(kept["Secret"])
+        except FileNotFoundError:
+            self._problem = f"; {program}, which keeps docker's logins, is not on the PATH"
+        except subprocess.CalledProcessError as error:
+            text = (error.stdout + error.stderr).decode(errors="replace")
+            self._problem = f"; {program} has none: {' '.join(text.split())[:200]}"
+        except subprocess.TimeoutExpired:
+            self._problem = f"; {program} has not answered for {_HELPER_SECONDS:g} s"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._problem = f"; {program} does not answer as docker's programs do: {error!r}"
+        else:
+            if name != _NO_NAME:
+                return _basic(name, password)
+            self._problem = (
+                f"; {program} keeps an identity token for it, and a name and a password are needed"
+            )
+        return None
 
     def answer(
         self, response: Any, headers: dict[str, str], refresh: bool = False
@@ -93,7 +135,7 @@ class Login:
     def _password(self, response: Any, headers: dict[str, str]) -> tuple[dict[str, str], bool]:
         kept = getattr(self._auth, "_basic_auth", "")
         if not kept:
-            raise DeployError("it asks for a login")
+            raise DeployError(f"it asks for a login{self._problem}")
         if response.request.headers.get(_HEADER) == f"Basic {kept}":
             raise DeployError("it does not take the login that is kept for it")
         self._basic = f"Basic {kept}"
@@ -117,7 +159,7 @@ class Login:
         except (AttributeError, KeyError, TypeError) as error:
             raise DeployError("its answer to the login does not have a token") from error
         if not answer[1]:
-            raise DeployError("it gives no token for the login")
+            raise DeployError(f"it gives no token for the login{self._problem}")
         return answer
 
     def headers(self, method: str, url: str, headers: Mapping[str, str] | None) -> dict[str, str]:

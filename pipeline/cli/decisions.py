@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines import temporary
-from engines.errors import DeployError, FailedError, NotMetError, UsageError
+from engines.errors import FailedError, NotMetError, UsageError
 from pipeline.cli import side_by_side, signing
 from pipeline.cli.commands import ask
 from pipeline.cli.flags import Number, limit, limiting, make_store, print_as, printing, storing
 from pipeline.report.units import times_as_long
 from pipeline.stages import check_threads
-from pipeline.workflow import console, hints
+from pipeline.workflow import console
 
 if TYPE_CHECKING:
     from pipeline.bundling.checking import Model
@@ -57,58 +56,23 @@ def choose(
     sweep` has measured.
     With a bound on a time, it names the one of the highest throughput; else the quickest.
     """
-    from pipeline import models
-    from pipeline.report import units
-    from pipeline.report.page import bounds as judge
-    from pipeline.report.page import bounds_table, choice, results
-    from pipeline.report.train import chance_doubt
+    from pipeline.report.page import bounds_table
+    from pipeline.report.page.bounds import Bounds
+    from pipeline.report.page.decision import decide
 
     store = make_store(values)
-    models.check_name(model)
-    bounds = judge.Bounds(
-        p99=None if p99 is None else units.seconds(p99),
-        latency=None if latency is None else units.seconds(latency),
-        throughput=min_throughput,
-        drop=max_drop,
-        memory=None if memory is None else units.byte_count(memory),
-    )
-    if bounds == judge.Bounds():
+    bounds = Bounds.of(p99, latency, min_throughput, max_drop, memory)
+    if bounds == Bounds():
         raise UsageError(
             "choose needs a bound",
             "give --p99, --latency, --min-throughput, --max-drop or --memory",
         )
-    known = results.collect(model, [], store)
-    measure = hints.complete(f"run `{hints.command('bench', {'model': model})}`", store.place)
-    try:
-        candidates = choice.current(known)
-    except results.UNREADABLE as error:
-        raise DeployError(
-            f"the measurements of {model} have not the form that this version of assay writes"
-            f" ({type(error).__name__}: {error})",
-            measure,
-        ) from error
-    if not candidates:
-        raise DeployError(f"no engine of {model} is both proved and measured", measure)
-    accuracy = (known.training or {}).get("test_accuracy")
-    compared = [judge.kept(entry, bounds, accuracy) for entry in candidates]
-    best = judge.best(compared, bounds)
-    bounds_table.show(compared, best, bounds)
-    if doubt := known.training and chance_doubt(known.training):
-        console.result(doubt)
-    document = {
-        "bounds": dataclasses.asdict(bounds),
-        "chosen": None if best is None else dataclasses.asdict(best.candidate),
-        "candidates": [dataclasses.asdict(entry) for entry in compared],
-        "gaps": [dataclasses.asdict(gap) for gap in known.gaps],
-    }
-    if best is None:
-        raise NotMetError(
-            f"none of the {len(compared)} ways to run {model} that were measured surely keeps the"
-            " bounds",
-            judge.hint(compared, bounds),
-            document,
-        )
-    console.document(document)
+    decision = decide(model, bounds, store)
+    bounds_table.show(decision.compared, decision.best, bounds)
+    if decision.doubt:
+        console.result(decision.doubt)
+    decision.require()
+    console.document(decision.document())
 
 
 def _sizes(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, ...]:

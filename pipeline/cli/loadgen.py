@@ -176,7 +176,9 @@ def _ask(
         else:
             folder = params.log / name
             folder.mkdir(parents=True, exist_ok=True)
-        return worker.call(
+        # Alone: PyTorch is 2.4 times as slow once two threads of a process have run it, since GNU
+        # OpenMP then has more threads than there are CPUs, and lets none of them spin.
+        return worker.call_alone(
             f"asking {subject.engine} with LoadGen",
             under_loadgen,
             subject,

@@ -113,6 +113,12 @@ def test_errors_have_a_message(call: object, error: type, words: str) -> None:
         (lambda: assay.build("mine.py:make", engine=["all", "pytorch"]), "mixes all and names"),
         (lambda: assay.bench("mine.py:make", engine="graph"), "unknown engine 'graph'"),
         (lambda: assay.bench("mine.py:make", batch=[1.5]), "batch 1.5 is of type float"),
+        (lambda: assay.choose("mine.py:make"), "choose needs a bound"),
+        (lambda: assay.choose("mine.py:make", p99=0.005), "p99 0.005 has no unit"),
+        (lambda: assay.choose("mine.py:make", memory="some"), "'some' is not a size"),
+        (lambda: assay.choose("mine.py:make", max_drop=101), "max_drop 101 is out of range"),
+        (lambda: assay.choose("mine.py:make", min_throughput=True), "min_throughput True"),
+        (lambda: assay.check_server("a", "here"), "'here' is not the address of a server"),
         (lambda: assay.load(3), "bundle 3 is not a path"),
         (lambda: assay.load("a", threads=0), "threads 0"),
         (lambda: assay.load("a", threads=1_000_000), "threads 1000000"),
@@ -150,6 +156,27 @@ def test_a_file_that_cannot_be_loaded_is_an_error_with_its_line(
     with pytest.raises(assay.DeployError) as caught:
         assay.export("broken.py:make")
     assert words in f"{caught.value.message} {caught.value.hint}"
+
+
+@pytest.mark.slow(3)
+def test_what_a_sweep_has_measured_is_chosen_from(store: Store) -> None:
+    words = {"engine": "onnxruntime", "batch": [1, 2], "concurrency": 1, "threads": 1}
+    raced = assay.sweep("lenet", root=store.root, budget=0.2, **words)
+    assert {point["batch"] for point in raced.points} == {1, 2}
+    assert raced.file.is_file()
+    lines: list[str] = []
+    chosen = assay.choose("lenet", min_throughput=1, root=store.root, progress=lines.append)
+    best = min(
+        (point for point in raced.points if not point["beaten_by"]),
+        key=lambda point: float(point["latency"]["value"]),
+    )
+    assert (chosen.engine, chosen.precision) == ("onnxruntime", "fp32")
+    assert (chosen.batch, chosen.seconds) == (best["batch"], best["latency"]["value"])
+    assert chosen.candidates[0]["status"] == "yes"
+    with pytest.raises(assay.NotMetError, match="none of the") as refused:
+        assay.choose("lenet", min_throughput=10**12, root=store.root)
+    assert refused.value.details["chosen"] is None
+    assert "sweep" in refused.value.hint
 
 
 @pytest.mark.usefixtures("folder")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.benchmarking.contention import NOTICEABLE
 from pipeline.report.page.choice import Candidate
-from pipeline.report.units import duration, size
+from pipeline.report.units import byte_count, duration, seconds, size
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,28 @@ class Bounds:
     throughput: float | None = None
     drop: float | None = None
     memory: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        p99: str | None,
+        latency: str | None,
+        throughput: float | None,
+        drop: float | None,
+        memory: str | None,
+    ) -> Bounds:
+        """Returns bounds on times and memory that are written with their units.
+
+        Raises:
+            UsageError: A time or a size is written in another way, or is not above 0.
+        """
+        return cls(
+            p99=None if p99 is None else seconds(p99),
+            latency=None if latency is None else seconds(latency),
+            throughput=throughput,
+            drop=drop,
+            memory=None if memory is None else byte_count(memory),
+        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +145,32 @@ def best(results: Sequence[Kept], bounds: Bounds) -> Kept | None:
 
     With a bound on a time, that is the one of the highest throughput; else the quickest.
     """
-    able = [entry for entry in results if entry.status == "yes"]
-    if bounds.p99 is None and bounds.latency is None:
-        return min(able, key=lambda entry: entry.candidate.seconds, default=None)
-    return max(able, key=lambda entry: entry.candidate.rate, default=None)
+    return _first([entry for entry in results if entry.status == "yes"], bounds)
+
+
+def perhaps(results: Sequence[Kept], chosen: Kept, bounds: Bounds) -> Kept | None:
+    """Returns what is surely better than the chosen, and may keep the bounds; None if nothing."""
+    one = chosen.candidate
+
+    def better(other: Candidate) -> bool:
+        if _wants_rate(bounds):
+            return other.rates[1] > one.rates[2]
+        return other.high < one.low
+
+    unsure = [entry for entry in results if entry.status == "unsure"]
+    return _first([entry for entry in unsure if better(entry.candidate)], bounds)
+
+
+def wish(bounds: Bounds) -> str:
+    """Returns what the best does, in words."""
+    return "serves more" if _wants_rate(bounds) else "is quicker"
+
+
+def _wants_rate(bounds: Bounds) -> bool:
+    return bounds.p99 is not None or bounds.latency is not None
+
+
+def _first(entries: Sequence[Kept], bounds: Bounds) -> Kept | None:
+    if _wants_rate(bounds):
+        return max(entries, key=lambda entry: entry.candidate.rate, default=None)
+    return min(entries, key=lambda entry: entry.candidate.seconds, default=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.report.bench import UNSETTLED
-from pipeline.report.page.bounds import Bounds, Kept
+from pipeline.report.page.bounds import Bounds, Kept, perhaps, wish
 from pipeline.report.page.choice import Candidate
 from pipeline.report.sweep import CREW
 from pipeline.report.units import duration
@@ -48,12 +48,23 @@ def show(compared: Sequence[Kept], best: Kept | None, bounds: Bounds) -> None:
     }
     optional = sorted(asked, key=lambda column: asked[column] is not None)
     console.table("Bounds", columns, rows, (_WHY, *optional))
-    if best is not None:
-        console.result(_chosen(best.candidate, bounds))
+    if best is None:
+        return
+    console.result(_chosen(best.candidate, bounds))
+    if (other := perhaps(compared, best, bounds)) is not None:
+        console.result(_not_sure(other, bounds))
 
 
 def _p99(one: Candidate) -> str:
     return "" if one.p99 is None else f"{duration(one.p99[0])} to {duration(one.p99[1])}"
+
+
+def _not_sure(entry: Kept, bounds: Bounds) -> str:
+    one = entry.candidate
+    return (
+        f"{one.name} at batch {one.batch}, {one.crew}, {wish(bounds)}, and may keep the bounds:"
+        f" {'; '.join(entry.failing)}; more --budget narrows an interval"
+    )
 
 
 def _chosen(one: Candidate, bounds: Bounds) -> str:

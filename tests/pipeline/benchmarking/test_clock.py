@@ -215,9 +215,19 @@ def test_a_turn_runs_in_for_as_long_as_the_threads_of_the_one_before_spin(
     timing.measure(pair, budget=0.1, seed=0)
     turns = [(name, len(list(group))) for name, group in itertools.groupby(log)][-9:-1]
     fewest = {name: min(count for turn, count in turns if turn == name) for name in spins}
-    # One inference at each boundary counts; it takes 1 ms on the device, and 2 end to end.
-    assert fewest["slow"] == 1 + 2
-    assert fewest["fast"] >= 10 + 2
+    # One inference at each boundary counts; it takes 1 ms on the device, and 2 end to end. One does
+    # not at the second boundary.
+    assert fewest["slow"] == 1 + 1 + 2
+    assert fewest["fast"] >= 10 + 1 + 2
+
+
+@pytest.mark.parametrize(("seconds", "run_in"), [(0.001, 2), (0.05, 1), (0.3, 0)])
+def test_a_long_inference_needs_no_run_in(clock: Clock, seconds: float, run_in: int) -> None:
+    log: list[str] = []
+    pair = [timing.Candidate(n, Timed(clock, n, seconds, 0, log, drift=0), {}) for n in "ab"]
+    timing.measure(pair, budget=20 * seconds, seed=0)
+    turns = [len(list(group)) for _, group in itertools.groupby(log)][-9:-1]
+    assert min(turns) == run_in + 2
 
 
 class Failing(Timed):

@@ -54,7 +54,8 @@ def test_a_process_on_the_same_cpu_makes_us_wait() -> None:
 def test_a_thread_that_spins_is_seen() -> None:
     done = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(lambda: (spin(0.1, time.thread_time), done.wait()))
+        # It spins once all threads have been looked at, which takes longer while it does.
+        pool.submit(lambda: (time.sleep(0.1), spin(0.1, time.thread_time), done.wait()))
         busiest = contention.longest_run(0.5)
         done.set()
     assert busiest is not None

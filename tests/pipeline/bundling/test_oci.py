@@ -135,6 +135,50 @@ def test_a_registry_with_a_password_takes_the_login_of_docker(
     assert path.read_bytes() == bundle.read_bytes()
 
 
+# What docker's programs for logins answer, and what is told of it.
+HELPERS = {
+    "none": (None, "docker-credential-kept, which keeps docker's logins, is not on the PATH"),
+    "unknown": ("echo credentials not in the key ring; exit 1", "has none: credentials not in the"),
+    "odd": ("echo '[1]'", "does not answer as docker's programs do"),
+    "empty": ("true", "does not answer as docker's programs do"),
+    "token": ("""echo '{"Username": "<token>", "Secret": "x"}'""", "keeps an identity token"),
+    "wrong": ("""echo '{"Username": "user", "Secret": "x"}'""", "it does not take the login"),
+}
+
+
+@pytest.mark.parametrize("kind", ["credsStore", "credHelpers"])
+def test_a_program_that_keeps_logins_is_asked_and_named(
+    with_password: str,
+    bundle: Path,
+    tmp_path: Path,
+    assay: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    kept = "kept" if kind == "credsStore" else {with_password: "kept"}
+    (tmp_path / "config.json").write_text(json.dumps({kind: kept}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    program = tmp_path / "docker-credential-kept"
+
+    def write(lines: str) -> None:
+        program.write_text(f"#!/bin/sh\n{lines}\n")
+        program.chmod(0o755)
+
+    name = f"{with_password}/models/lenet:1"
+    for lines, message in HELPERS.values():
+        if lines is not None:
+            write(lines)
+        result = assay("push", bundle, name, "--plain-http")
+        assert result.code == 1
+        assert message in result.err
+    write(
+        f"""test "$1 $(cat)" = "get {with_password}" &&"""
+        """ echo '{"Username": "user", "Secret": "secret"}'"""
+    )
+    pushed(bundle, name)
+
+
 def fetch(address: str, path: str, accept: str = "*/*") -> bytes:
     connection = http.client.HTTPConnection(address, timeout=10)
     try:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from assay import ParityError, check_server
 from engines.errors import UsageError
 from pipeline.golden import file as goldens
 from pipeline.serving.client import Server
@@ -140,6 +141,21 @@ def test_a_server_with_the_right_outputs_passes(ask: Callable[..., Result]) -> N
     document = json.loads(result.out)
     assert document["server_model"] == "served"
     assert [entry["batch"] for entry in document["latencies"]] == [1, 262]
+
+
+@pytest.mark.slow(3)
+def test_a_server_is_judged_from_python(built: Store) -> None:
+    golden = goldens.load(built.root / "lenet/fp32/golden.npz")
+    with serving(Behaviour(), golden) as url:
+        checked = check_server(bundle_of(built), url, model_name="served")
+    assert (checked.model, checked.verdict.status) == ("served", "pass")
+    assert checked.manifest["model"] == "lenet"
+    assert [latency.batch for latency in checked.latencies] == [1, 262]
+    with (
+        serving(Behaviour(reply=lambda outputs: tensor(outputs[::-1])), golden) as url,
+        pytest.raises(ParityError, match="times the noise floor"),
+    ):
+        check_server(bundle_of(built), url)
 
 
 @pytest.mark.slow(3)

@@ -6,7 +6,7 @@ import pytest
 
 from engines.errors import UsageError
 from pipeline.report import units
-from pipeline.report.page import bounds
+from pipeline.report.page import bounds, bounds_table
 from pipeline.report.page.bounds import Bounds
 from tests.pipeline.report.page.test_choice import candidate
 
@@ -99,3 +99,28 @@ def test_a_bound_on_time_leaves_the_highest_throughput() -> None:
     assert best(Bounds(throughput=900)) == quick
     assert best(Bounds(throughput=5000)) == large
     assert best(Bounds(latency=1e-4)) is None
+
+
+def test_what_is_better_and_not_sure_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    # By throughput, 0.99 to 1.01 of 1,000, 1,000 and 8,000 images/s.
+    usual, other, large = candidate(2e-3, batch=2), candidate(1e-3), candidate(1e-3, batch=8)
+
+    def perhaps(limits: Bounds, *known: Any) -> object:
+        compared = [bounds.kept(entry, limits, None) for entry in known]
+        chosen = bounds.best(compared, limits)
+        assert chosen is not None
+        bounds_table.show(compared, chosen, limits)
+        better = bounds.perhaps(compared, chosen, limits)
+        return better and better.candidate
+
+    assert perhaps(Bounds(throughput=990), usual, other) is None  # both are sure
+    few = candidate(1e-3, batch=8, p99=None)
+    assert perhaps(Bounds(p99=1.0), few, candidate(2e-3, p99=(2e-3, 3e-3))) == few
+    out = capsys.readouterr().out
+    assert "serves more, and may keep the bounds: too few inferences to know the p99" in out
+    edge = Bounds(throughput=1000)
+    assert perhaps(edge, candidate(9e-3, batch=90), other) == other
+    assert "is quicker, and may keep the bounds: 990 to 1,010 images/s" in capsys.readouterr().out
+    assert perhaps(edge, large, other) is None  # not surely quicker
+    assert perhaps(Bounds(throughput=1100), large, other) is None  # it does not keep it
+    assert "may keep" not in capsys.readouterr().out
