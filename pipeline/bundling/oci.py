@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import http
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -161,6 +162,8 @@ def _no_registry(response: Any) -> str:
 
 
 def _require_ok(response: Any, problem: str) -> None:
+    if response.status_code == http.HTTPStatus.UNAUTHORIZED:
+        raise DeployError("it does not take the login that is kept for it")
     if response.status_code not in _OK:
         raise DeployError(f"{problem} ({response.status_code} {response.reason})")
 

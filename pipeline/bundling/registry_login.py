@@ -10,10 +10,14 @@ from __future__ import annotations
 import base64
 import os
 import re
+import signal
 import subprocess
+import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 from urllib.parse import urljoin, urlsplit
 
 from engines.errors import DeployError
@@ -25,8 +29,10 @@ _CHALLENGE = re.compile(
     r"(?P<kind>[\w-]+)(?P<parameters>(?:[ ,]+\w+ *= *(?:\"[^\"]*\"|[^\s\",]+))*) *(?:,|$)", re.ASCII
 )
 _PARAMETER = re.compile(r"(\w+) *= *(?:\"([^\"]*)\"|([^\s\",]+))", re.ASCII)
-# How long a program that keeps logins may take: it may ask for the password of a key ring.
+# How long a program that keeps logins may take, which may ask for the password of a key ring, and
+# how many bytes it may print.
 _HELPER_SECONDS = 60.0
+_MAX_PRINTED = 1 << 16
 # A name that says that the password is a token, which is exchanged for another.
 _NO_NAME = "<token>"
 
@@ -64,6 +70,45 @@ def _basic(name: str, password: str) -> str:
     return base64.b64encode(f"{name}:{password}".encode()).decode()
 
 
+def _run(program: str, text: str) -> tuple[int, bytes]:
+    """Runs one of docker's programs; returns its exit code and what it prints, up to a bound.
+
+    It ends with all that it has started.
+
+    Raises:
+        TimeoutError: It takes too long.
+        OSError: It cannot be run.
+    """
+    began = time.monotonic()
+    with subprocess.Popen(
+        [program, "get"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        timer = threading.Timer(_HELPER_SECONDS, _end, [process.pid])
+        timer.start()
+        try:
+            with suppress(BrokenPipeError), cast("IO[bytes]", process.stdin) as asking:
+                asking.write(text.encode())
+            printed = cast("IO[bytes]", process.stdout).read(_MAX_PRINTED)
+            if len(printed) == _MAX_PRINTED:
+                _end(process.pid)
+            code = process.wait()
+        finally:
+            timer.cancel()
+            _end(process.pid)
+    if time.monotonic() - began >= _HELPER_SECONDS:
+        raise TimeoutError
+    return code, printed
+
+
+def _end(group: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
 class Login:
     """Answers a registry that asks who it is, with the login that docker or oras have kept."""
 
@@ -82,27 +127,28 @@ class Login:
         auth._auth_config = kept_logins()
 
     def _ask_helper(self, suffix: str, host: str) -> str | None:
-        """Returns the login that one of docker's programs keeps for a host; None if it has none."""
+        """Returns the login that one of docker's programs keeps for a host; None if it has none.
+
+        What the program prints is not repeated: it may hold the password.
+        """
+        if self._problem:  # the library asks for other names of this machine, too
+            return None
         program = f"docker-credential-{suffix}"
         try:
-            answer = subprocess.run(
-                [program, "get"],
-                input=host.encode(),
-                capture_output=True,
-                check=True,
-                timeout=_HELPER_SECONDS,
-            )
-            kept = parse_json(answer.stdout)
-            name, password = str(kept["Username"]), str(kept["Secret"])
+            code, printed = _run(program, host)
+            kept = parse_json(printed)
+            name, password = kept["Username"], kept["Secret"]
+            if code or not isinstance(name, str) or not isinstance(password, str):
+                raise ValueError
         except FileNotFoundError:
             self._problem = f"; {program}, which keeps docker's logins, is not on the PATH"
-        except subprocess.CalledProcessError as error:
-            text = (error.stdout + error.stderr).decode(errors="replace")
-            self._problem = f"; {program} has none: {' '.join(text.split())[:200]}"
-        except subprocess.TimeoutExpired:
+        except TimeoutError:
             self._problem = f"; {program} has not answered for {_HELPER_SECONDS:g} s"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            self._problem = f"; {program} does not answer as docker's programs do: {error!r}"
+        except OSError as error:
+            self._problem = f"; {program} cannot be run: {error.strerror or error}"
+        except (ValueError, KeyError, TypeError):
+            ended = f"exit code {code}" if code >= 0 else f"signal {-code}"
+            self._problem = f"; {program} tells no login for it ({ended})"
         else:
             if name != _NO_NAME:
                 return _basic(name, password)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from engines.contract import Array, Outputs
 from engines.errors import DeployError
 from exporters import onnx_files, typed_graph
 from exporters.graph_run import GraphRun
+from exporters.half_graph import opset_of
 from exporters.onnx_nodes import attribute, graphs_of, named_constants, nodes_of
 from pipeline.golden import graph_ranges, noise
 from pipeline.golden.file import Reference
@@ -42,6 +44,7 @@ _ARGUMENT = {"Gelu", "Mish"}
 _UNEVEN = {"Log", "Exp", "Pow"}
 _EXPONENTIALS = {"Softmax", "LogSoftmax"}
 _LANES = 4  # sums that the smallest vector units keep at a time
+_ONE_AXIS = 13  # the first opset in which these are along one axis
 _SUMS = {"ReduceMean", "ReduceSum", "GlobalAveragePool"}
 _MOVED_KINDS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
@@ -209,6 +212,7 @@ def _rounded(
         seed: Give approximated functions their error, in the way of `rounding.approximate`; None
             means not to.
     """
+    opset = opset_of(model)
     way = 0.0 if seed is None or halves else _UNIT if seed % 2 else -_UNIT
 
     def hook(node: onnx.NodeProto, name: str, value: Array, inputs: list[Array | None]) -> Array:
@@ -220,7 +224,7 @@ def _rounded(
         if way and node.op_type in _SUMS and first is not None and first.dtype == np.float32:
             return _one_by_one(node, first, inputs, value)
         if way and node.op_type in _EXPONENTIALS and first is not None:
-            return _softmax_in_lanes(node, first)
+            return _softmax_in_lanes(node, first, opset)
         if way and node.op_type in _APPROXIMATED:
             return value + np.float32(way)
         if way and node.op_type in _UNEVEN:
@@ -234,12 +238,19 @@ def _rounded(
     return GraphRun(model, exactly=False, hook=hook)
 
 
-def _softmax_in_lanes(node: onnx.NodeProto, array: Array) -> Array:
+def _softmax_in_lanes(node: onnx.NodeProto, array: Array, opset: int) -> Array:
     """Returns a softmax or its logarithm, with the exponentials added as a small vector unit does.
 
     Of 6,625 classes, ONNX Runtime's sum lost 5 of its 24 bits.
     """
-    axis = attribute(node, "axis", -1)
+    if opset < _ONE_AXIS:  # the axes from this one on are taken together
+        first = attribute(node, "axis", 1) % max(1, array.ndim)
+        matrix = array.reshape(math.prod(array.shape[:first]), -1)
+        return _lanes_of(node, matrix, 1).reshape(array.shape)
+    return _lanes_of(node, array, attribute(node, "axis", -1))
+
+
+def _lanes_of(node: onnx.NodeProto, array: Array, axis: int) -> Array:
     shifted = array - array.max(axis=axis, keepdims=True)
     exponentials = np.exp(shifted)
     terms = np.moveaxis(exponentials, axis, 0)
@@ -261,9 +272,9 @@ def _one_by_one(
         axes = range(2, array.ndim)
     elif axes is None and len(inputs) > 1 and inputs[1] is not None:
         axes = inputs[1].tolist()
-    elif axes is None:
+    elif axes is None and not attribute(node, "noop_with_empty_axes", 0):
         axes = range(array.ndim)
-    chosen = sorted({axis % array.ndim for axis in axes})
+    chosen = sorted({axis % array.ndim for axis in axes or ()})
     if not chosen:
         return result
     count = int(np.prod([array.shape[axis] for axis in chosen]))

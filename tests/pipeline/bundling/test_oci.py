@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from engines.errors import DeployError, UsageError
-from pipeline.bundling import archive, oci, signature
+from pipeline.bundling import archive, oci, registry_login, signature
 from pipeline.bundling.oci import Reference
 from tests.conftest import Result
 
@@ -124,6 +124,9 @@ def test_a_registry_with_a_password_takes_the_login_of_docker(
     result = assay("push", bundle, name, "--plain-http")
     assert result.code == 1
     assert "it does not take the login that is kept for it" in result.err
+    result = assay("pull", name, "--plain-http", "--out", tmp_path / "none.tar.zst")
+    assert result.code == 1
+    assert "it does not take the login that is kept for it" in result.err
     # The file in the home folder does not count then, as with docker.
     home = tmp_path / "home/.docker"
     home.mkdir(parents=True)
@@ -138,9 +141,15 @@ def test_a_registry_with_a_password_takes_the_login_of_docker(
 # What docker's programs for logins answer, and what is told of it.
 HELPERS = {
     "none": (None, "docker-credential-kept, which keeps docker's logins, is not on the PATH"),
-    "unknown": ("echo credentials not in the key ring; exit 1", "has none: credentials not in the"),
-    "odd": ("echo '[1]'", "does not answer as docker's programs do"),
-    "empty": ("true", "does not answer as docker's programs do"),
+    "unknown": ("echo not in the key ring; exit 1", "tells no login for it (exit code 1)"),
+    "odd": ("echo '[1]'", "docker-credential-kept tells no login for it (exit code 0)"),
+    "empty": ("true", "tells no login for it (exit code 0)"),
+    "numbers": ("""echo '{"Username": 1, "Secret": 2}'""", "tells no login for it"),
+    "failed": ("""echo '{"Username": "user", "Secret": "hidden"}'; exit 3""", "(exit code 3)"),
+    "other text": (r"""printf '{"Username": "user", "Secret": "hidden\351"}'""", "tells no login"),
+    "killed": ("kill -9 $$", "tells no login for it (signal 9)"),
+    "endless": ("exec yes hidden", "tells no login for it (signal 9)"),
+    "hanging": ("sleep 30 & sleep 30", "has not answered for 1 s"),
     "token": ("""echo '{"Username": "<token>", "Secret": "x"}'""", "keeps an identity token"),
     "wrong": ("""echo '{"Username": "user", "Secret": "x"}'""", "it does not take the login"),
 }
@@ -159,6 +168,7 @@ def test_a_program_that_keeps_logins_is_asked_and_named(
     (tmp_path / "config.json").write_text(json.dumps({kind: kept}))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(registry_login, "_HELPER_SECONDS", 1.0)
     program = tmp_path / "docker-credential-kept"
 
     def write(lines: str) -> None:
@@ -172,6 +182,7 @@ def test_a_program_that_keeps_logins_is_asked_and_named(
         result = assay("push", bundle, name, "--plain-http")
         assert result.code == 1
         assert message in result.err
+        assert "hidden" not in result.err
     write(
         f"""test "$1 $(cat)" = "get {with_password}" &&"""
         """ echo '{"Username": "user", "Secret": "secret"}'"""
