@@ -68,6 +68,8 @@ def choose(
             "give --p99, --latency, --min-throughput, --max-drop or --memory",
         )
     decision = decide(model, bounds, store)
+    for gap in decision.gaps:
+        console.say(f"left out: {gap.problem}; {gap.hint}")
     bounds_table.show(decision.compared, decision.best, bounds)
     if decision.doubt:
         console.result(decision.doubt)

@@ -58,11 +58,13 @@ class Kept:
     Attributes:
         status: "yes" if it is sure at 95 %, "unsure" if the interval holds the bound, else "no".
         failing: The bounds that it does not keep, or not surely, in words.
+        near: By what was measured it may keep the bounds, even if others did not disturb it.
     """
 
     candidate: Candidate
     status: str
     failing: tuple[str, ...]
+    near: bool = True
 
 
 def kept(candidate: Candidate, bounds: Bounds, accuracy: float | None) -> Kept:
@@ -85,6 +87,7 @@ def kept(candidate: Candidate, bounds: Bounds, accuracy: float | None) -> Kept:
         _, low, high = candidate.rates
         words = f"{low:,.0f} to {high:,.0f} {candidate.counted}/s"
         checks.append((_status(bounds.throughput <= low, bounds.throughput <= high), words))
+    near = all(status != "no" for status, _ in checks)
     others = candidate.others or 0.0
     if others > NOTICEABLE:
         # They make nothing faster, so that what keeps a bound beside them keeps it.
@@ -100,10 +103,15 @@ def kept(candidate: Candidate, bounds: Bounds, accuracy: float | None) -> Kept:
     statuses = {status for status, _ in checks}
     worst = next((status for status in ("no", "unsure") if status in statuses), "yes")
     failing = dict.fromkeys(words for state, words in checks if state != "yes")
-    return Kept(candidate, worst, tuple(failing))
+    return Kept(candidate, worst, tuple(failing), near and worst != "no")
 
 
 def _drop(candidate: Candidate, bound: float, accuracy: float | None) -> tuple[str, str]:
+    if candidate.lost is not None:
+        value, low, high = candidate.lost
+        ends = f" ({low:.2f} to {high:.2f})" if low < high else ""
+        words = f"it loses {value:.2f}{ends} points of accuracy"
+        return _status(high <= bound, low <= bound), words
     if accuracy is None or candidate.accuracy is None:
         return "unsure", "the accuracy is not known"
     lost = 100 * (accuracy - candidate.accuracy)
@@ -157,7 +165,7 @@ def perhaps(results: Sequence[Kept], chosen: Kept, bounds: Bounds) -> Kept | Non
             return other.rates[1] > one.rates[2]
         return other.high < one.low
 
-    unsure = [entry for entry in results if entry.status == "unsure"]
+    unsure = [entry for entry in results if entry.status == "unsure" and entry.near]
     return _first([entry for entry in unsure if better(entry.candidate)], bounds)
 
 

@@ -67,6 +67,10 @@ def _not_sure(entry: Kept, bounds: Bounds) -> str:
     )
 
 
+def _of(size: str) -> str:
+    return f" of {size}" if size else ""
+
+
 def _chosen(one: Candidate, bounds: Bounds) -> str:
     facts = [
         f"{duration(one.seconds)} ({duration(one.low)} to {duration(one.high)}) end to end",
@@ -75,6 +79,6 @@ def _chosen(one: Candidate, bounds: Bounds) -> str:
         *([f"top-1 {one.accuracy:.2%}"] if bounds.drop is not None and one.accuracy else []),
     ]
     return (
-        f"chosen: {one.engine} in {one.precision} at batch {one.batch} on {one.device},"
+        f"chosen: {one.name} at batch {one.batch}{_of(one.size)} on {one.device},"
         f" {one.crew}: {', '.join(facts)}; proved on this machine"
     )

@@ -46,6 +46,8 @@ class Candidate:
         sessions: How many requests are served at a time, each by a session with a client.
         served: Images or rows per second with their 95 % interval, (value, low, high), if they were
             counted; else they follow from the seconds.
+        lost: Percentage points of accuracy that it loses against float64, (value, low, high), with
+            the 95 % interval in quantized precisions; None if not known.
     """
 
     engine: str
@@ -68,6 +70,7 @@ class Candidate:
     threads: int
     sessions: int = 1
     served: tuple[float, float, float] | None = None
+    lost: tuple[float, float, float] | None = None
 
     @property
     def rate(self) -> float:
@@ -121,10 +124,13 @@ class Choice:
     doubts: tuple[str, ...]
 
 
-def candidates(results: Results) -> list[Candidate]:
+def candidates(results: Results, *, beaten: bool = False) -> list[Candidate]:
     """Returns all engines that are proved and measured, at each batch size and in each run.
 
     The sweep comes first, then runs with several precisions side by side.
+
+    Args:
+        beaten: With the ways that others beat in a sweep, which knows nothing of memory.
     """
     verdicts = {
         (part.name, name): verdict
@@ -138,7 +144,7 @@ def candidates(results: Results) -> list[Candidate]:
         for entry in (part.costs or {}).get("engines", ())
         if "error" not in entry
     }
-    every = _swept(results.sweep, verdicts, memory) if results.sweep else []
+    every = _swept(results.sweep, verdicts, memory, beaten) if results.sweep else []
     for run, precision, measurements in runs(results.precisions):
         for entry in measurements["results"]:
             engine, own = named(entry["name"], precision)
@@ -167,6 +173,7 @@ def candidates(results: Results) -> list[Candidate]:
                 run=run,
                 memory=memory.get((own, engine)),
                 threads=measurements["machine"]["threads"],
+                lost=lost(verdict),
             )
             every.append(candidate)
     return every
@@ -176,12 +183,13 @@ def _swept(
     sweep: Mapping[str, Any],
     verdicts: Mapping[tuple[str, str], Verdict],
     memory: Mapping[tuple[str, str], int | None],
+    beaten: bool,
 ) -> list[Candidate]:
-    """Returns the ways to run a model that nothing in a sweep beats."""
+    """Returns the ways to run a model that nothing in a sweep beats; see `candidates`."""
     every = []
     for point in sweep["points"]:
         verdict = verdicts.get((point["precision"], point["engine"]))
-        if point["beaten_by"] or point["failure"] or verdict is None:
+        if (point["beaten_by"] and not beaten) or point["failure"] or verdict is None:
             continue
         known, served = point["percentiles"].get("p99"), point["throughput"]
         every.append(
@@ -208,6 +216,7 @@ def _swept(
                 threads=point["threads"],
                 sessions=point["sessions"],
                 served=(served["value"], served["low"], served["high"]),
+                lost=lost(verdict),
             )
         )
     return every
@@ -256,20 +265,36 @@ def accuracy(verdict: Verdict) -> float | None:
     return None if verdict.flips is None else verdict.flips.top1
 
 
-def current(results: Results) -> list[Candidate]:
-    """Returns the candidates to choose among: each way to run the model once.
+def lost(verdict: Verdict) -> tuple[float, float, float] | None:
+    """Returns the accuracy that an engine loses; see `Candidate`.
+
+    In other precisions, what rounding explains is all that it may lose, so that it has no interval.
+    """
+    drop = None if verdict.flips is None else verdict.flips.drop
+    if drop is None:
+        return None
+    quantized = PRECISIONS[verdict.precision].quantized
+    ends = (drop.low, drop.high) if quantized else (drop.value, drop.value)
+    return 100 * drop.value, 100 * ends[0], 100 * ends[1]
+
+
+def current(results: Results, *, beaten: bool = False) -> list[Candidate]:
+    """Returns the candidates to choose among: each way to run the model once, at the usual size.
 
     What a sweep has measured counts before what other runs have: they were not side by side.
+
+    Args:
+        beaten: See `candidates`.
     """
     points = results.sweep["points"] if results.sweep else ()
     swept = {(p["engine"], p["precision"], p["batch"]) for p in points if not p["failure"]}
-    return first_of_each(
-        [
-            entry
-            for entry in candidates(results)
-            if entry.run == SWEEP or (entry.engine, entry.precision, entry.batch) not in swept
-        ]
-    )
+    known = [
+        entry
+        for entry in candidates(results, beaten=beaten)
+        if entry.run == SWEEP or (entry.engine, entry.precision, entry.batch) not in swept
+    ]
+    usual = next((entry.size for entry in known if entry.run != SWEEP), "")  # measured first
+    return first_of_each([entry for entry in known if entry.size in ("", usual)])
 
 
 def first_of_each(known: Sequence[Candidate]) -> list[Candidate]:

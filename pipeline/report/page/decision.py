@@ -27,7 +27,7 @@ class Decision:
     Attributes:
         compared: All ways to run the model that were measured.
         best: The one to deploy; None if none surely keeps the bounds.
-        gaps: Results that are missing or out of date.
+        gaps: Results that are damaged or out of date, so that nothing of them was compared.
         doubt: Why an accuracy may mean nothing; "" if it does.
     """
 
@@ -73,8 +73,11 @@ def decide(model: str, bounds: Bounds, store: Store) -> Decision:
     models.check_name(model)
     known = results.collect(model, [], store)
     measure = hints.complete(f"run `{hints.command('bench', {'model': model})}`", store.place)
+    accuracy = (known.training or {}).get("test_accuracy")
     try:
-        candidates = choice.current(known)
+        candidates = choice.current(known, beaten=bounds.memory is not None)
+        compared = tuple(judge.kept(entry, bounds, accuracy) for entry in candidates)
+        best = judge.best(compared, bounds)
     except results.UNREADABLE as error:
         raise DeployError(
             f"the measurements of {model} have not the form that this version of assay writes"
@@ -83,12 +86,10 @@ def decide(model: str, bounds: Bounds, store: Store) -> Decision:
         ) from error
     if not candidates:
         raise DeployError(f"no engine of {model} is both proved and measured", measure)
-    accuracy = (known.training or {}).get("test_accuracy")
-    compared = tuple(judge.kept(entry, bounds, accuracy) for entry in candidates)
     return Decision(
         bounds=bounds,
         compared=compared,
-        best=judge.best(compared, bounds),
+        best=best,
         gaps=tuple(known.gaps),
         doubt=chance_doubt(known.training) if known.training else "",
     )

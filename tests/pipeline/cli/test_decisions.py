@@ -233,6 +233,15 @@ def test_an_engine_that_keeps_the_bounds_is_chosen(
     assert {entry["candidate"]["batch"] for entry in document["candidates"]} == {1, 4}
 
 
+def test_a_precision_that_is_out_of_date_is_named(
+    store: Store, assay: Callable[..., Result]
+) -> None:
+    shutil.copytree(store.root / "lenet/fp32", store.root / "lenet/int8")
+    result = assay("choose", "lenet", "--root", store.root, "--latency", "10s")
+    assert "left out: " in result.err
+    assert "lenet/int8/" in result.err
+
+
 def test_choosing_without_bounds_or_results_is_explained(
     assay: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

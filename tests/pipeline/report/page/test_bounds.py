@@ -124,3 +124,32 @@ def test_what_is_better_and_not_sure_is_told(capsys: pytest.CaptureFixture[str])
     assert perhaps(edge, large, other) is None  # not surely quicker
     assert perhaps(Bounds(throughput=1100), large, other) is None  # it does not keep it
     assert "may keep" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("lost", "bound", "status"),
+    [
+        ((0.2, 0.1, 0.4), 0.5, "yes"),
+        ((0.2, 0.1, 0.6), 0.5, "unsure"),
+        ((0.0, -8.6, 8.6), 0.5, "unsure"),  # few images tell nothing
+        ((0.7, 0.6, 0.9), 0.5, "no"),
+        ((0.0, 0.0, 0.0), 0.0, "yes"),
+    ],
+)
+def test_the_whole_interval_of_the_accuracy_counts(
+    lost: tuple[float, float, float], bound: float, status: str
+) -> None:
+    entry = bounds.kept(candidate(1e-3, lost=lost), Bounds(drop=bound), accuracy=0.9)
+    assert entry.status == status
+
+
+def test_what_others_disturbed_is_told_only_if_it_may_keep_the_bounds() -> None:
+    limits = Bounds(p99=1e-3)
+    chosen = candidate(5e-4, p99=(5e-4, 8e-4))
+    far = candidate(1e-3, batch=64, p99=(7e-3, 9e-3), others=0.5)
+    near = candidate(8e-4, batch=8, p99=(9e-4, 2e-3), others=0.5)
+    compared = [bounds.kept(entry, limits, None) for entry in (chosen, far, near)]
+    assert [entry.status for entry in compared] == ["yes", "unsure", "unsure"]
+    better = bounds.perhaps(compared, compared[0], limits)
+    assert better is not None
+    assert better.candidate == near
