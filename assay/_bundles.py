@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from assay import _values
 from assay._results import Check, ServerCheck, Verification
 from assay._stages import PathLike, Progress
 from pipeline.workflow import console
+
+_MAX_GIB, _DAY = 1 << 20, 86400
 
 
 def check(
@@ -46,17 +47,24 @@ def check(
     """
     from engines.hardware import available_cpus
     from pipeline.bundling import checking, signature
+    from pipeline.stages import check_threads
     from pipeline.verification.acceptance import require_pass
 
+    path, size = _values.path("bundle", bundle), _values.number("max_size", max_size, _MAX_GIB)
+    if threads is not None:
+        check_threads(int(_values.number("threads", threads, 1024)))
+    for name, word in (("device", device), ("engine", engine), ("precision", precision)):
+        if word is not None:
+            _values.text(name, word, "give one name")
     with console.redirected(progress):
         checked = checking.check(
-            Path(bundle),
+            path,
             device,
             threads or available_cpus(),
             engine=engine,
             precision=precision,
             digests_only=digests_only,
-            max_bytes=int(max_size * 2**30),
+            max_bytes=int(size * 2**30),
             trusted=signature.Trusted.of(public_key, certificate_chain),
         )
         ran = [verdict for verdict in checked.verdicts if verdict.status != "not run"]
@@ -107,12 +115,22 @@ def check_server(
     from pipeline.serving.client import Server
     from pipeline.verification.acceptance import require_pass
 
+    path, size = _values.path("bundle", bundle), _values.number("max_size", max_size, _MAX_GIB)
+    server = Server(
+        _values.text("url", url, "give http://HOST:PORT or grpc://HOST:PORT"),
+        _values.text("model_name", model_name, "give one name"),
+        _values.text("model_version", model_version, 'give a text, as in "1"'),
+        _values.number("wait", wait, _DAY),
+        _values.number("timeout", timeout, _DAY),
+    )
+    if precision is not None:
+        _values.text("precision", precision, "give one name")
     with console.redirected(progress):
         served = proof.check(
-            Path(bundle),
-            Server(url, model_name, model_version, wait, timeout),
+            path,
+            server,
             precision=precision,
-            max_bytes=int(max_size * 2**30),
+            max_bytes=int(size * 2**30),
             trusted=signature.Trusted.of(public_key, certificate_chain),
         )
         require_pass([served.verdict], str(served.manifest["model"]))

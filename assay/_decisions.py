@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+from assay import _values
 from assay._results import Choice
 from assay._stages import PathLike, Progress, store_in
 from engines.errors import UsageError
@@ -44,15 +43,18 @@ def choose(
     from pipeline.report.page.bounds import Bounds
     from pipeline.report.page.decision import decide
 
-    for name, text in (("p99", p99), ("latency", latency), ("memory", memory)):
-        if not isinstance(text, str | None):
-            raise UsageError(f"{name} {text!r} has no unit", 'write it as text, as in "5ms"')
-    for name, number, most in (
-        ("min_throughput", min_throughput, math.inf),
-        ("max_drop", max_drop, 100),
+    _values.text("model", model, "give a model's name, or the path of a file")
+    for name, bound, example in (
+        ("p99", p99, "5ms"),
+        ("latency", latency, "5ms"),
+        ("memory", memory, "500MB"),
     ):
-        if number is not None and not (type(number) in (int, float) and 0 <= number <= most):
-            raise UsageError(f"{name} {number!r} is out of range", "give a number, 0 or more")
+        if bound is not None:
+            _values.text(name, bound, f'write it with its unit, as in "{example}"')
+    if min_throughput is not None:
+        min_throughput = _values.number("min_throughput", min_throughput)
+    if max_drop is not None:
+        max_drop = _values.number("max_drop", max_drop, 100, above=-1e-9)
     bounds = Bounds.of(p99, latency, min_throughput, max_drop, memory)
     if bounds == Bounds():
         raise UsageError("choose needs a bound", "give p99, latency, min_throughput, or another")

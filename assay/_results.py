@@ -55,7 +55,7 @@ class Build:
 
     Attributes:
         engines: Path of each built engine, by its name.
-        missing: Reason why each other engine cannot be built, by its name.
+        missing: Why each engine that this machine cannot build is missing, by its name.
     """
 
     engines: Mapping[str, Path]

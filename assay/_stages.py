@@ -245,7 +245,11 @@ def _parse_options(
     Raises:
         UsageError: None of the stages has an option of that name, or a value is not valid.
     """
-    known = {option.name: option for name in stages for option in options(stage(name).params)}
+    known: dict[str, Option] = {}
+    for option in (option for name in stages for option in options(stage(name).params)):
+        # One precision runs through stages of which the last one takes several.
+        if option.name not in known or is_list(known[option.name]):
+            known[option.name] = option
     known |= {option.name: option for option in own}
     arguments: dict[str, Any] = {}
     for name, value in asked.items():
@@ -325,9 +329,8 @@ def _build(outcomes: list[Outcome]) -> Build:
     import engines
 
     built = {outcome.params["engine"]: outcome.outputs[artifacts.ENGINE] for outcome in outcomes}
-    missing = {
-        name: engines.get(name).available().reason for name in engines.names() if name not in built
-    }
+    states = {name: engines.get(name).available() for name in engines.names() if name not in built}
+    missing = {name: state.reason for name, state in states.items() if not state.build}
     return Build(built, missing)
 
 

@@ -27,6 +27,7 @@ ALLOWED = {
         "pipeline/models",
         "pipeline/report/page",
         "pipeline/serving",
+        "pipeline/stages",
         "pipeline/verification",
         "pipeline/workflow",
     },

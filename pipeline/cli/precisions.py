@@ -45,6 +45,8 @@ def each(
     for precision in precisions:
         left_out = quantized if mixed and not PRECISIONS[precision].quantized else ()
         own = {name: value for name, value in arguments.items() if name not in left_out}
+        if any("error" not in document for document in documents.values()):
+            own.pop("retrain", None)  # all precisions are of the same weights
         console.result(f"{precision}:")
         try:
             documents[precision] = run({**own, "precision": precision})

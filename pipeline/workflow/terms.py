@@ -17,7 +17,8 @@ TERMS = {
     " rounding at this precision moves PyTorch's outputs away from float64.",
     "flips": "test images that get another class than in float64; N+M: N that rounding does not"
     " explain, and M between classes that are closer than the allowed error.",
-    "images/s": "batch size over the end-to-end median; one inference at a time.",
+    "images/s": "batch size over the end-to-end median, one inference at a time; after a sweep,"
+    " what all sessions served.",
     "sessions x threads": "how often the engine was open, each with a client of its own, and the"
     " CPU threads of one inference.",
     "images/s served": "images that sessions answered in each second, at the same time.",

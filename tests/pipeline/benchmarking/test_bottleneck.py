@@ -5,6 +5,7 @@ import time
 import pytest
 
 from pipeline.benchmarking.bottleneck import bottleneck, enqueue_seconds
+from tests.timed import timed
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,7 @@ class Device:
         time.sleep(max(0.0, self.busy_until - time.perf_counter()))
 
 
+@timed
 def test_enqueueing_is_timed_without_waiting_for_the_device() -> None:
     seconds = enqueue_seconds(Device())
     assert seconds is not None

@@ -14,6 +14,7 @@ import pytest
 
 from engines import hardware
 from pipeline.benchmarking import contention
+from tests.timed import timed
 
 pytestmark = pytest.mark.skipif(
     not contention._STAT.exists(), reason="only Linux tells how long threads wait for a CPU"
@@ -38,6 +39,7 @@ def spin(seconds: float, clock: Callable[[], float] = time.perf_counter) -> None
         pass
 
 
+@timed
 def test_a_process_on_the_same_cpu_makes_us_wait() -> None:
     cpu = hardware.affinity()[0]
     waiting = contention.Waiting()
@@ -51,6 +53,7 @@ def test_a_process_on_the_same_cpu_makes_us_wait() -> None:
     assert part > 0.2
 
 
+@timed
 def test_a_thread_that_spins_is_seen() -> None:
     done = threading.Event()
     with ThreadPoolExecutor(1) as pool:
@@ -65,6 +68,7 @@ def test_a_thread_that_spins_is_seen() -> None:
     assert idle < 0.02
 
 
+@timed
 def test_our_own_work_is_not_that_of_others() -> None:
     with hardware.keeping_to(hardware.affinity()[:1]):
         before = os.times()

@@ -24,6 +24,7 @@ from pipeline.benchmarking.load import arrivals, closed, schedule, turn
 from pipeline.benchmarking.load_curve import Plan, measure, measure_apart
 from pipeline.benchmarking.saturation import STEPS, bears, saturation
 from pipeline.workflow.runner import Store
+from tests.timed import timed
 
 SERVICE = 0.002
 
@@ -83,11 +84,13 @@ def waits(moments: Sequence[float], services: Iterable[float], servers: int = 1)
     return np.array(result)
 
 
+@timed
 def test_sessions_that_only_wait_add_their_throughputs() -> None:
     for count in (1, 4):
         assert 0.7 * count / SERVICE < throughput(count) <= 1.02 * count / SERVICE
 
 
+@timed
 def test_a_request_counts_as_many_rows_as_it_has() -> None:
     served = closed([Sleeper()], {}, seconds=0.1, rows=8)
     assert served.throughput is not None
@@ -109,6 +112,7 @@ def test_what_is_served_is_requests_by_time_with_stalls_in_it() -> None:
         assert served.throughput.low < served.throughput.value < served.throughput.high
 
 
+@timed
 def test_few_long_requests_are_waited_for() -> None:
     served = closed([Sleeper(0.1), Sleeper(0.1)], {}, seconds=0.1)
     assert served.requests >= 2 * 6 - 1
@@ -133,6 +137,7 @@ def test_an_error_of_ours_is_no_failure_of_an_engine() -> None:
         closed([Sleeper(lasts=10, error=KeyError)], {}, seconds=60)
 
 
+@timed
 def test_the_measured_time_ends_with_a_run_that_late_requests_end() -> None:
     runs = [
         arrivals([Sleeper(0.0001)], {}, rate=2000, seconds=2, seed=seed, bound=0.00005)
@@ -223,6 +228,7 @@ def test_waits_of_one_server_are_those_of_the_formula() -> None:
 
 
 @pytest.mark.slow(2)
+@timed
 def test_latency_is_the_wait_in_the_queue_and_the_service() -> None:
     rate, seconds, session, told = 0.6 / SERVICE, 1, Sleeper(), []
     served = arrivals([session], {}, rate=rate, seconds=seconds, seed=3, latencies=told)
@@ -237,6 +243,7 @@ def test_latency_is_the_wait_in_the_queue_and_the_service() -> None:
 
 
 @pytest.mark.slow(2)
+@timed
 def test_latency_counts_from_the_scheduled_arrival() -> None:
     def stalling() -> list[Sleeper]:
         return [Sleeper(stalls_every=20, stall=0.03)]
@@ -250,6 +257,7 @@ def test_latency_counts_from_the_scheduled_arrival() -> None:
 
 
 @pytest.mark.parametrize(("bound", "kept"), [(0.1, False), (0.5, True)])
+@timed
 def test_one_stall_is_in_the_latency_of_all_that_queued_behind_it(bound: float, kept: bool) -> None:
     session = Sleeper(stalls_every=100, stall=0.2, stalls=1)
     served = arrivals([session], {}, rate=200, seconds=0.8, seed=0, bound=bound)
@@ -258,6 +266,7 @@ def test_one_stall_is_in_the_latency_of_all_that_queued_behind_it(bound: float, 
     assert (session.runs < 150) is not kept
 
 
+@timed
 def test_a_run_that_late_requests_end_knows_no_percentiles_and_who_waits() -> None:
     session = Sleeper(stalls_every=100, stall=0.2, stalls=1)
     served = arrivals([session], {}, rate=200, seconds=5, seed=0, bound=0.02)
@@ -268,6 +277,7 @@ def test_a_run_that_late_requests_end_knows_no_percentiles_and_who_waits() -> No
 
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("count", [1, 3])
+@timed
 def test_the_queue_grows_if_more_arrives_than_is_served(count: int) -> None:
     sessions, capacity = [Sleeper() for _ in range(count)], count / SERVICE
     below, above = (
@@ -284,6 +294,7 @@ def test_the_queue_grows_if_more_arrives_than_is_served(count: int) -> None:
     assert 0.7 * capacity < above.throughput.value <= 1.02 * capacity
 
 
+@timed
 def test_a_far_larger_rate_than_is_served_ends_in_time() -> None:
     began = time.perf_counter()
     served = arrivals([Sleeper()], {}, rate=100 / SERVICE, seconds=0.2, seed=0)
@@ -297,6 +308,7 @@ LONG = 0.01
 
 
 @pytest.mark.slow(3)
+@timed
 def test_the_largest_rate_that_is_borne_is_the_capacity() -> None:
     sessions, capacity = [Sleeper(LONG), Sleeper(LONG)], 2 / LONG
     limit = saturation(sessions, {}, throughput=1.5 * capacity, seconds=0.5, seed=0)
@@ -306,6 +318,7 @@ def test_the_largest_rate_that_is_borne_is_the_capacity() -> None:
 
 
 @pytest.mark.slow(3)
+@timed
 def test_a_bound_on_p99_lowers_the_rate_that_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.benchmarking.saturation.P99_REQUESTS", 100)
     bound, servers = 2 * LONG, 4
@@ -335,6 +348,7 @@ def test_a_bound_that_no_request_keeps_is_not_searched() -> None:
     assert len(advanced) == plan.runs
 
 
+@timed
 def test_sessions_that_slow_each_other_down_may_keep_a_bound_one_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,6 +11,7 @@ from engines.contract import Feeds, Outputs, TensorSpec
 from engines.errors import DeployError
 from pipeline.benchmarking import loadgen
 from pipeline.benchmarking.loadgen import SCENARIOS, Library, Settings
+from tests.timed import timed
 
 pytest.importorskip("mlperf_loadgen")
 
@@ -57,6 +58,7 @@ LIBRARY = Library({"x": X}, batched=True)
 
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("scenario", SCENARIOS)
+@timed
 def test_loadgen_measures_the_service_time(scenario: str, tmp_path: Path) -> None:
     sessions = [Doubling(), Doubling()]
     summary, outputs = loadgen.run(

@@ -19,6 +19,7 @@ from pipeline.benchmarking.intervals import Interval
 from pipeline.benchmarking.roofline import Ceilings, Product, ProductTime
 from pipeline.benchmarking.transfers import Transfer
 from tests.conftest import need_engine
+from tests.timed import timed
 
 
 def product(precision: str, engine: str = "a", kind: str = "matrix product") -> Product:
@@ -70,6 +71,7 @@ def test_the_fastest_product_of_each_engine_is_chosen() -> None:
     assert roofline.fastest([*times, far]) == times[1:]
 
 
+@timed
 def test_products_run_at_least_once_and_no_longer_than_the_budget() -> None:
     with closing(Transfer(1 << 20, 1, write=False)) as read:
         (once,) = roofline._medians([read], 0.0)

@@ -115,6 +115,13 @@ def test_errors_of_several_precisions_are_one() -> None:
         precisions.each(run, {"precision": ["int8", "fp16"]})
 
 
+def test_the_weights_of_all_precisions_are_trained_once() -> None:
+    asked: list[dict[str, object]] = []
+    arguments = {"precision": ["fp32", "fp16"], "retrain": True}
+    precisions.each(lambda arguments: asked.append(arguments) or {}, arguments)
+    assert asked == [{"precision": "fp32", "retrain": True}, {"precision": "fp16"}]
+
+
 @pytest.mark.parametrize("stage", ["export", "verify", "run"])
 def test_an_unknown_precision_in_a_list_runs_nothing(
     assay: Assay, tmp_path: Path, stage: str

@@ -1,5 +1,6 @@
 """The section of the page on load, from a real run."""
 
+import itertools
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from pipeline.report.page import results, sections
 from pipeline.report.page.content import Section
 from pipeline.workflow.runner import Store
 from tests.pipeline.report.page.pages import parse, rewrite
+from tests.timed import timed
 
 
 def load_section(store: Store) -> Section | None:
@@ -17,11 +19,18 @@ def load_section(store: Store) -> Section | None:
     return next((section for section in every if section.name == "load"), None)
 
 
-@pytest.mark.slow(3)
-def test_the_page_shows_what_was_served(store: Store) -> None:
+def test_without_a_run_there_is_no_section(store: Store) -> None:
     assert load_section(store) is None
+
+
+SEEDS = itertools.count()
+
+
+@pytest.mark.slow(3)
+@timed
+def test_the_page_shows_what_was_served(store: Store) -> None:
     arguments = {"model": "lenet", "engine": ["onnxruntime"], "concurrency": (1, 2)}
-    stage_runs.run_stage("load", {**arguments, "duration": 0.2}, store)
+    stage_runs.run_stage("load", {**arguments, "duration": 0.2, "seed": next(SEEDS)}, store)
     section = load_section(store)
     assert section is not None
     served = json.loads((store.root / "lenet/fp32/served.json").read_text())
@@ -29,6 +38,7 @@ def test_the_page_shows_what_was_served(store: Store) -> None:
     for _, _, rows in (report.closed_table(served), report.arrivals_table(served)):
         assert {cell for row in rows for cell in row if cell} <= texts
     assert section.remarks[0].startswith("onnxruntime bears ")
+    assert len(section.figures) == 2
     first, second = section.figures
     assert first.text.startswith("onnxruntime serves ")
     assert second.text == section.remarks[0]

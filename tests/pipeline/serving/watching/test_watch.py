@@ -22,6 +22,7 @@ from tests.bundles import bundle_of
 from tests.conftest import Process, Result
 from tests.pipeline.serving.test_client import Behaviour, serving, tensor
 from tests.pipeline.serving.watching.test_attestation import keys
+from tests.timed import timed
 
 pytest.importorskip("tritonclient")
 Assay = Callable[..., Result]
@@ -78,6 +79,7 @@ def test_no_more_rows_are_sent_than_the_rate(watch: Callable[..., Result]) -> No
 
 
 @pytest.mark.parametrize("planted", ["weights", "preprocessing"])
+@timed
 def test_a_changed_model_is_found_within_a_window(
     watch: Callable[..., Result], golden: goldens.Golden, planted: str
 ) -> None:
@@ -100,6 +102,7 @@ def test_a_changed_model_is_found_within_a_window(
 
 
 @pytest.mark.slow(8)
+@timed
 def test_a_server_that_slows_by_a_fifth_is_found_in_time(watch: Callable[..., Result]) -> None:
     # Long enough that the fake server's own time does not vary by as much.
     def change(behaviour: Behaviour) -> None:

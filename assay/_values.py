@@ -1,0 +1,36 @@
+"""Checks of the values that callers pass."""
+
+from __future__ import annotations
+
+import math
+import os
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from engines.errors import UsageError
+
+
+def path(name: str, value: Any) -> Path:
+    """Returns a path; raises UsageError if the value is none."""
+    if not isinstance(value, str | os.PathLike) or not str(value).isprintable():
+        raise UsageError(f"{name} {value!r} is not a path", "give the path of a file")
+    return Path(value)
+
+
+def text(name: str, value: Any, hint: str) -> str:
+    """Returns a text; raises UsageError with the hint if the value is none."""
+    if not isinstance(value, str):
+        raise UsageError(f"{name} {value!r} is not a text", hint)
+    return value
+
+
+def number(name: str, value: Any, most: float = math.inf, *, above: float = 0.0) -> float:
+    """Returns a number above a bound, up to another; raises UsageError if the value is none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise UsageError(f"{name} {value!r} is not a number", "give a number")
+    size = float(value)
+    if not (above < size <= most and math.isfinite(size)):
+        upto = f" and at most {most:g}" if math.isfinite(most) else ""
+        raise UsageError(f"{name} {value} is out of range", f"give more than {above:g}{upto}")
+    return size
