@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engines.contract import Array
+from engines.errors import DeployError
 
 # The noise of a row that overflows in one of the runs: finite, but larger than any output.
 _OVERFLOWED = 1e150
@@ -25,7 +26,16 @@ def measure(reference: Array, realisations: Sequence[Array]) -> Array:
     Returns:
         `[rows, 2]`: for each row the root mean square and the maximum of |p - r| over all
         realisations p, with r the reference.
+
+    Raises:
+        DeployError: The output has no values.
     """
+    if not reference.size:
+        sizes = ", ".join(map(str, reference.shape[1:]))
+        raise DeployError(
+            f"an output has no values: its shape is [batch, {sizes}]",
+            "return only outputs that have values",
+        )
     squares = np.zeros(len(reference))
     largest = np.zeros(len(reference))
     for outputs in realisations:

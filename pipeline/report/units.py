@@ -10,6 +10,7 @@ from engines.errors import UsageError
 # Units by the number of seconds that they are.
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _SECONDS = {name: unit for unit, name in _UNITS}
+_MOST = 1e12  # of a unit that is written
 
 
 def duration(seconds: float) -> str:
@@ -26,10 +27,10 @@ def seconds(text: str) -> float:
     Raises:
         UsageError: It is written in another way, or is not above 0.
     """
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+) ?(us|µs|ms|s)", text)
-    if match is None or float(match[1]) <= 0:
-        raise UsageError(f"{text!r} is not a time", "write it as in 5ms, 800us or 0.1s")
-    return float(match[1]) * _SECONDS[match[2].replace("u", "µ")]
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+) ?(us|[µ\u03bc]s|ms|s)", text)
+    if match is None or not 0 < float(match[1]) < _MOST:
+        raise UsageError(f"{text!r:.60} is not a time", "write it as in 5ms, 800us or 0.1s")
+    return float(match[1]) * _SECONDS[re.sub("[u\u03bc]", "µ", match[2])]
 
 
 def size(count: int) -> str:
@@ -46,10 +47,11 @@ def byte_count(text: str) -> int:
         UsageError: It is written in another way, or is not above 0.
     """
     match = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([kMG]i?B)", text)
-    if match is None or float(match[1]) <= 0:
-        raise UsageError(f"{text!r} is not a size", "write it as in 500MB, 1.5GB or 256MiB")
-    base = 1024.0 if "i" in match[2] else 1000.0
-    return round(float(match[1]) * base ** ("kMG".index(match[2][0]) + 1))
+    if match is not None and float(match[1]) < _MOST:
+        base = 1024.0 if "i" in match[2] else 1000.0
+        if count := round(float(match[1]) * base ** ("kMG".index(match[2][0]) + 1)):
+            return count
+    raise UsageError(f"{text!r:.60} is not a size", "write it as in 500MB, 1.5GB or 256MiB")
 
 
 def times_as_long(ratio: Mapping[str, float]) -> dict[str, float]:

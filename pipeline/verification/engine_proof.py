@@ -242,7 +242,8 @@ class _Watched(Wrapped):
         start = time.perf_counter()
         outputs = super().run(feeds)
         self._seconds += time.perf_counter() - start
-        rows = len(next(iter(feeds.values())))
+        first = next(iter(feeds.values()))
+        rows = len(first) if first.ndim else 1
         self._rows += rows
         self._bar.advance(rows, f"{self._speed():,.0f} samples/s")
         return outputs

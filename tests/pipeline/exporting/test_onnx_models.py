@@ -112,6 +112,29 @@ def test_a_graph_without_a_batch_axis_is_run_once_a_row(assay: Callable[..., Res
     assert measured.code == 0, measured.err
 
 
+def one_node(kind: str, shape: list[int | str], opset: int = 18, **attributes: int) -> None:
+    """Writes one.onnx, a graph of one node."""
+    node = helper.make_node(kind, ["x"] * (1 + (kind == "Mul")), ["y"], **attributes)
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n in "xy")
+    graph = helper.make_graph([node], "graph", [x], [y])
+    imports = [helper.make_opsetid("", opset)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=7), "one.onnx")
+
+
+def test_a_graph_of_a_number_is_judged(assay: Callable[..., Result]) -> None:
+    one_node("Mul", [])
+    ran = assay("run", "onnx:one.onnx", "--engine", "onnxruntime", *QUICK)
+    assert ran.code == 0, ran.err
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "LogSoftmax"])
+def test_an_old_softmax_is_judged_by_its_own_noise(assay: Callable[..., Result], kind: str) -> None:
+    one_node(kind, ["b", 3, 4], 11, axis=1)
+    assert assay("export", "onnx:one.onnx").code == 0
+    judged = assay("verify", "onnx:one.onnx")
+    assert judged.code == 0, judged.err
+
+
 def test_a_row_that_depends_on_others_is_no_batch(assay: Callable[..., Result]) -> None:
     foreign.across_batch(Path("mean.onnx"))
     exported = assay("export", "onnx:mean.onnx", "--shape", "x=4x6")

@@ -334,6 +334,24 @@ def test_a_model_that_casts_to_float32_has_a_float64_reference(folder: Path, ass
 
 
 @pytest.mark.slow(1)
+def test_an_output_without_values_is_refused(folder: Path, assay: Assay) -> None:
+    text = """
+import numpy as np, torch
+from assay import Model
+
+class Cut(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x)[:, 4:]
+
+def make():
+    return Model(network=Cut(4, 4), inputs={"x": np.ones((8, 4), np.float32)})
+"""
+    (folder / "cut.py").write_text(text)
+    result = assay("export", "cut.py:make")
+    assert result.code == 1
+    assert "an output has no values: its shape is [batch, 0]" in result.err
+
+
 def test_examples_may_be_tensors(folder: Path, assay: Assay) -> None:
     assert assay("export", named(folder, "tensors")).code == 0
 

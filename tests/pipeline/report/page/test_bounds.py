@@ -12,13 +12,16 @@ from tests.pipeline.report.page.test_choice import candidate
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("5ms", 5e-3), ("800us", 8e-4), ("0.1s", 0.1), (".5 ms", 5e-4)]
+    ("text", "seconds"),
+    [("5ms", 5e-3), ("800us", 8e-4), ("0.1s", 0.1), (".5 ms", 5e-4), ("5\u03bcs", 5e-6)],
 )
 def test_times_have_units(text: str, seconds: float) -> None:
     assert units.seconds(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["5", "ms", "-1ms", "0ms", "5 min", "1e-3s", "nan s"])
+@pytest.mark.parametrize(
+    "text", ["5", "ms", "-1ms", "0ms", "5 min", "1e-3s", "nan s", f"{'9' * 400}s"]
+)
 def test_other_times_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a time"):
         units.seconds(text)
@@ -31,7 +34,9 @@ def test_sizes_have_units(text: str, count: int) -> None:
     assert units.byte_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["5", "MB", "-1MB", "0GB", "5 Mb", "5TB"])
+@pytest.mark.parametrize(
+    "text", ["5", "MB", "-1MB", "0GB", "5 Mb", "5TB", f"{'9' * 400}GB", "0.0001kB"]
+)
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a size"):
         units.byte_count(text)
