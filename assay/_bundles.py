@@ -52,7 +52,7 @@ def check(
 
     path, size = _values.path("bundle", bundle), _values.number("max_size", max_size, _MAX_GIB)
     if threads is not None:
-        check_threads(int(_values.number("threads", threads, 1024)))
+        check_threads(_values.whole("threads", threads, _values.MAX_THREADS))
     for name, word in (("device", device), ("engine", engine), ("precision", precision)):
         if word is not None:
             _values.text(name, word, "give one name")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from assay import _values
 from assay._results import Choice
 from assay._stages import PathLike, Progress, store_in
@@ -10,7 +12,7 @@ from pipeline.workflow import artifacts, console
 
 
 def choose(
-    model: str,
+    model: PathLike,
     *,
     p99: str | None = None,
     latency: str | None = None,
@@ -43,7 +45,8 @@ def choose(
     from pipeline.report.page.bounds import Bounds
     from pipeline.report.page.decision import decide
 
-    _values.text("model", model, "give a model's name, or the path of a file")
+    name_or_path = os.fspath(model) if isinstance(model, os.PathLike) else model
+    model = _values.text("model", name_or_path, "give a model's name, or the path of a file")
     for name, bound, example in (
         ("p99", p99, "5ms"),
         ("latency", latency, "5ms"),

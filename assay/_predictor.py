@@ -6,16 +6,14 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from assay import _values
 from engines import temporary
-from engines.errors import DeployError, UsageError
+from engines.errors import DeployError
 
 if TYPE_CHECKING:
     from engines.contract import Array, Feeds, Outputs, Session, TensorSpec
-
-_MAX_THREADS = 1024
 
 
 class Predictor:
@@ -161,19 +159,15 @@ def load(
     from pipeline.golden import file as goldens
     from pipeline.workflow import console
 
-    if not isinstance(bundle, str | os.PathLike):
-        raise UsageError(f"bundle {bundle!r} is not a path", "give the path of an archive")
-    if threads is not None and not (type(threads) is int and 1 <= threads <= _MAX_THREADS):
-        raise UsageError(
-            f"threads {threads!r} is out of range",
-            f"give a whole number from 1 to {_MAX_THREADS}",
-        )
+    path = _values.path("bundle", bundle)
+    if threads is not None:
+        threads = _values.whole("threads", threads, _values.MAX_THREADS)
     files = ExitStack()
     try:
         with console.redirected():
             trusted = signature.Trusted.of(public_key, certificate_chain)
             folder = files.enter_context(temporary.folder())
-            unpacked = checking.unpack(Path(bundle), folder, trusted=trusted)
+            unpacked = checking.unpack(path, folder, trusted=trusted)
             threads = threads or available_cpus()
             model = unpacked.model(precision)
             golden = goldens.load(model.golden)

@@ -10,6 +10,8 @@ from typing import Any
 
 from engines.errors import UsageError
 
+MAX_THREADS = 1024
+
 
 def path(name: str, value: Any) -> Path:
     """Returns a path; raises UsageError if the value is none."""
@@ -34,3 +36,11 @@ def number(name: str, value: Any, most: float = math.inf, *, above: float = 0.0)
         upto = f" and at most {most:g}" if math.isfinite(most) else ""
         raise UsageError(f"{name} {value} is out of range", f"give more than {above:g}{upto}")
     return size
+
+
+def whole(name: str, value: Any, most: int) -> int:
+    """Returns a whole number from 1; raises UsageError if the value is none."""
+    count = number(name, value, most)
+    if count != int(count):
+        raise UsageError(f"{name} {value} is not whole", "give a whole number")
+    return int(count)

@@ -127,6 +127,7 @@ def test_errors_have_a_message(call: object, error: type, words: str) -> None:
         (lambda: assay.check(None), "bundle None is not a path"),
         (lambda: assay.check("a", threads=0), "threads 0 is out of range"),
         (lambda: assay.check("a", threads=10**9), "is out of range"),
+        (lambda: assay.check("a", threads=1.5), "threads 1.5 is not whole"),
         (lambda: assay.check("a", max_size="64"), "max_size '64' is not a number"),
         (lambda: assay.check("a", device=3), "device 3 is not a text"),
         (lambda: assay.check("a", precision=["fp32"]), "precision ['fp32'] is not a text"),
