@@ -14,21 +14,21 @@ MAX_THREADS = 1024
 
 
 def path(name: str, value: Any) -> Path:
-    """Returns a path; raises UsageError if the value is none."""
+    """Returns a path; raises UsageError if the value is not one."""
     if not isinstance(value, str | os.PathLike) or not str(value).isprintable():
         raise UsageError(f"{name} {value!r} is not a path", "give the path of a file")
     return Path(value)
 
 
 def text(name: str, value: Any, hint: str) -> str:
-    """Returns a text; raises UsageError with the hint if the value is none."""
+    """Returns a text; raises UsageError with the hint if it is not one."""
     if not isinstance(value, str):
         raise UsageError(f"{name} {value!r} is not a text", hint)
     return value
 
 
 def number(name: str, value: Any, most: float = math.inf, *, above: float = 0.0) -> float:
-    """Returns a number above a bound, up to another; raises UsageError if the value is none."""
+    """Returns a number above a bound, up to another; raises UsageError if the value is not one."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise UsageError(f"{name} {value!r} is not a number", "give a number")
     size = float(value)
@@ -39,7 +39,7 @@ def number(name: str, value: Any, most: float = math.inf, *, above: float = 0.0)
 
 
 def whole(name: str, value: Any, most: int) -> int:
-    """Returns a whole number from 1; raises UsageError if the value is none."""
+    """Returns a whole number from 1; raises UsageError if the value is not one."""
     count = number(name, value, most)
     if count != int(count):
         raise UsageError(f"{name} {value} is not whole", "give a whole number")
