@@ -31,7 +31,7 @@ def check(
         threads: CPU threads for one inference; None means all that the process may use.
         engine: The only engine to judge besides the graphs.
         precision: The only precision to judge.
-        digests_only: Open neither a graph nor an engine; there are no verdicts then.
+        digests_only: Open neither a graph nor an engine, so that nothing is judged.
         max_size: GiB that the bundle may unpack to.
         public_key: PEM file with the key that must have signed the bundle.
         certificate_chain: PEM file with authorities, one of whose certificates must have signed it.

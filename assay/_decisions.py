@@ -39,7 +39,7 @@ def choose(
 
     Raises:
         NotMetError: None surely keeps the bounds; `details` says how far each does.
-        UsageError: There is no bound, or one is not valid.
+        UsageError: Nothing is bounded, or the value of a bound is not valid.
         DeployError: No engine is both proved and measured.
     """
     from pipeline.report.page.bounds import Bounds
@@ -57,7 +57,7 @@ def choose(
     if min_throughput is not None:
         min_throughput = _values.number("min_throughput", min_throughput)
     if max_drop is not None:
-        max_drop = _values.number("max_drop", max_drop, 100, above=-1e-9)
+        max_drop = _values.number("max_drop", max_drop, 100, zero=True)
     bounds = Bounds.of(p99, latency, min_throughput, max_drop, memory)
     if bounds == Bounds():
         raise UsageError("choose needs a bound", "give p99, latency, min_throughput, or another")

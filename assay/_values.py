@@ -27,14 +27,19 @@ def text(name: str, value: Any, hint: str) -> str:
     return value
 
 
-def number(name: str, value: Any, most: float = math.inf, *, above: float = 0.0) -> float:
-    """Returns a number above a bound, up to another; raises UsageError if the value is not one."""
+def number(name: str, value: Any, most: float = math.inf, *, zero: bool = False) -> float:
+    """Returns a number up to a bound; raises UsageError if the value is not one.
+
+    Args:
+        zero: It may be 0; else it has to be above.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise UsageError(f"{name} {value!r} is not a number", "give a number")
     size = float(value)
-    if not (above < size <= most and math.isfinite(size)):
-        upto = f" and at most {most:g}" if math.isfinite(most) else ""
-        raise UsageError(f"{name} {value} is out of range", f"give more than {above:g}{upto}")
+    if not ((size > 0 or (zero and size == 0)) and size <= most and math.isfinite(size)):
+        least = "0 or more" if zero else "more than 0"
+        upto = f", and at most {most:g}" if math.isfinite(most) else ""
+        raise UsageError(f"{name} {value} is out of range", f"give {least}{upto}")
     return size
 
 

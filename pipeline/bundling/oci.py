@@ -18,7 +18,7 @@ from engines.cache import require_new, write_atomic
 from engines.checks import import_vendor
 from engines.errors import DeployError, UsageError
 from pipeline.bundling import archive, signature
-from pipeline.bundling.registry_login import Login
+from pipeline.bundling.registry_login import REFUSED, Login
 from pipeline.workflow import phases
 from pipeline.workflow.artifacts import BUNDLE_SUFFIX
 from pipeline.workflow.digests import dump_json, parse_json, require_file, sha256_file
@@ -163,7 +163,7 @@ def _no_registry(response: Any) -> str:
 
 def _require_ok(response: Any, problem: str) -> None:
     if response.status_code == http.HTTPStatus.UNAUTHORIZED:
-        raise DeployError("it does not take the login that is kept for it")
+        raise DeployError(REFUSED)
     if response.status_code not in _OK:
         raise DeployError(f"{problem} ({response.status_code} {response.reason})")
 

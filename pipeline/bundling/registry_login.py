@@ -33,6 +33,8 @@ _PARAMETER = re.compile(r"(\w+) *= *(?:\"([^\"]*)\"|([^\s\",]+))", re.ASCII)
 # how many bytes it may print.
 _HELPER_SECONDS = 60.0
 _MAX_PRINTED = 1 << 16
+# Why a login is asked for again.
+REFUSED = "it does not take the login that is kept for it"
 # A name that says that the password is a token, which is exchanged for another.
 _NO_NAME = "<token>"
 
@@ -183,7 +185,7 @@ class Login:
         if not kept:
             raise DeployError(f"it asks for a login{self._problem}")
         if response.request.headers.get(_HEADER) == f"Basic {kept}":
-            raise DeployError("it does not take the login that is kept for it")
+            raise DeployError(REFUSED)
         self._basic = f"Basic {kept}"
         return {**headers, _HEADER: self._basic}, True
 

@@ -70,7 +70,7 @@ def choose(
     decision = decide(model, bounds, store)
     for gap in decision.gaps:
         console.say(f"left out: {gap.problem}; {gap.hint}")
-    bounds_table.show(decision.compared, decision.best, bounds)
+    bounds_table.show(decision.compared, decision.best, decision.perhaps, bounds)
     if decision.doubt:
         console.result(decision.doubt)
     decision.require()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.report.bench import UNSETTLED
-from pipeline.report.page.bounds import Bounds, Kept, perhaps, wish
+from pipeline.report.page.bounds import Bounds, Kept, wish
 from pipeline.report.page.choice import Candidate
 from pipeline.report.sweep import CREW
 from pipeline.report.units import duration
@@ -15,8 +15,12 @@ _ORDER = {"yes": 0, "unsure": 1, "no": 2}
 _WHY = "which not, or not surely"
 
 
-def show(compared: Sequence[Kept], best: Kept | None, bounds: Bounds) -> None:
-    """Prints a row for each engine and batch size, those that keep the bounds first."""
+def show(compared: Sequence[Kept], best: Kept | None, other: Kept | None, bounds: Bounds) -> None:
+    """Prints a row for each engine and batch size, those that keep the bounds first.
+
+    Args:
+        other: What is better than the best, and may keep the bounds.
+    """
     ranked = sorted(compared, key=lambda entry: (_ORDER[entry.status], entry.candidate.seconds))
     sizes = {entry.candidate.size for entry in compared}
     several = any(entry.candidate.served for entry in compared)
@@ -48,10 +52,9 @@ def show(compared: Sequence[Kept], best: Kept | None, bounds: Bounds) -> None:
     }
     optional = sorted(asked, key=lambda column: asked[column] is not None)
     console.table("Bounds", columns, rows, (_WHY, *optional))
-    if best is None:
-        return
-    console.result(_chosen(best.candidate, bounds))
-    if (other := perhaps(compared, best, bounds)) is not None:
+    if best is not None:
+        console.result(_chosen(best.candidate, bounds))
+    if other is not None:
         console.result(_not_sure(other, bounds))
 
 

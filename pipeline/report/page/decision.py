@@ -27,6 +27,7 @@ class Decision:
     Attributes:
         compared: All ways to run the model that were measured.
         best: The one to deploy; None if none surely keeps the bounds.
+        perhaps: What is surely better than that, and may keep them; None if nothing.
         gaps: Results that are damaged or out of date, so that nothing of them was compared.
         doubt: Why an accuracy may mean nothing; "" if it does.
     """
@@ -34,13 +35,13 @@ class Decision:
     bounds: Bounds
     compared: tuple[Kept, ...]
     best: Kept | None
+    perhaps: Kept | None
     gaps: tuple[Gap, ...]
     doubt: str
 
     def document(self) -> dict[str, Any]:
         """Returns the JSON form."""
-        best = self.best
-        other = None if best is None else judge.perhaps(self.compared, best, self.bounds)
+        best, other = self.best, self.perhaps
         return {
             "bounds": dataclasses.asdict(self.bounds),
             "chosen": None if best is None else dataclasses.asdict(best.candidate),
@@ -90,6 +91,7 @@ def decide(model: str, bounds: Bounds, store: Store) -> Decision:
         bounds=bounds,
         compared=compared,
         best=best,
+        perhaps=None if best is None else judge.perhaps(compared, best, bounds),
         gaps=tuple(known.gaps),
         doubt=chance_doubt(known.training) if known.training else "",
     )

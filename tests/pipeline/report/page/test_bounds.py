@@ -114,8 +114,8 @@ def test_what_is_better_and_not_sure_is_told(capsys: pytest.CaptureFixture[str])
         compared = [bounds.kept(entry, limits, None) for entry in known]
         chosen = bounds.best(compared, limits)
         assert chosen is not None
-        bounds_table.show(compared, chosen, limits)
         better = bounds.perhaps(compared, chosen, limits)
+        bounds_table.show(compared, chosen, better, limits)
         return better and better.candidate
 
     assert perhaps(Bounds(throughput=990), usual, other) is None  # both are sure
